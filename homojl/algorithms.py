@@ -1,0 +1,174 @@
+"""How to solve: one small frozen object per method, holding its tableau, tolerances and step control."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+from typing import ClassVar
+
+from homojl import tableaus
+from homojl.errors import ConfigError
+from homojl.names import did_you_mean
+from homojl.tableaus import ButcherTableau
+
+
+def _require(condition: bool, message: str) -> None:
+    if not condition:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PIController:
+    """Proportional-integral step-size control; None takes the value that suits the method's order.
+
+    After a step with error ratio `e` (1 is exactly the tolerance), following one with ratio `e_old`, the step is
+    divided by `e**beta1 / e_old**beta2 / safety`, a quotient kept between 1/max_factor and 1/min_factor.
+
+    Attributes:
+        safety: in (0, 1]; how much of the largest admissible step is taken.
+        min_factor, max_factor: bounds of the change from one step to the next.
+        beta1, beta2: exponents, by default 7/(10 order) and 2/(5 order).
+
+    References: Hairer, Norsett, Wanner (1993), II.4 and IV.2; the same formulas and defaults as
+    OrdinaryDiffEq.jl's `PIController`.
+    """
+
+    safety: float = 0.9
+    min_factor: float = 0.2
+    max_factor: float = 10.0
+    beta1: float | None = None
+    beta2: float | None = None
+
+    def __post_init__(self) -> None:
+        _require(0 < self.safety <= 1, f"safety must lie in (0, 1], got {self.safety}")
+        _require(0 < self.min_factor < 1, f"min_factor must lie in (0, 1), got {self.min_factor}")
+        _require(self.max_factor > 1, f"max_factor must be greater than 1, got {self.max_factor}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractODEAlgorithm:
+    """Base of every method for an `ODEProblem`."""
+
+    tableau: ClassVar[ButcherTableau]
+
+    @property
+    def name(self) -> str:
+        return type(self).__name__
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractFixedStep(AbstractODEAlgorithm):
+    """Equal steps from each save time to the next, so that every save time is met exactly.
+
+    Attributes:
+        step_size: the largest step to take, in the unit of time; None: one step from each save time to the next.
+    """
+
+    step_size: float | None = None
+
+    def __post_init__(self) -> None:
+        ok = self.step_size is None or (math.isfinite(self.step_size) and self.step_size > 0)
+        _require(ok, f"step_size must be positive and finite, got {self.step_size}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractAdaptive(AbstractODEAlgorithm):
+    """Embedded Runge-Kutta pairs with PI control.
+
+    A step is accepted when the root mean square of error / (atol + rtol * max(|y before|, |y after|)) over all
+    elements of the state is at most 1. The last step ends on the last save time; the others are interpolated.
+
+    Attributes:
+        rtol, atol: relative and absolute tolerance, not negative, not both zero.
+        first_step: size of the first step, in the unit of time; None: Hairer's estimate, one more evaluation.
+        min_step: smallest step before the solve stops; 0: what rounding of the time allows.
+        max_steps: accepted and rejected steps together before the solve stops.
+        controller: the step-size control.
+    """
+
+    rtol: float = 1e-3
+    atol: float = 1e-6
+    first_step: float | None = None
+    min_step: float = 0.0
+    max_steps: int = 10_000
+    controller: PIController = PIController()
+
+    def __post_init__(self) -> None:
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            _require(math.isfinite(value) and value >= 0, f"{name} must be a finite number >= 0, got {value}")
+        _require(self.rtol + self.atol > 0, "rtol and atol must not both be zero")
+        ok = self.first_step is None or (math.isfinite(self.first_step) and self.first_step > 0)
+        _require(ok, f"first_step must be positive and finite, got {self.first_step}")
+        _require(self.min_step >= 0, f"min_step must be >= 0, got {self.min_step}")
+        _require(self.max_steps >= 1, f"max_steps must be at least 1, got {self.max_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Euler(AbstractFixedStep):
+    """Euler's method, order 1, one evaluation a step."""
+
+    tableau: ClassVar = tableaus.EULER
+
+
+@dataclass(frozen=True, kw_only=True)
+class Midpoint(AbstractFixedStep):
+    """Explicit midpoint rule, order 2, two evaluations a step."""
+
+    tableau: ClassVar = tableaus.MIDPOINT
+
+
+@dataclass(frozen=True, kw_only=True)
+class RK4(AbstractFixedStep):
+    """The classical Runge-Kutta method, order 4, four evaluations a step."""
+
+    tableau: ClassVar = tableaus.RK4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bosh3(AbstractAdaptive):
+    """Bogacki and Shampine's 3(2) pair, three evaluations a step; good at tolerances above 1e-3."""
+
+    tableau: ClassVar = tableaus.BOSH3
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dopri5(AbstractAdaptive):
+    """Dormand and Prince's 5(4) pair, six evaluations a step; Julia's DP5, SciPy's RK45."""
+
+    tableau: ClassVar = tableaus.DOPRI5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tsit5(AbstractAdaptive):
+    """Tsitouras' 5(4) pair, six evaluations a step; a good default."""
+
+    tableau: ClassVar = tableaus.TSIT5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dopri8(AbstractAdaptive):
+    """Prince and Dormand's 8(7) pair, thirteen evaluations a step; for tolerances below 1e-8."""
+
+    tableau: ClassVar = tableaus.DOPRI8
+
+
+ODE_ALGORITHMS: dict[str, type[AbstractODEAlgorithm]] = {
+    cls.__name__.lower(): cls for cls in (Euler, Midpoint, RK4, Bosh3, Dopri5, Tsit5, Dopri8)
+}
+
+
+def ode_algorithm(name: str, **options: object) -> AbstractODEAlgorithm:
+    """The algorithm of a name such as "dopri5", with those of `options` that are not None.
+
+    Raises:
+        ConfigError: for an unknown name, or an option that the method does not have.
+    """
+    cls = ODE_ALGORITHMS.get(name.lower())
+    if cls is None:
+        raise ConfigError(f"unknown ODE algorithm {name!r}; {did_you_mean(name.lower(), ODE_ALGORITHMS)}")
+    options = {key: value for key, value in options.items() if value is not None}
+    known = {field.name for field in fields(cls)}
+    for key in options:
+        _require(key in known, f"{cls.__name__} has no option {key!r}; {did_you_mean(key, known)}")
+    return cls(**options)

@@ -1,0 +1,104 @@
+"""What came of a solve: states, status and statistics; data, no computation."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Status(enum.Enum):
+    """How a solve ended; the value is the sentence that messages show."""
+
+    SUCCESS = "the solve reached its end"
+    DIVERGED = "the state or its derivative is no longer finite"
+    STEP_TOO_SMALL = "the step size fell below its smallest value"
+    MAX_STEPS = "the largest number of steps was taken"
+
+    @property
+    def ok(self) -> bool:
+        return self is Status.SUCCESS
+
+
+@dataclass
+class Stats:
+    """What a solve cost. The backward fields are zero until a gradient has been taken, and then add up.
+
+    Attributes:
+        backend, algorithm, adjoint: names of what did it.
+        nfe: evaluations of the field in the forward solve, rejected steps included.
+        n_accepted, n_rejected: steps of the forward solve.
+        seconds: wall time of the forward solve.
+        nfe_backward: evaluations of the field for gradients alone (recomputed stages, backward solves).
+        n_vjp: vector-Jacobian products of the field.
+        seconds_backward: wall time of an adjoint's own backward pass (0 for `DirectAdjoint`, whose backward
+            pass belongs to PyTorch's graph).
+    """
+
+    backend: str = ""
+    algorithm: str = ""
+    adjoint: str = ""
+    nfe: int = 0
+    n_accepted: int = 0
+    n_rejected: int = 0
+    seconds: float = 0.0
+    nfe_backward: int = 0
+    n_vjp: int = 0
+    seconds_backward: float = 0.0
+
+
+@dataclass(frozen=True)
+class StepSequence:
+    """The accepted steps of an ODE solve, exactly as they were taken.
+
+    Attributes:
+        starts: times at which the steps start, n numbers.
+        sizes: signed sizes of the steps, n numbers.
+        saves: for each save time after the first, the index of the step it lies in and the fraction of that step
+            in (0, 1]; exactly 1 means the end of the step.
+    """
+
+    starts: tuple[float, ...] = ()
+    sizes: tuple[float, ...] = ()
+    saves: tuple[tuple[int, float], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self.starts)
+
+
+@dataclass(frozen=True, eq=False)
+class Solution:
+    """What `solve` returns.
+
+    Attributes:
+        ts: save times that were reached, (T,), float64 on the CPU.
+        states: the states at those times, T tensors of y0's shape, dtype, device and memory format; they carry
+            gradients.
+        status: how the solve ended; nothing but `Status.SUCCESS` reaches the caller unless `throw=False`.
+        stats: what it cost.
+        steps: the accepted step sequence.
+        message: one line on what happened and what to try; empty on success.
+    """
+
+    ts: torch.Tensor
+    states: tuple[torch.Tensor, ...]
+    status: Status
+    stats: Stats
+    steps: StepSequence = field(default_factory=StepSequence)
+    message: str = ""
+
+    @property
+    def value(self) -> torch.Tensor:
+        """The last state reached, (*shape of y0)."""
+        return self.states[-1]
+
+    @cached_property
+    def ys(self) -> torch.Tensor:
+        """All saved states as one tensor, (T, *shape of y0)."""
+        import torch
+
+        return torch.stack(self.states)
