@@ -1,0 +1,134 @@
+"""What a run measures: every metric's name, unit and meaning in one table, and the arrays an evaluation yields.
+
+The loop writes these names, HDF5 and the report describe them, plots label axes with them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number per epoch.
+
+    Attributes:
+        group: HDF5 group it is filed under.
+        unit: unit; "1" where it has none.
+        description: one sentence.
+        repeatable: whether the same run gives the same number again, bit for bit, on the same machine.
+    """
+
+    group: str
+    unit: str
+    description: str
+    repeatable: bool = True
+
+
+METRICS: dict[str, Metric] = {
+    "epoch": Metric("train", "1", "epochs completed"),
+    "step": Metric("train", "1", "optimiser steps completed"),
+    "lr": Metric("train", "1", "learning rate of the epoch's last step"),
+    "train_loss": Metric("train", "nat", "mean cross-entropy over the epoch's training images, in training mode"),
+    "train_accuracy": Metric("train", "1", "fraction of the epoch's training images classified correctly"),
+    "val_loss": Metric("train", "nat", "mean cross-entropy on the validation split after the epoch"),
+    "val_accuracy": Metric("train", "1", "fraction of the validation split classified correctly after the epoch"),
+    "initial_point_loss": Metric(
+        "train", "1", "mean over the epoch's updates of E |z* - z0|^2, squared over channels; 0 if none"
+    ),
+    "initial_point_norm": Metric("train", "1", "Euclidean norm of the shared initial point after the epoch"),
+    "nfe_forward": Metric("solver", "evaluations", "mean evaluations of the field per training forward pass"),
+    "nfe_backward": Metric(
+        "solver", "evaluations", "mean vector-Jacobian products of the field per training backward pass"
+    ),
+    "nfe_recomputed": Metric(
+        "solver", "evaluations", "mean evaluations of the field that a backward pass repeats or adds"
+    ),
+    "nfe_val": Metric("solver", "evaluations", "mean evaluations of the field per forward pass on the validation split"),
+    "accepted_steps": Metric("solver", "steps", "mean accepted steps per training forward pass"),
+    "rejected_steps": Metric("solver", "steps", "mean rejected steps per training forward pass"),
+    "failed_solves": Metric("solver", "solves", "training solves of the epoch that did not reach their end"),
+    "images_per_second": Metric("cost", "1/s", "training images per second of training time", repeatable=False),
+    "seconds": Metric("cost", "s", "wall time of the epoch's training and validation", repeatable=False),
+    "peak_memory": Metric(
+        "cost", "MiB", "largest resident memory of the process so far, on a GPU allocated memory", repeatable=False
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Evaluation:
+    """A model's answers on one split.
+
+    Attributes:
+        split: "test", "val" or "train".
+        index: position of each image in the dataset's split array, (N,), int64.
+        labels, predictions: true and predicted class, (N,), int64.
+        logits: (N, K), float32.
+        loss: mean cross-entropy, nat.
+        accuracy: fraction correct.
+        nfe: evaluations of the field for the batch that each image was in, (N,), int64.
+        seconds: wall time of the forward passes.
+        solver: names and settings: backend, algorithm, rtol, atol and such.
+        checkpoint: which checkpoint answered, e.g. "best, epoch 2".
+        status: counts of how the solves ended, by `Status` name.
+    """
+
+    split: str
+    index: np.ndarray
+    labels: np.ndarray
+    predictions: np.ndarray
+    logits: np.ndarray
+    loss: float
+    accuracy: float
+    nfe: np.ndarray
+    seconds: float
+    solver: dict[str, object]
+    checkpoint: str
+    status: dict[str, int]
+
+
+@dataclass(frozen=True, eq=False)
+class Trajectories:
+    """The states that chosen samples pass through.
+
+    Attributes:
+        s: arc positions, (T,), float64, from 0 to 1.
+        z: states, (n, T, *state shape), float32.
+        index: positions of the samples in the test array, (n,), int64.
+        labels: their classes, (n,), int64.
+    """
+
+    s: np.ndarray
+    z: np.ndarray
+    index: np.ndarray
+    labels: np.ndarray
+
+
+@dataclass(frozen=True, eq=False)
+class RunRecord:
+    """All that is known of a run, ready to be written, drawn or reported.
+
+    Attributes:
+        config: the resolved configuration, nested plain values.
+        environment: versions, device, threads, commit.
+        metrics: one dict per epoch with the keys of `METRICS`.
+        class_names: name of each class.
+        parameters: trained parameters, the initial point not counted.
+        evaluation: answers on the test set; None before the run has been evaluated.
+        initial_point: the shared start, (C,), float32; None for a model without one.
+        trajectories: on request.
+    """
+
+    config: dict
+    environment: dict
+    metrics: list[dict]
+    class_names: tuple[str, ...]
+    parameters: int
+    evaluation: Evaluation | None = None
+    initial_point: np.ndarray | None = None
+    trajectories: Trajectories | None = None
+    images: np.ndarray | None = field(default=None)
+    """Test images to show in the report's figures, (n, H, W) or (n, H, W, 3), uint8, beside `trajectories.index`."""
