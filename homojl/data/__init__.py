@@ -1,0 +1,16 @@
+"""Image datasets by name or from a user's file, in memory as uint8, with splits and batched augmentation."""
+
+from __future__ import annotations
+
+from homojl.data.registry import DatasetInfo, dataset_info, dataset_names
+
+__all__ = ["DatasetInfo", "ImageDataset", "dataset_info", "dataset_names", "load_dataset"]
+
+
+def __getattr__(name: str):
+    # These two need torch; listing the datasets does not, and should not wait for it.
+    if name in ("ImageDataset", "load_dataset"):
+        from homojl.data import datasets
+
+        return getattr(datasets, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
