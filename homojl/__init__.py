@@ -21,7 +21,7 @@ _EXPORTS = {
     **dict.fromkeys(
         ["DirectAdjoint", "CheckpointAdjoint", "BacksolveAdjoint", "GaussAdjoint"], "homojl.adjoints"
     ),
-    **dict.fromkeys(["solve"], "homojl.solve"),
+    **dict.fromkeys(["solve"], "homojl.solving"),
     **dict.fromkeys(["create_model", "model_names"], "homojl.models"),
     **dict.fromkeys(["load_dataset", "dataset_names"], "homojl.data"),
     **dict.fromkeys(["load_run"], "homojl.training"),
@@ -61,5 +61,5 @@ if TYPE_CHECKING:
     from homojl.models import create_model, model_names
     from homojl.problems import ODEProblem
     from homojl.solution import Solution, Stats, Status
-    from homojl.solve import solve
+    from homojl.solving import solve
     from homojl.training import load_run

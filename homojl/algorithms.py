@@ -27,10 +27,11 @@ class PIController:
     Attributes:
         safety: in (0, 1]; how much of the largest admissible step is taken.
         min_factor, max_factor: bounds of the change from one step to the next.
-        beta1, beta2: exponents, by default 7/(10 order) and 2/(5 order).
+        beta1, beta2: exponents, by default 0.85/order and 0.2/order: the 0.17 and 0.04 of Hairer's dopri5 and of
+            OrdinaryDiffEq.jl's DP5. beta2 = 0 with beta1 = 1/order is plain integral control.
 
-    References: Hairer, Norsett, Wanner (1993), II.4 and IV.2; the same formulas and defaults as
-    OrdinaryDiffEq.jl's `PIController`.
+    References: Hairer, Norsett, Wanner (1993), II.4 and IV.2; the same formula as OrdinaryDiffEq.jl's
+    `PIController`.
     """
 
     safety: float = 0.9

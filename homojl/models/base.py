@@ -11,7 +11,7 @@ from homojl.adjoints import AbstractODEAdjoint
 from homojl.algorithms import AbstractODEAlgorithm
 from homojl.problems import ODEProblem
 from homojl.solution import Solution
-from homojl.solve import solve
+from homojl.solving import solve
 
 Tensor = torch.Tensor
 

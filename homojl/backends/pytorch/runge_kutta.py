@@ -212,8 +212,8 @@ def integrate_adaptive(
     """Steps under PI control; see `AbstractBackend.integrate`."""
     rhs, record, tableau = _Counted(rhs), _Record(ts, y0, keep_states), algorithm.tableau
     control = algorithm.controller
-    beta1 = 7 / (10 * tableau.order) if control.beta1 is None else control.beta1
-    beta2 = 2 / (5 * tableau.order) if control.beta2 is None else control.beta2
+    beta1 = 0.85 / tableau.order if control.beta1 is None else control.beta1
+    beta2 = 0.2 / tableau.order if control.beta2 is None else control.beta2
     t, t_end, y = ts[0], ts[-1], y0
     direction = 1.0 if t_end > t else -1.0
     rejected, next_save, ratio, ratio_old = 0, 1, 0.0, 1e-4

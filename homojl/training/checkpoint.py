@@ -1,0 +1,137 @@
+"""Checkpoints: tensors and a JSON header in one safetensors file; no code, whole or not at all, verified on reading."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+from homojl.errors import CheckpointError
+
+SCHEMA = 1
+
+
+@contextlib.contextmanager
+def atomic_write(path: Path) -> Iterator[Path]:
+    """A temporary path beside `path` to write to; it replaces `path` once it is written, synced and closed.
+
+    If the body fails, the temporary file is removed and what was at `path` stays as it was.
+    """
+    path = Path(path)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
+    os.close(handle)
+    temporary = Path(name)
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "posix":  # elsewhere folders cannot be opened
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def write_checkpoint(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
+    """Write tensors by name and a JSON-able header.
+
+    Raises:
+        CheckpointError: if the file cannot be written; an older one at that path is then untouched.
+    """
+    # One set of bytes serves the digest and the file; the memory format is not kept.
+    tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
+    metadata = {"schema": str(SCHEMA), "header": json.dumps(header), "digest": _digest(tensors)}
+    try:
+        with atomic_write(path) as temporary:
+            temporary.write_bytes(save(tensors, metadata=metadata))
+    except OSError as error:
+        raise CheckpointError(f"cannot write checkpoint {path}: {error.strerror}") from None
+
+
+def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+    """Read and verify a checkpoint.
+
+    Returns:
+        CPU tensors by name, and the header.
+
+    Raises:
+        CheckpointError: if it is missing, damaged, or of another schema.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise CheckpointError(f"there is no checkpoint at {path}")
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+    except (SafetensorError, OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from None
+    if "schema" not in metadata:
+        raise CheckpointError(f"{path} is a safetensors file but not a checkpoint of homojl")
+    if metadata["schema"] != str(SCHEMA):
+        raise CheckpointError(
+            f"{path} has checkpoint schema {metadata['schema']}; this version of homojl reads schema {SCHEMA}"
+        )
+    if metadata.get("digest") != _digest(tensors):
+        raise CheckpointError(f"{path} is damaged: its contents do not match their checksum")
+    try:
+        return tensors, json.loads(metadata["header"])
+    except (KeyError, ValueError):
+        raise CheckpointError(f"{path} is damaged: its header cannot be read") from None
+
+
+def _digest(tensors: dict[str, torch.Tensor]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        t = tensors[name]
+        digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())
+        digest.update(t.reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:
+    """The optimiser's state as named tensors; its settings come from the configuration."""
+    return {
+        f"{prefix}.{index}.{key}": torch.as_tensor(value)
+        for index, state in optimizer.state_dict()["state"].items()
+        for key, value in state.items()
+        if value is not None
+    }
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, torch.Tensor]) -> None:
+    """Put back what `optimizer_tensors` gave, in the memory format of the parameters."""
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    state: dict[int, dict[str, torch.Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith(prefix + "."):
+            index, key = name[len(prefix) + 1 :].split(".", 1)
+            like = parameters[int(index)]
+            if value.shape == like.shape:
+                value = torch.empty_like(like).copy_(value)
+            state.setdefault(int(index), {})[key] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -1,0 +1,290 @@
+"""The configuration of a run: frozen dataclasses, one default per setting, read from and written to TOML."""
+
+from __future__ import annotations
+
+import inspect
+import math
+import tomllib
+import types
+import typing
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import tomlkit
+
+from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
+from homojl.adjoints.ode import ODE_ADJOINTS
+from homojl.algorithms import AbstractODEAlgorithm, ode_algorithm
+from homojl.errors import ConfigError
+from homojl.models import model_class
+from homojl.names import did_you_mean
+
+
+def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
+    """A dataclass field with its one-line description, which also goes into every config.toml."""
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low})
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """Which model; further keys are the model's own options, as in its class."""
+
+    name: str = setting("homoode", "which model; `homojl models` lists them")
+    options: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        known = _model_options(self.name)
+        for key, value in self.options.items():
+            if key not in known:
+                raise ConfigError(f"unknown key model.{key}; {did_you_mean(key, known)}")
+            default = known[key]
+            if type(value) is not type(default) and not (type(value) is int and type(default) is float):
+                raise ConfigError(f"model.{key} must be {type(default).__name__}, got {value!r}")
+        object.__setattr__(self, "options", {**known, **self.options})
+
+
+@dataclass(frozen=True, kw_only=True)
+class SolverConfig:
+    """How and where the model's problem is solved and differentiated."""
+
+    algorithm: str = setting("dopri5", "ODE method: euler, midpoint, rk4, bosh3, dopri5, tsit5 or dopri8")
+    rtol: float | None = setting(1e-3, "relative tolerance of an adaptive method")
+    atol: float | None = setting(1e-3, "absolute tolerance of an adaptive method")
+    first_step: float | None = setting(None, "first step of an adaptive method; absent: estimated")
+    max_steps: int | None = setting(1000, "accepted and rejected steps of an adaptive method before a solve fails")
+    step_size: float | None = setting(None, "step of a fixed-step method; absent: one step")
+    adjoint: str = setting("checkpoint", "how gradients are computed", choices=tuple(ODE_ADJOINTS))
+    backend: str = setting("auto", "where the solve runs", choices=("auto", "pytorch", "julia"))
+
+    def __post_init__(self) -> None:
+        self.build_algorithm()
+
+    def build_algorithm(self) -> AbstractODEAlgorithm:
+        """The algorithm with those settings that its kind has; the others do not apply to it."""
+        fixed = self.algorithm.lower() in ("euler", "midpoint", "rk4")
+        if fixed:
+            return ode_algorithm(self.algorithm, step_size=self.step_size)
+        return ode_algorithm(
+            self.algorithm, rtol=self.rtol, atol=self.atol, first_step=self.first_step, max_steps=self.max_steps
+        )
+
+    def build_adjoint(self) -> AbstractODEAdjoint:
+        return ode_adjoint(self.adjoint)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """Images, their split and their augmentation."""
+
+    dataset: str = setting("digits", "a name that `homojl datasets` lists, or the path of an .npz file")
+    root: str | None = setting(None, "folder of downloaded datasets; absent: $HOMOJL_DATA or the user's cache")
+    val_fraction: float = setting(0.1, "fraction of the training images kept for model selection", low=0)
+    pad: int = setting(0, "augmentation: zero pixels added on each side before a random crop of the old size", low=0)
+    flip: bool = setting(False, "augmentation: mirror half of the images left to right")
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """The optimiser of everything but the shared initial point."""
+
+    name: str = setting("adam", "optimiser", choices=("adam", "adamw", "sgd"))
+    lr: float = setting(1e-3, "learning rate at the start", low=0)
+    weight_decay: float = setting(0.0, "L2 penalty (adam, sgd) or decoupled decay (adamw)", low=0)
+    momentum: float = setting(0.9, "momentum of sgd", low=0)
+    schedule: str = setting("cosine", "learning rate over the steps", choices=("cosine", "step", "constant"))
+    min_lr: float = setting(1e-6, "where the cosine schedule ends", low=0)
+    milestones: tuple[int, ...] = setting((), "epochs at which the step schedule multiplies the rate by gamma")
+    gamma: float = setting(0.1, "factor of the step schedule", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InitialPointConfig:
+    """The shared initial point's own SGD, for models that learn one."""
+
+    lr: float = setting(0.02, "learning rate of its SGD", low=0)
+    every: int = setting(20, "training steps between two updates", low=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """The loop."""
+
+    epochs: int = setting(10, "passes over the training images", low=1)
+    batch_size: int = setting(64, "images per training step; a last, smaller batch is left out", low=1)
+    eval_batch_size: int = setting(250, "images per forward pass when evaluating", low=1)
+    seed: int = setting(0, "seed of initial weights, split, order, augmentation and dropout", low=0)
+    device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: a GPU where there is one")
+    threads: int | None = setting(None, "CPU threads of PyTorch; absent: its own choice")
+    checkpoint_seconds: float = setting(60.0, "most seconds of work that a kill can cost", low=0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExperimentConfig:
+    """A complete run."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    solver: SolverConfig = field(default_factory=SolverConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    optim: OptimConfig = field(default_factory=OptimConfig)
+    initial_point: InitialPointConfig = field(default_factory=InitialPointConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+
+    @staticmethod
+    def from_dict(values: dict[str, Any]) -> ExperimentConfig:
+        """Read nested plain values; absent ones take their defaults.
+
+        Raises:
+            ConfigError: for an unknown section or key, naming the nearest one, or a value of the wrong type.
+        """
+        sections = {f.name: typing.get_type_hints(ExperimentConfig)[f.name] for f in fields(ExperimentConfig)}
+        built = {}
+        for name, content in values.items():
+            if name not in sections:
+                raise ConfigError(f"unknown section [{name}]; {did_you_mean(name, sections)}")
+            if not isinstance(content, dict):
+                raise ConfigError(f"[{name}] must be a section of settings, got {content!r}")
+            built[name] = _section(sections[name], name, content)
+        return ExperimentConfig(**built)
+
+    def to_dict(self) -> dict[str, dict[str, Any]]:
+        """Nested plain values, complete; what is None is left out."""
+        result = {}
+        for f in fields(self):
+            section = getattr(self, f.name)
+            values = {g.name: getattr(section, g.name) for g in fields(section)}
+            values.update(values.pop("options", {}))
+            result[f.name] = {
+                k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None
+            }
+        return result
+
+    def to_toml(self) -> str:
+        """The complete configuration as TOML, each setting with its description."""
+        document = tomlkit.document()
+        for name, values in self.to_dict().items():
+            helps = {g.name: g.metadata.get("help") for g in fields(getattr(self, name))}
+            table = tomlkit.table()
+            for key, value in values.items():
+                table.add(key, value)
+                if helps.get(key):
+                    table[key].comment(helps[key])
+            document.add(name, table)
+        return tomlkit.dumps(document)
+
+
+def _model_options(name: str) -> dict[str, Any]:
+    given_elsewhere = {"input_shape", "n_classes", "algorithm", "adjoint", "backend"}
+    signature = inspect.signature(model_class(name)).parameters
+    return {key: p.default for key, p in signature.items() if key not in given_elsewhere}
+
+
+def _section(cls: type, name: str, content: dict[str, Any]) -> Any:
+    if cls is ModelConfig:
+        options = {k: v for k, v in content.items() if k != "name"}
+        known = {"name": content["name"]} if "name" in content else {}
+        return ModelConfig(**_checked(cls, name, known), options=options)
+    return cls(**_checked(cls, name, content))
+
+
+def _checked(cls: type, section: str, content: dict[str, Any]) -> dict[str, Any]:
+    assert is_dataclass(cls)
+    known = {f.name: f for f in fields(cls)}
+    hints = typing.get_type_hints(cls)
+    result = {}
+    for key, value in content.items():
+        where = f"{section}.{key}"
+        if key not in known:
+            raise ConfigError(f"unknown key {where}; {did_you_mean(key, known)}")
+        value = _converted(value, hints[key], where)
+        choices, low = known[key].metadata.get("choices"), known[key].metadata.get("low")
+        if choices and value not in choices:
+            raise ConfigError(f"{where} must be one of {', '.join(choices)}, got {value!r}")
+        if low is not None and value is not None and not value >= low:
+            raise ConfigError(f"{where} must be at least {low:g}, got {value}")
+        result[key] = value
+    return result
+
+
+def _converted(value: Any, hint: Any, where: str) -> Any:
+    if isinstance(hint, types.UnionType):
+        hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+    if typing.get_origin(hint) is tuple:
+        if isinstance(value, list | tuple):
+            return tuple(_converted(v, typing.get_args(hint)[0], where) for v in value)
+    elif hint is float and type(value) in (int, float):
+        if math.isfinite(value):
+            return float(value)
+    elif type(value) is hint:
+        return value
+    expected = "a list" if typing.get_origin(hint) is tuple else {"float": "a finite number", "int": "a whole number",
+                "bool": "true or false", "str": "a string"}[hint.__name__]  # fmt: skip
+    raise ConfigError(f"{where} must be {expected}, got {value!r}")
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """A TOML file as nested plain values.
+
+    Raises:
+        ConfigError: if it cannot be read or is not TOML.
+    """
+    try:
+        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise ConfigError(f"{path} is not valid TOML: {error}") from None
+
+
+def preset_names() -> list[str]:
+    """Names of the presets that come with homojl, `<model>-<dataset>`."""
+    folder = resources.files("homojl.presets")
+    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+
+
+def read_preset(name: str) -> dict[str, Any]:
+    """A preset as nested plain values.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name not in preset_names():
+        raise ConfigError(f"unknown preset {name!r}; {did_you_mean(name, preset_names())}")
+    return tomllib.loads((resources.files("homojl.presets") / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def merge(*layers: dict[str, Any]) -> dict[str, Any]:
+    """Nested values where later layers win, setting by setting."""
+    merged: dict[str, Any] = {}
+    for layer in layers:
+        for section, content in layer.items():
+            if isinstance(content, dict) and isinstance(merged.get(section, {}), dict):
+                merged[section] = {**merged.get(section, {}), **content}
+            else:
+                merged[section] = content
+    return merged
+
+
+def parse_assignment(text: str) -> dict[str, Any]:
+    """`section.key=value` as nested values; the value is TOML, or else a plain string.
+
+    Raises:
+        ConfigError: if the text is not of that form.
+    """
+    key, equals, value = text.partition("=")
+    section, dot, name = key.strip().partition(".")
+    if not (equals and dot and section and name):
+        raise ConfigError(f"--set takes section.key=value, got {text!r}")
+    try:
+        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
+    except tomllib.TOMLDecodeError:
+        parsed = value.strip()
+    return {section: {name: parsed}}
+
+
+def with_solver(config: ExperimentConfig, **changes: Any) -> ExperimentConfig:
+    """The configuration with those solver settings replaced that are not None, checked like any other."""
+    changes = {key: value for key, value in changes.items() if value is not None}
+    values = {**config.to_dict()["solver"], **changes}
+    return replace(config, solver=_section(SolverConfig, "solver", values))
