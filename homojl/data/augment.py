@@ -127,9 +127,10 @@ def iterate_batches(
         raise ConfigError(
             f"batch_size must be positive and first_batch not negative, got {batch_size}, {first_batch}"
         )
-    for batch in list(epoch_order(n, seed=seed, epoch=epoch).split(batch_size))[first_batch:]:
-        if len(batch) == batch_size or not drop_last:
-            yield batch
+    order = epoch_order(n, seed=seed, epoch=epoch)
+    end = n - n % batch_size if drop_last else n
+    for start in range(first_batch * batch_size, end, batch_size):
+        yield order[start : min(start + batch_size, end)]
 
 
 def _check_images(images: Tensor) -> None:

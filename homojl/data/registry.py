@@ -95,7 +95,7 @@ def stratified_choice(
     """
     classes, counts = np.unique(labels, return_counts=True)
     shares = fraction * counts
-    quotas = np.minimum(np.floor(shares), counts - 1).astype(np.int64)
+    quotas = np.floor(shares).astype(np.int64)  # below the count of the class, since fraction < 1
     by_remainder = np.argsort(quotas - shares, kind="stable")
     for index in by_remainder[: max(0, round(fraction * len(labels)) - int(quotas.sum()))]:
         quotas[index] = min(quotas[index] + 1, counts[index] - 1)
