@@ -167,9 +167,10 @@ class ExperimentConfig:
             helps = {g.name: g.metadata.get("help") for g in fields(getattr(self, name))}
             table = tomlkit.table()
             for key, value in values.items():
-                table.add(key, value)
+                entry = tomlkit.item(value)
                 if helps.get(key):
-                    table[key].comment(helps[key])
+                    entry.comment(helps[key])
+                table.add(key, entry)
             document.add(name, table)
         return tomlkit.dumps(document)
 

@@ -1,0 +1,303 @@
+"""The training loop, from top to bottom.
+
+Everything random in step n depends on the seed and on n alone, so a run can stop anywhere and go on from its
+last checkpoint with the numbers it would have had.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from bisect import bisect_right
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+
+import torch
+from torch.nn.functional import cross_entropy
+
+import homojl
+from homojl.data.augment import augment, iterate_batches
+from homojl.errors import CheckpointError, ConfigError, SolveError
+from homojl.models import AbstractImplicitModel
+from homojl.results.records import METRICS
+from homojl.solution import Solution, Status
+from homojl.training.checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
+from homojl.training.config import ExperimentConfig, OptimConfig
+from homojl.training.evaluation import evaluate, prepare
+from homojl.training.experiment import (
+    ModelForm,
+    build_model,
+    build_optimizers,
+    initial_point,
+    load_data,
+    resolve_device,
+)
+from homojl.training.progress import Progress
+from homojl.training.run import Run, checked_form, form_header, load_weights
+
+
+@dataclass
+class Totals:
+    """Sums over the steps of one epoch so far."""
+
+    steps: int = 0
+    images: int = 0
+    loss: float = 0.0
+    correct: int = 0
+    nfe: int = 0
+    n_vjp: int = 0
+    nfe_backward: int = 0
+    accepted: int = 0
+    rejected: int = 0
+    failed: int = 0
+    point_loss: float = 0.0
+    point_updates: int = 0
+    seconds: float = 0.0
+
+    def add(self, loss: float, correct: int, images: int, solution: Solution) -> None:
+        self.steps += 1
+        self.images += images
+        self.loss += loss * images
+        self.correct += correct
+        self.nfe += solution.stats.nfe
+        self.n_vjp += solution.stats.n_vjp
+        self.nfe_backward += solution.stats.nfe_backward
+        self.accepted += solution.stats.n_accepted
+        self.rejected += solution.stats.n_rejected
+        self.failed += solution.status is not Status.SUCCESS
+
+
+@dataclass
+class Position:
+    """Where a run stands: what a checkpoint holds beside tensors."""
+
+    epoch: int = 0  # completed epochs
+    batch: int = 0  # completed batches of the next epoch
+    step: int = 0  # completed steps in all
+    best_epoch: int = 0
+    best_score: float = -math.inf
+    totals: Totals = field(default_factory=Totals)
+
+
+def train(
+    run: Run, *, progress: Progress | None = None, should_stop: Callable[[], bool] = lambda: False
+) -> bool:
+    """Train a run from wherever it stands to its last epoch.
+
+    Args:
+        run: a new run, or one that was stopped or killed.
+        progress: what to show; None: nothing.
+        should_stop: asked after each step; when true, a checkpoint is written and the loop ends.
+
+    Returns:
+        Whether the run is complete.
+
+    Raises:
+        ConfigError, DataError, CheckpointError: before work starts.
+        SolveError: if the loss is no longer finite; the last checkpoint stays.
+    """
+    config, progress = run.config, progress or Progress()
+    if config.train.threads is not None:
+        torch.set_num_threads(config.train.threads)
+    device = resolve_device(config.train.device)
+    data = load_data(config)
+    form = ModelForm.of(data)
+    train_index, val_index = data.split(config.data.val_fraction, config.train.seed)
+    batch_size, epochs = config.train.batch_size, config.train.epochs
+    batches = len(train_index) // batch_size
+    if batches == 0:
+        raise ConfigError(
+            f"train.batch_size is {batch_size} but only {len(train_index)} training images are left after the split"
+        )
+
+    model = build_model(config, form).to(device)
+    model.throw = False  # a failed solve is counted, and ends the run only if the loss is not finite
+    point = initial_point(model)
+    optimizer, point_sgd = build_optimizers(model, config)
+    position = restore(run, model, optimizer, config) if run.last_checkpoint.exists() else Position()
+    run.keep_metrics_until(position.epoch)
+    checkpointed = time.monotonic()
+
+    while position.epoch < epochs:
+        model.train()
+        totals = position.totals
+        progress.start_epoch(position.epoch + 1, epochs, batches, position.batch)
+        order = iterate_batches(
+            len(train_index),
+            batch_size,
+            seed=config.train.seed,
+            epoch=position.epoch,
+            first_batch=position.batch,
+            drop_last=True,
+        )
+        for batch in order:
+            started = time.perf_counter()
+            generator = seed_step(config.train.seed, position.step)
+            index = train_index[batch]
+            pixels = augment(
+                data.x_train[index].to(device), pad=config.data.pad, flip=config.data.flip, generator=generator
+            )
+            labels = data.y_train[index].to(device)
+
+            for group in optimizer.param_groups:
+                group["lr"] = learning_rate(config.optim, position.step, epochs * batches, batches)
+            logits, solution = model(prepare(pixels, form, model), return_solution=True)
+            loss = cross_entropy(logits, labels)
+            if not math.isfinite(loss.item()):
+                raise SolveError(
+                    f"the loss is {loss.item()} at step {position.step + 1}"
+                    + (f" after a failed solve: {solution.message}" if solution.message else "")
+                    + "; lower optim.lr, or go on from the last checkpoint with --resume",
+                    solution,
+                )
+            optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            optimizer.step()
+            if point_sgd is not None and position.step % config.initial_point.every == 0:
+                point_sgd.zero_grad(set_to_none=True)
+                point_loss = point.loss(solution.value)
+                point_loss.backward()
+                point_sgd.step()
+                totals.point_loss += point_loss.item()
+                totals.point_updates += 1
+
+            correct = int((logits.argmax(dim=1) == labels).sum())
+            totals.add(loss.item(), correct, len(index), solution)
+            totals.seconds += time.perf_counter() - started
+            position.batch += 1
+            position.step += 1
+            progress.step(progress_numbers(totals))
+            stop = should_stop()
+            if stop or time.monotonic() - checkpointed >= config.train.checkpoint_seconds:
+                save(run, "last", model, optimizer, position, form, config)
+                checkpointed = time.monotonic()
+            if stop:
+                return False
+
+        started = time.perf_counter()
+        val = None
+        if len(val_index):
+            val = evaluate(
+                model,
+                form,
+                data.x_train[val_index],
+                data.y_train[val_index],
+                batch_size=config.train.eval_batch_size,
+                split="val",
+                solver=config.solver,
+                checkpoint="",
+            )
+        position.epoch += 1
+        metrics = epoch_metrics(position, val, point, device, time.perf_counter() - started, optimizer)
+        score = -position.epoch if val is None else val.accuracy
+        if score > position.best_score or val is None:
+            position.best_epoch, position.best_score = position.epoch, score
+        position.batch, position.totals = 0, Totals()
+        # In this order a kill in between costs work, never consistency: the last checkpoint is what counts.
+        run.append_metrics(metrics)
+        if position.best_epoch == position.epoch:
+            save(run, "best", model, optimizer, position, form, config)
+        save(run, "last", model, optimizer, position, form, config)
+        checkpointed = time.monotonic()
+        progress.end_epoch(metrics)
+    return True
+
+
+def seed_step(seed: int, step: int) -> torch.Generator:
+    """Seed PyTorch's global generators (dropout) for one step; returns a generator for its augmentation."""
+    torch.manual_seed((seed << 32) + step)
+    return torch.Generator().manual_seed((1 << 62) + (seed << 32) + step)
+
+
+def learning_rate(config: OptimConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:
+    """The learning rate of a step, a function of its number alone."""
+    if config.schedule == "cosine":
+        floor = min(config.min_lr, config.lr)
+        return floor + (config.lr - floor) * (1 + math.cos(math.pi * step / total_steps)) / 2
+    if config.schedule == "step":
+        return config.lr * config.gamma ** bisect_right(config.milestones, step // steps_per_epoch)
+    return config.lr
+
+
+def epoch_metrics(position: Position, val, point, device: torch.device, val_seconds: float, optimizer) -> dict:
+    """The epoch's line in metrics.jsonl, keys in the order of `METRICS`; NaN where there is no number."""
+    t = position.totals
+    numbers = {
+        "epoch": position.epoch,
+        "step": position.step,
+        "lr": optimizer.param_groups[0]["lr"],
+        "train_loss": t.loss / t.images,
+        "train_accuracy": t.correct / t.images,
+        "val_loss": math.nan if val is None else val.loss,
+        "val_accuracy": math.nan if val is None else val.accuracy,
+        "initial_point_loss": t.point_loss / max(t.point_updates, 1),
+        "initial_point_norm": 0.0 if point is None else point.value.detach().norm().item(),
+        "nfe_forward": t.nfe / t.steps,
+        "nfe_backward": t.n_vjp / t.steps,
+        "nfe_recomputed": t.nfe_backward / t.steps,
+        "nfe_val": math.nan if val is None else float(val.nfe.mean()),
+        "accepted_steps": t.accepted / t.steps,
+        "rejected_steps": t.rejected / t.steps,
+        "failed_solves": t.failed,
+        "images_per_second": t.images / t.seconds,
+        "seconds": t.seconds + val_seconds,
+        "peak_memory": peak_memory(device),
+    }
+    return {name: numbers[name] for name in METRICS}
+
+
+def progress_numbers(totals: Totals) -> dict[str, str]:
+    """What the bar shows."""
+    return {
+        "loss": f"{totals.loss / totals.images:.4f}",
+        "acc": f"{100 * totals.correct / totals.images:.2f}%",
+        "nfe": f"{totals.nfe / totals.steps:.1f}+{totals.n_vjp / totals.steps:.1f}",
+        "img/s": f"{totals.images / totals.seconds:.0f}",
+    }
+
+
+def peak_memory(device: torch.device) -> float:
+    """Peak memory so far in MiB: allocated on a GPU, else resident in the process."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**20
+    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
+
+
+def save(
+    run: Run,
+    which: str,
+    model: AbstractImplicitModel,
+    optimizer: torch.optim.Optimizer,
+    position: Position,
+    form: ModelForm,
+    config: ExperimentConfig,
+) -> None:
+    """Write checkpoint "best" or "last". The initial point's SGD has no state of its own."""
+    tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
+    tensors.update(optimizer_tensors(optimizer, "optimizer"))
+    header = {
+        "homojl": homojl.__version__,
+        "model": config.to_dict()["model"],
+        "form": form_header(form),
+        "position": asdict(position),
+    }
+    write_checkpoint(run.best_checkpoint if which == "best" else run.last_checkpoint, tensors, header)
+
+
+def restore(
+    run: Run, model: AbstractImplicitModel, optimizer: torch.optim.Optimizer, config: ExperimentConfig
+) -> Position:
+    """Put the last checkpoint's state into the model and the optimiser, and return where it stood."""
+    path = run.last_checkpoint
+    tensors, header = read_checkpoint(path)
+    checked_form(path, header, config)
+    load_weights(model, tensors, path)
+    try:
+        load_optimizer(optimizer, "optimizer", tensors)
+        stood = header["position"]
+        return Position(**{**stood, "totals": Totals(**stood["totals"])})
+    except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
+        raise CheckpointError(f"{path} does not fit this run: {error}") from None

@@ -1,0 +1,294 @@
+"""A run's folder: what lies where, and how it is read back."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict
+from functools import cached_property
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import homojl
+from homojl.errors import CheckpointError, ConfigError
+from homojl.models import AbstractImplicitModel, count_parameters
+from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
+from homojl.training.checkpoint import atomic_write, read_checkpoint
+from homojl.training.config import ExperimentConfig, read_toml
+from homojl.training.experiment import ModelForm, build_model, initial_point
+
+
+_CONTENTS = {
+    *("config.toml", "environment.json", "metrics.jsonl", "checkpoints"),
+    *("results.h5", "report.md", "figures"),
+}
+
+
+class Run:
+    """A run on disk.
+
+    ```
+    config.toml          resolved, complete          metrics.jsonl   one line per epoch, append-only
+    environment.json     versions, device, commit    checkpoints/    last.safetensors, best.safetensors
+    results.h5           see docs/hdf5.md            report.md       figures/
+    ```
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = Path(path)
+
+    # ---- making and opening
+
+    @staticmethod
+    def create(path: Path | str, config: ExperimentConfig, *, overwrite: bool = False) -> Run:
+        """Make the folder of a new run.
+
+        Raises:
+            ConfigError: if there is something already and `overwrite` is not set, or it is no run.
+        """
+        run = Run(path)
+        if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
+            if not overwrite:
+                raise ConfigError(
+                    f"{run.path} is not empty; continue it with `homojl train --resume {run.path}`, replace it "
+                    "with --overwrite, or choose another --out"
+                )
+            if not run.path.is_dir() or not {p.name for p in run.path.iterdir()} <= _CONTENTS:
+                raise ConfigError(f"{run.path} holds more than a run's files, so --overwrite leaves it alone")
+            shutil.rmtree(run.path)
+        try:
+            (run.path / "checkpoints").mkdir(parents=True)
+            for name, text in (
+                ("environment.json", json.dumps(environment(), indent=2) + "\n"),
+                ("metrics.jsonl", ""),
+                ("config.toml", config.to_toml()),  # last: a folder that has it is a run
+            ):
+                with atomic_write(run.path / name) as temporary:
+                    temporary.write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise ConfigError(f"cannot make the run folder {run.path}: {error.strerror}") from None
+        return run
+
+    @staticmethod
+    def open(path: Path | str) -> Run:
+        """Open an existing run.
+
+        Raises:
+            CheckpointError: if there is none at that path.
+        """
+        run = Run(path)
+        if not (run.path / "config.toml").is_file():
+            raise CheckpointError(f"{run.path} is not a run: it has no config.toml")
+        return run
+
+    # ---- what is in it
+
+    @cached_property
+    def config(self) -> ExperimentConfig:
+        """The resolved configuration."""
+        return ExperimentConfig.from_dict(read_toml(self.path / "config.toml"))
+
+    @property
+    def environment(self) -> dict[str, Any]:
+        """Versions, device and commit at the start of the run."""
+        try:
+            return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{self.path / 'environment.json'} cannot be read: {error}") from None
+
+    @property
+    def metrics(self) -> list[dict[str, float]]:
+        """One dict per completed epoch, keys as in `homojl.results.records.METRICS`; absent values are NaN."""
+        lines = self._metric_lines()
+        return [{k: float("nan") if v is None else v for k, v in json.loads(line).items()} for line in lines]
+
+    @property
+    def model(self) -> AbstractImplicitModel:
+        """The model of the best epoch on the validation split, in evaluation mode, on the CPU."""
+        return self.load_model("best")[0]
+
+    @property
+    def last_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "last.safetensors"
+
+    @property
+    def best_checkpoint(self) -> Path:
+        return self.path / "checkpoints" / "best.safetensors"
+
+    @property
+    def results_path(self) -> Path:
+        return self.path / "results.h5"
+
+    def load_model(self, which: str = "best") -> tuple[AbstractImplicitModel, ModelForm, dict[str, Any]]:
+        """The model of checkpoint "best" or "last", its form, and the checkpoint's header.
+
+        Raises:
+            CheckpointError: if it is missing, damaged or of another model.
+        """
+        path = self.best_checkpoint if which == "best" else self.last_checkpoint
+        tensors, header = read_checkpoint(path)
+        form = checked_form(path, header, self.config)
+        model = build_model(self.config, form)
+        load_weights(model, tensors, path)
+        return model.eval(), form, header
+
+    def record(self, evaluation: Evaluation | None = None, trajectories: Trajectories | None = None) -> RunRecord:
+        """Everything known of the run, for `homojl.results`."""
+        model, form, _ = self.load_model("best")
+        point = initial_point(model)
+        return RunRecord(
+            config=self.config.to_dict(),
+            environment=self.environment,
+            metrics=self.metrics,
+            class_names=form.class_names,
+            parameters=count_parameters(model),
+            evaluation=evaluation,
+            initial_point=None if point is None else point.value.detach().flatten().numpy(),
+            trajectories=trajectories,
+        )
+
+    # ---- metrics
+
+    def append_metrics(self, values: dict[str, Any]) -> None:
+        """Add one line and sync it."""
+        assert list(values) == list(METRICS)
+        plain = {k: None if v != v else v for k, v in values.items()}  # NaN is not JSON
+        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(json.dumps(plain) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def keep_metrics_until(self, epoch: int) -> None:
+        """Drop what a killed run wrote after its last checkpoint, a half-written line included.
+
+        Raises:
+            CheckpointError: if lines are missing that the checkpoint says were written.
+        """
+        kept = [line for line in self._metric_lines() if json.loads(line)["epoch"] <= epoch]
+        if len(kept) != epoch:
+            raise CheckpointError(
+                f"{self.path / 'metrics.jsonl'} has {len(kept)} epochs but the checkpoint has completed {epoch}"
+            )
+        with atomic_write(self.path / "metrics.jsonl") as temporary:
+            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+
+    def _metric_lines(self) -> list[str]:
+        """The complete lines; one that a kill cut short, which only the last can be, does not count."""
+        path = self.path / "metrics.jsonl"
+        try:
+            text = path.read_text(encoding="utf-8", errors="replace")
+        except OSError as error:
+            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
+        lines = text.split("\n")[:-1]
+        for number, line in enumerate(lines, 1):
+            try:
+                complete = set(json.loads(line)) == set(METRICS)
+            except (ValueError, TypeError):
+                complete = False
+            if not complete:
+                raise CheckpointError(f"{path} is damaged in line {number}")
+        return lines
+
+
+def load_run(path: Path | str) -> Run:
+    """Open a run: `.config`, `.metrics`, `.model`, `.environment`.
+
+    Raises:
+        CheckpointError: if there is no run at that path.
+    """
+    return Run.open(path)
+
+
+def form_header(form: ModelForm) -> dict[str, Any]:
+    """A model's form as a checkpoint's header holds it."""
+    return asdict(form)
+
+
+def checked_form(path: Path, header: dict[str, Any], config: ExperimentConfig) -> ModelForm:
+    """The form in a checkpoint's header, once that header is known to be of the configured model.
+
+    Raises:
+        CheckpointError: if it is of another model.
+    """
+    wanted = config.to_dict()["model"]
+    if header.get("model") != wanted:
+        raise CheckpointError(f"{path} is of another model: {header.get('model')}, the run's is {wanted}")
+    try:
+        form = header["form"]
+        return ModelForm(
+            tuple(form["input_shape"]),
+            form["n_classes"],
+            tuple(form["class_names"]),
+            tuple(form["mean"]),
+            tuple(form["std"]),
+        )
+    except (KeyError, TypeError):
+        raise CheckpointError(f"{path} is damaged: its header lacks the model's form") from None
+
+
+def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
+    """Put a checkpoint's weights into the model.
+
+    Raises:
+        CheckpointError: if names or shapes differ.
+    """
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    try:
+        model.load_state_dict(weights)
+    except RuntimeError as error:
+        raise CheckpointError(f"{path} does not fit the model: {str(error).splitlines()[-1].strip()}") from None
+
+
+def environment() -> dict[str, Any]:
+    """What the numbers of a run may depend on: versions, machine, threads, commit."""
+    packages = ("torch", "torchvision", "numpy", "h5py", "safetensors", "juliacall", "scikit-learn")
+    versions = {}
+    for name in packages:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = "missing"
+    return {
+        "homojl": homojl.__version__,
+        "commit": _commit(),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "processor": _processor(),
+        "packages": versions,
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda,
+        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+        "command": sys.argv,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    except OSError:
+        pass  # not Linux
+    return platform.processor()
+
+
+def _commit() -> str | None:
+    """The commit of a source checkout, with "+changes" if it is not clean; None for an installed package."""
+    folder = Path(homojl.__file__).parent.parent
+    if not (folder / ".git").exists():
+        return None
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", "-C", folder, *args], capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
