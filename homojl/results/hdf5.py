@@ -106,17 +106,9 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
 
 def run_names(record: RunRecord) -> tuple[str, str]:
     """Names of the run's model and dataset, "unknown" where its configuration does not say."""
-
-    def name(*sections: str) -> str:
-        for section in sections:
-            value = record.config.get(section)
-            if isinstance(value, Mapping):
-                value = value.get("name") or value.get("dataset")
-            if isinstance(value, str) and value:
-                return value
-        return "unknown"
-
-    return name("model"), name("data", "dataset")
+    model = record.config.get("model", {}).get("name", "unknown")
+    dataset = record.config.get("data", {}).get("dataset", "unknown")
+    return model, Path(dataset).stem if dataset.endswith(".npz") else dataset
 
 
 def config_text(config: Mapping) -> str:

@@ -1,0 +1,407 @@
+"""Figures of a run, drawn without pyplot, so that nothing outside them changes. matplotlib is optional."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import io
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from homojl.errors import ConfigError, DataError
+from homojl.results.hdf5 import replace_file, run_names
+from homojl.results.records import METRICS, Evaluation, RunRecord
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe & Ito (2008): colours that people with any colour vision tell apart; without yellow, pale on white.
+BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
+_DASHES = ("-", "--", ":", "-.")
+
+_STYLE = {
+    "figure.dpi": 160,
+    "savefig.dpi": "figure",
+    "font.size": 12,
+    "axes.titlesize": 12,
+    "figure.titlesize": 15,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#E5E5E5",
+    "lines.linewidth": 2,
+    "lines.markersize": 6,
+    "legend.frameon": False,
+    "figure.constrained_layout.w_pad": 0.1,
+    "figure.constrained_layout.h_pad": 0.08,
+    "text.parse_math": False,  # a class may be called $x$
+    "svg.fonttype": "none",  # text stays text: searchable, editable
+    "svg.hashsalt": "homojl",  # the same figure gives the same file
+}
+_METADATA = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+
+
+@dataclass(frozen=True)
+class FigureKind:
+    """One kind of figure.
+
+    Attributes:
+        title: what it shows, in a few words.
+        caption: how to read it.
+        has: whether a record holds what it needs.
+        draw: draws it.
+    """
+
+    title: str
+    caption: str
+    has: Callable[[RunRecord], bool]
+    draw: Callable[[RunRecord], Figure]
+
+
+FIGURES: dict[str, FigureKind] = {}
+"""Every kind of figure by the stem of its file."""
+
+
+def draw_all(record: RunRecord, folder: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Draw every figure that the record has the data for, each file whole or not at all.
+
+    Args:
+        folder: made where it does not exist.
+        formats: "png", "svg", "pdf".
+
+    Returns:
+        The files, a figure's formats in the order given.
+
+    Raises:
+        ConfigError: matplotlib is missing, or an unknown format.
+        DataError: a file cannot be written.
+    """
+    for name in formats:
+        if name not in _METADATA:
+            raise ConfigError(f"unknown figure format {name!r}; known: {', '.join(_METADATA)}")
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
+    paths = []
+    for stem, kind in FIGURES.items():
+        if not kind.has(record):
+            continue
+        figure = kind.draw(record)
+        for name in formats:
+            buffer = io.BytesIO()
+            with _style():
+                figure.savefig(buffer, format=name, metadata=_METADATA[name])
+            paths.append(folder / f"{stem}.{name}")
+            replace_file(paths[-1], buffer.getvalue())
+    return paths
+
+
+def confusion_counts(evaluation: Evaluation, n_classes: int) -> np.ndarray:
+    """How many images of each true class (rows) were taken for each class (columns), (K, K), int64."""
+    pairs = evaluation.labels * n_classes + evaluation.predictions
+    return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
+
+
+def most_confused(counts: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
+    """The most frequent mistakes: true class, predicted class, number of images; most frequent first."""
+    wrong = counts - np.diag(np.diag(counts))
+    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
+    cells = [divmod(int(cell), len(counts)) for cell in order]
+    return [(true, taken, int(wrong[true, taken])) for true, taken in cells if wrong[true, taken] > 0]
+
+
+# ---- what all figures share
+
+
+@contextlib.contextmanager
+def _style() -> Iterator[None]:
+    """matplotlib's own defaults and `_STYLE`, whatever the user's matplotlibrc says; put back afterwards."""
+    try:
+        import matplotlib
+    except ImportError as error:
+        raise ConfigError(
+            "figures need matplotlib, which is not installed: pip install 'homojl[plots]'"
+        ) from error
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_STYLE)
+        yield
+
+
+def _figure(title: str, caption: str, has: Callable[[RunRecord], bool]) -> Callable:
+    """Register a drawing function in `FIGURES` under its name; it draws in the common style."""
+
+    def register(draw: Callable[[RunRecord, Figure], None]) -> Callable[[RunRecord], Figure]:
+        @functools.wraps(draw)
+        def drawn(record: RunRecord) -> Figure:
+            if not has(record):
+                raise ConfigError(f"this run has no data for the figure {draw.__name__!r}")
+            with _style():
+                from matplotlib.backends.backend_agg import FigureCanvasAgg
+                from matplotlib.figure import Figure
+
+                figure = Figure(layout="constrained")
+                FigureCanvasAgg(figure)
+                figure.suptitle(f"{title}: {' on '.join(run_names(record))}")
+                draw(record, figure)
+            return figure
+
+        FIGURES[draw.__name__] = FigureKind(title, caption, has, drawn)
+        return drawn
+
+    return register
+
+
+def _label(text: str, metric: str) -> str:
+    """An axis label with the metric's unit."""
+    unit = METRICS[metric].unit
+    return text if unit == "1" else f"{text} [{unit}]"
+
+
+def _curves(axes: Axes, record: RunRecord, curves: dict[str, tuple[str, str, str]]) -> None:
+    """Metrics over the epochs: name -> (legend, colour, marker); one without a finite number is left out."""
+    from matplotlib.ticker import MaxNLocator
+
+    epochs = np.array([row["epoch"] for row in record.metrics], dtype=float)
+    marked = max(1, len(epochs) // 15)
+    for name, (legend, colour, marker) in curves.items():
+        values = np.array([row.get(name, np.nan) for row in record.metrics], dtype=float)
+        values[~np.isfinite(values)] = np.nan
+        if not np.isnan(values).all():
+            axes.plot(epochs, values, color=colour, marker=marker, markevery=marked, label=legend)
+    if len(epochs) == 1:
+        axes.set_xlim(epochs[0] - 0.5, epochs[0] + 0.5)
+        axes.set_xticks(epochs)
+    else:
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True, min_n_ticks=1))
+    axes.set_xlabel("epoch")
+    axes.margins(y=0.1)
+
+
+def _legend(axes: Axes, **options: str) -> None:
+    if axes.get_legend_handles_labels()[0]:  # else matplotlib warns
+        axes.legend(**options)
+
+
+def _has_epochs(record: RunRecord) -> bool:
+    return bool(record.metrics)
+
+
+# ---- the figures
+
+
+@_figure(
+    "Learning curves",
+    "Loss and accuracy after each epoch, on the images trained on and on the validation split. "
+    "Training numbers are averages over the epoch, with dropout and augmentation where they are used.",
+    _has_epochs,
+)
+def learning_curves(record: RunRecord, figure: Figure) -> None:
+    """Loss and accuracy on the training images and the validation split, epoch by epoch."""
+    figure.set_size_inches(10, 4.4)
+    loss, accuracy = figure.subplots(1, 2)
+    split = {"train": ("training", BLUE, "o"), "val": ("validation", VERMILLION, "s")}
+    _curves(loss, record, {f"{name}_loss": look for name, look in split.items()})
+    loss.set_ylim(bottom=0)
+    loss.set_ylabel(_label("mean cross-entropy", "train_loss"))
+    _curves(accuracy, record, {f"{name}_accuracy": look for name, look in split.items()})
+    if (answers := record.evaluation) is not None:
+        text = f"{answers.split} ({answers.checkpoint})"
+        accuracy.axhline(answers.accuracy, color=GREEN, linestyle="--", linewidth=1.5, label=text)
+    accuracy.set_ylabel("accuracy [%]")
+    accuracy.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+    for axes in (loss, accuracy):
+        _legend(axes)
+
+
+@_figure(
+    "Solver cost",
+    "How often a pass evaluates the field, and in how many steps; a pass solves one batch of images at once.",
+    _has_epochs,
+)
+def solver_cost(record: RunRecord, figure: Figure) -> None:
+    """Evaluations of the field per pass and steps per training forward pass, epoch by epoch."""
+    figure.set_size_inches(10, 4.4)
+    work, steps = figure.subplots(1, 2)
+    _curves(
+        work,
+        record,
+        {
+            "nfe_forward": ("training, forward", BLUE, "o"),
+            "nfe_backward": ("training, backward (vector-Jacobian)", PURPLE, "^"),
+            "nfe_val": ("validation, forward", VERMILLION, "s"),
+        },
+    )
+    work.set_ylabel(_label("mean per pass", "nfe_forward"))
+    _curves(
+        steps,
+        record,
+        {"accepted_steps": ("accepted", BLUE, "o"), "rejected_steps": ("rejected", VERMILLION, "X")},
+    )
+    steps.set_ylabel(_label("mean per training forward pass", "accepted_steps"))
+    if failed := sum(row.get("failed_solves") or 0 for row in record.metrics):
+        steps.set_title(f"{failed:,.0f} training solves did not reach their end", color=VERMILLION)
+    for axes in (work, steps):
+        axes.set_ylim(0, 1.5 * axes.get_ylim()[1])  # room for the legend above the curves
+        _legend(axes, loc="upper left")
+
+
+@_figure(
+    "Confusion matrix",
+    "Each row shows what the images of one true class were taken for; on the diagonal they were recognised.",
+    lambda record: record.evaluation is not None and len(record.evaluation.labels) > 0,
+)
+def confusion_matrix(record: RunRecord, figure: Figure) -> None:
+    """What each class was taken for; beyond 20 classes without numbers, but with a list of worst pairs."""
+    from matplotlib.colors import PowerNorm
+
+    counts = confusion_counts(record.evaluation, len(record.class_names))
+    totals = counts.sum(axis=1, keepdims=True)
+    share = 100 * np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
+    few = len(counts) <= 20
+    figure.set_size_inches((8.4, 7.2) if few else (15, 7.4))
+    matrix, mistakes = (figure.subplots(), None) if few else figure.subplots(1, 2, width_ratios=(2.6, 1))
+    image = matrix.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
+    matrix.grid(False)
+    matrix.set_xlabel("predicted class")
+    matrix.set_ylabel("true class")
+    bar = figure.colorbar(image, ax=matrix, label="share of the true class [%]", shrink=0.8)
+    bar.set_ticks([0, 1, 5, 20, 50, 100])
+    if few:
+        size = 11 if len(counts) <= 12 else 8
+        matrix.set_yticks(range(len(counts)), record.class_names)
+        matrix.set_xticks(range(len(counts)), record.class_names)
+        if max(map(len, record.class_names)) > 3:
+            matrix.tick_params(axis="x", rotation=45)
+            for text in matrix.get_xticklabels():
+                text.set(ha="right", rotation_mode="anchor")
+        for (i, j), value in np.ndenumerate(share):
+            if value > 0:
+                colour = "white" if value > 35 else "black"
+                text = "<1" if value < 0.5 else f"{value:.0f}"
+                matrix.text(j, i, text, ha="center", va="center", size=size, color=colour)
+        return
+    pairs = most_confused(counts, 15)[::-1]
+    names = [f"{record.class_names[i]} → {record.class_names[j]}" for i, j, _ in pairs]
+    mistakes.barh(range(len(pairs)), [share[i, j] for i, j, _ in pairs], color=VERMILLION)
+    mistakes.set_yticks(range(len(pairs)), names)
+    mistakes.set_xlabel("share of the true class [%]")
+    mistakes.set_title("most frequent mistakes")
+    mistakes.grid(False, axis="y")
+
+
+@_figure(
+    "Trajectories",
+    "The states of chosen images from s = 0 to s = 1. Left, how far they move; right, the same paths in "
+    "the plane of their two main directions (PCA), from the ring to the dot. Each true class has its colour.",
+    lambda record: record.trajectories is not None and _finite(_flat_states(record)).any(),
+)
+def trajectories(record: RunRecord, figure: Figure) -> None:
+    """Distance from the start over s, and the paths in the plane of their first two principal components."""
+    paths = record.trajectories
+    z = _flat_states(record)
+    classes = sorted(set(paths.labels.tolist()))
+    images = record.images if record.images is not None and len(record.images) == len(z) else None
+    figure.set_size_inches(12, 5 if images is None else 6.6)
+    top, bottom = (figure, None) if images is None else figure.subfigures(2, 1, height_ratios=(4, 1.25))
+    moved, plane = top.subplots(1, 2)
+    plane_paths, explained = _principal_plane(z)
+    for label, path, projected in zip(paths.labels.tolist(), z, plane_paths, strict=True):
+        place = classes.index(label)
+        look = {
+            "color": PALETTE[place % 7],
+            "linestyle": _DASHES[place // 7 % 4],
+            "linewidth": 1.8,
+            "alpha": 0.9,
+        }
+        moved.plot(paths.s, np.linalg.norm(path - path[0], axis=1), **look)
+        plane.plot(*projected.T, **look)
+        plane.plot(*projected[0], marker="o", color="black", fillstyle="none", markersize=9)
+        plane.plot(*projected[-1], marker="o", color=look["color"], markersize=7)
+    for place, label in enumerate(classes[:14]):
+        plane.plot(
+            [],
+            [],
+            color=PALETTE[place % 7],
+            linestyle=_DASHES[place // 7 % 4],
+            label=record.class_names[label],
+        )
+    if len(classes) > 14:
+        plane.plot([], [], " ", label=f"and {len(classes) - 14} more")
+    plane.legend(title="true class", loc="center left", bbox_to_anchor=(1.01, 0.5))
+    plane.set_aspect("equal", adjustable="datalim")
+    moved.set_xlabel("s")
+    moved.set_ylabel("distance from the start, ‖z(s) − z(0)‖")
+    plane.set_xlabel(f"principal component 1 ({100 * explained[0]:.0f} % of the variance)")
+    plane.set_ylabel(f"principal component 2 ({100 * explained[1]:.0f} %)")
+    if images is not None:
+        for number, axes in enumerate(bottom.subplots(1, min(len(images), 12), squeeze=False)[0]):
+            axes.imshow(images[number], cmap="gray", vmin=0, vmax=255)
+            axes.set(xticks=[], yticks=[])
+            axes.grid(False)
+            place = classes.index(int(paths.labels[number]))
+            axes.set_title(record.class_names[int(paths.labels[number])], size=10)
+            for spine in axes.spines.values():
+                spine.set(
+                    visible=True, color=PALETTE[place % 7], linewidth=3, linestyle=_DASHES[place // 7 % 4]
+                )
+
+
+def _flat_states(record: RunRecord) -> np.ndarray:
+    """The states as vectors, (n, T, D), float64."""
+    z = record.trajectories.z
+    return z.reshape(*z.shape[:2], math.prod(z.shape[2:])).astype(np.float64)
+
+
+def _finite(z: np.ndarray) -> np.ndarray:
+    """Which states have no NaN or infinity in them."""
+    return np.isfinite(z).all(axis=-1)
+
+
+def _principal_plane(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Paths (n, T, D) in their principal plane, (n, T, 2), and the share of the variance in its two axes."""
+    points = z.reshape(-1, z.shape[-1])
+    finite = _finite(points)
+    plane, explained = np.full((len(points), 2), np.nan), np.zeros(2)
+    centred = points[finite] - points[finite].mean(axis=0)
+    left, scale, _ = np.linalg.svd(centred, full_matrices=False)
+    rank = min(2, len(scale))
+    plane[finite] = 0
+    plane[finite, :rank] = left[:, :rank] * scale[:rank]
+    if scale.any():
+        explained[:rank] = scale[:rank] ** 2 / np.sum(scale**2)
+    peak = np.nanargmax(np.abs(plane), axis=0)  # the decomposition leaves the signs open
+    plane *= np.where(plane[peak, [0, 1]] < 0, -1, 1)
+    return plane.reshape(*z.shape[:2], 2), explained
+
+
+@_figure(
+    "Initial point",
+    "The state that every solve starts from: one number per channel, the same for all pixels and all images.",
+    lambda record: record.initial_point is not None,
+)
+def initial_point(record: RunRecord, figure: Figure) -> None:
+    """The shared start, channel by channel."""
+    from matplotlib.ticker import MaxNLocator
+
+    figure.set_size_inches(10, 4)
+    axes = figure.subplots()
+    values = np.asarray(record.initial_point, dtype=float)
+    axes.bar(range(len(values)), values, width=0.8, color=BLUE)
+    axes.axhline(0, color="black", linewidth=0.8)
+    axes.grid(False, axis="x")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.set_xlim(-0.8, len(values) - 0.2)
+    axes.set_xlabel("channel")
+    axes.set_ylabel("initial point z(0)")
+    axes.set_title(f"Euclidean norm {np.linalg.norm(values):.3g}", loc="right", color="#555555")
