@@ -77,7 +77,8 @@ class AbstractAdaptive(AbstractODEAlgorithm):
     """Embedded Runge-Kutta pairs with PI control.
 
     A step is accepted when the root mean square of error / (atol + rtol * max(|y before|, |y after|)) over all
-    elements of the state is at most 1. The last step ends on the last save time; the others are interpolated.
+    elements of the state is at most 1. The last step ends on the last save time; the other save times are interpolated,
+    or met exactly by a method without a continuous extension.
 
     Attributes:
         rtol, atol: relative and absolute tolerance, not negative, not both zero.
@@ -149,7 +150,7 @@ class Tsit5(AbstractAdaptive):
 
 @dataclass(frozen=True, kw_only=True)
 class Dopri8(AbstractAdaptive):
-    """Prince and Dormand's 8(7) pair, thirteen evaluations a step; for tolerances below 1e-8."""
+    """Prince and Dormand's 8(7) pair, thirteen evaluations a step, which end on the save times; for tolerances below 1e-8."""
 
     tableau: ClassVar = tableaus.DOPRI8
 

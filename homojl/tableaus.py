@@ -21,7 +21,7 @@ class ButcherTableau:
         c: `s` stage times as fractions of the step.
         b_error: `s` weights of the error estimate (solution minus embedded solution); None: no estimate.
         dense: `s` rows of polynomial coefficients; the state at the fraction th of a step of size h is
-            y + h sum_j k_j sum_m dense[j][m] th**(m+1). None: no continuous extension.
+            y + h sum_j k_j sum_m dense[j][m] th**(m+1). None: no continuous extension; steps then end on the save times.
         dense_order: order of that extension's value (its local error is one order higher).
     """
 
@@ -136,8 +136,8 @@ _DOPRI8_B_EMBEDDED = (
     656045339 / 265891186, -3867574721 / 1518517206, 465885868 / 322736535, 53011238 / 667516719, 2 / 45, 0.0,
 )  # fmt: skip
 
-# RK8(7)13M of Prince, Dormand (1981), J. Comp. Appl. Math. 7(1); a 14th stage, the derivative at the end of the
-# step, serves the extension of Bogacki, Shampine (1990), Comput. Math. Appl. 20(3).
+# RK8(7)13M of Prince, Dormand (1981), J. Comp. Appl. Math. 7(1). The extension that other libraries pair with it
+# has order 5 only, which would spoil what the method is used for, so it has none here.
 DOPRI8 = ButcherTableau(
     order=8,
     a=(
@@ -175,26 +175,11 @@ DOPRI8 = ButcherTableau(
             652783627 / 914296604, 11173962825 / 925320556, -13158990841 / 6184727034, 3936647629 / 1978049680,
             -160528059 / 685178525, 248638103 / 1413531060, 0.0,
         ),
-        _DOPRI8_B,
     ),
-    b=(*_DOPRI8_B, 0.0),
+    b=_DOPRI8_B,
     c=(
         0.0, 1 / 18, 1 / 12, 1 / 8, 5 / 16, 3 / 8, 59 / 400, 93 / 200, 5490023248 / 9719169821, 13 / 20,
-        1201146811 / 1299019798, 1.0, 1.0, 1.0,
+        1201146811 / 1299019798, 1.0, 1.0,
     ),
-    b_error=(*(b - e for b, e in zip(_DOPRI8_B, _DOPRI8_B_EMBEDDED, strict=True)), 0.0),
-    dense=(
-        (1.0, -6.6910181737837595, 19.999006933368396, -30.061056828966645, 22.139650499809406, -6.34483493928604),
-        *((0.0,) * 6,) * 4,
-        (0.0, -7.6142658045872675, 52.227353279294555, -121.49996277313346, 116.44221495503422, -39.61079198522025),
-        (0.0, 10.728139263042886, -46.89191641810936, 83.17210046398478, -67.14513188259572, 20.376121380879145),
-        (0.0, 0.5526637063753649, -0.18908932250105956, 9.572450755599366, -16.56722435274965, 7.334709882679536),
-        (0.0, 4.218656262566515, -35.70759759462221, 87.84060576772056, -89.9916014847245, 32.88017743524592),
-        (0.0, -0.6627209125361597, 6.273644808324035, -17.415210777076297, 22.623748964853284, -10.158899052642676),
-        (0.0, -1.2636789001135462, 10.316088127245076, -28.590328951479098, 32.23623401673554, -12.540126809878256),
-        (0.0, 5.410603789859042, -34.76507698666118, 81.66309505843414, -82.10203154883598, 29.555300148451604),
-        (0.0, -7.032137906794574, 47.745797107822554, -114.93752913770093, 116.26621857911195, -41.79234864243906),
-        (0.0, 2.3537586759714983, -19.008209934160803, 50.255836422617605, -53.90207774663854, 20.300692582210083),
-    ),
-    dense_order=6,
+    b_error=tuple(b - e for b, e in zip(_DOPRI8_B, _DOPRI8_B_EMBEDDED, strict=True)),
 )  # fmt: skip

@@ -1,0 +1,1 @@
+"""The `homojl` command; one thin file per subcommand, loaded when it is called."""

@@ -17,7 +17,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.autograd.function import once_differentiable
 
 from homojl.adjoints.field import Field, gradients
 from homojl.algorithms import AbstractODEAlgorithm
@@ -135,9 +134,10 @@ class _Recomputed(torch.autograd.Function):
         return tuple(saved)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, *cotangents: Tensor | None):
         solve = ctx.solve
+        if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack this solve
+            raise ConfigError(f"{solve.adjoint.name} gives first derivatives only; use DirectAdjoint() for second ones")
         if all(c is None for c in cotangents):
             return (None,) * (3 + len(solve.field.inputs))
         started = time.perf_counter()

@@ -15,7 +15,7 @@ from homojl.training.config import ExperimentConfig, OptimConfig
 Tensor = torch.Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class ModelForm:
     """What a model and its inputs look like; enough to build it again without the dataset.
 

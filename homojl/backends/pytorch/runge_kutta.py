@@ -240,10 +240,12 @@ def integrate_adaptive(
                 Status.MAX_STEPS,
                 f"raise max_steps (now {algorithm.max_steps}), loosen rtol and atol, or suspect a stiff field",
             )
-        remaining = t_end - t
-        lands = abs(h) >= abs(remaining) * (1 - 1e-12)
+        # Without a continuous extension the steps have to end on every save time.
+        target = t_end if tableau.dense is not None else ts[next_save]
+        h_wanted = h
+        lands = abs(h) >= abs(target - t) * (1 - 1e-12)
         if lands:
-            h = remaining
+            h = target - t
         elif abs(h) <= max(algorithm.min_step, 8 * math.ulp(t)):
             if not math.isfinite(ratio):
                 return stop(Status.DIVERGED, "the field returns NaN or infinity near this state; look at it there")
@@ -254,9 +256,10 @@ def integrate_adaptive(
             rejected += 1
             shrink = ratio**beta1 / control.safety if math.isfinite(ratio) else math.inf
             h /= min(1 / control.min_factor, max(shrink, 1.0 + 1e-3))
+            k_first = ks[0]
             continue
 
-        t_next = t_end if lands else t + h
+        t_next = target if lands else t + h
         record.accept(t, h, y)
         while next_save < len(ts) and (ts[next_save] - t_next) * direction <= 0:
             # The end of the step is taken as it is; rounding must not turn it into an interpolated value.
@@ -265,9 +268,11 @@ def integrate_adaptive(
             record.save(ts[next_save], y_save, fraction)
             next_save += 1
         t, y = t_next, y_next
-        k_first = ks[-1] if tableau.fsal else rhs(time_like(t, y), y)
+        k_first = ks[-1] if tableau.fsal else None
 
         quotient = ratio**beta1 / ratio_old**beta2 / control.safety
         h /= min(1 / control.min_factor, max(1 / control.max_factor, quotient))
+        if lands and abs(h) < abs(h_wanted):
+            h = h_wanted  # a step cut short to end on a save time says nothing against the size before it
         ratio_old = max(ratio, 1e-4)
     return record.finish(rhs, rejected, Status.SUCCESS, "")

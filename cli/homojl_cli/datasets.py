@@ -1,0 +1,32 @@
+"""homojl datasets"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+
+@click.command("datasets")
+@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of datasets. [default: $HOMOJL_DATA or the user's cache]")
+def command(data_root: Path | None) -> None:
+    """List the datasets, and whether their files are here.
+
+    Your own images: an .npz file with x_train, y_train, x_test, y_test, by its path.
+    """
+    from homojl.data import dataset_info, dataset_names
+    from homojl.data.datasets import data_root as default_root
+    from homojl.data.download import find_file
+
+    root = data_root or default_root()
+    print(f"files are looked for in {root}")
+    for name in dataset_names():
+        info = dataset_info(name)
+        folders = [root / folder for folder in info.folders]
+        missing = [file for file in info.files if find_file(file, folders) is None]
+        state = "embedded" if not info.files else "here" if not missing else f"{len(missing)} of {len(info.files)} files missing"
+        shape = " x ".join(str(n) for n in info.input_shape)
+        print(
+            f"{name:<14} {shape:<11} {info.n_classes:>3} classes  {info.n_train:>6,} + {info.n_test:>6,} images  "
+            f"{state}  ({info.terms})"
+        )

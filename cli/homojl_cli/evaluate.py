@@ -1,0 +1,44 @@
+"""homojl evaluate"""
+
+from __future__ import annotations
+
+import click
+
+from homojl_cli.options import run_argument, solver_options
+
+
+@click.command("evaluate")
+@run_argument
+@click.option("--split", type=click.Choice(["test", "val", "train"]), default="test", show_default=True)
+@click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
+@solver_options
+def command(run: str, split: str, checkpoint: str, **solver: object) -> None:
+    """Evaluate a trained run, as it was configured or with another solver.
+
+    As configured, on the test set and with the best checkpoint, it also renews the run's results.h5, report and
+    figures; otherwise it only prints.
+
+    \b
+    Examples:
+      homojl evaluate runs/NAME
+      homojl evaluate runs/NAME --algorithm tsit5 --rtol 1e-5 --atol 1e-5
+      homojl evaluate runs/NAME --split val --checkpoint last
+    """
+    from homojl.training.outcome import evaluate_run, publish
+    from homojl.training.run import Run
+
+    opened = Run.open(run)
+    evaluation = evaluate_run(opened, split=split, which=checkpoint, **solver)
+    s = evaluation.solver
+    tolerance = f" (rtol {s['rtol']:g}, atol {s['atol']:g})" if "rtol" in s else ""
+    for name, value in {
+        "accuracy": f"{100 * evaluation.accuracy:.2f} % of {len(evaluation.labels)} {split} images",
+        "loss": f"{evaluation.loss:.4f} nat",
+        "evaluations": f"{evaluation.nfe.mean():.1f} per forward pass of {s['batch_size']} images",
+        "solver": f"{s['algorithm']}{tolerance} on {s['backend']}",
+        "checkpoint": evaluation.checkpoint,
+        "time": f"{1e3 * evaluation.seconds / len(evaluation.labels):.3f} ms per image",
+    }.items():
+        print(f"{name:<12} {value}")
+    if split == "test" and checkpoint == "best" and all(value is None for value in solver.values()):
+        publish(opened, evaluation)

@@ -1,0 +1,39 @@
+"""homojl export"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import click
+
+from homojl_cli.options import run_argument
+
+
+@click.command("export")
+@run_argument
+@click.option("--out", type=click.Path(path_type=Path), help="File to write. [default: RUN/results.h5]")
+@click.option("--trajectories", type=int, default=0, metavar="N", help="Also the paths z(s) of the first N test images.")
+def command(run: str, out: Path | None, trajectories: int) -> None:
+    """Write a run's results to one self-describing HDF5 file.
+
+    Configuration, environment, metrics per epoch, every test prediction, solver statistics and the initial point;
+    docs/hdf5.md has the schema.
+
+    \b
+    Examples:
+      homojl export runs/NAME --out results.h5
+      homojl export runs/NAME --trajectories 8
+    """
+    from homojl.results.hdf5 import write_results
+    from homojl.training.outcome import evaluate_run, stored_evaluation, trace_run
+    from homojl.training.run import Run
+
+    opened = Run.open(run)
+    evaluation = stored_evaluation(opened) or evaluate_run(opened)
+    record = opened.record(evaluation)
+    if trajectories:
+        record = replace(record, trajectories=trace_run(opened, trajectories))
+    path = out or opened.results_path
+    write_results(path, record)
+    print(path)

@@ -1,0 +1,88 @@
+"""The command's entry: finds the subcommand, loads only that, and turns errors into one line and exit code 2."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+
+import click
+
+from homojl import __version__
+
+# name -> one-line help; the command itself is `command` in homojl_cli/<name>.py
+COMMANDS = {
+    "train": "Train a model, evaluate it once on the test set, and leave a run folder.",
+    "evaluate": "Evaluate a trained run.",
+    "export": "Write a run's results to one HDF5 file.",
+    "plot": "Draw a run's figures.",
+    "models": "List the models.",
+    "datasets": "List the datasets and where their files are looked for.",
+    "info": "Say what is installed here.",
+}
+
+
+class LazyCommands(click.Group):
+    """Subcommands that are imported when they are called, so that --help needs neither torch nor Julia."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        return importlib.import_module(f"homojl_cli.{name}").command
+
+    def resolve_command(self, ctx: click.Context, args: list[str]):
+        if args[0] not in COMMANDS and not args[0].startswith("-"):
+            from homojl.names import did_you_mean
+
+            raise click.UsageError(f"unknown command {args[0]!r}; {did_you_mean(args[0], COMMANDS)}")
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.option("--debug", is_flag=True, help="Show the traceback of an error.")
+@click.version_option(__version__, prog_name="homojl")
+def cli(debug: bool) -> None:
+    """Implicit deep models on ODE and equilibrium solvers.
+
+    \b
+    Examples:
+      homojl train                                   HomoODE on the digits that come along
+      homojl train --model homoode --dataset svhn    the same on a dataset that is downloaded once
+      homojl evaluate runs/NAME                      test accuracy and evaluations of a trained run
+      homojl export runs/NAME --out results.h5       everything measured, for h5py or pandas
+    """
+
+
+def main() -> None:
+    """Run the command line; never returns."""
+    debug = "--debug" in sys.argv[1:]
+    try:
+        code = cli.main(prog_name="homojl", standalone_mode=False)
+        sys.exit(code if isinstance(code, int) else 0)
+    except click.exceptions.Abort:
+        _fail("interrupted", 130)
+    except KeyboardInterrupt:
+        _fail("interrupted", 130)
+    except click.ClickException as error:
+        _fail(" ".join(error.format_message().split()), 2)
+    except BrokenPipeError:  # the reader of our output has gone, as in `homojl models | head -1`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except Exception as error:
+        from homojl.errors import HomoJLError
+
+        if debug or not isinstance(error, HomoJLError | OSError):
+            raise
+        _fail(" ".join(str(error).split()), 2)
+
+
+def _fail(message: str, code: int) -> None:
+    print(f"homojl: error: {message}" if code == 2 else f"homojl: {message}", file=sys.stderr)
+    sys.exit(code)

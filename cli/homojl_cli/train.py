@@ -1,0 +1,151 @@
+"""homojl train"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from datetime import datetime
+from pathlib import Path
+
+import click
+
+from homojl_cli.options import BACKENDS
+
+
+@click.command("train")
+@click.option("--model", help="Model to train. [default: homoode]")
+@click.option("--dataset", help="Dataset by name, or the path of an .npz file. [default: digits]")
+@click.option("--preset", help="Settings that come with homojl. [default: <model>-<dataset> where there is one]")
+@click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with settings.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. optim.lr=3e-4.")
+@click.option("--epochs", type=int, help="Passes over the training images.")
+@click.option("--seed", type=int, help="Seed of everything random.")
+@click.option("--init", type=click.Choice(["learned", "zero"]), help="Shared initial point: learned, or kept at zero.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="Where to solve.")
+@click.option("--adjoint", help="How to differentiate: direct, checkpoint, gauss or backsolve.")
+@click.option("--device", help="cpu, cuda, cuda:1 or auto.")
+@click.option("--data-root", help="Folder of datasets. [default: $HOMOJL_DATA or the user's cache]")
+@click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<model>-<dataset>-<time>]")
+@click.option("--overwrite", is_flag=True, help="Replace the run that is in --out.")
+@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a stopped or killed run.")
+@click.option("--quiet", is_flag=True, help="Print nothing but the run folder.")
+def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool, **choices: object) -> None:
+    """Train a model, evaluate it once on the test set, and leave a run folder.
+
+    Settings come, later ones winning, from the defaults, a preset, --config, the options, and --set. Ctrl-C saves
+    and stops; --resume goes on as if nothing had happened.
+
+    \b
+    Examples:
+      homojl train
+      homojl train --model homoode --dataset svhn
+      homojl train --dataset mnist --epochs 2 --set solver.adjoint=direct
+      homojl train --dataset my-images.npz --set model.channels=64 --out runs/mine
+      homojl train --resume runs/mine
+    """
+    from homojl.errors import ConfigError
+    from homojl.training.loop import train
+    from homojl.training.outcome import evaluate_run, publish
+    from homojl.training.progress import Progress, TerminalProgress
+    from homojl.training.run import Run
+
+    if resume is not None:
+        given = [name for name, value in choices.items() if value not in (None, ())]
+        if given or out or overwrite:
+            raise ConfigError("--resume goes on with a run as it was configured; it takes no other settings")
+        run = Run.open(resume)
+    else:
+        config = _config(**choices)
+        run = Run.create(out or _new_folder(config), config, overwrite=overwrite)
+
+    show = (lambda *_: None) if quiet else print
+    show(_headline(run))
+    stopped_by: list[int] = []
+
+    def on_signal(number: int, _frame: object) -> None:
+        if stopped_by:  # the second time at once
+            raise KeyboardInterrupt
+        stopped_by.append(number)
+
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    progress = Progress() if quiet else TerminalProgress()
+    try:
+        complete = train(run, progress=progress, should_stop=lambda: bool(stopped_by))
+    finally:
+        progress.close()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    if not complete:
+        print(f"stopped and saved; go on with: homojl train --resume {run.path}")
+        sys.exit(128 + stopped_by[0])
+
+    evaluation = evaluate_run(run)
+    publish(run, evaluation)
+    show(
+        f"test accuracy {100 * evaluation.accuracy:.2f} % on {len(evaluation.labels)} images with the {evaluation.checkpoint} "
+        f"({evaluation.nfe.mean():.1f} evaluations per forward pass)"
+    )
+    print(run.path)
+
+
+def _config(
+    model: str | None,
+    dataset: str | None,
+    preset: str | None,
+    config_file: Path | None,
+    assignments: tuple[str, ...],
+    epochs: int | None,
+    seed: int | None,
+    init: str | None,
+    backend: str | None,
+    adjoint: str | None,
+    device: str | None,
+    data_root: str | None,
+):
+    from homojl.training.config import (
+        ExperimentConfig,
+        merge,
+        parse_assignment,
+        preset_names,
+        read_preset,
+        read_toml,
+    )
+
+    chosen = {
+        "model": {"name": model, "init": init},
+        "solver": {"backend": backend, "adjoint": adjoint},
+        "data": {"dataset": dataset, "root": data_root},
+        "train": {"epochs": epochs, "seed": seed, "device": device},
+    }
+    chosen = {s: {k: v for k, v in values.items() if v is not None} for s, values in chosen.items()}
+    layers = [chosen, *(parse_assignment(text) for text in assignments)]
+    if config_file is not None:
+        layers.insert(0, read_toml(config_file))
+    if preset is None and config_file is None:
+        wanted = merge(*layers)
+        automatic = f"{wanted['model'].get('name', 'homoode')}-{wanted['data'].get('dataset', 'digits')}"
+        preset = automatic if automatic in preset_names() else None
+    if preset is not None:
+        layers.insert(0, read_preset(preset))
+    return ExperimentConfig.from_dict(merge(*layers))
+
+
+def _new_folder(config) -> Path:
+    name = f"{config.model.name}-{Path(config.data.dataset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
+
+
+def _headline(run) -> str:
+    from homojl.backends import get_backend
+
+    config = run.config
+    algorithm = config.solver.build_algorithm()
+    tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""
+    return (
+        f"{config.model.name} on {config.data.dataset}: {algorithm.name}{tolerance}, {config.solver.adjoint} adjoint, "
+        f"{get_backend(config.solver.backend).name} backend, {config.train.epochs} epochs -> {run.path}"
+    )

@@ -1,0 +1,99 @@
+"""What a finished run leaves behind: answers on the test set, results.h5, report.md, figures."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from homojl.data.datasets import ImageDataset
+from homojl.errors import ConfigError, DataError
+from homojl.results.hdf5 import read_results, write_results
+from homojl.results.plots import draw_all
+from homojl.results.records import Evaluation, RunRecord, Trajectories
+from homojl.results.report import write_report
+from homojl.training.config import with_solver
+from homojl.training.evaluation import evaluate, trace
+from homojl.training.experiment import ModelForm, load_data, resolve_device
+from homojl.training.run import Run
+
+
+def evaluate_run(run: Run, *, split: str = "test", which: str = "best", **solver: object) -> Evaluation:
+    """Answer a split with a run's checkpoint.
+
+    Args:
+        split: "test", "val" or "train".
+        which: "best" on the validation split, or "last".
+        solver: settings of `SolverConfig` to use instead of the run's; None leaves one as it is.
+    """
+    if split not in ("test", "val", "train"):
+        raise ConfigError(f"split must be test, val or train, got {split!r}")
+    config = with_solver(run.config, **solver)
+    model, form, header = run.load_model(which)
+    model.algorithm, model.backend = config.solver.build_algorithm(), config.solver.backend
+    model.to(resolve_device(config.train.device))
+    images, labels, index = _split(run, form, split)
+    return evaluate(
+        model,
+        form,
+        images,
+        labels,
+        batch_size=config.train.eval_batch_size,
+        split=split,
+        solver=config.solver,
+        checkpoint=f"{which}, epoch {header['position']['epoch']}",
+        index=index,
+    )
+
+
+def trace_run(run: Run, count: int) -> Trajectories:
+    """The states that the first `count` test images pass through, with the best checkpoint."""
+    model, form, _ = run.load_model("best")
+    data = _matching_data(run, form)
+    if not 1 <= count <= len(data.x_test):
+        raise ConfigError(f"trajectories must be between 1 and {len(data.x_test)}, got {count}")
+    model.to(resolve_device(run.config.train.device))
+    return trace(model, form, data.x_test, data.y_test, torch.arange(count))
+
+
+def stored_evaluation(run: Run) -> Evaluation | None:
+    """The answers on the test set that the run's results.h5 holds, if it has been evaluated."""
+    return read_results(run.results_path).evaluation if run.results_path.exists() else None
+
+
+def publish(run: Run, evaluation: Evaluation | None) -> RunRecord:
+    """Write results.h5, the figures and report.md into the run's folder.
+
+    Figures need matplotlib; without it they are left out.
+    """
+    record = run.record(evaluation)
+    write_results(run.results_path, record)
+    write_report(run.path / "report.md", record, draw(run, record))
+    return record
+
+
+def draw(run: Run, record: RunRecord, folder: Path | None = None) -> list[Path]:
+    """All figures of a run into its figures/ or another folder; none where matplotlib is not installed."""
+    try:
+        import matplotlib  # noqa: F401
+    except ImportError:
+        return []
+    return draw_all(record, run.path / "figures" if folder is None else folder)
+
+
+def _matching_data(run: Run, form: ModelForm) -> ImageDataset:
+    data = load_data(run.config)
+    if ModelForm.of(data) != form:
+        raise DataError(f"the dataset {run.config.data.dataset!r} is not the one that {run.path} was trained on")
+    return data
+
+
+def _split(run: Run, form: ModelForm, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    data = _matching_data(run, form)
+    if split == "test":
+        return data.x_test, data.y_test, torch.arange(len(data.x_test))
+    train_index, val_index = data.split(run.config.data.val_fraction, run.config.train.seed)
+    index = val_index if split == "val" else train_index
+    if len(index) == 0:
+        raise ConfigError(f"{run.path} has no {split} split: data.val_fraction is {run.config.data.val_fraction}")
+    return data.x_train[index], data.y_train[index], index

@@ -1,0 +1,105 @@
+"""Bad input is refused before anything is computed, in one line that says what was got and expected."""
+
+from __future__ import annotations
+
+import math
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import homojl as hj
+from homojl.algorithms import PIController
+
+Y0 = torch.ones(2)
+
+
+def field(t, y):
+    return -y
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: hj.ODEProblem(3, Y0, (0, 1)), "f must be callable"),
+        (lambda: hj.ODEProblem(field, [1.0], (0, 1)), "y0 must be a torch.Tensor, got list"),
+        (lambda: hj.ODEProblem(field, torch.ones(2, dtype=torch.int64), (0, 1)), "float32 or float64"),
+        (lambda: hj.ODEProblem(field, torch.ones(0), (0, 1)), "y0 is empty"),
+        (lambda: hj.ODEProblem(field, Y0, (0,)), "at least one more"),
+        (lambda: hj.ODEProblem(field, Y0, (0, 1, 1)), "strictly increasing"),
+        (lambda: hj.ODEProblem(field, Y0, (0, 1, 0.5)), "strictly increasing"),
+        (lambda: hj.ODEProblem(field, Y0, (0, math.nan)), "not finite"),
+        (lambda: hj.ODEProblem(field, Y0, "ab"), "sequence of numbers"),
+        (lambda: hj.ODEProblem(field, Y0, torch.tensor([0.0, 1.0], requires_grad=True)), "ts.detach"),
+        (lambda: hj.ODEProblem(field, Y0, (0, 1), args=Y0), r"args=\(x,\)"),
+        (lambda: hj.Tsit5(rtol=-1), "rtol must be a finite number >= 0"),
+        (lambda: hj.Tsit5(atol=math.nan), "atol must be"),
+        (lambda: hj.Tsit5(rtol=0, atol=0), "not both be zero"),
+        (lambda: hj.Tsit5(first_step=0), "first_step must be positive"),
+        (lambda: hj.Tsit5(max_steps=0), "max_steps"),
+        (lambda: hj.RK4(step_size=-0.1), "step_size must be positive"),
+        (lambda: PIController(safety=0), "safety"),
+        (lambda: PIController(max_factor=1), "max_factor"),
+        (lambda: hj.GaussAdjoint(nodes=0), "nodes"),
+        (lambda: hj.ode_algorithm("dopri"), "did you mean 'dopri"),
+        (lambda: hj.ode_algorithm("rk4", rtol=1e-3), "RK4 has no option 'rtol'"),
+        (lambda: hj.solve(field, hj.Tsit5()), "must be an ODEProblem"),
+        (lambda: hj.solve(hj.ODEProblem(field, Y0, (0, 1)), "tsit5"), "Tsit5()"),
+        (lambda: hj.solve(hj.ODEProblem(field, Y0, (0, 1)), hj.Tsit5(), adjoint="direct"), "adjoint must be"),
+        (lambda: hj.solve(hj.ODEProblem(field, Y0, (0, 1)), hj.Tsit5(), backend="torch"), "unknown backend 'torch'"),
+        (lambda: hj.create_model("homode", input_shape=(1, 8, 8), n_classes=2), "did you mean 'homoode'"),
+        (lambda: hj.create_model("homoode", input_shape=(1, 8, 8), n_classes=2, chanels=4), "did you mean 'channels'"),
+        (lambda: hj.create_model("homoode", input_shape=(1, 8, 8), n_classes=2, channels=40), "multiple of 32"),
+        (lambda: hj.create_model("homoode", input_shape=(1, 8, 8), n_classes=2, dropout=1.0), "dropout"),
+        (lambda: hj.create_model("homoode", input_shape=(1, 8, 8), n_classes=2, init="one"), "learned"),
+    ],
+)
+def test_refused(make, message):
+    with pytest.raises(hj.ConfigError, match=message) as caught:
+        make()
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (lambda t, y: y[:1], r"got shape \(1,\)"),
+        (lambda t, y: y.double(), "float64"),
+        (lambda t, y: 1.0, "must return a torch.Tensor, got float"),
+    ],
+)
+@pytest.mark.parametrize("adjoint", [hj.DirectAdjoint(), hj.CheckpointAdjoint()])
+def test_a_field_of_the_wrong_form_is_refused(bad, message, adjoint):
+    with pytest.raises(hj.ConfigError, match=message):
+        hj.solve(hj.ODEProblem(bad, Y0, (0, 1)), hj.Tsit5(), adjoint=adjoint)
+
+
+def test_julia_is_never_replaced_silently():
+    with pytest.raises(hj.BackendUnavailable, match="backend='pytorch'"):
+        hj.solve(hj.ODEProblem(field, Y0, (0, 1)), hj.Tsit5(), backend="julia")
+
+
+def test_auto_says_once_which_backend_it_took(caplog):
+    from homojl.backends import base
+
+    base._announced.clear()
+    with caplog.at_level("INFO", logger="homojl"):
+        for _ in range(3):
+            hj.solve(hj.ODEProblem(field, Y0, (0, 1)), hj.Tsit5())
+    assert [r.message for r in caplog.records] == ["backend auto: solving with PyTorch"]
+
+
+@pytest.mark.parametrize("statement", ["import homojl", "import homojl; dir(homojl)", "import homojl_cli.main"])
+def test_import_loads_neither_torch_nor_julia(statement):
+    heavy = ("torch", "juliacall", "juliapkg", "numpy", "torchvision", "sklearn", "h5py")
+    code = f"{statement}; import sys; print([m for m in {heavy} if m in sys.modules])"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert out.strip() == "[]"
+
+
+def test_every_public_name_exists():
+    for name in hj.__all__:
+        assert getattr(hj, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        _ = hj.nothing
