@@ -61,7 +61,7 @@ def test_png_is_a_picture(drawn: dict[str, Path], stem: str):
 @pytest.mark.parametrize(
     ("stem", "expected"),
     [
-        ("learning_curves", ["epoch", "mean cross-entropy [nat]", "accuracy [%]", "test (best, epoch 5)"]),
+        ("learning_curves", ["epoch", "mean cross-entropy [nat]", "accuracy [%]", "test (best, epoch 6)"]),
         ("solver_cost", ["epoch", "mean per pass [evaluations]", "mean per training forward pass [steps]"]),
         ("confusion_matrix", ["true class", "predicted class", "share of the true class [%]", "seven"]),
         ("trajectories", ["s", "distance from the start, ‖z(s) − z(0)‖", "true class"]),

@@ -1,0 +1,262 @@
+"""A run as one page of Markdown: what came out, what made it, how to make it again."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from urllib.parse import quote
+
+import numpy as np
+
+from homojl.results.hdf5 import config_text, escape_markdown, replace_file, run_names
+from homojl.results.plots import FIGURES, confusion_counts, most_confused
+from homojl.results.records import METRICS, Evaluation, RunRecord
+
+_ALL_CLASSES = 20  # up to so many, every class gets its line
+_WORST = 10
+
+_MEANING = """\
+- **Accuracy** is the share of images whose class got the largest logit. The 95 % interval (Wilson) says how
+  far chance in the choice of that many test images can move it; it does not cover what another seed changes.
+- **Loss** is the mean cross-entropy in nat: -ln of the probability that the model gave the true class.
+  Guessing among K classes costs ln K.
+- **Evaluations** count how often a solve called the model's vector field, rejected steps included. A batch is
+  solved as one system, so its images share the number.
+- **Training** numbers are means over the epoch while the weights changed, with dropout and augmentation where
+  they are used; validation and test numbers have neither.
+- A model is chosen on the **validation** split, which is part of the training data. The test set has no part
+  in training or choice.
+"""
+
+
+def write_report(path: str | Path, record: RunRecord, figures: Sequence[str | Path] = ()) -> None:
+    """Write the report, whole or not at all.
+
+    Args:
+        figures: files to show, as `draw_all` returns them; links are relative to the report's folder.
+
+    Raises:
+        DataError: the file cannot be written; one that was there is untouched.
+    """
+    answers = record.evaluation
+    sections = [
+        f"# {escape_markdown(' on '.join(run_names(record)))}\n",
+        _table(("", ""), _summary(record)),
+        "## After the last epoch\n",
+        _last_epoch(record),
+    ]
+    if answers is not None:
+        sections += _classes(record, answers)
+    if figures:
+        sections += ["## Figures\n", *_figures(Path(path).parent, [Path(figure) for figure in figures])]
+    config = config_text(record.config)
+    sections += [
+        "## What the numbers mean\n",
+        _MEANING,
+        "## How to reproduce it\n",
+        "```bash\nhomojl train --config config.toml\n```\n",
+        "`config.toml` lies beside this report and is printed below. On the same machine, with the same "
+        "versions, backend and number of threads, the same numbers come out, but for those of time and memory: "
+        + ", ".join(f"`{name}`" for name, metric in METRICS.items() if not metric.repeatable)
+        + ".\n",
+        "## Environment\n",
+        _table(("", ""), [(f"`{key}`", escape_markdown(value)) for key, value in _flat(record.environment)]),
+        "## Configuration\n",
+        _code_block(config, "toml"),
+    ]
+    replace_file(path, "\n".join(sections).encode())
+
+
+def _summary(record: RunRecord) -> list[tuple[str, str]]:
+    """The lines of the first table."""
+    answers, rows = record.evaluation, []
+    if answers is None:
+        rows.append(("Test accuracy", "not evaluated yet: `homojl evaluate RUN`"))
+    else:
+        n, right = len(answers.labels), int(np.sum(answers.labels == answers.predictions))
+        low, high = _wilson(right, n)
+        rows += [
+            (
+                f"{answers.split.capitalize()} accuracy",
+                f"**{_percent(answers.accuracy)}** of {n:,} images ({right:,} right; 95 % interval "
+                f"{100 * low:.2f} to {100 * high:.2f} %)",
+            ),
+            (f"{answers.split.capitalize()} loss", f"{_number(answers.loss)} nat"),
+        ]
+    rows.append(("Validation accuracy", _validation(record)))
+    parameters = f"{record.parameters:,}"
+    if record.initial_point is not None:
+        parameters += f", and {len(record.initial_point):,} numbers of the shared initial point"
+    rows.append(("Trained parameters", parameters))
+    if answers is not None:
+        choice = ""
+        if answers.checkpoint.startswith("best"):
+            choice = (
+                ", the highest accuracy on the validation split"
+                if _validated(record)
+                else ", the last one; there is no validation split"
+            )
+        rows += [
+            ("Checkpoint", escape_markdown(answers.checkpoint) + choice),
+            (
+                "Evaluations of the field",
+                f"{np.mean(answers.nfe):.1f} per forward pass, averaged over the {answers.split} images "
+                f"(from {answers.nfe.min():,} to {answers.nfe.max():,})",
+            ),
+            ("Solves", ", ".join(f"{count:,} {name}" for name, count in answers.status.items() if count)),
+            (
+                f"Time on the {answers.split} set",
+                f"{_duration(answers.seconds)} ({1e3 * answers.seconds / n:.3g} ms per image)",
+            ),
+        ]
+    seconds = [row["seconds"] for row in record.metrics if math.isfinite(row.get("seconds", math.nan))]
+    if seconds:
+        mean = f"{_duration(float(np.mean(seconds)))} per epoch"
+        rows.append(("Training time", f"{mean}, {_duration(sum(seconds))} for {len(seconds):,}"))
+    # What an evaluation says is what was really used: "auto" has become a backend's name there.
+    solver = {**record.config.get("solver", {}), **({} if answers is None else answers.solver)}
+    settings = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in solver.items())
+    rows.append(("Solver", escape_markdown(settings)))
+    return rows
+
+
+def _validated(record: RunRecord) -> bool:
+    return any(math.isfinite(row.get("val_accuracy", math.nan)) for row in record.metrics)
+
+
+def _validation(record: RunRecord) -> str:
+    """The highest and the last validation accuracy."""
+    if not _validated(record):
+        return "no validation split" if record.metrics else "no epoch completed yet"
+    measured = [row for row in record.metrics if math.isfinite(row.get("val_accuracy", math.nan))]
+    best, last = max(measured, key=lambda row: row["val_accuracy"]), measured[-1]
+    text = f"{_percent(best['val_accuracy'])} after epoch {best['epoch']}, the highest"
+    return (
+        text if best is last else f"{text}; {_percent(last['val_accuracy'])} after the last, {last['epoch']}"
+    )
+
+
+def _last_epoch(record: RunRecord) -> str:
+    if not record.metrics:
+        return "No epoch has been completed yet.\n"
+    rows = []
+    for name, value in record.metrics[-1].items():
+        metric = METRICS[name]
+        unit = "" if metric.unit == "1" else metric.unit
+        rows.append((f"`{name}`", _number(value), unit, escape_markdown(metric.description)))
+    return _table(("Metric", "Value", "Unit", "Meaning"), rows)
+
+
+def _classes(record: RunRecord, answers: Evaluation) -> list[str]:
+    """Accuracy of each class, or of the worst ones, and the most frequent mistakes."""
+    counts = confusion_counts(answers, len(record.class_names))
+    totals, right = counts.sum(axis=1), np.diag(counts)
+    names = [escape_markdown(name) for name in record.class_names]
+    shown, heading = range(len(names)), "## Accuracy of each class\n"
+    if len(names) > _ALL_CLASSES:
+        present = [k for k in shown if totals[k]]
+        shown = sorted(present, key=lambda k: right[k] / totals[k])[:_WORST]
+        heading = f"## The {len(shown)} classes of the lowest accuracy, of {len(names)}\n"
+    rows = [
+        (
+            names[k],
+            f"{totals[k]:,}",
+            f"{right[k]:,}",
+            _percent(right[k] / totals[k]) if totals[k] else "no images",
+        )
+        for k in shown
+    ]
+    sections = [heading, _table(("Class", "Images", "Right", "Accuracy"), rows)]
+    if pairs := most_confused(counts, _WORST):
+        rows = [(names[i], names[j], f"{n:,}", _percent(n / totals[i])) for i, j, n in pairs]
+        sections += [
+            "## The most frequent mistakes\n",
+            _table(("True class", "Taken for", "Images", "Share of the true class"), rows),
+        ]
+    return sections
+
+
+def _figures(folder: Path, paths: list[Path]) -> Iterable[str]:
+    """Each figure once, with its caption and links to its other formats."""
+    for stem in dict.fromkeys(path.stem for path in paths):
+        links = {
+            path.suffix[1:]: quote(Path(os.path.relpath(path, folder)).as_posix())
+            for path in paths
+            if path.stem == stem
+        }
+        shown = next((kind for kind in ("png", "svg") if kind in links), None)
+        kind = FIGURES.get(stem)
+        title = kind.title if kind else stem
+        caption = kind.caption if kind else ""
+        others = " ".join(f"[{name.upper()}]({link})" for name, link in links.items() if name != shown)
+        yield f"### {title}\n"
+        if shown:
+            yield f"![{title}]({links[shown]})\n"
+        if text := " ".join(part for part in (caption, others) if part):
+            yield f"{text}\n"
+
+
+# ---- numbers and Markdown
+
+
+def _wilson(right: int, n: int) -> tuple[float, float]:
+    """The 95 % interval of a share.
+
+    References: Wilson (1927), J. Am. Stat. Assoc. 22(158).
+    """
+    z, share = 1.959964, right / n
+    centre = share + z**2 / (2 * n)
+    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.2f} %"
+
+
+def _number(value: float | None) -> str:
+    """Four significant digits; whole numbers and large ones in full."""
+    if value is None or math.isnan(value):
+        return "not measured"
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.1f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{seconds:.3g} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60:,} h {minutes % 60:02d} min"
+
+
+def _plain(value: object) -> str:
+    """A setting as a user would write it."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _flat(values: dict, prefix: str = "") -> Iterable[tuple[str, str]]:
+    """A nested table as lines: dotted key, value."""
+    for key, value in values.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        elif isinstance(value, list | tuple):
+            yield f"{prefix}{key}", " ".join(map(str, value))
+        else:
+            yield f"{prefix}{key}", "none" if value is None else str(value)
+
+
+def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def _code_block(text: str, language: str) -> str:
+    """A fenced block, with a fence longer than any in the text."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return f"{fence}{language}\n{text.rstrip()}\n{fence}\n"
