@@ -59,7 +59,7 @@ def write_report(path: str | Path, record: RunRecord, figures: Sequence[str | Pa
         "## How to reproduce it\n",
         "```bash\nhomojl train --config config.toml\n```\n",
         "`config.toml` lies beside this report and is printed below. On the same machine, with the same "
-        "versions, backend and number of threads, the same numbers come out, but for those of time and memory: "
+        "versions, backend and number of threads, it gives the same numbers, except time and memory: "
         + ", ".join(f"`{name}`" for name, metric in METRICS.items() if not metric.repeatable)
         + ".\n",
         "## Environment\n",
@@ -103,8 +103,8 @@ def _summary(record: RunRecord) -> list[tuple[str, str]]:
             ("Checkpoint", escape_markdown(answers.checkpoint) + choice),
             (
                 "Evaluations of the field",
-                f"{np.mean(answers.nfe):.1f} per forward pass, averaged over the {answers.split} images "
-                f"(from {answers.nfe.min():,} to {answers.nfe.max():,})",
+                f"{np.mean(answers.nfe):.1f} per forward pass, {answers.nfe.min():,} to {answers.nfe.max():,}; "
+                f"averaged over the {answers.split} images",
             ),
             ("Solves", ", ".join(f"{count:,} {name}" for name, count in answers.status.items() if count)),
             (
