@@ -103,8 +103,8 @@ def _summary(record: RunRecord) -> list[tuple[str, str]]:
             ("Checkpoint", escape_markdown(answers.checkpoint) + choice),
             (
                 "Evaluations of the field",
-                f"{np.mean(answers.nfe):.1f} per forward pass, {answers.nfe.min():,} to {answers.nfe.max():,}; "
-                f"averaged over the {answers.split} images",
+                f"{np.mean(answers.nfe):.1f} per forward pass, averaged over the {answers.split} images "
+                f"({answers.nfe.min():,} to {answers.nfe.max():,})",
             ),
             ("Solves", ", ".join(f"{count:,} {name}" for name, count in answers.status.items() if count)),
             (
