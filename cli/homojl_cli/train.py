@@ -44,6 +44,7 @@ def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool,
       homojl train --resume runs/mine
     """
     from homojl.errors import ConfigError
+    from homojl.training.experiment import check
     from homojl.training.loop import train
     from homojl.training.outcome import evaluate_run, publish
     from homojl.training.progress import Progress, TerminalProgress
@@ -53,9 +54,10 @@ def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool,
         given = [name for name, value in choices.items() if value not in (None, ())]
         if given or out or overwrite:
             raise ConfigError("--resume goes on with a run as it was configured; it takes no other settings")
-        run = Run.open(resume)
+        run, data = Run.open(resume), None
     else:
         config = _config(**choices)
+        data = check(config)
         run = Run.create(out or _new_folder(config), config, overwrite=overwrite)
 
     show = (lambda *_: None) if quiet else print
@@ -70,7 +72,7 @@ def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool,
     previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     progress = Progress() if quiet else TerminalProgress()
     try:
-        complete = train(run, progress=progress, should_stop=lambda: bool(stopped_by))
+        complete = train(run, data=data, progress=progress, should_stop=lambda: bool(stopped_by))
     finally:
         progress.close()
         for number, handler in previous.items():

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,44 +12,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
 from homojl.errors import CheckpointError
+from homojl.files import atomic_write
 
 SCHEMA = 1
-
-
-@contextlib.contextmanager
-def atomic_write(path: Path) -> Iterator[Path]:
-    """A temporary path beside `path` to write to; it replaces `path` once it is written, synced and closed.
-
-    If the body fails, the temporary file is removed and what was at `path` stays as it was.
-    """
-    path = Path(path)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".tmp")
-    os.close(handle)
-    temporary = Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "posix":  # elsewhere folders cannot be opened
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_checkpoint(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
@@ -64,7 +25,8 @@ def write_checkpoint(path: Path, tensors: dict[str, torch.Tensor], header: dict[
     """
     # One set of bytes serves the digest and the file; the memory format is not kept.
     tensors = {name: t.detach().cpu().contiguous() for name, t in tensors.items()}
-    metadata = {"schema": str(SCHEMA), "header": json.dumps(header), "digest": _digest(tensors)}
+    text = json.dumps(header)
+    metadata = {"schema": str(SCHEMA), "header": text, "digest": _digest(tensors, text)}
     try:
         with atomic_write(path) as temporary:
             temporary.write_bytes(save(tensors, metadata=metadata))
@@ -96,16 +58,14 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         raise CheckpointError(
             f"{path} has checkpoint schema {metadata['schema']}; this version of homojl reads schema {SCHEMA}"
         )
-    if metadata.get("digest") != _digest(tensors):
+    text = metadata.get("header", "")
+    if metadata.get("digest") != _digest(tensors, text):
         raise CheckpointError(f"{path} is damaged: its contents do not match their checksum")
-    try:
-        return tensors, json.loads(metadata["header"])
-    except (KeyError, ValueError):
-        raise CheckpointError(f"{path} is damaged: its header cannot be read") from None
+    return tensors, json.loads(text)
 
 
-def _digest(tensors: dict[str, torch.Tensor]) -> str:
-    digest = hashlib.sha256()
+def _digest(tensors: dict[str, torch.Tensor], header: str) -> str:
+    digest = hashlib.sha256(header.encode())
     for name in sorted(tensors):
         t = tensors[name]
         digest.update(f"{name} {t.dtype} {tuple(t.shape)}\n".encode())

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from homojl.backends import get_backend
 from homojl.data.datasets import ImageDataset, load_dataset
 from homojl.errors import ConfigError
 from homojl.models import AbstractImplicitModel, create_model
@@ -64,6 +65,34 @@ def resolve_device(name: str) -> torch.device:
 def load_data(config: ExperimentConfig, *, progress: bool = True) -> ImageDataset:
     """The configured dataset."""
     return load_dataset(config.data.dataset, root=config.data.root, progress=progress)
+
+
+def check(config: ExperimentConfig) -> ImageDataset:
+    """Load the data and build everything once, so that what cannot work is refused before a run is made.
+
+    Raises:
+        ConfigError, DataError, BackendUnavailable: whatever would stop the run at its start.
+    """
+    resolve_device(config.train.device)
+    get_backend(config.solver.backend)
+    data = load_data(config)
+    build_model(config, ModelForm.of(data))
+    steps_per_epoch(data, config)
+    return data
+
+
+def steps_per_epoch(data: ImageDataset, config: ExperimentConfig) -> int:
+    """Full batches in the training split.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    n = len(data.split(config.data.val_fraction, config.train.seed)[0])
+    if n < config.train.batch_size:
+        raise ConfigError(
+            f"train.batch_size is {config.train.batch_size} but only {n} training images are left after the split"
+        )
+    return n // config.train.batch_size
 
 
 def build_model(config: ExperimentConfig, form: ModelForm) -> AbstractImplicitModel:

@@ -19,9 +19,11 @@ from torch.nn.functional import cross_entropy
 
 import homojl
 from homojl.data.augment import augment, iterate_batches
-from homojl.errors import CheckpointError, ConfigError, SolveError
+from homojl.data.datasets import ImageDataset
+from homojl.errors import CheckpointError, SolveError
 from homojl.models import AbstractImplicitModel
-from homojl.results.records import METRICS
+from homojl.models.blocks import InitialPoint
+from homojl.results.records import METRICS, Evaluation
 from homojl.solution import Solution, Status
 from homojl.training.checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
 from homojl.training.config import ExperimentConfig, OptimConfig
@@ -33,6 +35,7 @@ from homojl.training.experiment import (
     initial_point,
     load_data,
     resolve_device,
+    steps_per_epoch,
 )
 from homojl.training.progress import Progress
 from homojl.training.run import Run, checked_form, form_header, load_weights
@@ -82,12 +85,17 @@ class Position:
 
 
 def train(
-    run: Run, *, progress: Progress | None = None, should_stop: Callable[[], bool] = lambda: False
+    run: Run,
+    *,
+    data: ImageDataset | None = None,
+    progress: Progress | None = None,
+    should_stop: Callable[[], bool] = lambda: False,
 ) -> bool:
     """Train a run from wherever it stands to its last epoch.
 
     Args:
         run: a new run, or one that was stopped or killed.
+        data: the configured dataset where it is loaded already.
         progress: what to show; None: nothing.
         should_stop: asked after each step; when true, a checkpoint is written and the loop ends.
 
@@ -102,15 +110,11 @@ def train(
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     device = resolve_device(config.train.device)
-    data = load_data(config)
+    data = load_data(config) if data is None else data
     form = ModelForm.of(data)
     train_index, val_index = data.split(config.data.val_fraction, config.train.seed)
     batch_size, epochs = config.train.batch_size, config.train.epochs
-    batches = len(train_index) // batch_size
-    if batches == 0:
-        raise ConfigError(
-            f"train.batch_size is {batch_size} but only {len(train_index)} training images are left after the split"
-        )
+    batches = steps_per_epoch(data, config)
 
     model = build_model(config, form).to(device)
     model.throw = False  # a failed solve is counted, and ends the run only if the loss is not finite
@@ -190,7 +194,8 @@ def train(
                 checkpoint="",
             )
         position.epoch += 1
-        metrics = epoch_metrics(position, val, point, device, time.perf_counter() - started, optimizer)
+        lr = learning_rate(config.optim, position.step - 1, epochs * batches, batches)
+        metrics = epoch_metrics(position, lr, val, point, device, time.perf_counter() - started)
         score = -position.epoch if val is None else val.accuracy
         if score > position.best_score or val is None:
             position.best_epoch, position.best_score = position.epoch, score
@@ -221,13 +226,20 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, steps_per_ep
     return config.lr
 
 
-def epoch_metrics(position: Position, val, point, device: torch.device, val_seconds: float, optimizer) -> dict:
+def epoch_metrics(
+    position: Position,
+    lr: float,
+    val: Evaluation | None,
+    point: InitialPoint | None,
+    device: torch.device,
+    val_seconds: float,
+) -> dict[str, float]:
     """The epoch's line in metrics.jsonl, keys in the order of `METRICS`; NaN where there is no number."""
     t = position.totals
     numbers = {
         "epoch": position.epoch,
         "step": position.step,
-        "lr": optimizer.param_groups[0]["lr"],
+        "lr": lr,
         "train_loss": t.loss / t.images,
         "train_accuracy": t.correct / t.images,
         "val_loss": math.nan if val is None else val.loss,

@@ -18,9 +18,10 @@ import torch
 
 import homojl
 from homojl.errors import CheckpointError, ConfigError
+from homojl.files import atomic_write
 from homojl.models import AbstractImplicitModel, count_parameters
 from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
-from homojl.training.checkpoint import atomic_write, read_checkpoint
+from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, read_toml
 from homojl.training.experiment import ModelForm, build_model, initial_point
 

@@ -110,8 +110,13 @@ def test_the_classification_loss_never_reaches_the_initial_point(adjoint, backen
     assert all(weights[n].grad.abs().max() > 0 for n in weights if n.endswith("weight"))
 
 
-@pytest.mark.parametrize("adjoint", [hj.CheckpointAdjoint(), hj.GaussAdjoint(), hj.BacksolveAdjoint()], ids=lambda a: a.name)
-def test_every_adjoint_gives_the_direct_gradient(adjoint, backend):
+@pytest.mark.parametrize(
+    ("adjoint", "tolerance"),
+    # The continuous adjoints meet the kinks of the field's ReLU, where they converge slowly with the tolerance.
+    [(hj.CheckpointAdjoint(), 1e-12), (hj.GaussAdjoint(), 5e-3), (hj.BacksolveAdjoint(), 5e-3)],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_every_adjoint_gives_the_direct_gradient(adjoint, tolerance, backend):
     image, labels = torch.randn(3, 1, 8, 8).double(), torch.tensor([0, 1, 2])
     grads = []
     for how, where in ((hj.DirectAdjoint(), "pytorch"), (adjoint, backend)):
@@ -124,7 +129,7 @@ def test_every_adjoint_gives_the_direct_gradient(adjoint, backend):
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
     largest = max(float(g.abs().max()) for g in grads[0].values())
     for name, grad in grads[0].items():
-        torch.testing.assert_close(grads[1][name], grad, rtol=1e-5, atol=1e-6 * largest, msg=name)
+        torch.testing.assert_close(grads[1][name], grad, rtol=tolerance, atol=tolerance * largest, msg=name)
 
 
 class TestInitialPoint:

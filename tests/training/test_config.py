@@ -1,0 +1,141 @@
+"""Configurations: complete, checked, and the same after a trip through TOML."""
+
+from __future__ import annotations
+
+import tomllib
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from homojl.errors import ConfigError, HomoJLError
+from homojl.models import count_parameters, create_model
+from homojl.training.config import (
+    ExperimentConfig,
+    merge,
+    parse_assignment,
+    preset_names,
+    read_preset,
+    read_toml,
+)
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_every_preset_parses_builds_and_names_each_source(name):
+    from homojl.data import dataset_info
+
+    values = read_preset(name)
+    config = ExperimentConfig.from_dict(values)
+    info = dataset_info(config.data.dataset)
+    model = create_model(
+        config.model.name, input_shape=info.input_shape, n_classes=info.n_classes, **config.model.options
+    )
+    assert count_parameters(model) > 0
+    assert name == f"{config.model.name}-{config.data.dataset}"
+    from importlib import resources
+
+    text = (resources.files("homojl.presets") / f"{name}.toml").read_text()
+    for line in text.splitlines():
+        if "=" in line.partition("#")[0] and not line.startswith(("name", "dataset")):
+            comment = line.partition("#")[2]
+            assert any(word in comment for word in ("Table 5", "Scripts", "Appendix G", "ours", "paper")), line
+
+
+def test_the_papers_settings_are_in_the_presets():
+    """math: Table 5, and the scripts' schedule."""
+    table = {"mnist": (32, 0.1, 20, 0.02), "svhn": (64, 0.1, 20, 0.02), "cifar10": (64, 0.1, 20, 0.02),
+             "cifar100": (128, 0.15, 5, 0.01)}  # fmt: skip
+    for dataset, (channels, dropout, every, lr) in table.items():
+        c = ExperimentConfig.from_dict(read_preset(f"homoode-{dataset}"))
+        assert (c.model.options["channels"], c.model.options["dropout"]) == (channels, dropout)
+        assert (c.initial_point.every, c.initial_point.lr) == (every, lr)
+        assert (c.train.batch_size, c.optim.name, c.optim.lr) == (64, "adam", 1e-3)
+        assert (c.solver.algorithm, c.solver.rtol, c.solver.atol) == ("dopri5", 1e-3, 1e-3)
+        assert (c.train.epochs, c.optim.schedule, c.optim.min_lr) == (300, "cosine", 1e-6)
+        assert (c.data.pad, c.data.flip) == ((4, True) if dataset.startswith("cifar") else (0, False))
+
+
+@pytest.mark.parametrize("name", [None, *preset_names()])
+def test_toml_round_trip(name):
+    config = ExperimentConfig.from_dict(read_preset(name) if name else {})
+    again = ExperimentConfig.from_dict(tomllib.loads(config.to_toml()))
+    assert again == config
+    assert again.to_toml() == config.to_toml()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"optim": {"lrr": 1.0}}, "unknown key optim.lrr; did you mean 'lr'"),
+        ({"optims": {}}, r"unknown section \[optims\]; did you mean 'optim'"),
+        ({"model": {"chanels": 3}}, "unknown key model.chanels; did you mean 'channels'"),
+        ({"model": {"name": "homoodee"}}, "did you mean 'homoode'"),
+        ({"model": {"channels": "many"}}, "model.channels must be int, got 'many'"),
+        ({"model": {"channels": True}}, "model.channels must be int, got True"),
+        ({"train": {"epochs": 1.5}}, "train.epochs must be a whole number, got 1.5"),
+        ({"train": {"epochs": 0}}, "train.epochs must be at least 1, got 0"),
+        ({"train": {"epochs": True}}, "train.epochs must be a whole number, got True"),
+        ({"optim": {"lr": float("nan")}}, "optim.lr must be a finite number"),
+        ({"optim": {"lr": "fast"}}, "optim.lr must be a finite number, got 'fast'"),
+        ({"optim": {"lr": -1}}, "optim.lr must be at least 0"),
+        ({"optim": {"name": "adamm"}}, "optim.name must be one of adam, adamw, sgd"),
+        ({"optim": {"milestones": [1, "x"]}}, "optim.milestones must be a whole number"),
+        ({"optim": {"milestones": 3}}, "optim.milestones must be a list"),
+        ({"data": {"flip": 1}}, "data.flip must be true or false"),
+        ({"solver": {"algorithm": "tsit"}}, "unknown ODE algorithm 'tsit'; did you mean 'tsit5'"),
+        ({"solver": {"rtol": -1e-3}}, "rtol must be a finite number >= 0"),
+        ({"solver": {"adjoint": "forward"}}, "solver.adjoint must be one of"),
+        ({"train": 3}, r"\[train\] must be a section"),
+    ],
+)
+def test_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        ExperimentConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("optim.lr=3e-4", {"optim": {"lr": 3e-4}}),
+        ("data.dataset=svhn", {"data": {"dataset": "svhn"}}),
+        ("data.flip = true", {"data": {"flip": True}}),
+        ("optim.milestones=[3, 5]", {"optim": {"milestones": [3, 5]}}),
+        ('data.dataset="a=b.npz"', {"data": {"dataset": "a=b.npz"}}),
+    ],
+)
+def test_assignments(text, expected):
+    assert parse_assignment(text) == expected
+
+
+@pytest.mark.parametrize("text", ["", "lr", "lr=3", "optim.lr", "=3", ".=3", "optim.=3"])
+def test_assignments_refused(text):
+    with pytest.raises(ConfigError, match=r"section.key=value"):
+        parse_assignment(text)
+
+
+@given(st.text(max_size=40), st.text(max_size=40))
+def test_any_assignment_is_read_or_refused(key, value):
+    try:
+        ExperimentConfig.from_dict(parse_assignment(f"{key}={value}"))
+    except HomoJLError as error:
+        assert "\n" not in str(error) or "\n" in key + value
+
+
+@given(st.binary(max_size=200))
+def test_any_file_is_read_or_refused(tmp_path_factory, content):
+    path = tmp_path_factory.mktemp("config") / "c.toml"
+    path.write_bytes(content)
+    try:
+        ExperimentConfig.from_dict(read_toml(path))
+    except ConfigError:
+        pass  # the one error that may come out
+
+
+def test_later_layers_win_setting_by_setting():
+    merged = merge({"a": {"x": 1, "y": 2}}, {"a": {"y": 3}}, {"b": {"z": 4}})
+    assert merged == {"a": {"x": 1, "y": 3}, "b": {"z": 4}}
+
+
+def test_fixed_step_methods_ignore_tolerances():
+    config = ExperimentConfig.from_dict({"solver": {"algorithm": "rk4", "step_size": 0.25}})
+    assert config.solver.build_algorithm().step_size == 0.25

@@ -1,0 +1,280 @@
+"""Training: learns, repeats, resumes after any kill, and ends cleanly."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from homojl.errors import CheckpointError, ConfigError, SolveError
+from homojl.results.records import METRICS
+from homojl.training import loop
+from homojl.training.checkpoint import read_checkpoint
+from homojl.training.config import ExperimentConfig, OptimConfig, merge
+from homojl.training.loop import learning_rate, train
+from homojl.training.progress import Progress
+from homojl.training.run import Run, load_run
+
+REPEATABLE = [name for name, metric in METRICS.items() if metric.repeatable]
+
+
+def repeatable(run: Run) -> list[tuple]:
+    return [tuple(m[name] for name in REPEATABLE) for m in run.metrics]
+
+
+def assert_same_end(a: Run, b: Run) -> None:
+    """Bit-identical parameters, optimiser state, position and metrics."""
+    assert repeatable(a) == repeatable(b)
+    for path in ("last_checkpoint", "best_checkpoint"):
+        tensors_a, header_a = read_checkpoint(getattr(a, path))
+        tensors_b, header_b = read_checkpoint(getattr(b, path))
+        assert tensors_a.keys() == tensors_b.keys()
+        for name in tensors_a:
+            assert torch.equal(tensors_a[name], tensors_b[name]), name
+        assert header_a["position"] == header_b["position"]
+
+
+def changed(config: ExperimentConfig, **sections) -> ExperimentConfig:
+    return ExperimentConfig.from_dict(merge(config.to_dict(), sections))
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    """One undisturbed run that others are compared with."""
+    from tests.training.conftest import TINY
+
+    run = Run.create(tmp_path_factory.mktemp("runs") / "straight", ExperimentConfig.from_dict(TINY))
+    assert train(run) is True
+    return run
+
+
+def test_a_run_learns_and_records(finished):
+    metrics = finished.metrics
+    assert [m["epoch"] for m in metrics] == [1, 2, 3]
+    assert metrics[-1]["train_loss"] < metrics[0]["train_loss"] - 0.1
+    assert metrics[-1]["val_accuracy"] > 0.25  # chance is 0.1
+    for m in metrics:
+        assert list(m) == list(METRICS)
+        assert all(math.isfinite(v) for v in m.values())
+        assert m["nfe_backward"] == pytest.approx(3 * m["accepted_steps"])  # bosh3, checkpointed
+        assert m["failed_solves"] == 0
+        assert m["peak_memory"] > 10
+    assert metrics[-1]["initial_point_norm"] > 0
+    assert metrics[-1]["lr"] < metrics[0]["lr"] <= 1e-2
+    assert sorted(p.name for p in finished.path.iterdir()) == [
+        "checkpoints", "config.toml", "environment.json", "metrics.jsonl"
+    ]  # fmt: skip
+    assert finished.environment["packages"]["torch"] == torch.__version__
+
+
+def test_the_same_seed_repeats_and_another_does_not(finished, tiny, tmp_path):
+    again = Run.create(tmp_path / "again", tiny)
+    train(again)
+    assert_same_end(finished, again)
+    other = Run.create(tmp_path / "other", changed(tiny, train={"seed": 1}))
+    train(other)
+    assert repeatable(other) != repeatable(finished)
+
+
+def test_stopping_after_any_step_and_going_on_changes_nothing(finished, tiny, tmp_path):
+    run = Run.create(tmp_path / "stopped", tiny)
+    rng, stops = random.Random(5), 0
+    while not train(run, should_stop=lambda: rng.random() < 0.2):
+        stops += 1
+    assert stops > 2
+    assert_same_end(finished, run)
+
+
+class KilledError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("when", ["before", "after"])
+@pytest.mark.parametrize(
+    ("where", "name", "call"), [(Run, "append_metrics", 2), (loop, "save", 3), (loop, "save", 4)]
+)
+def test_dying_around_the_writes_that_end_an_epoch_changes_nothing(
+    finished, tiny, tmp_path, monkeypatch, where, name, call, when
+):
+    run, original, calls = Run.create(tmp_path / "r", tiny), getattr(where, name), []
+
+    def dying(*args):
+        calls.append(1)
+        if when == "after" or len(calls) != call:
+            original(*args)
+        if len(calls) == call:
+            raise KilledError
+
+    monkeypatch.setattr(where, name, dying)
+    with pytest.raises(KilledError):
+        train(run)
+    monkeypatch.undo()
+    assert train(run)
+    assert_same_end(finished, run)
+
+
+def test_sigkill_at_random_moments(finished, tiny, tmp_path):
+    """The whole process dies, several times; what is left goes on to the very same end."""
+    config = changed(tiny, train={"checkpoint_seconds": 0.0})
+    run = Run.create(tmp_path / "killed", config)
+    code = f"from homojl.training import load_run, train; assert train(load_run({str(run.path)!r}))"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
+    rng, kills = random.Random(17), 0
+    while True:
+        process = subprocess.Popen([sys.executable, "-c", code], env=environment, stderr=subprocess.PIPE, text=True)
+        if kills < 5:
+            # Wait until this process has made a step of its own, then strike within the next few steps.
+            before = run.last_checkpoint.stat().st_mtime_ns if run.last_checkpoint.exists() else 0
+            while process.poll() is None:
+                if run.last_checkpoint.exists() and run.last_checkpoint.stat().st_mtime_ns > before:
+                    time.sleep(rng.uniform(0.0, 0.15))
+                    process.send_signal(signal.SIGKILL)
+                    break
+                time.sleep(0.002)
+        _, errors = process.communicate()
+        if process.returncode == 0:
+            break
+        assert process.returncode == -signal.SIGKILL, errors
+        kills += 1
+    assert kills >= 3
+    assert_same_end(finished, run)
+
+
+def test_a_half_written_metrics_line_is_dropped(finished, tiny, tmp_path):
+    run = Run.create(tmp_path / "half", tiny)
+    assert not train(run, should_stop=lambda: len(run.metrics) == 1)
+    line = json.dumps(dict.fromkeys(METRICS, 2))
+    with open(run.path / "metrics.jsonl", "a") as file:
+        file.write(line + "\n" + line[:37])
+    assert train(run)
+    assert_same_end(finished, run)
+
+
+def test_damage_is_refused(tiny, tmp_path):
+    run = Run.create(tmp_path / "damaged", tiny)
+    assert not train(run, should_stop=lambda: len(run.metrics) == 1)
+    good = (run.path / "metrics.jsonl").read_text()
+    (run.path / "metrics.jsonl").write_text("{}\n" + good)
+    with pytest.raises(CheckpointError, match="damaged in line 1"):
+        train(run)
+    (run.path / "metrics.jsonl").write_text("")
+    with pytest.raises(CheckpointError, match="0 epochs but the checkpoint has completed 1"):
+        train(run)
+    (run.path / "metrics.jsonl").write_text(good)
+    bytes_ = run.last_checkpoint.read_bytes()
+    run.last_checkpoint.write_bytes(bytes_[: len(bytes_) // 2])
+    with pytest.raises(CheckpointError, match="damaged"):
+        train(run)
+
+
+def test_a_checkpoint_of_another_model_is_refused(finished, tiny, tmp_path):
+    other = Run.create(tmp_path / "other", changed(tiny, model={"channels": 8}))
+    other.last_checkpoint.write_bytes(finished.last_checkpoint.read_bytes())
+    other.best_checkpoint.write_bytes(finished.best_checkpoint.read_bytes())
+    with pytest.raises(CheckpointError, match="of another model"):
+        train(other)
+    with pytest.raises(CheckpointError, match="of another model"):
+        _ = other.model
+
+
+def test_load_run(finished):
+    run = load_run(finished.path)
+    assert run.config == finished.config
+    assert run.model(torch.zeros(2, 1, 8, 8)).shape == (2, 10)
+    with pytest.raises(CheckpointError, match="is not a run"):
+        load_run(finished.path.parent)
+
+
+def test_initial_point_moves_only_by_its_own_sgd(tiny, tmp_path):
+    learned = Run.create(tmp_path / "learned", changed(tiny, train={"epochs": 1}))
+    train(learned)
+    assert learned.metrics[0]["initial_point_loss"] > 0
+    assert not any(name.startswith("optimizer.24") for name in read_checkpoint(learned.last_checkpoint)[0])
+    zero = Run.create(tmp_path / "zero", changed(tiny, train={"epochs": 1}, model={"init": "zero"}))
+    train(zero)
+    assert zero.metrics[0]["initial_point_norm"] == 0
+    assert zero.metrics[0]["initial_point_loss"] == 0
+
+
+def test_without_a_validation_split_the_last_epoch_counts(tiny, tmp_path):
+    run = Run.create(tmp_path / "r", changed(tiny, data={"val_fraction": 0.0}, train={"epochs": 2}))
+    train(run)
+    assert math.isnan(run.metrics[0]["val_accuracy"])
+    assert read_checkpoint(run.best_checkpoint)[1]["position"]["best_epoch"] == 2
+    assert "NaN" not in (run.path / "metrics.jsonl").read_text()
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_try(tiny, tmp_path):
+    run = Run.create(tmp_path / "r", changed(tiny, optim={"name": "sgd", "lr": 1e30}))
+    with pytest.raises(SolveError, match="the loss is nan at step"):
+        train(run)
+
+
+def test_failed_solves_are_counted(tiny, tmp_path):
+    run = Run.create(tmp_path / "r", changed(tiny, solver={"max_steps": 2}, data={"val_fraction": 0.0},
+                                             train={"epochs": 1}))  # fmt: skip
+    train(run)
+    assert run.metrics[0]["failed_solves"] > 0
+
+
+def test_refused_before_any_work(tiny, tmp_path):
+    from homojl.training.experiment import check
+
+    for sections, message in [
+        ({"train": {"batch_size": 5000}}, "only 1150 training images"),
+        ({"train": {"device": "gpu"}}, "device 'gpu' cannot be used"),
+        ({"data": {"dataset": "digitz"}}, "did you mean 'digits'"),
+        ({"data": {"val_fraction": 1.0}}, "validation fraction"),
+        ({"model": {"channels": 33}}, "multiple of 32"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            check(changed(tiny, **sections))
+
+
+def test_an_existing_folder_is_not_overwritten_by_accident(finished, tiny, tmp_path):
+    with pytest.raises(ConfigError, match="--resume"):
+        Run.create(finished.path, tiny)
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(ConfigError, match="leaves it alone"):
+        Run.create(tmp_path, tiny, overwrite=True)
+    assert (tmp_path / "thesis.tex").exists()
+    run = Run.create(tmp_path / "new", tiny)
+    (run.path / "metrics.jsonl").write_text("old\n")
+    assert Run.create(run.path, tiny, overwrite=True).metrics == []
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rates"),
+    [
+        ("constant", {0: 0.1, 50: 0.1, 99: 0.1}),
+        ("cosine", {0: 0.1, 50: (0.1 + 1e-6) / 2, 100: 1e-6}),
+        ("step", {0: 0.1, 19: 0.1, 20: 0.01, 39: 0.01, 40: 0.001, 99: 0.001}),
+    ],
+)
+def test_learning_rates(schedule, rates):
+    config = OptimConfig(lr=0.1, schedule=schedule, milestones=(2, 4))
+    for step, rate in rates.items():
+        assert learning_rate(config, step, 100, 10) == pytest.approx(rate)
+
+
+def test_progress_sees_every_step(tiny, tmp_path):
+    seen = {"steps": 0, "epochs": []}
+
+    class Watching(Progress):
+        def step(self, numbers):
+            seen["steps"] += 1
+            assert set(numbers) == {"loss", "acc", "nfe", "img/s"}
+
+        def end_epoch(self, metrics):
+            seen["epochs"].append(metrics["epoch"])
+
+    train(Run.create(tmp_path / "r", changed(tiny, train={"epochs": 2})), progress=Watching())
+    assert seen == {"steps": 2 * 8, "epochs": [1, 2]}
