@@ -15,12 +15,11 @@ __version__ = "0.1.0"
 _EXPORTS = {
     **dict.fromkeys(["ODEProblem"], "homojl.problems"),
     **dict.fromkeys(
-        ["Euler", "Midpoint", "RK4", "Bosh3", "Dopri5", "Tsit5", "Dopri8", "ode_algorithm"], "homojl.algorithms"
+        ["Euler", "Midpoint", "RK4", "Bosh3", "Dopri5", "Tsit5", "Dopri8", "ode_algorithm"],
+        "homojl.algorithms",
     ),
     **dict.fromkeys(["Solution", "Stats", "Status"], "homojl.solution"),
-    **dict.fromkeys(
-        ["DirectAdjoint", "CheckpointAdjoint", "BacksolveAdjoint", "GaussAdjoint"], "homojl.adjoints"
-    ),
+    **dict.fromkeys(["DirectAdjoint", "CheckpointAdjoint", "BacksolveAdjoint", "GaussAdjoint"], "homojl.adjoints"),
     **dict.fromkeys(["solve"], "homojl.solving"),
     **dict.fromkeys(["create_model", "model_names"], "homojl.models"),
     **dict.fromkeys(["load_dataset", "dataset_names"], "homojl.data"),

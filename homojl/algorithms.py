@@ -150,7 +150,7 @@ class Tsit5(AbstractAdaptive):
 
 @dataclass(frozen=True, kw_only=True)
 class Dopri8(AbstractAdaptive):
-    """Prince and Dormand's 8(7) pair, thirteen evaluations a step, which end on the save times; for tolerances below 1e-8."""
+    """Prince and Dormand's 8(7) pair, thirteen evaluations a step that end on the save times; for rtol below 1e-8."""
 
     tableau: ClassVar = tableaus.DOPRI8
 

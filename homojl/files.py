@@ -8,6 +8,8 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from homojl.errors import DataError
+
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
@@ -43,3 +45,16 @@ def _sync_folder(folder: Path) -> None:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
+
+
+def replace_file(path: str | Path, content: bytes) -> None:
+    """Write a file whole or not at all.
+
+    Raises:
+        DataError: if it cannot be written; nothing is left of it then, and a file that was there is as it was.
+    """
+    try:
+        with atomic_write(Path(path)) as temporary:
+            temporary.write_bytes(content)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror or error}") from error

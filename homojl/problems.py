@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -49,9 +50,7 @@ class ODEProblem:
         if self.y0.numel() == 0:
             raise ConfigError(f"y0 is empty: its shape is {tuple(self.y0.shape)}")
         if not isinstance(self.args, tuple):
-            raise ConfigError(
-                f"args must be a tuple, got {type(self.args).__name__}; write args=(x,) for one argument"
-            )
+            raise ConfigError(f"args must be a tuple, got {type(self.args).__name__}; write args=(x,) for one argument")
         object.__setattr__(self, "ts", _checked_times(self.ts))
         if self.params is None:
             is_module = isinstance(self.f, torch.nn.Module)
@@ -71,8 +70,7 @@ def _checked_times(ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
         raise ConfigError(f"ts needs the initial time and at least one more, got {len(times)} time(s)")
     if not all(math.isfinite(t) for t in times):
         raise ConfigError("ts has a time that is not finite")
-    ahead = [b > a for a, b in zip(times, times[1:], strict=False)]
-    behind = [b < a for a, b in zip(times, times[1:], strict=False)]
-    if not (all(ahead) or all(behind)):
+    ahead = [b > a for a, b in itertools.pairwise(times)]
+    if not (all(ahead) or all(b < a for a, b in itertools.pairwise(times))):
         raise ConfigError("ts must be strictly increasing or strictly decreasing")
     return times

@@ -21,7 +21,7 @@ class ButcherTableau:
         c: `s` stage times as fractions of the step.
         b_error: `s` weights of the error estimate (solution minus embedded solution); None: no estimate.
         dense: `s` rows of polynomial coefficients; the state at the fraction th of a step of size h is
-            y + h sum_j k_j sum_m dense[j][m] th**(m+1). None: no continuous extension; steps then end on the save times.
+            y + h sum_j k_j sum_m dense[j][m] th**(m+1). None: there is none; steps then end on the save times.
         dense_order: order of that extension's value (its local error is one order higher).
     """
 
@@ -102,9 +102,24 @@ TSIT5 = ButcherTableau(
         (2.8971530571054935, -6.359448489975075, 4.3622954328695815),
         (5.325864828439257, -11.748883564062828, 7.4955393428898365, -0.09249506636175525),
         (5.86145544294642, -12.92096931784711, 8.159367898576159, -0.071584973281401, -0.028269050394068383),
-        (0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774),
+        (
+            0.09646076681806523,
+            0.01,
+            0.4798896504144996,
+            1.379008574103742,
+            -3.290069515436081,
+            2.324710524099774,
+        ),
     ),
-    b=(0.09646076681806523, 0.01, 0.4798896504144996, 1.379008574103742, -3.290069515436081, 2.324710524099774, 0.0),
+    b=(
+        0.09646076681806523,
+        0.01,
+        0.4798896504144996,
+        1.379008574103742,
+        -3.290069515436081,
+        2.324710524099774,
+        0.0,
+    ),
     c=(0.0, 0.161, 0.327, 0.9, 0.9800255409045097, 1.0, 1.0),
     b_error=(
         0.0017800110522257773,

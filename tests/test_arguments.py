@@ -47,10 +47,19 @@ def field(t, y):
         (lambda: hj.solve(field, hj.Tsit5()), "must be an ODEProblem"),
         (lambda: hj.solve(hj.ODEProblem(field, Y0, (0, 1)), "tsit5"), "Tsit5()"),
         (lambda: hj.solve(hj.ODEProblem(field, Y0, (0, 1)), hj.Tsit5(), adjoint="direct"), "adjoint must be"),
-        (lambda: hj.solve(hj.ODEProblem(field, Y0, (0, 1)), hj.Tsit5(), backend="torch"), "unknown backend 'torch'"),
+        (
+            lambda: hj.solve(hj.ODEProblem(field, Y0, (0, 1)), hj.Tsit5(), backend="torch"),
+            "unknown backend 'torch'",
+        ),
         (lambda: hj.create_model("homode", input_shape=(1, 8, 8), n_classes=2), "did you mean 'homoode'"),
-        (lambda: hj.create_model("homoode", input_shape=(1, 8, 8), n_classes=2, chanels=4), "did you mean 'channels'"),
-        (lambda: hj.create_model("homoode", input_shape=(1, 8, 8), n_classes=2, channels=40), "multiple of 32"),
+        (
+            lambda: hj.create_model("homoode", input_shape=(1, 8, 8), n_classes=2, chanels=4),
+            "did you mean 'channels'",
+        ),
+        (
+            lambda: hj.create_model("homoode", input_shape=(1, 8, 8), n_classes=2, channels=40),
+            "multiple of 32",
+        ),
         (lambda: hj.create_model("homoode", input_shape=(1, 8, 8), n_classes=2, dropout=1.0), "dropout"),
         (lambda: hj.create_model("homoode", input_shape=(1, 8, 8), n_classes=2, init="one"), "learned"),
     ],

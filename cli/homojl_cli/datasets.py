@@ -8,7 +8,11 @@ import click
 
 
 @click.command("datasets")
-@click.option("--data-root", type=click.Path(path_type=Path), help="Folder of datasets. [default: $HOMOJL_DATA or the user's cache]")
+@click.option(
+    "--data-root",
+    type=click.Path(path_type=Path),
+    help="Folder of datasets. [default: $HOMOJL_DATA or the user's cache]",
+)
 def command(data_root: Path | None) -> None:
     """List the datasets, and whether their files are here.
 
@@ -24,7 +28,13 @@ def command(data_root: Path | None) -> None:
         info = dataset_info(name)
         folders = [root / folder for folder in info.folders]
         missing = [file for file in info.files if find_file(file, folders) is None]
-        state = "embedded" if not info.files else "here" if not missing else f"{len(missing)} of {len(info.files)} files missing"
+        state = (
+            "embedded"
+            if not info.files
+            else "here"
+            if not missing
+            else f"{len(missing)} of {len(info.files)} files missing"
+        )
         shape = " x ".join(str(n) for n in info.input_shape)
         print(
             f"{name:<14} {shape:<11} {info.n_classes:>3} classes  {info.n_train:>6,} + {info.n_test:>6,} images  "

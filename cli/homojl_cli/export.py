@@ -13,7 +13,9 @@ from homojl_cli.options import run_argument
 @click.command("export")
 @run_argument
 @click.option("--out", type=click.Path(path_type=Path), help="File to write. [default: RUN/results.h5]")
-@click.option("--trajectories", type=int, default=0, metavar="N", help="Also the paths z(s) of the first N test images.")
+@click.option(
+    "--trajectories", type=int, default=0, metavar="N", help="Also the paths z(s) of the first N test images."
+)
 def command(run: str, out: Path | None, trajectories: int) -> None:
     """Write a run's results to one self-describing HDF5 file.
 
@@ -26,14 +28,15 @@ def command(run: str, out: Path | None, trajectories: int) -> None:
       homojl export runs/NAME --trajectories 8
     """
     from homojl.results.hdf5 import write_results
-    from homojl.training.outcome import evaluate_run, stored_evaluation, trace_run
+    from homojl.training.outcome import evaluate_run, stored_record, trace_run
     from homojl.training.run import Run
 
     opened = Run.open(run)
-    evaluation = stored_evaluation(opened) or evaluate_run(opened)
-    record = opened.record(evaluation)
+    stored = stored_record(opened)
+    record = opened.record(evaluate_run(opened) if stored is None else stored.evaluation)
     if trajectories:
-        record = replace(record, trajectories=trace_run(opened, trajectories))
+        paths, images = trace_run(opened, trajectories)
+        record = replace(record, trajectories=paths, images=images)
     path = out or opened.results_path
     write_results(path, record)
     print(path)

@@ -8,9 +8,9 @@ import click
 @click.command("models")
 def command() -> None:
     """List the models, with their options and the parameters they have at their presets' sizes."""
+    from homojl.data import dataset_info
     from homojl.models import MODELS, count_parameters, create_model
     from homojl.training.config import ModelConfig, preset_names, read_preset
-    from homojl.data import dataset_info
 
     for name, cls in MODELS.items():
         print(f"{name}: {cls.__doc__.strip().splitlines()[0]}")

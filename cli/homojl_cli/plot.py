@@ -22,15 +22,11 @@ def command(run: str, out: Path | None) -> None:
     Example:
       homojl plot runs/NAME --out figures
     """
-    from homojl.results.hdf5 import read_results
     from homojl.results.plots import draw_all
+    from homojl.training.outcome import stored_record
     from homojl.training.run import Run
 
     opened = Run.open(run)
-    # results.h5 may hold what the folder does not: trajectories, the evaluation.
-    stored = read_results(opened.results_path) if opened.results_path.exists() else None
-    record = opened.record(
-        None if stored is None else stored.evaluation, None if stored is None else stored.trajectories
-    )
+    record = stored_record(opened) or opened.record()
     for path in draw_all(record, opened.path / "figures" if out is None else out):
         print(path)

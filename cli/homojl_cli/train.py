@@ -84,8 +84,8 @@ def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool,
     evaluation = evaluate_run(run)
     publish(run, evaluation)
     show(
-        f"test accuracy {100 * evaluation.accuracy:.2f} % on {len(evaluation.labels)} images with the {evaluation.checkpoint} "
-        f"({evaluation.nfe.mean():.1f} evaluations per forward pass)"
+        f"test accuracy {100 * evaluation.accuracy:.2f} % on {len(evaluation.labels)} images "
+        f"({evaluation.checkpoint}; {evaluation.nfe.mean():.1f} evaluations per forward pass)"
     )
     print(run.path)
 

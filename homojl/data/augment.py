@@ -37,9 +37,7 @@ def augment(images: Tensor, *, pad: int, flip: bool, generator: torch.Generator 
     if pad == 0 and not flip:
         return images
     if generator is None:
-        raise ConfigError(
-            "augmentation with pad or flip needs a torch.Generator, so that runs can be repeated"
-        )
+        raise ConfigError("augmentation with pad or flip needs a torch.Generator, so that runs can be repeated")
     n, channels, height, width = images.shape
 
     def draw(high: int) -> Tensor:  # uniform on 0 to high - 1, one for each image
@@ -124,9 +122,7 @@ def iterate_batches(
         ConfigError: at the first batch; a batch size below 1 or another negative argument.
     """
     if batch_size < 1 or first_batch < 0:
-        raise ConfigError(
-            f"batch_size must be positive and first_batch not negative, got {batch_size}, {first_batch}"
-        )
+        raise ConfigError(f"batch_size must be positive and first_batch not negative, got {batch_size}, {first_batch}")
     order = epoch_order(n, seed=seed, epoch=epoch)
     end = n - n % batch_size if drop_last else n
     for start in range(first_batch * batch_size, end, batch_size):

@@ -150,9 +150,7 @@ def load_dataset(
     if path.suffix == ".npz" or path.is_file():
         arrays = read_npz(path)
         return _as_dataset(path.stem, arrays, tuple(str(label) for label in range(int(arrays[1].max()) + 1)))
-    raise ConfigError(
-        f"unknown dataset {name!r}, and no such .npz file; {did_you_mean(name, dataset_names())}"
-    )
+    raise ConfigError(f"unknown dataset {name!r}, and no such .npz file; {did_you_mean(name, dataset_names())}")
 
 
 def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bool) -> Arrays:

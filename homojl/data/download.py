@@ -68,8 +68,7 @@ def verify_file(file: RemoteFile, path: Path) -> None:
         md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 != expected:
         raise DataError(
-            f"{path}: damaged, or not the published file (md5 {md5}, expected {expected}); "
-            "move it away and try again"
+            f"{path}: damaged, or not the published file (md5 {md5}, expected {expected}); move it away and try again"
         )
 
 
@@ -98,9 +97,7 @@ def download_files(dataset: str, files: Sequence[RemoteFile], folder: Path, *, p
                 _download(file, url, folder, progress=progress)
                 break
             except (OSError, HTTPException, RuntimeError, ImportError, ValueError) as error:
-                failures.append(
-                    f"{urlsplit(url).netloc}: {' '.join(str(error).split()) or type(error).__name__}"
-                )
+                failures.append(f"{urlsplit(url).netloc}: {' '.join(str(error).split()) or type(error).__name__}")
         else:
             why = f"could not download {file.name} ({'; '.join(failures)})"
             raise missing_files_error(dataset, files[number:], folder, why)

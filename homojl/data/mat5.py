@@ -48,9 +48,7 @@ def read_mat5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
             raise RefusedError("not a MATLAB 5 file: its header does not end with the mark of the byte order")
         (version,) = struct.unpack(f"{order}H", header[124:126])
         if version != 0x0100:
-            raise RefusedError(
-                f"a MATLAB file of version 0x{version:04x}, expected 0x0100 (save it with -v7)"
-            )
+            raise RefusedError(f"a MATLAB file of version 0x{version:04x}, expected 0x0100 (save it with -v7)")
         left = path.stat().st_size - len(header)
         while left > 0 and not found.keys() >= set(names):
             kind, size = _tag(file.read(8), order)

@@ -71,9 +71,7 @@ def read_idx(path: Path) -> np.ndarray:
             raise RefusedError(f"empty: the header says {' x '.join(map(str, shape))}")
         on_disk = path.stat().st_size
         if packed and expected > min(on_disk * MAX_DEFLATE_RATIO, MAX_UNPACKED):
-            raise RefusedError(
-                f"the header promises {expected} bytes, which {on_disk} gzipped bytes cannot hold"
-            )
+            raise RefusedError(f"the header promises {expected} bytes, which {on_disk} gzipped bytes cannot hold")
         if not packed and expected != on_disk - 4 - len(sizes):
             problem = "truncated" if expected > on_disk - 4 - len(sizes) else "too long"
             raise RefusedError(f"{problem}: {on_disk} bytes, the header asks for {expected + 4 + len(sizes)}")
@@ -101,9 +99,7 @@ def read_idx_dataset(paths: list[Path]) -> Arrays:
         if labels.ndim != 1:
             raise DataError(f"{labels_path}: holds images, expected labels")
         if len(images) != len(labels):
-            raise DataError(
-                f"{labels_path}: {len(labels)} labels for the {len(images)} images of {images_path}"
-            )
+            raise DataError(f"{labels_path}: {len(labels)} labels for the {len(images)} images of {images_path}")
         arrays += [images[:, None], labels.astype(np.int64)]
     return tuple(arrays)
 
@@ -150,9 +146,7 @@ def read_cifar_binary(path: Path, n_classes: int) -> Arrays:
                 while bounded.read(2**16):  # to the end, where gzip checks its checksum
                     pass
             if missing := [name for name in wanted if name not in contents]:
-                raise RefusedError(
-                    f"no {folder}/{missing[0]} inside; is it the binary version of the dataset?"
-                )
+                raise RefusedError(f"no {folder}/{missing[0]} inside; is it the binary version of the dataset?")
     parts = [_cifar_records(contents.pop(name), path, name, n_classes) for name in wanted]
     x_train, y_train = (np.concatenate(arrays) for arrays in zip(*parts[:-1], strict=True))
     return x_train, y_train, *parts[-1]
@@ -165,9 +159,7 @@ def _cifar_records(data: bytes, path: Path, name: str, n_classes: int) -> tuple[
     if len(data) == 0 or len(data) % record:
         raise DataError(f"{path}: {name} has {len(data)} bytes, not a whole number of {record}-byte records")
     records = np.frombuffer(data, dtype=np.uint8).reshape(-1, record)
-    for column, limit in zip(
-        range(n_labels), (n_classes,) if n_labels == 1 else (20, n_classes), strict=True
-    ):
+    for column, limit in zip(range(n_labels), (n_classes,) if n_labels == 1 else (20, n_classes), strict=True):
         if (highest := records[:, column].max()) >= limit:
             raise DataError(f"{path}: {name} has the label {highest}; labels run from 0 to {limit - 1}")
     images = records[:, n_labels:].reshape(-1, 3, 32, 32)
@@ -193,20 +185,13 @@ def read_svhn_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
     with reading(path, "MATLAB 5"):
         variables = read_mat5(path, ("X", "y"))
         images, labels = variables["X"], variables["y"]
-        if (
-            images.dtype != np.uint8
-            or images.ndim != 4
-            or images.shape[:3] != (32, 32, 3)
-            or images.size == 0
-        ):
+        if images.dtype != np.uint8 or images.ndim != 4 or images.shape[:3] != (32, 32, 3) or images.size == 0:
             raise RefusedError(f"X is {images.dtype} {images.shape}; expected uint8 (32, 32, 3, N)")
         n = images.shape[3]
         if labels.shape not in ((n, 1), (1, n)):
             raise RefusedError(f"y has shape {labels.shape}; expected ({n}, 1), a label for each image")
         if not np.isin(labels, np.arange(1, 11)).all():
-            raise RefusedError(
-                f"labels run from {labels.min()} to {labels.max()}; expected whole numbers 1 to 10"
-            )
+            raise RefusedError(f"labels run from {labels.min()} to {labels.max()}; expected whole numbers 1 to 10")
         return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), labels.reshape(-1).astype(np.int64) % 10
 
 
@@ -237,9 +222,7 @@ def read_npz(path: Path) -> Arrays:
             raise RefusedError(f"training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}")
         for x, y, part in ((x_train, y_train, "train"), (x_test, y_test, "test")):
             if y.shape not in ((len(x),), (len(x), 1)):
-                raise RefusedError(
-                    f"y_{part} has shape {y.shape}; expected ({len(x)},), a label for each image"
-                )
+                raise RefusedError(f"y_{part} has shape {y.shape}; expected ({len(x)},), a label for each image")
         y_train, y_test = y_train.reshape(-1), y_test.reshape(-1)
         classes = np.unique(y_train)
         n_classes = len(classes)
@@ -249,9 +232,7 @@ def read_npz(path: Path) -> Arrays:
                 "labels must be 0 to K - 1 with K at least 2, each with a training image"
             )
         if int(y_test.min()) < 0 or int(y_test.max()) >= n_classes:
-            raise RefusedError(
-                f"y_test runs from {y_test.min()} to {y_test.max()}; y_train from 0 to {n_classes - 1}"
-            )
+            raise RefusedError(f"y_test runs from {y_test.min()} to {y_test.max()}; y_train from 0 to {n_classes - 1}")
         return (
             _channels_first(x_train),
             y_train.astype(np.int64),
@@ -278,9 +259,7 @@ def _check_npy_header(archive: zipfile.ZipFile, key: str, on_disk: int) -> None:
         if dtype != np.uint8:
             raise RefusedError(f"{key} is {dtype}; images must be uint8, 0 to 255")
         if len(shape) != 3 and not (len(shape) == 4 and (shape[3] in (1, 3) or shape[1] in (1, 3))):
-            raise RefusedError(
-                f"{key} has shape {shape}; expected N x H x W (x C) or N x C x H x W with C 1 or 3"
-            )
+            raise RefusedError(f"{key} has shape {shape}; expected N x H x W (x C) or N x C x H x W with C 1 or 3")
     elif dtype.kind not in "iu":
         raise RefusedError(f"{key} is {dtype}; labels must be integers")
     if 0 in shape or not shape:

@@ -77,9 +77,7 @@ class DatasetInfo:
     read: Callable[[list[Path]], Arrays] = field(repr=False)
 
 
-def stratified_choice(
-    labels: np.ndarray, fraction: float, rng: np.random.Generator
-) -> tuple[np.ndarray, np.ndarray]:
+def stratified_choice(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
     """Divide indices at random so that each class is divided in the same proportion, to within one sample.
 
     The second part gets `round(fraction * N)` samples, shared out by largest remainders: rounding class by

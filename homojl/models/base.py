@@ -27,9 +27,7 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
             status says which.
     """
 
-    def __init__(
-        self, *, algorithm: AbstractODEAlgorithm, adjoint: AbstractODEAdjoint, backend: str = "auto"
-    ) -> None:
+    def __init__(self, *, algorithm: AbstractODEAlgorithm, adjoint: AbstractODEAdjoint, backend: str = "auto") -> None:
         super().__init__()
         self.algorithm, self.adjoint, self.backend = algorithm, adjoint, backend
         self.throw = True

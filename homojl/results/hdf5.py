@@ -8,9 +8,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-import os
 import re
-import secrets
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -23,6 +21,7 @@ import tomlkit
 
 import homojl
 from homojl.errors import ConfigError, DataError, HomoJLError
+from homojl.files import replace_file
 from homojl.names import did_you_mean
 from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
 
@@ -123,28 +122,6 @@ def config_text(config: Mapping) -> str:
         raise ConfigError(f"the configuration cannot be written as TOML: {error}") from error
 
 
-def replace_file(path: str | Path, content: bytes) -> None:
-    """Write a file whole or not at all: under a temporary name in its folder, synced, then renamed.
-
-    Raises:
-        DataError: it cannot be written. Nothing is left of it then, and a file that was there is as it was.
-    """
-    path = Path(path)
-    temporary = path.parent / f".homojl-{secrets.token_hex(8)}.tmp"
-    try:
-        try:
-            with temporary.open("xb") as file:
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
-    except OSError as error:
-        raise DataError(f"cannot write {path}: {error.strerror or error}") from error
-
-
 def write_results(path: str | Path, record: RunRecord) -> None:
     """Write all that is known of a run as one HDF5 file of the schema in docs/hdf5.md, whole or not at all.
 
@@ -208,9 +185,7 @@ _MARK = f"{SCHEMA} sha256:".encode()
 
 def _head(content: bytes) -> bytes:
     """The user block that belongs to the file."""
-    return (_MARK + hashlib.sha256(memoryview(content)[_BLOCK:]).hexdigest().encode() + b"\n").ljust(
-        _BLOCK, b"\0"
-    )
+    return (_MARK + hashlib.sha256(memoryview(content)[_BLOCK:]).hexdigest().encode() + b"\n").ljust(_BLOCK, b"\0")
 
 
 def escape_markdown(text: str) -> str:

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from homojl.errors import ConfigError, DataError
-from homojl.results.hdf5 import replace_file, run_names
+from homojl.files import replace_file
+from homojl.results.hdf5 import run_names
 from homojl.results.records import METRICS, Evaluation, RunRecord
 
 if TYPE_CHECKING:
@@ -129,9 +130,7 @@ def _style() -> Iterator[None]:
     try:
         import matplotlib
     except ImportError as error:
-        raise ConfigError(
-            "figures need matplotlib, which is not installed: pip install 'homojl[plots]'"
-        ) from error
+        raise ConfigError("figures need matplotlib, which is not installed: pip install 'homojl[plots]'") from error
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
         matplotlib.rcParams.update(_STYLE)
@@ -352,9 +351,7 @@ def trajectories(record: RunRecord, figure: Figure) -> None:
             place = classes.index(int(paths.labels[number]))
             axes.set_title(record.class_names[int(paths.labels[number])], size=10)
             for spine in axes.spines.values():
-                spine.set(
-                    visible=True, color=PALETTE[place % 7], linewidth=3, linestyle=_DASHES[place // 7 % 4]
-                )
+                spine.set(visible=True, color=PALETTE[place % 7], linewidth=3, linestyle=_DASHES[place // 7 % 4])
 
 
 def _flat_states(record: RunRecord) -> np.ndarray:

@@ -46,14 +46,19 @@ METRICS: dict[str, Metric] = {
     "nfe_recomputed": Metric(
         "solver", "evaluations", "mean evaluations of the field that a backward pass repeats or adds"
     ),
-    "nfe_val": Metric("solver", "evaluations", "mean evaluations of the field per forward pass on the validation split"),
+    "nfe_val": Metric(
+        "solver", "evaluations", "mean evaluations of the field per forward pass on the validation split"
+    ),
     "accepted_steps": Metric("solver", "steps", "mean accepted steps per training forward pass"),
     "rejected_steps": Metric("solver", "steps", "mean rejected steps per training forward pass"),
     "failed_solves": Metric("solver", "solves", "training solves of the epoch that did not reach their end"),
     "images_per_second": Metric("cost", "1/s", "training images per second of training time", repeatable=False),
     "seconds": Metric("cost", "s", "wall time of the epoch's training and validation", repeatable=False),
     "peak_memory": Metric(
-        "cost", "MiB", "largest resident memory of the process so far, on a GPU allocated memory", repeatable=False
+        "cost",
+        "MiB",
+        "largest resident memory of the process so far, on a GPU allocated memory",
+        repeatable=False,
     ),
 }
 

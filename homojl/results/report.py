@@ -11,7 +11,8 @@ from urllib.parse import quote
 
 import numpy as np
 
-from homojl.results.hdf5 import config_text, escape_markdown, replace_file, run_names
+from homojl.files import replace_file
+from homojl.results.hdf5 import config_text, escape_markdown, run_names
 from homojl.results.plots import FIGURES, confusion_counts, most_confused
 from homojl.results.records import METRICS, Evaluation, RunRecord
 
@@ -134,9 +135,7 @@ def _validation(record: RunRecord) -> str:
     measured = [row for row in record.metrics if math.isfinite(row.get("val_accuracy", math.nan))]
     best, last = max(measured, key=lambda row: row["val_accuracy"]), measured[-1]
     text = f"{_percent(best['val_accuracy'])} after epoch {best['epoch']}, the highest"
-    return (
-        text if best is last else f"{text}; {_percent(last['val_accuracy'])} after the last, {last['epoch']}"
-    )
+    return text if best is last else f"{text}; {_percent(last['val_accuracy'])} after the last, {last['epoch']}"
 
 
 def _last_epoch(record: RunRecord) -> str:

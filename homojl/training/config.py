@@ -67,7 +67,11 @@ class SolverConfig:
         if fixed:
             return ode_algorithm(self.algorithm, step_size=self.step_size)
         return ode_algorithm(
-            self.algorithm, rtol=self.rtol, atol=self.atol, first_step=self.first_step, max_steps=self.max_steps
+            self.algorithm,
+            rtol=self.rtol,
+            atol=self.atol,
+            first_step=self.first_step,
+            max_steps=self.max_steps,
         )
 
     def build_adjoint(self) -> AbstractODEAdjoint:
@@ -155,9 +159,7 @@ class ExperimentConfig:
             section = getattr(self, f.name)
             values = {g.name: getattr(section, g.name) for g in fields(section)}
             values.update(values.pop("options", {}))
-            result[f.name] = {
-                k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None
-            }
+            result[f.name] = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
         return result
 
     def to_toml(self) -> str:

@@ -22,9 +22,7 @@ def prepare(images: Tensor, form: ModelForm, model: AbstractImplicitModel) -> Te
     like = next(model.parameters())
     mean = torch.tensor(form.mean, dtype=torch.float32)
     std = torch.tensor(form.std, dtype=torch.float32)
-    return normalise(
-        images.to(like.device), mean, std, dtype=like.dtype, memory_format=torch.channels_last
-    )
+    return normalise(images.to(like.device), mean, std, dtype=like.dtype, memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -91,7 +89,13 @@ def evaluate(
 
 @torch.no_grad()
 def trace(
-    model: AbstractImplicitModel, form: ModelForm, images: Tensor, labels: Tensor, index: Tensor, *, points: int = 51
+    model: AbstractImplicitModel,
+    form: ModelForm,
+    images: Tensor,
+    labels: Tensor,
+    index: Tensor,
+    *,
+    points: int = 51,
 ) -> Trajectories:
     """The states z(s) of the images at `index`, at equidistant s from 0 to 1."""
     model.eval()

@@ -141,7 +141,10 @@ def train(
             generator = seed_step(config.train.seed, position.step)
             index = train_index[batch]
             pixels = augment(
-                data.x_train[index].to(device), pad=config.data.pad, flip=config.data.flip, generator=generator
+                data.x_train[index].to(device),
+                pad=config.data.pad,
+                flip=config.data.flip,
+                generator=generator,
             )
             labels = data.y_train[index].to(device)
 

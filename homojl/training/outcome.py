@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+from importlib.util import find_spec
 
+import numpy as np
 import torch
 
 from homojl.data.datasets import ImageDataset
@@ -46,39 +47,28 @@ def evaluate_run(run: Run, *, split: str = "test", which: str = "best", **solver
     )
 
 
-def trace_run(run: Run, count: int) -> Trajectories:
-    """The states that the first `count` test images pass through, with the best checkpoint."""
+def trace_run(run: Run, count: int) -> tuple[Trajectories, np.ndarray]:
+    """The states that the first `count` test images pass through, with the best checkpoint; and those images."""
     model, form, _ = run.load_model("best")
     data = _matching_data(run, form)
     if not 1 <= count <= len(data.x_test):
         raise ConfigError(f"trajectories must be between 1 and {len(data.x_test)}, got {count}")
     model.to(resolve_device(run.config.train.device))
-    return trace(model, form, data.x_test, data.y_test, torch.arange(count))
+    images = data.x_test[:count].permute(0, 2, 3, 1).squeeze(-1)  # (n, H, W) or (n, H, W, 3)
+    return trace(model, form, data.x_test, data.y_test, torch.arange(count)), images.numpy()
 
 
-def stored_evaluation(run: Run) -> Evaluation | None:
-    """The answers on the test set that the run's results.h5 holds, if it has been evaluated."""
-    return read_results(run.results_path).evaluation if run.results_path.exists() else None
+def stored_record(run: Run) -> RunRecord | None:
+    """What the run's results.h5 holds: the run with its evaluation and trajectories; None if there is none."""
+    return read_results(run.results_path) if run.results_path.exists() else None
 
 
-def publish(run: Run, evaluation: Evaluation | None) -> RunRecord:
-    """Write results.h5, the figures and report.md into the run's folder.
-
-    Figures need matplotlib; without it they are left out.
-    """
+def publish(run: Run, evaluation: Evaluation) -> None:
+    """Write results.h5, report.md and, where matplotlib is installed, the figures into the run's folder."""
     record = run.record(evaluation)
     write_results(run.results_path, record)
-    write_report(run.path / "report.md", record, draw(run, record))
-    return record
-
-
-def draw(run: Run, record: RunRecord, folder: Path | None = None) -> list[Path]:
-    """All figures of a run into its figures/ or another folder; none where matplotlib is not installed."""
-    try:
-        import matplotlib  # noqa: F401
-    except ImportError:
-        return []
-    return draw_all(record, run.path / "figures" if folder is None else folder)
+    figures = draw_all(record, run.path / "figures") if find_spec("matplotlib") else []
+    write_report(run.path / "report.md", record, figures)
 
 
 def _matching_data(run: Run, form: ModelForm) -> ImageDataset:

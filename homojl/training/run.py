@@ -20,11 +20,10 @@ import homojl
 from homojl.errors import CheckpointError, ConfigError
 from homojl.files import atomic_write
 from homojl.models import AbstractImplicitModel, count_parameters
-from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
+from homojl.results.records import METRICS, Evaluation, RunRecord
 from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, read_toml
 from homojl.training.experiment import ModelForm, build_model, initial_point
-
 
 _CONTENTS = {
     *("config.toml", "environment.json", "metrics.jsonl", "checkpoints"),
@@ -140,7 +139,7 @@ class Run:
         load_weights(model, tensors, path)
         return model.eval(), form, header
 
-    def record(self, evaluation: Evaluation | None = None, trajectories: Trajectories | None = None) -> RunRecord:
+    def record(self, evaluation: Evaluation | None = None) -> RunRecord:
         """Everything known of the run, for `homojl.results`."""
         model, form, _ = self.load_model("best")
         point = initial_point(model)
@@ -152,7 +151,6 @@ class Run:
             parameters=count_parameters(model),
             evaluation=evaluation,
             initial_point=None if point is None else point.value.detach().flatten().numpy(),
-            trajectories=trajectories,
         )
 
     # ---- metrics

@@ -76,9 +76,14 @@ def test_gradcheck_of_fixed_steps(adjoint, algorithm, backend):
     y0, x = inputs(2)
     field = Field(2)
     assert torch.autograd.gradcheck(
-        lambda y0, x: hj.solve(
-            hj.ODEProblem(field, y0, (0.0, 0.5, 1.0), args=(x,)), algorithm, adjoint=adjoint, backend=backend
-        ).ys,
+        lambda y0, x: (
+            hj.solve(
+                hj.ODEProblem(field, y0, (0.0, 0.5, 1.0), args=(x,)),
+                algorithm,
+                adjoint=adjoint,
+                backend=backend,
+            ).ys
+        ),
         (y0, x),
         atol=1e-6,
     )
@@ -127,7 +132,10 @@ def test_checkpoint_equals_direct_to_rounding_at_every_tolerance(cls, tolerance,
 
 
 @given(
-    st.integers(1, 5), st.lists(st.floats(0.01, 2.0), min_size=1, max_size=5), st.sampled_from(ADAPTIVE), st.booleans()
+    st.integers(1, 5),
+    st.lists(st.floats(0.01, 2.0), min_size=1, max_size=5),
+    st.sampled_from(ADAPTIVE),
+    st.booleans(),
 )
 @settings(max_examples=30, deadline=None)
 def test_checkpoint_equals_direct_wherever_the_save_times_lie(width, gaps, cls, backwards):
@@ -166,7 +174,10 @@ class TestRecomputing:
         computed = 2 * x
         with pytest.raises(hj.ConfigError, match="neither in args nor in params"):
             hj.solve(
-                hj.ODEProblem(lambda t, z: z * computed, y0, (0.0, 1.0)), hj.Tsit5(), adjoint=adjoint, backend=backend
+                hj.ODEProblem(lambda t, z: z * computed, y0, (0.0, 1.0)),
+                hj.Tsit5(),
+                adjoint=adjoint,
+                backend=backend,
             )
 
     def test_named_params_get_their_gradient(self, adjoint, backend):
@@ -189,7 +200,7 @@ class TestRecomputing:
 
         def loss(adjoint, backend):
             h = encoder(x)
-            problem = hj.ODEProblem(module, torch.sin(y0), (0.0, 1.0), args=(h, ))
+            problem = hj.ODEProblem(module, torch.sin(y0), (0.0, 1.0), args=(h,))
             return hj.solve(problem, algorithm, adjoint=adjoint, backend=backend).value.square().sum()
 
         wrt = [y0, x, *encoder.parameters(), *module.parameters()]
@@ -218,20 +229,30 @@ class TestRecomputing:
 
     def test_a_save_at_the_start_only_passes_its_gradient(self, adjoint, backend):
         field, (y0, x) = Field(), inputs()
-        solution = hj.solve(hj.ODEProblem(field, y0, (0.0, 1.0), args=(x,)), hj.Tsit5(), adjoint=adjoint, backend=backend)
+        solution = hj.solve(
+            hj.ODEProblem(field, y0, (0.0, 1.0), args=(x,)), hj.Tsit5(), adjoint=adjoint, backend=backend
+        )
         (gy,) = torch.autograd.grad(solution.states[0].sum(), [y0])
         assert torch.equal(gy, torch.ones_like(y0))
 
     def test_a_second_derivative_is_refused(self, adjoint, backend):
         field, (y0, x) = Field(), inputs()
-        value = hj.solve(hj.ODEProblem(field, y0, (0.0, 1.0), args=(x,)), hj.Tsit5(), adjoint=adjoint, backend=backend).value
+        value = hj.solve(
+            hj.ODEProblem(field, y0, (0.0, 1.0), args=(x,)), hj.Tsit5(), adjoint=adjoint, backend=backend
+        ).value
         with pytest.raises(hj.ConfigError, match="use DirectAdjoint"):
             torch.autograd.grad(value.sum(), [y0], create_graph=True)
 
     def test_stats_of_the_backward_pass(self, adjoint, backend):
         field, (y0, x) = Field(), inputs()
-        solution = hj.solve(hj.ODEProblem(field, y0, (0.0, 1.0), args=(x,)), hj.Tsit5(), adjoint=adjoint, backend=backend)
-        assert (solution.stats.n_vjp, solution.stats.nfe_backward, solution.stats.seconds_backward) == (0, 0, 0.0)
+        solution = hj.solve(
+            hj.ODEProblem(field, y0, (0.0, 1.0), args=(x,)), hj.Tsit5(), adjoint=adjoint, backend=backend
+        )
+        assert (solution.stats.n_vjp, solution.stats.nfe_backward, solution.stats.seconds_backward) == (
+            0,
+            0,
+            0.0,
+        )
         solution.value.sum().backward()
         assert solution.stats.n_vjp == solution.stats.nfe_backward > 0
         assert solution.stats.seconds_backward > 0
@@ -258,9 +279,13 @@ class TestRecomputing:
 def test_direct_may_be_differentiated_twice():
     field, (y0, x) = Field(2), inputs(2)
     assert torch.autograd.gradgradcheck(
-        lambda y0, x: hj.solve(
-            hj.ODEProblem(field, y0, (0.0, 0.4, 1.0), args=(x,)), hj.RK4(step_size=0.25), adjoint=hj.DirectAdjoint()
-        ).ys,
+        lambda y0, x: (
+            hj.solve(
+                hj.ODEProblem(field, y0, (0.0, 0.4, 1.0), args=(x,)),
+                hj.RK4(step_size=0.25),
+                adjoint=hj.DirectAdjoint(),
+            ).ys
+        ),
         (y0, x),
     )
 

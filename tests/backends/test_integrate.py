@@ -41,7 +41,14 @@ def test_order_of_convergence(cls, backend):
         lambda t, y: rates(t, y, math.sin), (0, length), y0.numpy(), method="DOP853", rtol=1e-13, atol=1e-15
     ).y[:, -1]
     order = cls.tableau.order
-    counts = {1: (256, 512, 1024), 2: (64, 128, 256), 3: (64, 128, 256), 4: (32, 64, 128), 5: (60, 80, 110), 8: (10, 14, 20)}
+    counts = {
+        1: (256, 512, 1024),
+        2: (64, 128, 256),
+        3: (64, 128, 256),
+        4: (32, 64, 128),
+        5: (60, 80, 110),
+        8: (10, 14, 20),
+    }
     errors, sizes = [], []
     for n in counts[order]:
         h = length / n
@@ -80,9 +87,7 @@ def test_adaptive_accuracy_at_every_save_time(cls, problem, tolerance, backend):
     if cls is hj.Bosh3 and tolerance < 1e-7:
         tolerance = 1e-7  # an order-3 method would take ten thousand steps
     ts = np.linspace(problem.t0, problem.t1, 8)
-    solution = hj.solve(
-        hj.ODEProblem(problem.f, problem.y0, ts), cls(rtol=tolerance, atol=tolerance), backend=backend
-    )
+    solution = hj.solve(hj.ODEProblem(problem.f, problem.y0, ts), cls(rtol=tolerance, atol=tolerance), backend=backend)
     assert solution.status is Status.SUCCESS
     torch.testing.assert_close(solution.ts, torch.from_numpy(ts))
     for t, y in zip(ts, solution.states, strict=True):

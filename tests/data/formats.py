@@ -27,9 +27,7 @@ def random_images(seed: int, *shape: int) -> np.ndarray:
 
 def idx_bytes(array: np.ndarray) -> bytes:
     """An array of one or three dimensions in MNIST's format."""
-    return (
-        struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
-    )
+    return struct.pack(f">I{array.ndim}I", 0x0800 + array.ndim, *array.shape) + array.astype(np.uint8).tobytes()
 
 
 def write_idx(path: Path, array: np.ndarray) -> Path:
@@ -40,9 +38,7 @@ def write_idx(path: Path, array: np.ndarray) -> Path:
     return path
 
 
-def cifar_files(
-    n_classes: int, per_file: int, seed: int = 0
-) -> dict[str, tuple[np.ndarray, np.ndarray, bytes]]:
+def cifar_files(n_classes: int, per_file: int, seed: int = 0) -> dict[str, tuple[np.ndarray, np.ndarray, bytes]]:
     """File name -> images (N, 3, 32, 32), labels (N,) and the bytes of the file in CIFAR's binary version."""
     rng = np.random.default_rng(seed)
     files = {}

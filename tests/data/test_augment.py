@@ -45,9 +45,7 @@ def test_each_image_is_one_of_its_outcomes_and_all_of_them_occur(pad, flip, shap
     """Every image has all its pixels different, so that what was done to it is known."""
     n = 40 * (2 * pad + 1) ** 2 * (2 if flip else 1)
     single = torch.arange(1, 1 + shape[0] * shape[1] * shape[2], dtype=torch.uint8).reshape(shape)
-    outcomes = {
-        tuple(result.flatten().tolist()): key for key, result in all_outcomes(single, pad, flip).items()
-    }
+    outcomes = {tuple(result.flatten().tolist()): key for key, result in all_outcomes(single, pad, flip).items()}
     results = augment(single.expand(n, *shape), pad=pad, flip=flip, generator=generator_of(0))
     seen = {outcomes[tuple(result.flatten().tolist())] for result in results}  # KeyError: not an outcome
     assert seen == set(outcomes.values())
@@ -58,9 +56,7 @@ def test_images_of_a_batch_are_augmented_on_their_own():
     results = augment(images, pad=2, flip=True, generator=generator_of(1))
     choices = set()
     for image, result in zip(images, results, strict=True):
-        matches = [
-            key for key, outcome in all_outcomes(image, 2, True).items() if torch.equal(outcome, result)
-        ]
+        matches = [key for key, outcome in all_outcomes(image, 2, True).items() if torch.equal(outcome, result)]
         assert len(matches) == 1
         choices.add(matches[0])
     assert len(choices) > 25  # of 50, in 64 draws
@@ -157,9 +153,7 @@ def test_epoch_order_is_a_permutation_that_its_arguments_decide(n, seed, epoch):
 
 
 def test_epochs_and_seeds_differ():
-    orders = {
-        tuple(epoch_order(20, seed=seed, epoch=epoch).tolist()) for seed in range(10) for epoch in range(10)
-    }
+    orders = {tuple(epoch_order(20, seed=seed, epoch=epoch).tolist()) for seed in range(10) for epoch in range(10)}
     assert len(orders) == 100
 
 
@@ -176,9 +170,7 @@ def test_batches_are_the_order_in_pieces(n, batch_size, first, drop_last):
     assert [batch.tolist() for batch in resumed] == [batch.tolist() for batch in batches[first:]]
 
 
-@pytest.mark.parametrize(
-    "change", [{"n": -1}, {"batch_size": 0}, {"seed": -1}, {"epoch": -1}, {"first_batch": -1}]
-)
+@pytest.mark.parametrize("change", [{"n": -1}, {"batch_size": 0}, {"seed": -1}, {"epoch": -1}, {"first_batch": -1}])
 def test_batches_refuse(change):
     arguments = {"n": 5, "batch_size": 2, "seed": 0, "epoch": 0} | change
     with pytest.raises(ConfigError, match=r"-1|, 0"):

@@ -57,9 +57,7 @@ def shrink(monkeypatch, name: str, n_train: int, n_test: int, contents: list[byt
     monkeypatch.setitem(registry._DATASETS, name, small)
 
 
-MNIST_NAMES = [
-    f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")
-]
+MNIST_NAMES = [f"{part}-{kind}-ubyte" for part in ("train", "t10k") for kind in ("images-idx3", "labels-idx1")]
 
 
 @pytest.fixture
@@ -94,9 +92,7 @@ def test_idx_datasets_where_they_may_lie(tmp_path, small_mnist, name, folder, en
         write_idx(tmp_path / folder / f"{file}{ending}", array)
     data = load_dataset(name, root=tmp_path, download=False)
     assert (data.name, data.n_classes, data.input_shape) == (name, 10, (1, 28, 28))
-    for tensor, array in zip(
-        (data.x_train, data.y_train, data.x_test, data.y_test), small_mnist.values(), strict=True
-    ):
+    for tensor, array in zip((data.x_train, data.y_train, data.x_test, data.y_test), small_mnist.values(), strict=True):
         np.testing.assert_array_equal(tensor.numpy().squeeze(), array)
     assert data.class_names == dataset_info(name).class_names
 
@@ -242,9 +238,7 @@ def test_digits():
 
 
 def dataset_of(x_train: torch.Tensor, y_train: torch.Tensor, n_classes: int) -> ImageDataset:
-    return ImageDataset(
-        "set", x_train, y_train, x_train[:1], y_train[:1], n_classes, tuple(map(str, range(n_classes)))
-    )
+    return ImageDataset("set", x_train, y_train, x_train[:1], y_train[:1], n_classes, tuple(map(str, range(n_classes))))
 
 
 def test_mean_and_std_are_those_of_the_training_images():

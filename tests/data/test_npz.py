@@ -33,9 +33,7 @@ from .formats import (
     ],
 )
 def test_npz_layouts(tmp_path, save, shape, axes):
-    arrays = npz_arrays(
-        x_train=random_images(7, 6, *shape), x_test=random_images(8, 2, *shape), extra=np.ones(3)
-    )
+    arrays = npz_arrays(x_train=random_images(7, 6, *shape), x_test=random_images(8, 2, *shape), extra=np.ones(3))
     save(tmp_path / "own.npz", **arrays)
     x_train, y_train, x_test, y_test = read_npz(tmp_path / "own.npz")
     for actual, given_images in ((x_train, arrays["x_train"]), (x_test, arrays["x_test"])):
@@ -96,9 +94,7 @@ def test_npz_never_unpickles(tmp_path):
 @pytest.mark.parametrize("compression", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED])
 def test_npz_header_that_claims_too_much(tmp_path, compression):
     file = io.BytesIO()
-    np.lib.format.write_array_header_1_0(
-        file, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 8, 9, 3)}
-    )
+    np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 8, 9, 3)})
     with zipfile.ZipFile(tmp_path / "own.npz", "w", compression) as archive:
         archive.writestr("x_train.npy", file.getvalue() + bytes(100))
     assert "cannot hold" in refusal(read_npz, tmp_path / "own.npz")

@@ -100,7 +100,9 @@ def test_dropout_mask_keeps_the_mean():
     assert (mask == 0).float().mean().item() == pytest.approx(0.25, abs=0.02)
 
 
-@pytest.mark.parametrize("adjoint", [hj.DirectAdjoint(), hj.CheckpointAdjoint(), hj.GaussAdjoint(), hj.BacksolveAdjoint()])
+@pytest.mark.parametrize(
+    "adjoint", [hj.DirectAdjoint(), hj.CheckpointAdjoint(), hj.GaussAdjoint(), hj.BacksolveAdjoint()]
+)
 def test_the_classification_loss_never_reaches_the_initial_point(adjoint, backend):
     model = small(adjoint=adjoint, backend=backend, algorithm=hj.Tsit5()).train()
     F.cross_entropy(model(torch.randn(4, 1, 8, 8).double()), torch.tensor([0, 1, 2, 0])).backward()

@@ -58,8 +58,7 @@ def make_record(
     trajectories = Trajectories(s=s, z=z.astype("float32"), index=np.arange(samples), labels=labels[:samples])
     rows, columns = np.mgrid[:28, :28]
     pictures = [
-        255 * np.exp(-((np.hypot(rows - 13.5, columns - 13.5) - 3 - label % 8) ** 2) / 4)
-        for label in labels[:samples]
+        255 * np.exp(-((np.hypot(rows - 13.5, columns - 13.5) - 3 - label % 8) ** 2) / 4) for label in labels[:samples]
     ]
     return RunRecord(
         config={

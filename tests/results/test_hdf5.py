@@ -95,9 +95,7 @@ def records(draw: st.DrawFn) -> RunRecord:
         accuracy=draw(FLOAT),
         nfe=ints(n),
         seconds=draw(FLOAT),
-        solver=draw(
-            st.dictionaries(LABEL.filter(bool), st.booleans() | INT64 | FLOAT | LABEL | st.none(), max_size=4)
-        ),
+        solver=draw(st.dictionaries(LABEL.filter(bool), st.booleans() | INT64 | FLOAT | LABEL | st.none(), max_size=4)),
         checkpoint=draw(LABEL),
         status=draw(st.dictionaries(LABEL.filter(bool), st.integers(0, 2**40), max_size=3)),
     )

@@ -37,9 +37,7 @@ def drawn(record: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 
 def texts(path: Path) -> list[str]:
     """The texts of an SVG file."""
-    return [
-        "".join(element.itertext()) for element in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")
-    ]
+    return ["".join(element.itertext()) for element in ET.parse(path).iter("{http://www.w3.org/2000/svg}text")]
 
 
 def test_every_figure_in_both_formats(drawn: dict[str, Path]):
@@ -183,9 +181,7 @@ def test_a_class_without_images(record: RunRecord):
         labels=record.evaluation.labels[keep],
         predictions=record.evaluation.predictions[keep],
     )
-    shares = (
-        plots.confusion_matrix(dataclasses.replace(record, evaluation=answers)).axes[0].images[0].get_array()
-    )
+    shares = plots.confusion_matrix(dataclasses.replace(record, evaluation=answers)).axes[0].images[0].get_array()
     assert np.ma.getmaskarray(shares)[3].all() or np.isnan(np.asarray(shares)[3]).all()
 
 
@@ -207,10 +203,7 @@ def test_paths_start_at_zero_and_keep_their_distances(record: RunRecord):
         atol=1e-5,
     )
     assert [text.get_text() for text in projected.get_legend().get_texts()] == ["one", "four"]
-    shares = [
-        float(axis.get_label_text().split("(")[1].split(" %")[0])
-        for axis in (projected.xaxis, projected.yaxis)
-    ]
+    shares = [float(axis.get_label_text().split("(")[1].split(" %")[0]) for axis in (projected.xaxis, projected.yaxis)]
     assert sum(shares) == pytest.approx(100, abs=1)
 
 

@@ -44,9 +44,7 @@ def test_the_summary_has_the_right_numbers(record: RunRecord, tmp_path: Path):
     assert rows["Test accuracy"].startswith(f"**{100 * answers.accuracy:.2f} %** of 900 images")
     assert f"{np.sum(answers.labels == answers.predictions)} right" in rows["Test accuracy"]
     assert rows["Test loss"] == f"{answers.loss:.4g} nat"
-    assert rows["Validation accuracy"].startswith(
-        f"{100 * record.metrics[-1]['val_accuracy']:.2f} % after epoch 6"
-    )
+    assert rows["Validation accuracy"].startswith(f"{100 * record.metrics[-1]['val_accuracy']:.2f} % after epoch 6")
     assert rows["Trained parameters"].startswith("132,874, and 6 numbers")
     assert rows["Checkpoint"] == "best, epoch 6, the highest accuracy on the validation split"
     assert f"{answers.nfe.mean():.1f} per forward pass" in rows["Evaluations of the field"]

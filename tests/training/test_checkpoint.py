@@ -38,16 +38,20 @@ def test_every_damaged_byte_and_length_is_noticed(tmp_path):
     path = tmp_path / "x.safetensors"
     write_checkpoint(path, {"a": torch.arange(6.0).view(2, 3), "b": torch.tensor(7)}, {"epoch": 1})
     good = path.read_bytes()
+    unnoticed = []
     for position in range(len(good)):
         damaged = bytearray(good)
         damaged[position] ^= 0x10
         path.write_bytes(damaged)
-        with pytest.raises(CheckpointError):
+        try:
             tensors, header = read_checkpoint(path)
-            # Spaces that pad the header may change without meaning anything.
-            assert header == {"epoch": 1}
-            assert torch.equal(tensors["a"], torch.arange(6.0).view(2, 3))
-            raise CheckpointError("harmless")
+        except CheckpointError:
+            continue
+        # Only a byte that means nothing, such as a space that pads the header, may change unnoticed.
+        unnoticed.append(position)
+        assert header == {"epoch": 1}
+        assert torch.equal(tensors["a"], torch.arange(6.0).view(2, 3))
+    assert len(unnoticed) < 10
     for length in range(len(good)):
         path.write_bytes(good[:length])
         with pytest.raises(CheckpointError):
@@ -106,8 +110,7 @@ def test_atomic_write_keeps_the_old_file_when_its_body_fails(tmp_path):
     path = tmp_path / "x"
     path.write_text("old")
     with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
-        temporary.write_text("new")
-        raise ZeroDivisionError
+        temporary.write_text(f"new {1 / 0}")
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
     with atomic_write(path) as temporary:

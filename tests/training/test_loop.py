@@ -98,9 +98,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(
-    ("where", "name", "call"), [(Run, "append_metrics", 2), (loop, "save", 3), (loop, "save", 4)]
-)
+@pytest.mark.parametrize(("where", "name", "call"), [(Run, "append_metrics", 2), (loop, "save", 3), (loop, "save", 4)])
 def test_dying_around_the_writes_that_end_an_epoch_changes_nothing(
     finished, tiny, tmp_path, monkeypatch, where, name, call, when
 ):

@@ -69,8 +69,7 @@ def step(
 def interpolate(tableau: ButcherTableau, y: Tensor, h: float, ks: list[Tensor], fraction: float) -> Tensor:
     """The continuous extension at a fraction in (0, 1) of a step from y with stages ks."""
     weights = tuple(
-        sum(coefficient * fraction ** (power + 1) for power, coefficient in enumerate(row))
-        for row in tableau.dense
+        sum(coefficient * fraction ** (power + 1) for power, coefficient in enumerate(row)) for row in tableau.dense
     )
     return combine(y, h, weights, ks)
 
@@ -105,7 +104,13 @@ def _error_ratio(
 
 @torch.no_grad()
 def initial_step(
-    rhs: RightHandSide, t: float, y: Tensor, k: Tensor, span: float, algorithm: AbstractAdaptive, norm: ErrorNorm
+    rhs: RightHandSide,
+    t: float,
+    y: Tensor,
+    k: Tensor,
+    span: float,
+    algorithm: AbstractAdaptive,
+    norm: ErrorNorm,
 ) -> float:
     """Hairer's estimate of a good first step: signed, at most `span` long; NaN if the start is not finite.
 
