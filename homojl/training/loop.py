@@ -13,6 +13,7 @@ import time
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
 import torch
 from torch.nn.functional import cross_entropy
@@ -80,7 +81,7 @@ class Position:
     batch: int = 0  # completed batches of the next epoch
     step: int = 0  # completed steps in all
     best_epoch: int = 0
-    best_score: float = -math.inf
+    best_score: float = 0.0  # validation accuracy of best_epoch
     totals: Totals = field(default_factory=Totals)
 
 
@@ -199,8 +200,9 @@ def train(
         position.epoch += 1
         lr = learning_rate(config.optim, position.step - 1, epochs * batches, batches)
         metrics = epoch_metrics(position, lr, val, point, device, time.perf_counter() - started)
-        score = -position.epoch if val is None else val.accuracy
-        if score > position.best_score or val is None:
+        # Among equals the later epoch, which has seen more; without a validation split the last.
+        score = 0.0 if val is None else val.accuracy
+        if score >= position.best_score:
             position.best_epoch, position.best_score = position.epoch, score
         position.batch, position.totals = 0, Totals()
         # In this order a kill in between costs work, never consistency: the last checkpoint is what counts.
@@ -277,6 +279,10 @@ def peak_memory(device: torch.device) -> float:
     """Peak memory so far in MiB: allocated on a GPU, else resident in the process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
+    if sys.platform == "linux":
+        # Not ru_maxrss, which a process inherits from the one that started it.
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
     unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 

@@ -18,8 +18,8 @@ class Progress:
     def end_epoch(self, metrics: dict[str, Any]) -> None:
         """An epoch is done."""
 
-    def message(self, text: str) -> None:
-        """Something the user should know."""
+    def close(self) -> None:
+        """The loop has ended, or was ended; take away what is on the screen."""
 
 
 class TerminalProgress(Progress):
@@ -61,11 +61,7 @@ class TerminalProgress(Progress):
             flush=True,
         )
 
-    def message(self, text: str) -> None:
-        print(text, flush=True)
-
     def close(self) -> None:
-        """Take the bar away, if one is shown."""
         if self._bar is not None:
             self._bar.close()
             self._bar = None

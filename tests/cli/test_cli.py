@@ -1,0 +1,260 @@
+"""The command as a person runs it: in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import numpy as np
+import pytest
+
+from homojl_cli.main import COMMANDS
+
+SMALL = [
+    "--set", "model.channels=4", "--set", "solver.algorithm=bosh3", "--set", "solver.rtol=1e-2",
+    "--set", "solver.atol=1e-2", "--set", "train.batch_size=128", "--set", "optim.lr=0.01", "--set", "train.threads=1",
+]  # fmt: skip
+
+
+def homojl(*args: object, cwd=None, **options) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "homojl_cli", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, **options)
+
+
+def assert_one_line_error(result: subprocess.CompletedProcess, *words: str) -> None:
+    assert result.returncode == 2, result.stderr
+    assert result.stderr.count("\n") == 1
+    assert result.stderr.startswith("homojl: error: ")
+    for word in words:
+        assert word in result.stderr
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("cli") / "run"
+    result = homojl("train", "--epochs", 2, "--out", folder, *SMALL)
+    assert result.returncode == 0, result.stderr
+    return folder, result
+
+
+def test_help_lists_every_command_and_shows_examples():
+    text = homojl("--help").stdout
+    for name in COMMANDS:
+        assert name in text
+    assert "homojl train --model homoode --dataset svhn" in text
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_every_command_has_help(name):
+    result = homojl(name, "--help")
+    assert result.returncode == 0
+    assert result.stdout.startswith(f"Usage: homojl {name}")
+    if name not in ("info", "models", "datasets"):
+        assert "Example" in result.stdout
+
+
+def test_help_loads_no_torch():
+    code = (
+        "import sys; sys.argv = ['homojl', '--help']\n"
+        "from homojl_cli.main import main\n"
+        "try: main()\n"
+        "except SystemExit: pass\n"
+        "print('torch' in sys.modules, file=sys.stderr)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stderr.strip() == "False"
+
+
+def test_train_leaves_a_complete_run(trained):
+    folder, result = trained
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "checkpoints", "config.toml", "environment.json", "figures", "metrics.jsonl", "report.md", "results.h5"
+    ]  # fmt: skip
+    lines = result.stdout.splitlines()
+    assert "Bosh3 at 0.01" in lines[0]
+    assert "pytorch backend" in lines[0]
+    assert lines[1].startswith("epoch 1/2  loss")
+    assert lines[3].startswith("test accuracy")
+    assert lines[4] == str(folder)
+    assert "\r" not in result.stderr, "a bar has no place outside a terminal"
+    assert {p.suffix for p in (folder / "figures").iterdir()} == {".png", ".svg"}
+
+
+def test_evaluate_agrees_with_what_training_said(trained):
+    folder, result = trained
+    said = result.stdout.splitlines()[3].split()[2]
+    fields = dict(line.split(maxsplit=1) for line in homojl("evaluate", folder).stdout.splitlines())
+    assert fields["accuracy"].split()[0] == said
+    assert fields["solver"].startswith("Bosh3 (rtol 0.01, atol 0.01) on pytorch")
+
+
+def test_evaluate_with_another_solver_changes_nothing_on_disk(trained):
+    folder, _ = trained
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    result = homojl("evaluate", folder, "--algorithm", "tsit5", "--rtol", 1e-5, "--atol", 1e-5, "--backend", "pytorch")
+    assert "Tsit5 (rtol 1e-05, atol 1e-05)" in result.stdout
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_export_and_plot(trained, tmp_path):
+    folder, _ = trained
+    out = tmp_path / "all.h5"
+    assert homojl("export", folder, "--out", out, "--trajectories", 3).stdout.strip() == str(out)
+    with h5py.File(out) as file:
+        assert file["test/logits"].shape == (359, 10)
+        assert np.mean(file["test/predictions"][:] == file["test/labels"][:]) == pytest.approx(
+            file["test"].attrs["accuracy"]
+        )
+        assert file["trajectories/z"].shape[:2] == (3, 51)
+        assert file["initial_point"].shape == (4,)
+        assert file["train/val_loss"].shape == (2,)
+    figures = homojl("plot", folder, "--out", tmp_path / "figures").stdout.split()
+    assert len(figures) >= 6
+    assert all(os.path.getsize(path) > 1000 for path in figures)
+
+
+def test_interrupt_saves_and_resume_ends_like_the_undisturbed_run(trained, tmp_path):
+    folder, _ = trained
+    interrupted = tmp_path / "interrupted"
+    command = [sys.executable, "-m", "homojl_cli", "train", "--epochs", "2", "--out", str(interrupted), *SMALL]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    while not (interrupted / "metrics.jsonl").exists():
+        time.sleep(0.01)
+    time.sleep(0.4)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    if process.returncode == 0:
+        pytest.fail("the run ended before it could be interrupted; make it longer")
+    assert process.returncode == 130, stderr
+    assert stderr == ""
+    assert stdout.splitlines()[-1] == f"stopped and saved; go on with: homojl train --resume {interrupted}"
+
+    resumed = homojl("train", "--resume", interrupted)
+    assert resumed.returncode == 0, resumed.stderr
+    numbers = [
+        [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_second", "peak_memory")}
+         for line in (path / "metrics.jsonl").read_text().splitlines()]
+        for path in (folder, interrupted)
+    ]  # fmt: skip
+    assert numbers[0] == numbers[1]
+    again = homojl("train", "--resume", interrupted)
+    assert again.returncode == 0, "a complete run has nothing left to do, and says how it ended"
+    assert "test accuracy" in again.stdout
+
+
+def test_quiet(tmp_path):
+    result = homojl("train", "--epochs", 1, "--quiet", "--out", tmp_path / "r", *SMALL)
+    assert (result.stdout, result.stderr) == (f"{tmp_path / 'r'}\n", "")
+
+
+def test_a_users_own_images(tmp_path):
+    rng = np.random.default_rng(0)
+    y = rng.integers(0, 2, 200)
+    x = (rng.random((200, 9, 7, 3)) * 100 + 155 * y[:, None, None, None]).astype(np.uint8)
+    np.savez(tmp_path / "mine.npz", x_train=x[:150], y_train=y[:150], x_test=x[150:], y_test=y[150:])
+    result = homojl(
+        "train", "--dataset", "mine.npz", "--epochs", 2, *SMALL, "--set", "train.batch_size=16", cwd=tmp_path
+    )
+    assert result.returncode == 0, result.stderr
+    folder = result.stdout.splitlines()[-1]
+    assert folder.startswith("runs/homoode-mine-")
+    assert float(result.stdout.splitlines()[-2].split()[2]) > 80
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["trian"], ["unknown command 'trian'; did you mean 'train'"]),
+        (["train", "--modle", "x"], ["--modle"]),
+        (["train", "--model", "homode"], ["did you mean 'homoode'"]),
+        (["train", "--dataset", "digitz"], ["did you mean 'digits'"]),
+        (["train", "--dataset", "none.npz"], ["none.npz"]),
+        (["train", "--preset", "homoode-mnst"], ["did you mean 'homoode-mnist'"]),
+        (["train", "--config", "none.toml"], ["cannot read none.toml"]),
+        (["train", "--set", "optim.lrr=1"], ["did you mean 'lr'"]),
+        (["train", "--set", "lr=1"], ["section.key=value"]),
+        (["train", "--epochs", "0"], ["train.epochs must be at least 1"]),
+        (["train", "--epochs", "many"], ["many"]),
+        (["train", "--backend", "fortran"], ["fortran"]),
+        (["train", "--backend", "julia"], ["backend='pytorch'"]),
+        (["train", "--adjoint", "forward"], ["solver.adjoint"]),
+        (["train", "--device", "abacus"], ["abacus"]),
+        (["train", "--resume", "none"], ["none is not a run"]),
+        (["train", "--resume", "none", "--epochs", "3"], ["takes no other settings"]),
+        (["evaluate", "none"], ["none is not a run"]),
+        (["export", "none"], ["none is not a run"]),
+        (["plot", "none"], ["none is not a run"]),
+        (["evaluate"], ["RUN"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_input_gets_one_line_and_exit_code_2(args, words, tmp_path):
+    assert_one_line_error(homojl(*args, cwd=tmp_path), *words)
+    assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+def test_without_a_network_the_error_says_what_to_put_where(tmp_path):
+    # No network namespace is needed: a proxy that nobody listens on refuses every download at once.
+    environment = os.environ | dict.fromkeys(
+        ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
+    )
+    result = homojl("train", "--dataset", "svhn", "--data-root", tmp_path / "data", cwd=tmp_path, env=environment)
+    assert_one_line_error(result, "train_32x32.mat", "test_32x32.mat", str(tmp_path / "data"))
+    assert not (tmp_path / "runs").exists()
+
+
+def test_damaged_runs_are_refused_in_one_line(trained, tmp_path):
+    import shutil
+
+    folder, _ = trained
+    for name, message in [
+        ("checkpoints/best.safetensors", "damaged"),
+        ("config.toml", "config.toml is not valid TOML"),
+        ("results.h5", "results.h5"),
+    ]:
+        broken = tmp_path / name.replace("/", "-")
+        shutil.copytree(folder, broken)
+        content = (broken / name).read_bytes()
+        (broken / name).write_bytes(content[: len(content) // 2])
+        assert_one_line_error(homojl("export", broken, "--out", tmp_path / "x.h5"), message)
+        assert not (tmp_path / "x.h5").exists()
+
+
+def test_a_traceback_only_with_debug(tmp_path):
+    assert "Traceback" not in homojl("evaluate", tmp_path / "none").stderr
+    assert "Traceback" in homojl("--debug", "evaluate", tmp_path / "none").stderr
+
+
+def test_models_datasets_and_info():
+    assert "132,938 parameters" in homojl("models").stdout
+    listed = homojl("datasets").stdout
+    for name in ("digits", "mnist", "svhn", "cifar10", "cifar100"):
+        assert name in listed
+    assert "embedded" in listed
+    info = json.loads(homojl("info", "--json").stdout)
+    assert info["packages"]["torch"].startswith("2.")
+    assert "torch" in homojl("info").stdout
+
+
+def test_every_setting_of_the_options_reaches_the_config(tmp_path):
+    import tomllib
+
+    config = tmp_path / "c.toml"
+    config.write_text("[optim]\nlr = 0.5\nweight_decay = 0.25\n")
+    result = homojl(
+        "train", "--config", config, "--epochs", 1, "--seed", 7, "--init", "zero", "--adjoint", "gauss",
+        "--device", "cpu", "--backend", "pytorch", "--out", tmp_path / "r", *SMALL, "--set", "optim.lr=0.005",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    resolved = tomllib.loads((tmp_path / "r" / "config.toml").read_text())
+    assert resolved["optim"]["lr"] == 0.005
+    assert resolved["optim"]["weight_decay"] == 0.25
+    assert resolved["train"]["seed"] == 7
+    assert resolved["model"]["init"] == "zero"
+    assert resolved["solver"]["adjoint"] == "gauss"
+    assert resolved["train"]["epochs"] == 1
