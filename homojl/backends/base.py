@@ -1,9 +1,8 @@
-"""What every backend offers, and how one is chosen by name."""
+"""What every backend offers."""
 
 from __future__ import annotations
 
 import abc
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,13 +10,9 @@ from typing import ClassVar
 import torch
 
 from homojl.algorithms import AbstractODEAlgorithm
-from homojl.errors import BackendUnavailable, ConfigError
-from homojl.names import did_you_mean
 from homojl.solution import Status, StepSequence
 
 RightHandSide = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-
-logger = logging.getLogger("homojl")
 
 
 @dataclass(frozen=True)
@@ -88,32 +83,3 @@ class AbstractBackend(abc.ABC):
             error_norm: what the step-size control looks at.
             keep_states: whether to return the state at the start of every accepted step.
         """
-
-
-_announced: set[str] = set()
-
-
-def get_backend(name: str) -> AbstractBackend:
-    """The backend called "pytorch", "julia" or "auto".
-
-    "auto" takes Julia where its environment is installed, else PyTorch, and logs which one once.
-
-    Raises:
-        ConfigError: for an unknown name.
-        BackendUnavailable: if "julia" was asked for and cannot be used; there is no silent fallback.
-    """
-    from homojl.backends.pytorch.backend import TorchBackend
-
-    if name == "pytorch":
-        return TorchBackend()
-    if name == "julia":
-        raise BackendUnavailable(
-            "this version of homojl does not run solves in Julia yet; use backend='pytorch', which solves the "
-            "same problems"
-        )
-    if name == "auto":
-        if name not in _announced:
-            _announced.add(name)
-            logger.info("backend auto: solving with PyTorch")
-        return TorchBackend()
-    raise ConfigError(f"unknown backend {name!r}; {did_you_mean(name, ('auto', 'julia', 'pytorch'))}")
