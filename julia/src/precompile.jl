@@ -1,0 +1,16 @@
+# Compiles, when the package is installed, what a first solve on the CPU needs.
+
+@setup_workload begin
+    decay!(du, u, t) = (du .= -u)
+    @compile_workload begin
+        for T in (Float32, Float64)
+            u0 = T[1, 2]
+            for algorithm in (Euler(), Midpoint(), RK4(), Bosh3(), Dopri5(), Tsit5(), Vern7())
+                integrate(decay!, u0, [0.0, 0.5, 1.0], algorithm; keep_states = true)
+            end
+            for algorithm in (Dopri5(), Tsit5())
+                integrate(decay!, u0, [1.0, 0.0], algorithm; parts = [1:1], throw = false)
+            end
+        end
+    end
+end

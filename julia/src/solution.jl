@@ -1,0 +1,100 @@
+# What came of a solve: states, status and statistics; data, no computation.
+
+"""
+How a solve ended: `SUCCESS`, `DIVERGED`, `STEP_TOO_SMALL` or `MAX_STEPS`; `HomoJL.sentence` says each in words.
+"""
+@enum Status SUCCESS DIVERGED STEP_TOO_SMALL MAX_STEPS
+
+"A [`Status`](@ref): the solve reached its end."
+SUCCESS
+
+"A [`Status`](@ref): the state or its derivative is no longer finite."
+DIVERGED
+
+"A [`Status`](@ref): the step size fell below its smallest value."
+STEP_TOO_SMALL
+
+"A [`Status`](@ref): the largest number of steps was taken."
+MAX_STEPS
+
+"""
+    sentence(status::Status) -> String
+
+The status in words, as messages show it.
+"""
+function sentence(status::Status)
+    status === SUCCESS && return "the solve reached its end"
+    status === DIVERGED && return "the state or its derivative is no longer finite"
+    status === STEP_TOO_SMALL && return "the step size fell below its smallest value"
+    return "the largest number of steps was taken"
+end
+
+"""
+What a solve cost.
+
+# Fields
+- `nfe`: evaluations of the field, counted at the field itself, rejected steps included.
+- `n_accepted`, `n_rejected`: steps.
+- `seconds`: wall time of the solve; on a GPU without waiting for kernels that are still queued.
+"""
+struct Stats
+    nfe::Int
+    n_accepted::Int
+    n_rejected::Int
+    seconds::Float64
+end
+
+"""
+The accepted steps of a solve, exactly as they were taken.
+
+# Fields
+- `starts`: times at which the steps start, n numbers.
+- `sizes`: signed sizes of the steps, n numbers.
+- `save_steps`: for each save time after the first, the index in 1:n of the step that it lies in.
+- `save_fractions`: where in that step, in (0, 1]; exactly 1 means the end of the step.
+
+Times are `Float64`, in the unit of time of the problem.
+"""
+struct StepSequence
+    starts::Vector{Float64}
+    sizes::Vector{Float64}
+    save_steps::Vector{Int}
+    save_fractions::Vector{Float64}
+end
+
+StepSequence() = StepSequence(Float64[], Float64[], Int[], Float64[])
+
+Base.length(steps::StepSequence) = length(steps.starts)
+
+"""
+What [`integrate`](@ref) returns.
+
+# Fields
+- `ts`: save times that were reached; after a solve that stopped early, also the time that it stopped at.
+- `us`: the states at those times, arrays of u0's shape, element type and kind of array.
+- `status`: how the solve ended; nothing but `SUCCESS` reaches the caller unless `throw = false`.
+- `stats`: what it cost, a [`Stats`](@ref).
+- `steps`: the accepted steps, a [`StepSequence`](@ref).
+- `states`: with `keep_states = true` the state at the start of each accepted step, else empty.
+- `message`: one line on what happened and what to try; empty on success.
+"""
+struct Solution{A <: AbstractArray}
+    ts::Vector{Float64}
+    us::Vector{A}
+    status::Status
+    stats::Stats
+    steps::StepSequence
+    states::Vector{A}
+    message::String
+end
+
+"""
+    SolveError(solution)
+
+Thrown by [`integrate`](@ref) when a solve does not reach its end; `solution` is how far it came.
+"""
+struct SolveError <: Exception
+    solution::Solution
+end
+
+Base.showerror(io::IO, e::SolveError) = print(io, "SolveError: ", e.solution.message)

@@ -1,0 +1,91 @@
+# Step-size control: the error norm, the first step, and PIController as a controller of OrdinaryDiffEq's integrators.
+
+"""
+    ErrorNorm(parts)
+
+Norm of a scaled error: the root mean square over the whole array where `parts` is empty, else the largest of the root
+mean squares of the parts; elements outside every part are left out. `parts` is a tuple of ranges of positions in the flat
+array. The norm of a number is its absolute value: OrdinaryDiffEq broadcasts it to scale each element, which is why it is plain
+data that a GPU kernel can take.
+"""
+struct ErrorNorm{N}
+    parts::NTuple{N, UnitRange{Int}}
+end
+
+Base.broadcastable(norm::ErrorNorm) = Ref(norm)
+
+root_mean_square(x) = sqrt(sum(abs2, x) / length(x))
+
+(::ErrorNorm)(x::Number, t) = abs(x)
+(::ErrorNorm{0})(x::AbstractArray, t) = root_mean_square(x)
+(norm::ErrorNorm)(x::AbstractArray, t) = maximum(part -> root_mean_square(view(vec(x), part)), norm.parts)
+
+"""
+    initial_step(field, u, k, t, span, algorithm, norm) -> Float64
+
+Hairer's estimate of a good first step from the state `u` with derivative `k` at time `t`: signed like `span`, at most
+`span` long, NaN if the start is not finite. Evaluates the field once.
+
+References: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, II.4.
+"""
+function initial_step(
+        field, u::AbstractArray{T}, k::AbstractArray{T}, t::Float64, span::Float64, algorithm::Adaptive, norm::ErrorNorm
+    ) where {T}
+    scale = T(algorithm.atol) .+ T(algorithm.rtol) .* abs.(u)
+    d0, d1 = Float64(norm(u ./ scale, t)), Float64(norm(k ./ scale, t))
+    isfinite(d0) && isfinite(d1) || return NaN
+    h0 = d0 < 1.0e-5 || d1 < 1.0e-5 ? 1.0e-6 : 0.01 * d0 / d1
+    h0 = copysign(min(h0, abs(span)), span)
+    k_probe = similar(k)
+    field(k_probe, u .+ T(h0) .* k, SciMLBase.NullParameters(), t + h0)
+    d2 = Float64(norm((k_probe .- k) ./ scale, t)) / abs(h0)
+    steepest = max(d1, d2)
+    isfinite(steepest) || return h0
+    order = OrdinaryDiffEqCore.alg_order(method(algorithm))
+    h1 = steepest <= 1.0e-15 ? max(1.0e-6, abs(h0) * 1.0e-3) : (0.01 / steepest)^(1 / order)
+    return copysign(min(100 * abs(h0), h1, abs(span)), span)
+end
+
+"""
+What [`PIController`](@ref) knows during one solve: its exponents for the method's order, the error ratio of the last
+accepted step, and that of the step just tried, of type `E`.
+"""
+mutable struct PIControllerCache{E} <: OrdinaryDiffEqCore.AbstractControllerCache
+    const controller::PIController
+    const beta1::Float64
+    const beta2::Float64
+    ratio_old::Float64
+    EEst::E
+end
+
+# The smallest error ratio that counts as the one before, and the one before the first step.
+const SMALLEST_RATIO = 1.0e-4
+
+function OrdinaryDiffEqCore.setup_controller_cache(
+        alg, cache, controller::PIController, ::Type{E}, disco_probs
+    ) where {E}
+    order = OrdinaryDiffEqCore.alg_order(alg)
+    beta1 = something(controller.beta1, 0.85 / order)
+    beta2 = something(controller.beta2, 0.2 / order)
+    return PIControllerCache{E}(controller, beta1, beta2, SMALLEST_RATIO, oneunit(E))
+end
+
+# The quotient that an accepted step is divided by.
+function OrdinaryDiffEqCore.stepsize_controller!(integrator, cache::PIControllerCache, alg)
+    (; safety, min_factor, max_factor) = cache.controller
+    quotient = Float64(cache.EEst)^cache.beta1 / cache.ratio_old^cache.beta2 / safety
+    return clamp(quotient, 1 / max_factor, 1 / min_factor)
+end
+
+function OrdinaryDiffEqCore.step_accept_controller!(integrator, cache::PIControllerCache, alg, quotient)
+    cache.ratio_old = max(Float64(cache.EEst), SMALLEST_RATIO)
+    return integrator.dt / quotient
+end
+
+function OrdinaryDiffEqCore.step_reject_controller!(integrator, cache::PIControllerCache, alg)
+    (; safety, min_factor) = cache.controller
+    ratio = Float64(cache.EEst)
+    quotient = isfinite(ratio) ? max(ratio^cache.beta1 / safety, 1.001) : Inf
+    integrator.dt /= min(quotient, 1 / min_factor)
+    return nothing
+end
