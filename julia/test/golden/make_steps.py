@@ -49,7 +49,7 @@ def main() -> None:
         case("tsit5", Tsit5(rtol=1e-3, atol=1e-3), forward, None),
         case("tsit5_tight", Tsit5(rtol=1e-6, atol=1e-6), forward, ((0, 1),)),
     ]
-    header = f"# Van der Pol's equation, mu = {MU}, u0 = {list(U0)}, Float64. Made by make_steps.py; positions count from 1.\n"
+    header = f"# Van der Pol's equation, mu = {MU}, u0 = {list(U0)}. Made by make_steps.py; positions count from 1.\n"
     Path(__file__).with_name("steps.toml").write_text("\n".join([header, *cases]))
 
 
