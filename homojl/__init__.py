@@ -15,7 +15,18 @@ __version__ = "0.1.0"
 _EXPORTS = {
     **dict.fromkeys(["ODEProblem"], "homojl.problems"),
     **dict.fromkeys(
-        ["Euler", "Midpoint", "RK4", "Bosh3", "Dopri5", "Tsit5", "Dopri8", "ode_algorithm"],
+        [
+            "Euler",
+            "Midpoint",
+            "RK4",
+            "Bosh3",
+            "Dopri5",
+            "Tsit5",
+            "Dopri8",
+            "ode_algorithm",
+            "PIController",
+            "PredictiveController",
+        ],
         "homojl.algorithms",
     ),
     **dict.fromkeys(["Solution", "Stats", "Status"], "homojl.solution"),
@@ -47,7 +58,18 @@ def __dir__() -> list[str]:
 
 if TYPE_CHECKING:
     from homojl.adjoints import BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, GaussAdjoint
-    from homojl.algorithms import RK4, Bosh3, Dopri5, Dopri8, Euler, Midpoint, Tsit5, ode_algorithm
+    from homojl.algorithms import (
+        RK4,
+        Bosh3,
+        Dopri5,
+        Dopri8,
+        Euler,
+        Midpoint,
+        PIController,
+        PredictiveController,
+        Tsit5,
+        ode_algorithm,
+    )
     from homojl.data import dataset_names, load_dataset
     from homojl.errors import (
         BackendUnavailable,

@@ -19,19 +19,19 @@ def _require(condition: bool, message: str) -> None:
 
 @dataclass(frozen=True, kw_only=True)
 class PIController:
-    """Proportional-integral step-size control; None takes the value that suits the method's order.
+    """Proportional-integral step-size control.
 
-    After a step with error ratio `e` (1 is exactly the tolerance), following one with ratio `e_old`, the step is
-    divided by `e**beta1 / e_old**beta2 / safety`, a quotient kept between 1/max_factor and 1/min_factor.
+    After a step of size `h` with error ratio `e` (1 is exactly the tolerance) that follows one of size `h_old` with
+    ratio `e_old`, the step is divided by `e**beta1 / e_old**beta2 / (h / h_old)**beta3 / safety`, a quotient kept
+    between 1/max_factor and 1/min_factor. After the first step, and after a rejected one, it is
+    `e**(1 / order) / safety`.
 
     Attributes:
         safety: in (0, 1]; how much of the largest admissible step is taken.
         min_factor, max_factor: bounds of the change from one step to the next.
-        beta1, beta2: exponents, by default 0.85/order and 0.2/order: the 0.17 and 0.04 of Hairer's dopri5 and of
-            OrdinaryDiffEq.jl's DP5. beta2 = 0 with beta1 = 1/order is plain integral control.
+        beta1, beta2: exponents; None: 0.85/order and 0.2/order, the 0.17 and 0.04 of Hairer's dopri5. beta3 is 0.
 
-    References: Hairer, Norsett, Wanner (1993), II.4 and IV.2; the same formula as OrdinaryDiffEq.jl's
-    `PIController`.
+    References: Hairer, Norsett, Wanner (1993), II.4; Hairer, Wanner (1996), IV.2.
     """
 
     safety: float = 0.9
@@ -40,10 +40,43 @@ class PIController:
     beta1: float | None = None
     beta2: float | None = None
 
+    def exponents(self, order: int) -> tuple[float, float, float]:
+        """beta1, beta2 and beta3 for a method of that order."""
+        beta1 = 0.85 / order if self.beta1 is None else self.beta1
+        return beta1, 0.2 / order if self.beta2 is None else self.beta2, 0.0
+
     def __post_init__(self) -> None:
         _require(0 < self.safety <= 1, f"safety must lie in (0, 1], got {self.safety}")
         _require(0 < self.min_factor < 1, f"min_factor must lie in (0, 1), got {self.min_factor}")
         _require(self.max_factor > 1, f"max_factor must be greater than 1, got {self.max_factor}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PredictiveController(PIController):
+    """Control that expects the admissible step to go on growing, or shrinking, as it has just done.
+
+    The same formula as `PIController` with beta1 = (1 + p)/order, beta2 = p/order and beta3 = p, where p is
+    `prediction`. It saves steps where the steps grow all the way, as from HomoODE's initial point, and costs
+    rejected ones where they are limited by stability.
+
+    Attributes:
+        prediction: in [0, 1]; 0 is integral control, 1 Gustafsson's predictive control.
+
+    References: Gustafsson (1994), ACM Trans. Math. Softw. 20(4); Hairer, Wanner (1996), IV.8.
+    """
+
+    prediction: float = 0.7
+
+    def exponents(self, order: int) -> tuple[float, float, float]:
+        return (1 + self.prediction) / order, self.prediction / order, self.prediction
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        _require(0 <= self.prediction <= 1, f"prediction must lie in [0, 1], got {self.prediction}")
+        _require(self.beta1 is None and self.beta2 is None, "give prediction, or the exponents to a PIController")
+
+
+CONTROLLERS: dict[str, type[PIController]] = {"pi": PIController, "predictive": PredictiveController}
 
 
 @dataclass(frozen=True, kw_only=True)

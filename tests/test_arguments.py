@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import homojl as hj
-from homojl.algorithms import PIController
+from homojl.algorithms import PIController, PredictiveController
 
 Y0 = torch.ones(2)
 
@@ -41,6 +41,8 @@ def field(t, y):
         (lambda: hj.RK4(step_size=-0.1), "step_size must be positive"),
         (lambda: PIController(safety=0), "safety"),
         (lambda: PIController(max_factor=1), "max_factor"),
+        (lambda: PredictiveController(prediction=1.5), "prediction must lie in"),
+        (lambda: PredictiveController(beta1=0.2), "give prediction, or the exponents"),
         (lambda: hj.GaussAdjoint(nodes=0), "nodes"),
         (lambda: hj.ode_algorithm("dopri"), "did you mean 'dopri"),
         (lambda: hj.ode_algorithm("rk4", rtol=1e-3), "RK4 has no option 'rtol'"),

@@ -16,7 +16,7 @@ import tomlkit
 
 from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
 from homojl.adjoints.ode import ODE_ADJOINTS
-from homojl.algorithms import AbstractODEAlgorithm, ode_algorithm
+from homojl.algorithms import CONTROLLERS, AbstractODEAlgorithm, ode_algorithm
 from homojl.errors import ConfigError
 from homojl.models import model_class
 from homojl.names import did_you_mean
@@ -52,6 +52,7 @@ class SolverConfig:
     algorithm: str = setting("dopri5", "ODE method: euler, midpoint, rk4, bosh3, dopri5, tsit5 or dopri8")
     rtol: float | None = setting(1e-3, "relative tolerance of an adaptive method")
     atol: float | None = setting(1e-3, "absolute tolerance of an adaptive method")
+    controller: str = setting("pi", "step-size control of an adaptive method", choices=tuple(CONTROLLERS))
     first_step: float | None = setting(None, "first step of an adaptive method; absent: estimated")
     max_steps: int | None = setting(1000, "accepted and rejected steps of an adaptive method before a solve fails")
     step_size: float | None = setting(None, "step of a fixed-step method; absent: one step")
@@ -70,6 +71,7 @@ class SolverConfig:
             self.algorithm,
             rtol=self.rtol,
             atol=self.atol,
+            controller=CONTROLLERS[self.controller](),
             first_step=self.first_step,
             max_steps=self.max_steps,
         )

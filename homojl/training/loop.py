@@ -176,7 +176,7 @@ def train(
             totals.seconds += time.perf_counter() - started
             position.batch += 1
             position.step += 1
-            progress.step(progress_numbers(totals))
+            progress.step(progress_numbers(totals, device))
             stop = should_stop()
             if stop or time.monotonic() - checkpointed >= config.train.checkpoint_seconds:
                 save(run, "last", model, optimizer, position, form, config)
@@ -265,13 +265,14 @@ def epoch_metrics(
     return {name: numbers[name] for name in METRICS}
 
 
-def progress_numbers(totals: Totals) -> dict[str, str]:
+def progress_numbers(totals: Totals, device: torch.device) -> dict[str, str]:
     """What the bar shows."""
     return {
         "loss": f"{totals.loss / totals.images:.4f}",
         "acc": f"{100 * totals.correct / totals.images:.2f}%",
         "nfe": f"{totals.nfe / totals.steps:.1f}+{totals.n_vjp / totals.steps:.1f}",
         "img/s": f"{totals.images / totals.seconds:.0f}",
+        "MiB": f"{peak_memory(device):.0f}",
     }
 
 

@@ -3,23 +3,26 @@
 require(condition::Bool, message::String) = condition || throw(ArgumentError(message))
 
 """
-    PIController(; safety = 0.9, min_factor = 0.2, max_factor = 10, beta1 = nothing, beta2 = nothing)
+    PIController(; safety = 0.9, min_factor = 0.2, max_factor = 10, beta1 = nothing, beta2 = nothing, beta3 = 0)
 
 Proportional-integral step-size control; `nothing` takes the value that suits the method's order.
 
-After a step with error ratio `e` (1 is exactly the tolerance), following one with ratio `e_old`, the step is divided by
-`e^beta1 / e_old^beta2 / safety`, a quotient kept between `1/max_factor` and `1/min_factor`. A rejected step is divided by
-`e^beta1 / safety`, kept between 1.001 and `1/min_factor`; where `e` is not finite, by `1/min_factor`.
+After a step of size `h` with error ratio `e` (1 is exactly the tolerance) that follows one of size `h_old` with ratio
+`e_old`, the step is divided by `e^beta1 / e_old^beta2 / (h / h_old)^beta3 / safety`, a quotient kept between `1/max_factor`
+and `1/min_factor`. After the first step it is `e^(1 / order) / safety`; after a rejected one the same, but at least 1.001,
+and `1/min_factor` where `e` is not finite.
 
 # Fields
 - `safety`: in (0, 1]; how much of the largest admissible step is taken.
 - `min_factor`, `max_factor`: bounds of the change from one step to the next.
-- `beta1`, `beta2`: exponents, by default 0.85/order and 0.2/order: the 0.17 and 0.04 of Hairer's dopri5. `beta2 = 0`
-  with `beta1 = 1/order` is plain integral control.
+- `beta1`, `beta2`, `beta3`: exponents, by default 0.85/order, 0.2/order and 0: the 0.17 and 0.04 of Hairer's dopri5. With
+  (1 + p)/order, p/order and p the control expects the admissible step to go on growing as it has just done, by the part
+  p: Python's `PredictiveController`, for p = 1 Gustafsson's predictive control.
 
 All are dimensionless. Throws an `ArgumentError` for a value outside its range.
 
-References: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, II.4; Hairer, Wanner (1996), II, IV.2.
+References: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, II.4; Hairer, Wanner (1996), II, IV.2
+and IV.8; Gustafsson (1994), ACM Trans. Math. Softw. 20(4).
 """
 Base.@kwdef struct PIController <: OrdinaryDiffEqCore.AbstractController
     safety::Float64 = 0.9
@@ -27,12 +30,13 @@ Base.@kwdef struct PIController <: OrdinaryDiffEqCore.AbstractController
     max_factor::Float64 = 10.0
     beta1::Union{Nothing, Float64} = nothing
     beta2::Union{Nothing, Float64} = nothing
+    beta3::Float64 = 0.0
 
-    function PIController(safety, min_factor, max_factor, beta1, beta2)
+    function PIController(safety, min_factor, max_factor, beta1, beta2, beta3)
         require(0 < safety <= 1, "safety must lie in (0, 1], got $safety")
         require(0 < min_factor < 1, "min_factor must lie in (0, 1), got $min_factor")
         require(max_factor > 1, "max_factor must be greater than 1, got $max_factor")
-        return new(safety, min_factor, max_factor, beta1, beta2)
+        return new(safety, min_factor, max_factor, beta1, beta2, beta3)
     end
 end
 

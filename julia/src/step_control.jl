@@ -47,18 +47,20 @@ function initial_step(
 end
 
 """
-What [`PIController`](@ref) knows during one solve: its exponents for the method's order, the error ratio of the last
-accepted step, and that of the step just tried, of type `E`.
+What [`PIController`](@ref) knows during one solve: its exponents for the method's order, size and error ratio of the last
+accepted step (NaN before the first), and the error ratio of the step just tried, of type `E`.
 """
 mutable struct PIControllerCache{E} <: OrdinaryDiffEqCore.AbstractControllerCache
     const controller::PIController
+    const order::Int
     const beta1::Float64
     const beta2::Float64
+    size_old::Float64
     ratio_old::Float64
     EEst::E
 end
 
-# The smallest error ratio that counts as the one before, and the one before the first step.
+# The smallest error ratio that counts as the one before.
 const SMALLEST_RATIO = 1.0e-4
 
 function OrdinaryDiffEqCore.setup_controller_cache(
@@ -67,25 +69,30 @@ function OrdinaryDiffEqCore.setup_controller_cache(
     order = OrdinaryDiffEqCore.alg_order(alg)
     beta1 = something(controller.beta1, 0.85 / order)
     beta2 = something(controller.beta2, 0.2 / order)
-    return PIControllerCache{E}(controller, beta1, beta2, SMALLEST_RATIO, oneunit(E))
+    return PIControllerCache{E}(controller, order, beta1, beta2, NaN, NaN, oneunit(E))
 end
 
 # The quotient that an accepted step is divided by.
 function OrdinaryDiffEqCore.stepsize_controller!(integrator, cache::PIControllerCache, alg)
-    (; safety, min_factor, max_factor) = cache.controller
-    quotient = Float64(cache.EEst)^cache.beta1 / cache.ratio_old^cache.beta2 / safety
+    (; safety, min_factor, max_factor, beta3) = cache.controller
+    ratio, size = Float64(cache.EEst), Float64(integrator.dt)
+    quotient = if isnan(cache.size_old)
+        ratio^(1 / cache.order) / safety
+    else
+        ratio^cache.beta1 / cache.ratio_old^cache.beta2 / (size / cache.size_old)^beta3 / safety
+    end
     return clamp(quotient, 1 / max_factor, 1 / min_factor)
 end
 
 function OrdinaryDiffEqCore.step_accept_controller!(integrator, cache::PIControllerCache, alg, quotient)
-    cache.ratio_old = max(Float64(cache.EEst), SMALLEST_RATIO)
+    cache.size_old, cache.ratio_old = Float64(integrator.dt), max(Float64(cache.EEst), SMALLEST_RATIO)
     return integrator.dt / quotient
 end
 
 function OrdinaryDiffEqCore.step_reject_controller!(integrator, cache::PIControllerCache, alg)
     (; safety, min_factor) = cache.controller
     ratio = Float64(cache.EEst)
-    quotient = isfinite(ratio) ? max(ratio^cache.beta1 / safety, 1.001) : Inf
+    quotient = isfinite(ratio) ? max(ratio^(1 / cache.order) / safety, 1.001) : Inf
     integrator.dt /= min(quotient, 1 / min_factor)
     return nothing
 end

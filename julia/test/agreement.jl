@@ -10,7 +10,9 @@ const STORED = TOML.parsefile(joinpath(@__DIR__, "golden", "steps.toml"))
     A = Dict("Bosh3" => Bosh3, "Dopri5" => Dopri5, "Tsit5" => Tsit5)[stored["algorithm"]]
     parts = isempty(stored["parts"]) ? nothing : [first:last for (first, last) in stored["parts"]]
     tolerance = stored["tolerance"]
-    sol = integrate(van_der_pol!, [2.0, 0.0], stored["ts"], A(rtol = tolerance, atol = tolerance); parts)
+    beta1, beta2, beta3 = stored["exponents"]
+    algorithm = A(rtol = tolerance, atol = tolerance, controller = PIController(; beta1, beta2, beta3))
+    sol = integrate(van_der_pol!, [2.0, 0.0], stored["ts"], algorithm; parts)
     @test length(sol.steps) == length(stored["sizes"])
     @test sol.stats.n_rejected == stored["n_rejected"]
     @test sol.stats.nfe == stored["nfe"]

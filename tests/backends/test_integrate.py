@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 import homojl as hj
-from homojl.algorithms import ODE_ALGORITHMS, AbstractAdaptive, PIController
+from homojl.algorithms import ODE_ALGORITHMS, AbstractAdaptive, PIController, PredictiveController
 from homojl.solution import Status
 from tests.catalogue import EXACT_ODES
 
@@ -160,6 +160,27 @@ def test_first_same_as_last_costs_no_evaluation_twice(backend):
     assert solution.stats.nfe == len(calls) == 1 + 6 * taken
     estimated = hj.solve(hj.ODEProblem(f, y0, (0.0, 5.0)), hj.Dopri5(rtol=1e-6, atol=1e-6), backend=backend)
     assert estimated.stats.nfe == 2 + 6 * (estimated.stats.n_accepted + estimated.stats.n_rejected)
+
+
+@pytest.mark.parametrize("controller", [PIController(), PredictiveController(), PIController(beta1=0.2, beta2=0.0)])
+def test_every_controller_keeps_the_tolerance(controller, backend):
+    for problem in EXACT_ODES:
+        algorithm = hj.Tsit5(rtol=1e-7, atol=1e-7, controller=controller)
+        solution = hj.solve(
+            hj.ODEProblem(problem.f, problem.y0, (problem.t0, problem.t1)), algorithm, backend=backend
+        )
+        torch.testing.assert_close(solution.value, problem.exact(problem.t1), rtol=2e-6, atol=2e-6)
+
+
+def test_prediction_saves_steps_where_they_grow(backend):
+    """z' = 1/z from near 0, as from a stiff start: the admissible step grows with z all the way."""
+    problem = hj.ODEProblem(lambda t, z: 1 / z, torch.tensor([1e-4], dtype=torch.float64), (0.0, 1.0))
+    taken = {}
+    for name, controller in {"pi": PIController(), "predictive": PredictiveController()}.items():
+        solution = hj.solve(problem, hj.Dopri5(rtol=1e-6, atol=1e-9, controller=controller), backend=backend)
+        assert solution.value.item() == pytest.approx(math.sqrt(2 + 1e-8), rel=1e-5)
+        taken[name] = solution.stats.nfe
+    assert taken["predictive"] < 0.8 * taken["pi"]
 
 
 def test_saving_more_often_costs_no_steps(backend):

@@ -269,7 +269,7 @@ def test_progress_sees_every_step(tiny, tmp_path):
     class Watching(Progress):
         def step(self, numbers):
             seen["steps"] += 1
-            assert set(numbers) == {"loss", "acc", "nfe", "img/s"}
+            assert set(numbers) == {"loss", "acc", "nfe", "img/s", "MiB"}
 
         def end_epoch(self, metrics):
             seen["epochs"].append(metrics["epoch"])

@@ -217,11 +217,11 @@ def integrate_adaptive(
     """Steps under PI control; see `AbstractBackend.integrate`."""
     rhs, record, tableau = _Counted(rhs), _Record(ts, y0, keep_states), algorithm.tableau
     control = algorithm.controller
-    beta1 = 0.85 / tableau.order if control.beta1 is None else control.beta1
-    beta2 = 0.2 / tableau.order if control.beta2 is None else control.beta2
+    beta1, beta2, beta3 = control.exponents(tableau.order)
     t, t_end, y = ts[0], ts[-1], y0
     direction = 1.0 if t_end > t else -1.0
-    rejected, next_save, ratio, ratio_old = 0, 1, 0.0, 1e-4
+    rejected, next_save, ratio = 0, 1, 0.0
+    before: tuple[float, float] | None = None  # size and error ratio of the last accepted step
 
     def stop(status: Status, advice: str) -> Integration:
         if record.ts[-1] != t:
@@ -259,7 +259,7 @@ def integrate_adaptive(
         ratio = _error_ratio(algorithm, y, y_next, h, ks, error_norm)
         if not ratio <= 1.0:  # written so that NaN is rejected too
             rejected += 1
-            shrink = ratio**beta1 / control.safety if math.isfinite(ratio) else math.inf
+            shrink = ratio ** (1 / tableau.order) / control.safety if math.isfinite(ratio) else math.inf
             h /= min(1 / control.min_factor, max(shrink, 1.0 + 1e-3))
             k_first = ks[0]
             continue
@@ -275,9 +275,13 @@ def integrate_adaptive(
         t, y = t_next, y_next
         k_first = ks[-1] if tableau.fsal else None
 
-        quotient = ratio**beta1 / ratio_old**beta2 / control.safety
+        if before is None:
+            quotient = ratio ** (1 / tableau.order) / control.safety
+        else:
+            h_old, ratio_old = before
+            quotient = ratio**beta1 / ratio_old**beta2 / (h / h_old) ** beta3 / control.safety
+        before = h, max(ratio, 1e-4)
         h /= min(1 / control.min_factor, max(1 / control.max_factor, quotient))
         if lands and abs(h) < abs(h_wanted):
             h = h_wanted  # a step cut short to end on a save time says nothing against the size before it
-        ratio_old = max(ratio, 1e-4)
     return record.finish(rhs, rejected, Status.SUCCESS, "")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from homojl.algorithms import AbstractAdaptive, Bosh3, Dopri5, Tsit5
+from homojl.algorithms import AbstractAdaptive, Bosh3, Dopri5, PredictiveController, Tsit5
 from homojl.backends.base import ErrorNorm
 from homojl.backends.pytorch.backend import TorchBackend
 
@@ -27,6 +27,7 @@ def case(
         f"[{name}]",
         f'algorithm = "{algorithm.name}"',
         f"tolerance = {algorithm.rtol}",
+        f"exponents = {list(algorithm.controller.exponents(algorithm.tableau.order))}",
         f"ts = {list(ts)}",
         f"parts = {[[start + 1, stop] for start, stop in parts or ()]}",
         f"n_rejected = {result.n_rejected}",
@@ -47,6 +48,7 @@ def main() -> None:
         case("dopri5_backward", Dopri5(rtol=1e-6, atol=1e-6), backward, None),
         case("dopri5_parts", Dopri5(rtol=1e-4, atol=1e-4), forward, ((0, 1), (1, 2))),
         case("tsit5", Tsit5(rtol=1e-3, atol=1e-3), forward, None),
+        case("tsit5_predictive", Tsit5(rtol=1e-5, atol=1e-5, controller=PredictiveController()), forward, None),
         case("tsit5_tight", Tsit5(rtol=1e-6, atol=1e-6), forward, ((0, 1),)),
     ]
     header = f"# Van der Pol's equation, mu = {MU}, u0 = {list(U0)}. Made by make_steps.py; positions count from 1.\n"
