@@ -90,8 +90,8 @@ class InitialPoint(nn.Module):
     """A start shared by all inputs: one number per channel, broadcast over the batch and the map.
 
     The classification loss never reaches it; its own loss draws it towards the mean equilibrium. A learned point
-    starts from standard normal numbers (ours; the paper does not say): near zero the field's first normalisation
-    makes it so steep that a solve takes half as many evaluations again.
+    starts from standard normal numbers (ours; the paper does not say): at zero, the field's first normalisation
+    divides by almost nothing.
 
     Args:
         channels: C.
