@@ -166,9 +166,7 @@ def test_first_same_as_last_costs_no_evaluation_twice(backend):
 def test_every_controller_keeps_the_tolerance(controller, backend):
     for problem in EXACT_ODES:
         algorithm = hj.Tsit5(rtol=1e-7, atol=1e-7, controller=controller)
-        solution = hj.solve(
-            hj.ODEProblem(problem.f, problem.y0, (problem.t0, problem.t1)), algorithm, backend=backend
-        )
+        solution = hj.solve(hj.ODEProblem(problem.f, problem.y0, (problem.t0, problem.t1)), algorithm, backend=backend)
         torch.testing.assert_close(solution.value, problem.exact(problem.t1), rtol=2e-6, atol=2e-6)
 
 
