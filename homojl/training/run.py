@@ -25,6 +25,9 @@ from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, read_toml
 from homojl.training.experiment import ModelForm, build_model, initial_point
 
+# The last line of a run's config.toml: what is left of a damaged one can still be valid TOML.
+_CONFIG_END = "\n# end of the configuration\n"
+
 _CONTENTS = {
     *("config.toml", "environment.json", "metrics.jsonl", "checkpoints"),
     *("results.h5", "report.md", "figures"),
@@ -68,7 +71,7 @@ class Run:
             for name, text in (
                 ("environment.json", json.dumps(environment(), indent=2) + "\n"),
                 ("metrics.jsonl", ""),
-                ("config.toml", config.to_toml()),  # last: a folder that has it is a run
+                ("config.toml", config.to_toml() + _CONFIG_END),  # last: a folder that has it is a run
             ):
                 with atomic_write(run.path / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
@@ -93,7 +96,11 @@ class Run:
     @cached_property
     def config(self) -> ExperimentConfig:
         """The resolved configuration."""
-        return ExperimentConfig.from_dict(read_toml(self.path / "config.toml"))
+        path = self.path / "config.toml"
+        values = read_toml(path)
+        if not path.read_text(encoding="utf-8").rstrip().endswith(_CONFIG_END.strip()):
+            raise CheckpointError(f"{path} is cut short: its last line is missing")
+        return ExperimentConfig.from_dict(values)
 
     @property
     def environment(self) -> dict[str, Any]:
