@@ -2,10 +2,29 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 import torch
 
 from homojl.errors import BackendUnavailable
+
+AVAILABLE = {"cuda": torch.cuda.is_available}
+
+
+def pytest_configure(config):
+    config.addinivalue_line(
+        "markers", "needs(what): skipped, loudly, without it; HOMOJL_REQUIRE=what makes that a failure"
+    )
+
+
+def pytest_runtest_setup(item):
+    for mark in item.iter_markers("needs"):
+        (what,) = mark.args
+        if not AVAILABLE[what]():
+            if what in os.environ.get("HOMOJL_REQUIRE", "").split(","):
+                pytest.fail(f"HOMOJL_REQUIRE names {what}, which is not here")
+            pytest.skip(f"needs {what}")
 
 
 @pytest.fixture(autouse=True)

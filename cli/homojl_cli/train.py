@@ -149,5 +149,5 @@ def _headline(run) -> str:
     tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""
     return (
         f"{config.model.name} on {config.data.dataset}: {algorithm.name}{tolerance}, {config.solver.adjoint} adjoint, "
-        f"{get_backend(config.solver.backend).name} backend, {config.train.epochs} epochs -> {run.path}"
+        f"{get_backend(config.solver.backend).name} backend, {config.train.epochs} epoch{'s' * (config.train.epochs > 1)} -> {run.path}"
     )

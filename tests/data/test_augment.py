@@ -85,7 +85,7 @@ def test_augment_keeps_type_shape_device_and_its_input():
     assert result.data_ptr() != images.data_ptr()
 
 
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.needs("cuda")
 def test_augment_on_the_gpu_does_the_same_with_a_generator_on_the_cpu():
     images = images_of(32, 3, 8, 8)
     on_cpu = augment(images, pad=2, flip=True, generator=generator_of(3))
