@@ -147,7 +147,8 @@ def _headline(run) -> str:
     config = run.config
     algorithm = config.solver.build_algorithm()
     tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""
+    epochs = f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
     return (
         f"{config.model.name} on {config.data.dataset}: {algorithm.name}{tolerance}, {config.solver.adjoint} adjoint, "
-        f"{get_backend(config.solver.backend).name} backend, {config.train.epochs} epoch{'s' * (config.train.epochs > 1)} -> {run.path}"
+        f"{get_backend(config.solver.backend).name} backend, {epochs} -> {run.path}"
     )
