@@ -133,7 +133,7 @@ def test_sigkill_at_random_moments(finished, tiny, tmp_path):
             before = run.last_checkpoint.stat().st_mtime_ns if run.last_checkpoint.exists() else 0
             while process.poll() is None:
                 if run.last_checkpoint.exists() and run.last_checkpoint.stat().st_mtime_ns > before:
-                    time.sleep(rng.uniform(0.0, 0.15))
+                    time.sleep(rng.uniform(0.0, 0.04))
                     process.send_signal(signal.SIGKILL)
                     break
                 time.sleep(0.002)
