@@ -19,13 +19,6 @@ def is_dense(tensor: torch.Tensor) -> bool:
     return True
 
 
-def flat_view(tensor: torch.Tensor) -> torch.Tensor:
-    """A 1-D view of a dense tensor in memory order; a 1-D copy of any other."""
-    if not is_dense(tensor):
-        tensor = tensor.contiguous()
-    return tensor.as_strided((tensor.numel(),), (1,))
-
-
 class Layout:
     """Where each of several tensors lies in one flat vector.
 
