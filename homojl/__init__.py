@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _EXPORTS = {
-    **dict.fromkeys(["ODEProblem"], "homojl.problems"),
+    **dict.fromkeys(["ODEProblem", "FixedPointProblem", "HomotopyProblem"], "homojl.problems"),
     **dict.fromkeys(
         [
             "Euler",
@@ -23,13 +23,28 @@ _EXPORTS = {
             "Dopri5",
             "Tsit5",
             "Dopri8",
+            "Vern7",
+            "Rodas5P",
+            "TRBDF2",
+            "FBDF",
             "ode_algorithm",
             "PIController",
             "PredictiveController",
+            "Picard",
+            "Anderson",
+            "Broyden",
+            "NewtonKrylov",
+            "PseudoTransient",
+            "Relaxation",
+            "TrustRegion",
+            "DFSane",
+            "fixed_point_algorithm",
+            "ArcLength",
+            "NaturalParameter",
         ],
         "homojl.algorithms",
     ),
-    **dict.fromkeys(["Solution", "Stats", "Status"], "homojl.solution"),
+    **dict.fromkeys(["Solution", "EquilibriumSolution", "PathSolution", "Stats", "Status"], "homojl.solution"),
     **dict.fromkeys(["DirectAdjoint", "CheckpointAdjoint", "BacksolveAdjoint", "GaussAdjoint"], "homojl.adjoints"),
     **dict.fromkeys(["solve"], "homojl.solving"),
     **dict.fromkeys(["create_model", "model_names"], "homojl.models"),
@@ -59,15 +74,30 @@ def __dir__() -> list[str]:
 if TYPE_CHECKING:
     from homojl.adjoints import BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, GaussAdjoint
     from homojl.algorithms import (
+        FBDF,
         RK4,
+        TRBDF2,
+        Anderson,
+        ArcLength,
         Bosh3,
+        Broyden,
+        DFSane,
         Dopri5,
         Dopri8,
         Euler,
         Midpoint,
+        NaturalParameter,
+        NewtonKrylov,
+        Picard,
         PIController,
         PredictiveController,
+        PseudoTransient,
+        Relaxation,
+        Rodas5P,
+        TrustRegion,
         Tsit5,
+        Vern7,
+        fixed_point_algorithm,
         ode_algorithm,
     )
     from homojl.data import dataset_names, load_dataset
@@ -80,7 +110,7 @@ if TYPE_CHECKING:
         SolveError,
     )
     from homojl.models import create_model, model_names
-    from homojl.problems import ODEProblem
-    from homojl.solution import Solution, Stats, Status
+    from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem
+    from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
     from homojl.solving import solve
     from homojl.training import load_run

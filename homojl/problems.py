@@ -39,24 +39,104 @@ class ODEProblem:
     params: tuple[torch.Tensor, ...] | None = None
 
     def __post_init__(self) -> None:
-        import torch
-
-        if not callable(self.f):
-            raise ConfigError(f"f must be callable as f(t, y, *args), got {type(self.f).__name__}")
-        if not isinstance(self.y0, torch.Tensor):
-            raise ConfigError(f"y0 must be a torch.Tensor, got {type(self.y0).__name__}")
-        if self.y0.dtype not in (torch.float32, torch.float64):
-            raise ConfigError(f"y0 must be float32 or float64, got {self.y0.dtype}; convert it with y0.float()")
-        if self.y0.numel() == 0:
-            raise ConfigError(f"y0 is empty: its shape is {tuple(self.y0.shape)}")
-        if not isinstance(self.args, tuple):
-            raise ConfigError(f"args must be a tuple, got {type(self.args).__name__}; write args=(x,) for one argument")
+        _check_function("f", self.f, "f(t, y, *args)")
+        _check_start("y0", self.y0)
+        _check_args(self.args)
         object.__setattr__(self, "ts", _checked_times(self.ts))
-        if self.params is None:
-            is_module = isinstance(self.f, torch.nn.Module)
-            object.__setattr__(self, "params", tuple(self.f.parameters()) if is_module else ())
-        else:
-            object.__setattr__(self, "params", tuple(self.params))
+        object.__setattr__(self, "params", _params(self.f, self.params))
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPointProblem:
+    """The equilibrium z = f(z, *args) of every sample of a batch.
+
+    Args:
+        f: map `f(z, *args)` to a tensor of z's shape and dtype. It must be deterministic, and no sample may depend on
+            another: rows of z (its first dimension) and of those args that have as many are taken out and put back
+            as samples converge.
+        z0: initial guess (B, ...), float32 or float64, any strides (the memory format is kept).
+        args: further arguments of `f`; a tensor with B rows belongs to the samples. Tensors in it receive gradients.
+        params: tensors inside `f` that receive gradients. The default, None, takes `f.parameters()` where `f` is
+            a `torch.nn.Module`, else nothing.
+
+    Raises:
+        ConfigError: if anything is of the wrong type, shape or dtype.
+    """
+
+    f: Callable[..., torch.Tensor]
+    z0: torch.Tensor
+    args: tuple[Any, ...] = ()
+    params: tuple[torch.Tensor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_function("f", self.f, "f(z, *args)")
+        _check_start("z0", self.z0)
+        if self.z0.ndim == 0:
+            raise ConfigError("z0 needs a first dimension that counts samples; write z0[None] for one sample")
+        _check_args(self.args)
+        object.__setattr__(self, "params", _params(self.f, self.params))
+
+
+@dataclass(frozen=True, eq=False)
+class HomotopyProblem:
+    """The zero path of H(z, lambda) from (z0, 0), where it is known, to lambda = 1, where r(z) = 0.
+
+    Args:
+        r: residual `r(z, *args)`, a tensor of z's shape and dtype; for an equilibrium of f, z - f(z).
+        z0: where the path starts, any shape, float32 or float64; the whole of it is one system.
+        kind: "fixed-point": H = lambda r(z) + (1 - lambda)(z - z0); "newton": H = r(z) - (1 - lambda) r(z0).
+        args: further arguments of `r`. Tensors in it receive gradients.
+        params: tensors inside `r` that receive gradients. The default, None, takes `r.parameters()` where `r` is
+            a `torch.nn.Module`, else nothing.
+
+    Raises:
+        ConfigError: if anything is of the wrong type, shape or dtype.
+
+    References: Ding et al. (2023), arXiv 2310.09583, (1), (21), (23).
+    """
+
+    r: Callable[..., torch.Tensor]
+    z0: torch.Tensor
+    kind: str = "fixed-point"
+    args: tuple[Any, ...] = ()
+    params: tuple[torch.Tensor, ...] | None = None
+
+    def __post_init__(self) -> None:
+        _check_function("r", self.r, "r(z, *args)")
+        _check_start("z0", self.z0)
+        if self.kind not in ("fixed-point", "newton"):
+            raise ConfigError(f"kind must be 'fixed-point' or 'newton', got {self.kind!r}")
+        _check_args(self.args)
+        object.__setattr__(self, "params", _params(self.r, self.params))
+
+
+def _check_function(name: str, function: object, form: str) -> None:
+    if not callable(function):
+        raise ConfigError(f"{name} must be callable as {form}, got {type(function).__name__}")
+
+
+def _check_start(name: str, start: object) -> None:
+    import torch
+
+    if not isinstance(start, torch.Tensor):
+        raise ConfigError(f"{name} must be a torch.Tensor, got {type(start).__name__}")
+    if start.dtype not in (torch.float32, torch.float64):
+        raise ConfigError(f"{name} must be float32 or float64, got {start.dtype}; convert it with {name}.float()")
+    if start.numel() == 0:
+        raise ConfigError(f"{name} is empty: its shape is {tuple(start.shape)}")
+
+
+def _check_args(args: object) -> None:
+    if not isinstance(args, tuple):
+        raise ConfigError(f"args must be a tuple, got {type(args).__name__}; write args=(x,) for one argument")
+
+
+def _params(function: object, params: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...]:
+    import torch
+
+    if params is not None:
+        return tuple(params)
+    return tuple(function.parameters()) if isinstance(function, torch.nn.Module) else ()
 
 
 def _checked_times(ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:

@@ -18,6 +18,10 @@ class Status(enum.Enum):
     DIVERGED = "the state or its derivative is no longer finite"
     STEP_TOO_SMALL = "the step size fell below its smallest value"
     MAX_STEPS = "the largest number of steps was taken"
+    STALLED = "the residual no longer falls"
+    LEFT_BOUNDS = "the path left its bounds"
+    RETURNED = "the path came back to lambda = 0"
+    FOLD = "the path turns back in lambda"
 
     @property
     def ok(self) -> bool:
@@ -34,6 +38,7 @@ class Stats:
         n_accepted, n_rejected: steps of the forward solve.
         seconds: wall time of the forward solve.
         nfe_backward: evaluations of the field for gradients alone (recomputed stages, backward solves).
+        n_jvp: Jacobian-vector products of the field in the forward solve.
         n_vjp: vector-Jacobian products of the field.
         seconds_backward: wall time of an adjoint's own backward pass (0 for `DirectAdjoint`, whose backward
             pass belongs to PyTorch's graph).
@@ -46,6 +51,7 @@ class Stats:
     n_accepted: int = 0
     n_rejected: int = 0
     seconds: float = 0.0
+    n_jvp: int = 0
     nfe_backward: int = 0
     n_vjp: int = 0
     seconds_backward: float = 0.0
@@ -102,3 +108,54 @@ class Solution:
         import torch
 
         return torch.stack(self.states)
+
+
+@dataclass(frozen=True, eq=False)
+class EquilibriumSolution:
+    """What `solve` returns for a `FixedPointProblem`.
+
+    Attributes:
+        value: the equilibria, or where a sample did not converge its best iterate: z0's shape, dtype, device and
+            memory format; carries gradients.
+        residuals: norm(f(z) - z) / norm(f(z)) of each sample at `value`, (B,), float64 on the CPU.
+        iterations: of each sample, (B,), int64 on the CPU.
+        converged: which samples met the tolerance, (B,), bool on the CPU.
+        status: `Status.SUCCESS` if all did; nothing else reaches the caller unless `throw=False`.
+        stats: what it cost; `nfe` counts evaluations of the map, each on as many samples as were still at work.
+        message: one line on what happened and what to try; empty on success.
+    """
+
+    value: torch.Tensor
+    residuals: torch.Tensor
+    iterations: torch.Tensor
+    converged: torch.Tensor
+    status: Status
+    stats: Stats
+    message: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class PathSolution:
+    """What `solve` returns for a `HomotopyProblem`.
+
+    Attributes:
+        s: length along the path at each of its points, in the unit that `velocity` sets, (T,), float64 on the CPU.
+        lambdas: lambda there, (T,), float64 on the CPU; 0 at the first, 1 at the last of a solve that succeeded.
+        states: z there, T detached tensors of z0's shape; the last is `value`.
+        residuals: root mean square of H there, (T,), float64 on the CPU.
+        value: z at the end of the path; carries gradients (implicit function theorem).
+        folds: how often the path turned round in lambda.
+        status: how it ended; nothing but `Status.SUCCESS` reaches the caller unless `throw=False`.
+        stats: what it cost.
+        message: one line on what happened and what to try; empty on success.
+    """
+
+    s: torch.Tensor
+    lambdas: torch.Tensor
+    states: tuple[torch.Tensor, ...]
+    residuals: torch.Tensor
+    value: torch.Tensor
+    folds: int
+    status: Status
+    stats: Stats
+    message: str = ""

@@ -8,7 +8,12 @@ from dataclasses import dataclass
 
 import torch
 
+from homojl.algorithms import ODE_ALGORITHMS
+
 Tensor = torch.Tensor
+
+# The methods that every backend runs but for Dopri8, which Julia lacks: see `runs_on`.
+EXPLICIT = {name: cls for name, cls in ODE_ALGORITHMS.items() if cls.tableau is not None}
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from homojl.algorithms import ODE_ALGORITHMS
-
-TABLEAUS = {name: cls.tableau for name, cls in ODE_ALGORITHMS.items()}
+TABLEAUS = {name: cls.tableau for name, cls in EXPLICIT.items()}
 
 
 def _dense_a(tableau) -> np.ndarray:

@@ -55,11 +55,6 @@ class DirectAdjoint(AbstractODEAdjoint):
     """
 
     def integrate(self, problem, algorithm, backend, stats):
-        if backend.name != "pytorch":
-            raise ConfigError(
-                "DirectAdjoint differentiates through PyTorch's operations; on another backend use "
-                "CheckpointAdjoint(), the same gradient"
-            )
         field = Field(problem, stats)
 
         def count(_: Tensor) -> None:
@@ -304,7 +299,7 @@ class GaussAdjoint(AbstractContinuousAdjoint):
     def _quadrature(self, solve: _Solve, t1: float, t0: float) -> tuple[list[float], list[float]]:
         """Nodes from t1 back to t0 and their weights, those of each forward step's part of that interval."""
         steps = solve.result.steps
-        order = solve.algorithm.tableau.order
+        order = solve.algorithm.order
         low, high = min(t0, t1), max(t0, t1)
         inner = {start for start in steps.starts if low < start < high}
         edges = sorted({t0, t1, *inner}, reverse=t1 > t0)

@@ -9,10 +9,17 @@ from typing import ClassVar
 
 import torch
 
-from homojl.algorithms import AbstractODEAlgorithm
+from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, AbstractPathAlgorithm
 from homojl.solution import Status, StepSequence
 
-RightHandSide = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+Tensor = torch.Tensor
+
+RightHandSide = Callable[[Tensor, Tensor], Tensor]  # (t, y) -> dy/dt
+RightHandSideJVP = Callable[[Tensor, Tensor, Tensor], Tensor]  # (t, y, v) -> (df/dy) v
+Map = Callable[[Tensor, Tensor | None], Tensor]  # (z, rows) -> f(z), where z holds those rows of the batch; None: all
+MapJVP = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (z, v, rows) -> (df/dz) v
+Residual = Callable[[Tensor], Tensor]  # z -> r(z)
+ResidualJVP = Callable[[Tensor, Tensor], Tensor]  # (z, v) -> (dr/dz) v
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,42 @@ class Integration:
     """
 
     ts: tuple[float, ...]
-    ys: list[torch.Tensor]
+    ys: list[Tensor]
     steps: StepSequence
-    states: list[torch.Tensor]
+    states: list[Tensor]
     status: Status
     message: str
     nfe: int
+    n_rejected: int
+
+
+@dataclass(frozen=True, eq=False)
+class FixedPoint:
+    """What a backend returns from `find_fixed_point`: the fields of `EquilibriumSolution`, detached."""
+
+    value: Tensor
+    residuals: Tensor
+    iterations: Tensor
+    converged: Tensor
+    status: Status
+    message: str
+    nfe: int
+    n_jvp: int
+
+
+@dataclass(frozen=True, eq=False)
+class Path:
+    """What a backend returns from `trace_path`: the fields of `PathSolution`, detached."""
+
+    s: Tensor
+    lambdas: Tensor
+    states: list[Tensor]
+    residuals: Tensor
+    folds: int
+    status: Status
+    message: str
+    nfe: int
+    n_jvp: int
     n_rejected: int
 
 
@@ -59,19 +96,24 @@ class AbstractBackend(abc.ABC):
     name: ClassVar[str]
 
     @abc.abstractmethod
-    def supports(self, algorithm: AbstractODEAlgorithm, device: torch.device) -> bool:
+    def supports(
+        self,
+        algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
+        device: torch.device,
+    ) -> bool:
         """Whether this backend runs `algorithm` on tensors of `device`."""
 
     @abc.abstractmethod
     def integrate(
         self,
         rhs: RightHandSide,
-        y0: torch.Tensor,
+        y0: Tensor,
         ts: tuple[float, ...],
         algorithm: AbstractODEAlgorithm,
         *,
         error_norm: ErrorNorm = ErrorNorm(),
         keep_states: bool = False,
+        jvp: RightHandSideJVP | None = None,
     ) -> Integration:
         """Integrate dy/dt = rhs(t, y) from y0 at ts[0] and save at ts[1:].
 
@@ -82,4 +124,32 @@ class AbstractBackend(abc.ABC):
             algorithm: method, tolerances and step control.
             error_norm: what the step-size control looks at.
             keep_states: whether to return the state at the start of every accepted step.
+            jvp: the field's Jacobian-vector product, which implicit methods need.
+        """
+
+    @abc.abstractmethod
+    def find_fixed_point(
+        self, f: Map, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, *, jvp: MapJVP | None = None
+    ) -> FixedPoint:
+        """Solve z = f(z) for every sample (row) of z0.
+
+        Args:
+            f: the map, which may be given fewer rows than z0 has.
+            z0: initial guess (B, ...).
+            algorithm: method and tolerances.
+            jvp: the map's Jacobian-vector product, which Newton's methods need.
+        """
+
+    @abc.abstractmethod
+    def trace_path(
+        self, r: Residual, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str, jvp: ResidualJVP
+    ) -> Path:
+        """Follow H(z, lambda) = 0 from (z0, 0) to lambda = 1.
+
+        Args:
+            r: the residual.
+            z0: start of the path.
+            algorithm: how to follow it, with tolerances.
+            kind: "fixed-point" or "newton", as in `HomotopyProblem`.
+            jvp: the residual's Jacobian-vector product.
         """

@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import homojl as hj
-from homojl.algorithms import ODE_ALGORITHMS, AbstractAdaptive
+from homojl.algorithms import AbstractAdaptive
+from tests.catalogue import EXPLICIT
 
 ADJOINTS = {
     "direct": hj.DirectAdjoint(),
@@ -19,7 +20,7 @@ ADJOINTS = {
     "backsolve, seminorm": hj.BacksolveAdjoint(seminorm=True),
     "gauss": hj.GaussAdjoint(),
 }
-ADAPTIVE = [cls for cls in ODE_ALGORITHMS.values() if issubclass(cls, AbstractAdaptive)]
+ADAPTIVE = [cls for cls in EXPLICIT.values() if issubclass(cls, AbstractAdaptive)]
 each_adjoint = pytest.mark.parametrize("adjoint", ADJOINTS.values(), ids=ADJOINTS)
 
 

@@ -12,13 +12,13 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 import homojl as hj
-from homojl.algorithms import ODE_ALGORITHMS, AbstractAdaptive, PIController, PredictiveController
+from homojl.algorithms import AbstractAdaptive, PIController, PredictiveController
 from homojl.solution import Status
-from tests.catalogue import EXACT_ODES
+from tests.catalogue import EXACT_ODES, EXPLICIT
 
-ADAPTIVE = [cls for cls in ODE_ALGORITHMS.values() if issubclass(cls, AbstractAdaptive)]
+ADAPTIVE = [cls for cls in EXPLICIT.values() if issubclass(cls, AbstractAdaptive)]
 INTERPOLATING = [cls for cls in ADAPTIVE if cls.tableau.dense is not None]
-FIXED = [cls for cls in ODE_ALGORITHMS.values() if not issubclass(cls, AbstractAdaptive)]
+FIXED = [cls for cls in EXPLICIT.values() if not issubclass(cls, AbstractAdaptive)]
 
 
 def _forced_steps(cls, h: float):
@@ -30,7 +30,7 @@ def _forced_steps(cls, h: float):
     return cls(rtol=0.0, atol=1e6, first_step=h, controller=still)
 
 
-@pytest.mark.parametrize("cls", ODE_ALGORITHMS.values(), ids=ODE_ALGORITHMS)
+@pytest.mark.parametrize("cls", EXPLICIT.values(), ids=EXPLICIT)
 def test_order_of_convergence(cls, backend):
     # A forced rigid body: nonlinear, coupled and dependent on time, so that no error term vanishes by accident.
     def rates(t, y, sin):
@@ -206,7 +206,7 @@ def test_forward_and_back_returns(length, seed, cls):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize("cls", ODE_ALGORITHMS.values(), ids=ODE_ALGORITHMS)
+@pytest.mark.parametrize("cls", EXPLICIT.values(), ids=EXPLICIT)
 def test_dtype_shape_memory_format_and_inputs_are_kept(cls, dtype, backend):
     y0 = torch.randn(2, 3, 4, 5, dtype=dtype).to(memory_format=torch.channels_last)
     before = y0.clone()

@@ -1,4 +1,4 @@
-"""The PyTorch backend: one class in front of the explicit Runge-Kutta methods."""
+"""The PyTorch backend: one class in front of its Runge-Kutta methods, fixed-point iterations and path tracking."""
 
 from __future__ import annotations
 
@@ -6,9 +6,30 @@ from typing import ClassVar
 
 import torch
 
-from homojl.algorithms import AbstractAdaptive, AbstractFixedStep, AbstractODEAlgorithm
-from homojl.backends.base import AbstractBackend, ErrorNorm, Integration, RightHandSide
+from homojl.algorithms import (
+    AbstractAdaptive,
+    AbstractFixedPointAlgorithm,
+    AbstractODEAlgorithm,
+    AbstractPathAlgorithm,
+)
+from homojl.backends.base import (
+    AbstractBackend,
+    ErrorNorm,
+    FixedPoint,
+    Integration,
+    Map,
+    MapJVP,
+    Path,
+    Residual,
+    ResidualJVP,
+    RightHandSide,
+    RightHandSideJVP,
+)
+from homojl.backends.pytorch.fixed_point import METHODS, find_fixed_point
+from homojl.backends.pytorch.path import trace_path
 from homojl.backends.pytorch.runge_kutta import integrate_adaptive, integrate_fixed
+
+Tensor = torch.Tensor
 
 
 class TorchBackend(AbstractBackend):
@@ -16,19 +37,32 @@ class TorchBackend(AbstractBackend):
 
     name: ClassVar[str] = "pytorch"
 
-    def supports(self, algorithm: AbstractODEAlgorithm, device: torch.device) -> bool:
-        return isinstance(algorithm, AbstractFixedStep | AbstractAdaptive)
+    def supports(self, algorithm, device: torch.device) -> bool:
+        if isinstance(algorithm, AbstractODEAlgorithm):
+            return algorithm.tableau is not None
+        return type(algorithm) in METHODS or isinstance(algorithm, AbstractPathAlgorithm)
 
     def integrate(
         self,
         rhs: RightHandSide,
-        y0: torch.Tensor,
+        y0: Tensor,
         ts: tuple[float, ...],
         algorithm: AbstractODEAlgorithm,
         *,
         error_norm: ErrorNorm = ErrorNorm(),
         keep_states: bool = False,
+        jvp: RightHandSideJVP | None = None,
     ) -> Integration:
         if isinstance(algorithm, AbstractAdaptive):
             return integrate_adaptive(rhs, y0, ts, algorithm, error_norm=error_norm, keep_states=keep_states)
         return integrate_fixed(rhs, y0, ts, algorithm, keep_states=keep_states)
+
+    def find_fixed_point(
+        self, f: Map, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, *, jvp: MapJVP | None = None
+    ) -> FixedPoint:
+        return find_fixed_point(f, z0, algorithm, jvp=jvp)
+
+    def trace_path(
+        self, r: Residual, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str, jvp: ResidualJVP
+    ) -> Path:
+        return trace_path(r, z0, algorithm, kind=kind, jvp=jvp)

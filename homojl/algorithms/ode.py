@@ -1,20 +1,14 @@
-"""How to solve: one small frozen object per method, holding its tableau, tolerances and step control."""
+"""Methods for an `ODEProblem`: one small frozen object each, holding its tableau, tolerances and step control."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import ClassVar
 
 from homojl import tableaus
-from homojl.errors import ConfigError
-from homojl.names import did_you_mean
+from homojl.algorithms.checks import by_name, require
 from homojl.tableaus import ButcherTableau
-
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +40,9 @@ class PIController:
         return beta1, 0.2 / order if self.beta2 is None else self.beta2, 0.0
 
     def __post_init__(self) -> None:
-        _require(0 < self.safety <= 1, f"safety must lie in (0, 1], got {self.safety}")
-        _require(0 < self.min_factor < 1, f"min_factor must lie in (0, 1), got {self.min_factor}")
-        _require(self.max_factor > 1, f"max_factor must be greater than 1, got {self.max_factor}")
+        require(0 < self.safety <= 1, f"safety must lie in (0, 1], got {self.safety}")
+        require(0 < self.min_factor < 1, f"min_factor must lie in (0, 1), got {self.min_factor}")
+        require(self.max_factor > 1, f"max_factor must be greater than 1, got {self.max_factor}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,8 +66,8 @@ class PredictiveController(PIController):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        _require(0 <= self.prediction <= 1, f"prediction must lie in [0, 1], got {self.prediction}")
-        _require(self.beta1 is None and self.beta2 is None, "give prediction, or the exponents to a PIController")
+        require(0 <= self.prediction <= 1, f"prediction must lie in [0, 1], got {self.prediction}")
+        require(self.beta1 is None and self.beta2 is None, "give prediction, or the exponents to a PIController")
 
 
 CONTROLLERS: dict[str, type[PIController]] = {"pi": PIController, "predictive": PredictiveController}
@@ -81,9 +75,21 @@ CONTROLLERS: dict[str, type[PIController]] = {"pi": PIController, "predictive": 
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractODEAlgorithm:
-    """Base of every method for an `ODEProblem`."""
+    """Base of every method for an `ODEProblem`.
 
-    tableau: ClassVar[ButcherTableau]
+    Attributes:
+        tableau: coefficients of an explicit Runge-Kutta method, which the PyTorch backend runs and with which a
+            gradient can take the steps again; None: a method that only Julia has.
+        order: order of convergence.
+    """
+
+    tableau: ClassVar[ButcherTableau | None] = None
+    order: ClassVar[int]
+
+    def __init_subclass__(cls, **options: object) -> None:
+        super().__init_subclass__(**options)
+        if cls.tableau is not None:
+            cls.order = cls.tableau.order
 
     @property
     def name(self) -> str:
@@ -102,12 +108,12 @@ class AbstractFixedStep(AbstractODEAlgorithm):
 
     def __post_init__(self) -> None:
         ok = self.step_size is None or (math.isfinite(self.step_size) and self.step_size > 0)
-        _require(ok, f"step_size must be positive and finite, got {self.step_size}")
+        require(ok, f"step_size must be positive and finite, got {self.step_size}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractAdaptive(AbstractODEAlgorithm):
-    """Embedded Runge-Kutta pairs with PI control.
+class AbstractErrorControlled(AbstractODEAlgorithm):
+    """Methods that choose their steps by an estimate of the error.
 
     A step is accepted when the root mean square of error / (atol + rtol * max(|y before|, |y after|)) over all
     elements of the state is at most 1. The last step ends on the last save time; the other save times are interpolated,
@@ -118,7 +124,6 @@ class AbstractAdaptive(AbstractODEAlgorithm):
         first_step: size of the first step, in the unit of time; None: Hairer's estimate, one more evaluation.
         min_step: smallest step before the solve stops; 0: what rounding of the time allows.
         max_steps: accepted and rejected steps together before the solve stops.
-        controller: the step-size control.
     """
 
     rtol: float = 1e-3
@@ -126,17 +131,49 @@ class AbstractAdaptive(AbstractODEAlgorithm):
     first_step: float | None = None
     min_step: float = 0.0
     max_steps: int = 10_000
-    controller: PIController = PIController()
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            _require(math.isfinite(value) and value >= 0, f"{name} must be a finite number >= 0, got {value}")
-        _require(self.rtol + self.atol > 0, "rtol and atol must not both be zero")
+            require(math.isfinite(value) and value >= 0, f"{name} must be a finite number >= 0, got {value}")
+        require(self.rtol + self.atol > 0, "rtol and atol must not both be zero")
         ok = self.first_step is None or (math.isfinite(self.first_step) and self.first_step > 0)
-        _require(ok, f"first_step must be positive and finite, got {self.first_step}")
-        _require(self.min_step >= 0, f"min_step must be >= 0, got {self.min_step}")
-        _require(self.max_steps >= 1, f"max_steps must be at least 1, got {self.max_steps}")
+        require(ok, f"first_step must be positive and finite, got {self.first_step}")
+        require(self.min_step >= 0, f"min_step must be >= 0, got {self.min_step}")
+        require(self.max_steps >= 1, f"max_steps must be at least 1, got {self.max_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractAdaptive(AbstractErrorControlled):
+    """Embedded explicit Runge-Kutta pairs.
+
+    Attributes:
+        rtol, atol, first_step, min_step, max_steps: as in `AbstractErrorControlled`.
+        controller: the step-size control.
+    """
+
+    controller: PIController = PIController()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractImplicit(AbstractErrorControlled):
+    """Methods for stiff fields, in Julia: every step solves linear systems with the field's Jacobian.
+
+    The Jacobian is never asked for: its products with vectors come from PyTorch's automatic differentiation, or, for a
+    field held in Julia, from Julia's.
+
+    Attributes:
+        rtol, atol, first_step, min_step, max_steps: as in `AbstractErrorControlled`.
+        linear_solver: "dense": the Jacobian column by column and an LU factorisation; "krylov": GMRES on
+            Jacobian-vector products; "auto": dense for states of up to 64 elements.
+    """
+
+    linear_solver: str = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        kinds = ("auto", "dense", "krylov")
+        require(self.linear_solver in kinds, f"linear_solver must be one of {kinds}, got {self.linear_solver!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,8 +225,37 @@ class Dopri8(AbstractAdaptive):
     tableau: ClassVar = tableaus.DOPRI8
 
 
+@dataclass(frozen=True, kw_only=True)
+class Vern7(AbstractAdaptive):
+    """Verner's most efficient 7(6) pair, ten evaluations a step, in Julia; for tolerances below 1e-8."""
+
+    order: ClassVar = 7
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rodas5P(AbstractImplicit):
+    """Steinebach's Rosenbrock method of order 5(4), in Julia; the first choice for small stiff systems."""
+
+    order: ClassVar = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class TRBDF2(AbstractImplicit):
+    """Trapezoidal rule and BDF2 in one step, order 2, L-stable, in Julia; for stiff systems at loose tolerances."""
+
+    order: ClassVar = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FBDF(AbstractImplicit):
+    """Backward differentiation of order 1 to 5 with fixed leading coefficient, in Julia; for large stiff systems."""
+
+    order: ClassVar = 5
+
+
 ODE_ALGORITHMS: dict[str, type[AbstractODEAlgorithm]] = {
-    cls.__name__.lower(): cls for cls in (Euler, Midpoint, RK4, Bosh3, Dopri5, Tsit5, Dopri8)
+    cls.__name__.lower(): cls
+    for cls in (Euler, Midpoint, RK4, Bosh3, Dopri5, Tsit5, Dopri8, Vern7, Rodas5P, TRBDF2, FBDF)
 }
 
 
@@ -199,11 +265,4 @@ def ode_algorithm(name: str, **options: object) -> AbstractODEAlgorithm:
     Raises:
         ConfigError: for an unknown name, or an option that the method does not have.
     """
-    cls = ODE_ALGORITHMS.get(name.lower())
-    if cls is None:
-        raise ConfigError(f"unknown ODE algorithm {name!r}; {did_you_mean(name.lower(), ODE_ALGORITHMS)}")
-    options = {key: value for key, value in options.items() if value is not None}
-    known = {field.name for field in fields(cls)}
-    for key in options:
-        _require(key in known, f"{cls.__name__} has no option {key!r}; {did_you_mean(key, known)}")
-    return cls(**options)
+    return by_name(ODE_ALGORITHMS, "ODE algorithm", name, options)
