@@ -46,7 +46,7 @@ def field(t, y):
         (lambda: hj.GaussAdjoint(nodes=0), "nodes"),
         (lambda: hj.ode_algorithm("dopri"), "did you mean 'dopri"),
         (lambda: hj.ode_algorithm("rk4", rtol=1e-3), "RK4 has no option 'rtol'"),
-        (lambda: hj.solve(field, hj.Tsit5()), "must be an ODEProblem"),
+        (lambda: hj.solve(field, hj.Tsit5()), "must be one of ODEProblem"),
         (lambda: hj.solve(hj.ODEProblem(field, Y0, (0, 1)), "tsit5"), "Tsit5()"),
         (lambda: hj.solve(hj.ODEProblem(field, Y0, (0, 1)), hj.Tsit5(), adjoint="direct"), "adjoint must be"),
         (

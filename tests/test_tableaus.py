@@ -8,6 +8,8 @@ import math
 import numpy as np
 import pytest
 
+from tests.catalogue import EXPLICIT
+
 TABLEAUS = {name: cls.tableau for name, cls in EXPLICIT.items()}
 
 

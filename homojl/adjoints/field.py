@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
+from homojl.algorithms import AbstractImplicit, AbstractODEAlgorithm
+from homojl.backends.base import RightHandSideJVP
 from homojl.errors import ConfigError
 from homojl.problems import ODEProblem
 from homojl.solution import Stats
@@ -51,6 +53,25 @@ class Field:
         self._check_dependencies(dy, leaves)
         self._checked = True
         return dy.detach()
+
+    def requires_grad(self, t: float) -> bool:
+        """Whether a gradient may be wanted: of y0, of the inputs, or of a tensor that the field uses unlisted."""
+        if self._like.requires_grad or self.inputs:
+            return True
+        with torch.enable_grad():
+            like = self._like.detach()
+            return self._f(torch.full((), t, dtype=like.dtype, device=like.device), like, *self._args).requires_grad
+
+    def jvp_for(self, algorithm: AbstractODEAlgorithm, stats: Stats) -> RightHandSideJVP | None:
+        """The Jacobian-vector product, counted, where the algorithm needs one."""
+        if not isinstance(algorithm, AbstractImplicit):
+            return None
+
+        def jvp(t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+            stats.n_jvp += 1
+            return jacobian_vector_product(lambda z: self._f(t, z, *self._args), y, v)
+
+        return jvp
 
     def leaves(self) -> tuple[list[object], list[Tensor]]:
         """The arguments with detached copies where they receive gradients, and those copies with the params."""
@@ -111,6 +132,24 @@ class Field:
                 "args nor in params, so this adjoint would miss them: pass params=tuple(module.parameters()) or "
                 "args=(x,), or use DirectAdjoint()"
             )
+
+
+def jacobian_vector_product(function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> Tensor:
+    """(d function / dz) v, detached; z's shape and dtype.
+
+    Forward-mode differentiation, or where an operation lacks it reverse mode twice.
+    """
+    try:
+        with torch.no_grad():
+            return torch.func.jvp(function, (z.detach(),), (v,))[1]
+    except (NotImplementedError, RuntimeError):
+        with torch.enable_grad():
+            z = z.detach().requires_grad_()
+            cotangent = torch.zeros_like(z, requires_grad=True)
+            (pulled,) = torch.autograd.grad(function(z), z, cotangent, create_graph=True, allow_unused=True)
+            if pulled is None or not pulled.requires_grad:
+                return torch.zeros_like(z)
+            return torch.autograd.grad(pulled, cotangent, v)[0]
 
 
 def gradients(outputs: list[Tensor], wrt: list[Tensor], cotangents: list[Tensor]) -> list[Tensor]:

@@ -20,7 +20,7 @@ import torch
 
 from homojl.adjoints.field import Field, gradients
 from homojl.algorithms import AbstractODEAlgorithm
-from homojl.backends.base import AbstractBackend, ErrorNorm, Integration
+from homojl.backends.base import AbstractBackend, ErrorNorm, Integration, RightHandSide
 from homojl.backends.pytorch.runge_kutta import save_within_step, step
 from homojl.errors import ConfigError, SolveError
 from homojl.layout import Layout
@@ -51,7 +51,8 @@ class DirectAdjoint(AbstractODEAdjoint):
     """Through the operations of the solve: the exact gradient of what was computed, step sizes held constant.
 
     Memory grows with the number of evaluations. Gradients reach every tensor the field uses, listed or not, and
-    may be differentiated again.
+    may be differentiated again. Where another backend than PyTorch solves, and a gradient may be wanted, PyTorch takes
+    the accepted steps once more to record their operations, and those states are returned.
     """
 
     def integrate(self, problem, algorithm, backend, stats):
@@ -66,7 +67,47 @@ class DirectAdjoint(AbstractODEAdjoint):
                 dy.register_hook(count)
             return dy
 
-        return backend.integrate(rhs, problem.y0, problem.ts, algorithm)
+        if backend.name == "pytorch":
+            return backend.integrate(rhs, problem.y0, problem.ts, algorithm)
+        with torch.no_grad():
+            result = backend.integrate(
+                field.evaluate, problem.y0, problem.ts, algorithm, jvp=field.jvp_for(algorithm, stats)
+            )
+        if not (torch.is_grad_enabled() and field.requires_grad(problem.ts[0])):
+            return result
+        _require_tableau(self, algorithm)
+
+        def counted(t: Tensor, y: Tensor) -> Tensor:
+            stats.nfe_backward += 1
+            return rhs(t, y)
+
+        return replace(result, ys=_replay(counted, algorithm, result, problem.y0))
+
+
+def _require_tableau(adjoint: AbstractODEAdjoint, algorithm: AbstractODEAlgorithm) -> None:
+    if algorithm.tableau is None:
+        raise ConfigError(
+            f"{adjoint.name} takes the steps again in PyTorch, which has no tableau of {algorithm.name}; "
+            "use GaussAdjoint() or BacksolveAdjoint()"
+        )
+
+
+def _replay(rhs: RightHandSide, algorithm: AbstractODEAlgorithm, result: Integration, y0: Tensor) -> list[Tensor]:
+    """The saved states of a solve, its accepted steps taken again from y0."""
+    steps, y, ys = result.steps, y0, [y0]
+    saves = iter([*steps.saves, (len(steps), 1.0)])
+    index, fraction = next(saves)
+    k_first = None
+    for i, (t, h) in enumerate(zip(steps.starts, steps.sizes, strict=True)):
+        inside = index == i and fraction != 1.0
+        y_next, ks = step(rhs, algorithm.tableau, t, h, y, k_first, last_stage=inside or i + 1 < len(steps))
+        while index == i:
+            ys.append(save_within_step(algorithm.tableau, y, y_next, h, ks, fraction))
+            index, fraction = next(saves)
+        y, k_first = y_next, ks[-1] if algorithm.tableau.fsal else None
+    if len(ys) < len(result.ts):  # the solve stopped early: its last accepted state
+        ys.append(y)
+    return ys
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,10 +120,16 @@ class AbstractRecomputingAdjoint(AbstractODEAdjoint):
         field = Field(problem, stats)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (problem.y0, *field.inputs))):
             with torch.no_grad():
-                return backend.integrate(field.evaluate_detached, problem.y0, problem.ts, algorithm)
+                return backend.integrate(
+                    field.evaluate_detached, problem.y0, problem.ts, algorithm, jvp=field.jvp_for(algorithm, stats)
+                )
+        self.check(algorithm)
         solve = _Solve(self, field, algorithm, backend, stats)
         saved = _Recomputed.apply(solve, problem.ts, problem.y0, *field.inputs)
         return replace(solve.result, ys=[problem.y0, *saved], states=[])
+
+    def check(self, algorithm: AbstractODEAlgorithm) -> None:
+        """Raise a ConfigError if solves by this algorithm cannot be differentiated in this way."""
 
     @abc.abstractmethod
     def backward(self, solve: _Solve, saved: list[Tensor], cotangents: list[Tensor | None]) -> list[Tensor]:
@@ -113,7 +160,12 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, solve: _Solve, ts: tuple[float, ...], y0: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         result = solve.backend.integrate(
-            solve.field.evaluate_detached, y0, ts, solve.algorithm, keep_states=solve.adjoint.keep_states
+            solve.field.evaluate_detached,
+            y0,
+            ts,
+            solve.algorithm,
+            keep_states=solve.adjoint.keep_states,
+            jvp=solve.field.jvp_for(solve.algorithm, solve.stats),
         )
         # Two saved states may be one tensor, and a kept state is often a saved one: autograd wants the outputs
         # distinct from each other and from the input, and we want no reference to them outside its care.
@@ -157,6 +209,9 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
     """
 
     keep_states = True
+
+    def check(self, algorithm):
+        _require_tableau(self, algorithm)
 
     def backward(self, solve, saved, cotangents):
         steps, tableau = solve.result.steps, solve.algorithm.tableau
