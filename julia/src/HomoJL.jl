@@ -1,8 +1,8 @@
 """
 Implicit deep models: the Julia half of homojl.
 
-[`integrate`](@ref) solves du/dt = f(u, t) with OrdinaryDiffEq's explicit Runge-Kutta methods and returns, beside the
-states, the accepted step sequence, what the solve cost and how it ended.
+[`integrate`](@ref) solves du/dt = f(u, t) with OrdinaryDiffEq's methods and returns, beside the states, the accepted step
+sequence, what the solve cost and how it ended.
 """
 module HomoJL
 
@@ -10,6 +10,7 @@ using PrecompileTools: @compile_workload, @setup_workload
 using Printf: @sprintf
 
 # Qualified throughout: the algorithms below bear the names that OrdinaryDiffEq gives to its own.
+import ADTypes
 import OrdinaryDiffEqCore
 import OrdinaryDiffEqLowOrderRK
 import OrdinaryDiffEqTsit5
@@ -17,14 +18,17 @@ import OrdinaryDiffEqVerner
 import SciMLBase
 import SciMLLogging
 
-export integrate
-export PIController, Euler, Midpoint, RK4, Bosh3, Dopri5, Tsit5, Vern7
-export Solution, Stats, StepSequence, SolveError
+export integrate, Event
+export PIController, Euler, Midpoint, RK4, Bosh3, Dopri5, Tsit5, Vern7, Rodas5P, TRBDF2, FBDF
+export Solution, Stats, StepSequence, EventPoint, SolveError
 export Status, SUCCESS, DIVERGED, STEP_TOO_SMALL, MAX_STEPS
 
+include("packages.jl")
 include("algorithms.jl")
 include("solution.jl")
 include("step_control.jl")
+include("events.jl")
+include("derivatives.jl")
 include("integrate.jl")
 include("precompile.jl")
 

@@ -70,6 +70,25 @@ struct FixedStep{name} <: AbstractODEAlgorithm
 end
 
 """
+Supertype of the methods that choose their steps by an estimate of the error: [`HomoJL.Adaptive`](@ref) and
+[`HomoJL.Implicit`](@ref).
+"""
+abstract type AbstractErrorControlled <: AbstractODEAlgorithm end
+
+function require_error_control(rtol, atol, first_step, min_step, max_steps)
+    require(isfinite(rtol) && rtol >= 0, "rtol must be a finite number >= 0, got $rtol")
+    require(isfinite(atol) && atol >= 0, "atol must be a finite number >= 0, got $atol")
+    require(rtol + atol > 0, "rtol and atol must not both be zero")
+    require(
+        isnothing(first_step) || (isfinite(first_step) && first_step > 0),
+        "first_step must be positive and finite, got $first_step",
+    )
+    require(min_step >= 0, "min_step must be >= 0, got $min_step")
+    require(max_steps >= 1, "max_steps must be at least 1, got $max_steps")
+    return nothing
+end
+
+"""
     Adaptive{name}(; rtol = 1e-3, atol = 1e-6, first_step = nothing, min_step = 0, max_steps = 10_000,
         controller = PIController())
 
@@ -88,7 +107,7 @@ time; the other save times are interpolated by the method's continuous extension
 
 Throws an `ArgumentError` for a value outside its range.
 """
-struct Adaptive{name} <: AbstractODEAlgorithm
+struct Adaptive{name} <: AbstractErrorControlled
     rtol::Float64
     atol::Float64
     first_step::Union{Nothing, Float64}
@@ -100,16 +119,45 @@ struct Adaptive{name} <: AbstractODEAlgorithm
             rtol = 1.0e-3, atol = 1.0e-6, first_step = nothing, min_step = 0.0, max_steps = 10_000,
             controller = PIController()
         ) where {name}
-        require(isfinite(rtol) && rtol >= 0, "rtol must be a finite number >= 0, got $rtol")
-        require(isfinite(atol) && atol >= 0, "atol must be a finite number >= 0, got $atol")
-        require(rtol + atol > 0, "rtol and atol must not both be zero")
-        require(
-            isnothing(first_step) || (isfinite(first_step) && first_step > 0),
-            "first_step must be positive and finite, got $first_step",
-        )
-        require(min_step >= 0, "min_step must be >= 0, got $min_step")
-        require(max_steps >= 1, "max_steps must be at least 1, got $max_steps")
+        require_error_control(rtol, atol, first_step, min_step, max_steps)
         return new{name}(rtol, atol, first_step, min_step, max_steps, controller)
+    end
+end
+
+"""
+    Implicit{name}(; rtol = 1e-3, atol = 1e-6, first_step = nothing, min_step = 0, max_steps = 10_000,
+        linear_solver = :auto)
+
+Methods for stiff fields: every step solves linear systems with the field's Jacobian. `Rodas5P`, `TRBDF2` and `FBDF` are of
+this kind. Each lives in a package of its own, which the first solve loads: OrdinaryDiffEqRosenbrock, OrdinaryDiffEqSDIRK,
+OrdinaryDiffEqBDF.
+
+Steps are accepted, and save times met, as by [`HomoJL.Adaptive`](@ref); the step size is controlled by OrdinaryDiffEq's own
+controller for the method. Where the Jacobian comes from, [`integrate`](@ref) says.
+
+# Fields
+- `rtol`, `atol`, `first_step`, `min_step`, `max_steps`: as in [`HomoJL.Adaptive`](@ref).
+- `linear_solver`: `:dense`: the Jacobian column by column and an LU factorisation; `:krylov`: GMRES on Jacobian-vector
+  products, no matrix at all; `:auto`: dense for states of up to 64 elements.
+
+Throws an `ArgumentError` for a value outside its range.
+"""
+struct Implicit{name} <: AbstractErrorControlled
+    rtol::Float64
+    atol::Float64
+    first_step::Union{Nothing, Float64}
+    min_step::Float64
+    max_steps::Int
+    linear_solver::Symbol
+
+    function Implicit{name}(;
+            rtol = 1.0e-3, atol = 1.0e-6, first_step = nothing, min_step = 0.0, max_steps = 10_000,
+            linear_solver = :auto
+        ) where {name}
+        require_error_control(rtol, atol, first_step, min_step, max_steps)
+        kinds = (:auto, :dense, :krylov)
+        require(linear_solver in kinds, "linear_solver must be one of $kinds, got $(repr(linear_solver))")
+        return new{name}(rtol, atol, first_step, min_step, max_steps, linear_solver)
     end
 end
 
@@ -173,14 +221,65 @@ References: Verner (2010), Numer. Algorithms 53.
 """
 const Vern7 = Adaptive{:Vern7}
 
+"""
+    Rodas5P(; rtol, atol, ..., linear_solver)
+
+Steinebach's Rosenbrock method of order 5(4), eight stages; the first choice for small stiff systems. It needs an accurate
+Jacobian: with one from finite differences, tolerances below 1e-8 cost more steps than they should. For the keywords see
+[`HomoJL.Implicit`](@ref).
+
+References: Steinebach (2023), BIT Numer. Math. 63(2).
+"""
+const Rodas5P = Implicit{:Rodas5P}
+
+"""
+    TRBDF2(; rtol, atol, ..., linear_solver)
+
+Trapezoidal rule and BDF2 in one step, order 2, L-stable; for stiff systems at tolerances above 1e-3. For the keywords see
+[`HomoJL.Implicit`](@ref).
+
+References: Bank et al. (1985), IEEE Trans. Electron Devices 32(10); Hosea, Shampine (1996), Appl. Numer. Math. 20(1-2).
+"""
+const TRBDF2 = Implicit{:TRBDF2}
+
+"""
+    FBDF(; rtol, atol, ..., linear_solver)
+
+Backward differentiation of order 1 to 5 with fixed leading coefficient, one nonlinear solve a step; for large stiff systems.
+For the keywords see [`HomoJL.Implicit`](@ref).
+
+References: Shampine (2002), J. Comput. Appl. Math. 142(2).
+"""
+const FBDF = Implicit{:FBDF}
+
 name(::FixedStep{n}) where {n} = String(n)
 name(::Adaptive{n}) where {n} = String(n)
+name(::Implicit{n}) where {n} = String(n)
 
-"The OrdinaryDiffEq method that does the work."
-method(::Euler) = OrdinaryDiffEqLowOrderRK.Euler()
-method(::Midpoint) = OrdinaryDiffEqLowOrderRK.Midpoint()
-method(::RK4) = OrdinaryDiffEqLowOrderRK.RK4()
-method(::Bosh3) = OrdinaryDiffEqLowOrderRK.BS3()
-method(::Dopri5) = OrdinaryDiffEqLowOrderRK.DP5()
-method(::Tsit5) = OrdinaryDiffEqTsit5.Tsit5()
-method(::Vern7) = OrdinaryDiffEqVerner.Vern7()
+"""
+    method(algorithm, n)
+
+The OrdinaryDiffEq method that does the work for a state of `n` elements. Those of the methods for stiff fields are defined
+in ext/, with the packages that they need.
+"""
+method(::Euler, n::Int) = OrdinaryDiffEqLowOrderRK.Euler()
+method(::Midpoint, n::Int) = OrdinaryDiffEqLowOrderRK.Midpoint()
+method(::RK4, n::Int) = OrdinaryDiffEqLowOrderRK.RK4()
+method(::Bosh3, n::Int) = OrdinaryDiffEqLowOrderRK.BS3()
+method(::Dopri5, n::Int) = OrdinaryDiffEqLowOrderRK.DP5()
+method(::Tsit5, n::Int) = OrdinaryDiffEqTsit5.Tsit5()
+method(::Vern7, n::Int) = OrdinaryDiffEqVerner.Vern7()
+
+"The packages that a method needs beyond those that HomoJL loads."
+packages(::AbstractODEAlgorithm) = ()
+packages(::Rodas5P) = (:OrdinaryDiffEqRosenbrock, :LinearSolve)
+packages(::TRBDF2) = (:OrdinaryDiffEqSDIRK, :LinearSolve)
+packages(::FBDF) = (:OrdinaryDiffEqBDF, :LinearSolve)
+
+"Whether linear systems with a state of `n` elements are solved by a dense factorisation."
+is_dense(::AbstractODEAlgorithm, n::Int) = false
+
+function is_dense(algorithm::Implicit, n::Int)
+    algorithm.linear_solver === :auto && return n <= 64
+    return algorithm.linear_solver === :dense
+end

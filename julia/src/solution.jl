@@ -36,13 +36,17 @@ What a solve cost.
 - `nfe`: evaluations of the field, counted at the field itself, rejected steps included.
 - `n_accepted`, `n_rejected`: steps.
 - `seconds`: wall time of the solve; on a GPU without waiting for kernels that are still queued.
+- `n_jvp`: Jacobian-vector products, whether given or by finite differences; the evaluations of the latter are in `nfe`.
 """
 struct Stats
     nfe::Int
     n_accepted::Int
     n_rejected::Int
     seconds::Float64
+    n_jvp::Int
 end
+
+Stats(nfe, n_accepted, n_rejected, seconds) = Stats(nfe, n_accepted, n_rejected, seconds, 0)
 
 """
 The accepted steps of a solve, exactly as they were taken.
@@ -67,7 +71,17 @@ StepSequence() = StepSequence(Float64[], Float64[], Int[], Float64[])
 Base.length(steps::StepSequence) = length(steps.starts)
 
 """
-What [`integrate`](@ref) returns.
+Where an [`Event`](@ref) took place: its position `index` in `events`, the time `t`, and the state `u` there.
+"""
+struct EventPoint{A <: AbstractArray}
+    index::Int
+    t::Float64
+    u::A
+end
+
+"""
+What [`integrate`](@ref) returns. With `dense = true` it can be called: `sol(t)` is the state at any time between the first
+and the last of `sol.ts`, a new array, and `sol(out, t)` writes it into `out`; both by the method's continuous extension.
 
 # Fields
 - `ts`: save times that were reached; after a solve that stopped early, also the time that it stopped at.
@@ -75,7 +89,8 @@ What [`integrate`](@ref) returns.
 - `status`: how the solve ended; nothing but `SUCCESS` reaches the caller unless `throw = false`.
 - `stats`: what it cost, a [`Stats`](@ref).
 - `steps`: the accepted steps, a [`StepSequence`](@ref).
-- `states`: with `keep_states = true` the state at the start of each accepted step, else empty.
+- `states`: with `keep_states = true` what `keep` made of the state at the start of each accepted step, else empty.
+- `events`: the events in the order in which they took place, a vector of [`EventPoint`](@ref).
 - `message`: one line on what happened and what to try; empty on success.
 """
 struct Solution{A <: AbstractArray}
@@ -84,8 +99,19 @@ struct Solution{A <: AbstractArray}
     status::Status
     stats::Stats
     steps::StepSequence
-    states::Vector{A}
+    states::Vector
+    events::Vector{EventPoint{A}}
+    interpolant::Any
     message::String
+end
+
+(sol::Solution)(t::Real) = sol(similar(sol.us[1]), t)
+
+function (sol::Solution)(out::AbstractArray, t::Real)
+    require(!isnothing(sol.interpolant), "the solution is known at its save times alone; integrate with dense = true")
+    first_time, last_time = minmax(sol.ts[1], sol.ts[end])
+    require(first_time <= t <= last_time, "the solution reaches from $first_time to $last_time, not to t = $t")
+    return evaluate!(out, sol.interpolant, Float64(t))
 end
 
 """

@@ -21,15 +21,16 @@ root_mean_square(x) = sqrt(sum(abs2, x) / length(x))
 (norm::ErrorNorm)(x::AbstractArray, t) = maximum(part -> root_mean_square(view(vec(x), part)), norm.parts)
 
 """
-    initial_step(field, u, k, t, span, algorithm, norm) -> Float64
+    initial_step(field, u, k, t, span, alg, algorithm, norm) -> Float64
 
 Hairer's estimate of a good first step from the state `u` with derivative `k` at time `t`: signed like `span`, at most
-`span` long, NaN if the start is not finite. Evaluates the field once.
+`span` long, NaN if the start is not finite. `alg` is OrdinaryDiffEq's method. Evaluates the field once.
 
 References: Hairer, Norsett, Wanner (1993), Solving Ordinary Differential Equations I, II.4.
 """
 function initial_step(
-        field, u::AbstractArray{T}, k::AbstractArray{T}, t::Float64, span::Float64, algorithm::Adaptive, norm::ErrorNorm
+        field, u::AbstractArray{T}, k::AbstractArray{T}, t::Float64, span::Float64, alg, algorithm::AbstractErrorControlled,
+        norm::ErrorNorm
     ) where {T}
     scale = T(algorithm.atol) .+ T(algorithm.rtol) .* abs.(u)
     d0, d1 = Float64(norm(u ./ scale, t)), Float64(norm(k ./ scale, t))
@@ -41,7 +42,7 @@ function initial_step(
     d2 = Float64(norm((k_probe .- k) ./ scale, t)) / abs(h0)
     steepest = max(d1, d2)
     isfinite(steepest) || return h0
-    order = OrdinaryDiffEqCore.alg_order(method(algorithm))
+    order = OrdinaryDiffEqCore.alg_order(alg)
     h1 = steepest <= 1.0e-15 ? max(1.0e-6, abs(h0) * 1.0e-3) : (0.01 / steepest)^(1 / order)
     return copysign(min(100 * abs(h0), h1, abs(span)), span)
 end
@@ -51,10 +52,10 @@ What [`PIController`](@ref) knows during one solve: its exponents for the method
 accepted step (NaN before the first), and the error ratio of the step just tried, of type `E`.
 """
 mutable struct PIControllerCache{E} <: OrdinaryDiffEqCore.AbstractControllerCache
-    const controller::PIController
-    const order::Int
-    const beta1::Float64
-    const beta2::Float64
+    controller::PIController
+    order::Int
+    beta1::Float64
+    beta2::Float64
     size_old::Float64
     ratio_old::Float64
     EEst::E

@@ -1,0 +1,147 @@
+# Derivatives of a field that is a black box: Jacobian-vector products, the Jacobian, and the derivative in time.
+
+"""
+    Derivatives(field, jvp!, u, algorithm)
+
+Derivatives of `field` at states like `u`, as OrdinaryDiffEq calls them: by the product `jvp!(Jv, v, u, t)`, or by finite
+differences where that is `nothing`; counted.
+
+The type of `jvp!` is deliberately unknown to the compiler, as that of the field in [`CountedField`](@ref).
+
+# Fields
+- `floor`: an element smaller than this is perturbed as if it were this large: where `atol` takes over from `rtol`.
+- `h`: size of the step that is being tried; the derivative in time is taken within it.
+- `base`, `base_u`, `base_t`: the field's last value at a point of linearisation, and that point.
+"""
+mutable struct Derivatives{T, A <: AbstractArray{T}}
+    field::CountedField{T}
+    jvp!::Any
+    n_jvp::Int
+    floor::T
+    h::Float64
+    base::A
+    base_u::A
+    base_t::Float64
+    probe::A
+    direction::A
+    product::A
+end
+
+function Derivatives(field::CountedField{T}, jvp!, u::A, algorithm) where {T, A <: AbstractArray{T}}
+    floor = T(algorithm.atol / max(algorithm.rtol, sqrt(eps(Float64))))
+    buffers = ntuple(_ -> similar(u), 5)
+    return Derivatives{T, A}(
+        field, jvp!, 0, floor, 0.0, buffers[1], buffers[2], NaN, buffers[3], buffers[4], buffers[5]
+    )
+end
+
+"The field at the point of linearisation, evaluated once for all the products there."
+function base!(d::Derivatives, u, p, t)
+    if !(d.base_t == t && mapreduce(==, &, d.base_u, u))
+        d.field(d.base, u, p, t)
+        copyto!(d.base_u, u)
+        d.base_t = t
+    end
+    return d.base
+end
+
+"""
+    jacobian_vector!(Jv, d, v, u, p, t)
+
+Write the product of the field's Jacobian at `(u, t)` with `v` into `Jv`; all have u's shape.
+
+By finite differences, the largest relative change of an element is the square root of the rounding unit.
+"""
+function jacobian_vector!(Jv, d::Derivatives{T}, v, u, p, t) where {T}
+    d.n_jvp += 1
+    if !isnothing(d.jvp!)
+        d.jvp!(Jv, v, u, T(t))
+        return Jv
+    end
+    base = base!(d, u, p, t)
+    floor = max(d.floor, floatmin(T))
+    largest = mapreduce((x, y) -> abs(x) / max(abs(y), floor), max, v, u)
+    iszero(largest) && return fill!(Jv, zero(T))
+    step = sqrt(eps(T)) / largest
+    d.probe .= u .+ step .* v
+    d.field(Jv, d.probe, p, t)
+    Jv .= (Jv .- base) ./ step
+    return Jv
+end
+
+"A Jacobian-vector product as Krylov methods ask for it: with flat vectors."
+struct JacobianVector{D <: Derivatives}
+    derivatives::D
+end
+
+function (product::JacobianVector)(Jv, v, u, p, t)
+    d = product.derivatives
+    if Jv isa typeof(d.base) && v isa typeof(d.base)
+        jacobian_vector!(Jv, d, v, u, p, t)
+    else
+        # The products see arrays of the state's own type, whatever a linear solver's vectors are.
+        copyto!(d.direction, v)
+        copyto!(Jv, jacobian_vector!(d.product, d, d.direction, u, p, t))
+    end
+    return nothing
+end
+
+"The Jacobian as a matrix over the flat state, column by column."
+struct Jacobian{D <: Derivatives}
+    derivatives::D
+end
+
+function (jacobian::Jacobian)(J, u, p, t)
+    d = jacobian.derivatives
+    for i in 1:length(u)
+        fill!(d.direction, 0)
+        # Broadcast over a view, since some kinds of array refuse access to single elements.
+        view(vec(d.direction), i:i) .= 1
+        column = jacobian_vector!(d.product, d, d.direction, u, p, t)
+        view(J, :, i) .= vec(column)
+    end
+    all(isfinite, J) || throw(NotFinite())
+    return nothing
+end
+
+"Thrown where the Jacobian at an accepted state is not finite, since a factorisation refuses it; never leaves [`integrate`](@ref)."
+struct NotFinite <: Exception end
+
+"""
+The derivative of the field in time, by finite differences of order 2 that lie within the step which is being tried, so that the field
+is not evaluated before the initial time or after the last one.
+"""
+struct TimeDerivative{D <: Derivatives}
+    derivatives::D
+end
+
+function (derivative::TimeDerivative)(dT, u, p, t)
+    d = derivative.derivatives
+    T = eltype(u)
+    base = base!(d, u, p, t)
+    # The field sees times of type T: the difference is that of what it sees, and not smaller than it can tell apart.
+    t0 = T(t)
+    wanted = copysign(max(cbrt(eps(T)) * T(abs(d.h)), 100 * eps(t0)), T(d.h))
+    t1 = t0 + wanted
+    step = t1 - t0
+    d.field(dT, u, p, t1)
+    d.field(d.probe, u, p, t0 + 2 * step)
+    dT .= (4 .* dT .- d.probe .- 3 .* base) ./ (2 * step)
+    return nothing
+end
+
+"""
+    forward_jvp(f!) -> function
+
+A `jvp!(Jv, v, u, t)` for [`integrate`](@ref) from a field `f!(du, u, t)` that is written in Julia, by ForwardDiff's dual numbers:
+exact, at about twice the cost of `f!`. The field must take arrays of dual numbers.
+
+Defined once ForwardDiff is loaded.
+
+# Example
+```julia
+using ForwardDiff
+integrate(f!, u0, ts, Rodas5P(); jvp! = HomoJL.forward_jvp(f!))
+```
+"""
+function forward_jvp end
