@@ -47,11 +47,20 @@ _EXPORTS = {
     **dict.fromkeys(["Solution", "EquilibriumSolution", "PathSolution", "Stats", "Status"], "homojl.solution"),
     **dict.fromkeys(["DirectAdjoint", "CheckpointAdjoint", "BacksolveAdjoint", "GaussAdjoint"], "homojl.adjoints"),
     **dict.fromkeys(["solve"], "homojl.solving"),
+    **dict.fromkeys(["JuliaField"], "homojl.backends.julia.field"),
     **dict.fromkeys(["create_model", "model_names"], "homojl.models"),
     **dict.fromkeys(["load_dataset", "dataset_names"], "homojl.data"),
     **dict.fromkeys(["load_run"], "homojl.training"),
     **dict.fromkeys(
-        ["HomoJLError", "ConfigError", "DataError", "CheckpointError", "BackendUnavailable", "SolveError"],
+        [
+            "HomoJLError",
+            "ConfigError",
+            "DataError",
+            "CheckpointError",
+            "BackendUnavailable",
+            "SolveError",
+            "JuliaCodeError",
+        ],
         "homojl.errors",
     ),
 }
@@ -100,6 +109,7 @@ if TYPE_CHECKING:
         fixed_point_algorithm,
         ode_algorithm,
     )
+    from homojl.backends.julia.field import JuliaField
     from homojl.data import dataset_names, load_dataset
     from homojl.errors import (
         BackendUnavailable,
@@ -107,6 +117,7 @@ if TYPE_CHECKING:
         ConfigError,
         DataError,
         HomoJLError,
+        JuliaCodeError,
         SolveError,
     )
     from homojl.models import create_model, model_names

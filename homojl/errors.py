@@ -38,3 +38,7 @@ class SolveError(HomoJLError):
     def __init__(self, message: str, solution: Solution | None = None) -> None:
         super().__init__(message)
         self.solution = solution
+
+
+class JuliaCodeError(HomoJLError):
+    """Julia code threw an exception: a function in a `JuliaField`, most likely; the message is Julia's."""

@@ -7,6 +7,8 @@ import time
 import torch
 
 from homojl.adjoints import AbstractODEAdjoint, DirectAdjoint
+from homojl.adjoints.field import check_form, jacobian_vector_product
+from homojl.adjoints.path import differentiable_root
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, AbstractPathAlgorithm
 from homojl.backends import AbstractBackend, get_backend
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
@@ -27,8 +29,10 @@ def solve(
     Args:
         problem: what to solve.
         algorithm: how, with its tolerances; one for the problem's kind.
-        adjoint: how gradients are computed; None: `DirectAdjoint()` for an ODE.
-        backend: "auto", "pytorch" or "julia".
+        adjoint: how gradients are computed; None: `DirectAdjoint()` for an ODE. The end of a path has the implicit
+            function theorem's gradient and takes no other.
+        backend: "pytorch", "julia", or "auto": Julia where it is installed and has the algorithm and the device; but
+            PyTorch for a `DirectAdjoint`, which has to go through its operations anyway.
         throw: raise when the solve does not reach its end; otherwise the solution's status says so.
 
     Returns:
@@ -56,6 +60,8 @@ def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str) -> Solutio
     adjoint = DirectAdjoint() if adjoint is None else adjoint
     if not isinstance(adjoint, AbstractODEAdjoint):
         raise ConfigError(f"adjoint must be one for ODEs such as CheckpointAdjoint(), got {adjoint!r}")
+    if backend == "auto" and isinstance(adjoint, DirectAdjoint) and algorithm.tableau is not None:
+        backend = "pytorch"
     chosen = _backend_for(backend, algorithm, problem.y0.device)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
     started = time.perf_counter()
@@ -72,8 +78,54 @@ def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str) -> Solutio
     )
 
 
+def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str) -> PathSolution:
+    if not isinstance(algorithm, AbstractPathAlgorithm):
+        raise ConfigError(f"algorithm must be one for zero paths such as ArcLength(), got {algorithm!r}")
+    if adjoint is not None:
+        raise ConfigError(f"a path's end has one adjoint, the implicit one: leave it out, got {adjoint!r}")
+    z0, args = problem.z0, problem.args
+    chosen = _backend_for(backend, algorithm, z0.device)
+    stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint="implicit")
+    checked = []
+
+    def r(z: torch.Tensor) -> torch.Tensor:
+        value = problem.r(z, *args)
+        if not checked:
+            check_form("r", value, "z0", z0)
+            checked.append(True)
+        return value
+
+    started = time.perf_counter()
+    with torch.no_grad():
+        path = chosen.trace_path(
+            r, z0.detach(), algorithm, kind=problem.kind, jvp=lambda z, v: jacobian_vector_product(r, z, v)
+        )
+    stats.seconds = time.perf_counter() - started
+    stats.nfe, stats.n_jvp = path.nfe, path.n_jvp
+    stats.n_accepted, stats.n_rejected = len(path.states) - 1, path.n_rejected
+    value = path.states[-1]
+    if path.status.ok:
+        dense = algorithm.solves_densely(z0.numel())
+        value = differentiable_root(
+            problem.r, value, args, dense=dense, krylov_steps=algorithm.krylov_steps, stats=stats
+        )
+    return PathSolution(
+        s=path.s,
+        lambdas=path.lambdas,
+        states=tuple(path.states),
+        residuals=path.residuals,
+        value=value,
+        folds=path.folds,
+        status=path.status,
+        stats=stats,
+        message=path.message,
+    )
+
+
 def _backend_for(name: str, algorithm, device: torch.device) -> AbstractBackend:
     chosen = get_backend(name)
+    if name == "auto" and not chosen.supports(algorithm, device):
+        chosen = get_backend("pytorch")
     if not chosen.supports(algorithm, device):
         other = "pytorch" if chosen.name == "julia" else "julia"
         raise BackendUnavailable(
@@ -82,4 +134,4 @@ def _backend_for(name: str, algorithm, device: torch.device) -> AbstractBackend:
     return chosen
 
 
-_KINDS = {ODEProblem: _solve_ode}
+_KINDS = {ODEProblem: _solve_ode, HomotopyProblem: _solve_path}

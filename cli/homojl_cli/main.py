@@ -18,6 +18,7 @@ COMMANDS = {
     "plot": "Draw a run's figures.",
     "models": "List the models.",
     "datasets": "List the datasets and where their files are looked for.",
+    "julia": "Install Julia and its packages, or say what is there.",
     "info": "Say what is installed here.",
 }
 

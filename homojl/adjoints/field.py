@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from homojl.algorithms import AbstractImplicit, AbstractODEAlgorithm
-from homojl.backends.base import RightHandSideJVP
+from homojl.backends.base import AbstractBackend, RightHandSide, RightHandSideJVP
 from homojl.errors import ConfigError
 from homojl.problems import ODEProblem
 from homojl.solution import Stats
@@ -30,6 +30,12 @@ class Field:
         self._params = tuple(p for p in problem.params if p.requires_grad)
         self._checked = False
         self.inputs: tuple[Tensor, ...] = (*(self._args[i] for i in self._slots), *self._params)
+
+    def on(self, backend: AbstractBackend, evaluate: RightHandSide) -> RightHandSide:
+        """What the backend is to integrate: `evaluate`, or the function itself where it is that backend's own."""
+        if getattr(self._f, "native_to", None) == backend.name:
+            return self._f.bind(tuple(self._args))
+        return evaluate
 
     def evaluate(self, t: Tensor, y: Tensor) -> Tensor:
         """f(t, y, *args) as the problem states it, its first result checked against the state's form."""
@@ -112,14 +118,7 @@ class Field:
         return args
 
     def _check_form(self, dy: Tensor) -> None:
-        like = self._like
-        if not isinstance(dy, Tensor):
-            raise ConfigError(f"f must return a torch.Tensor, got {type(dy).__name__}")
-        if dy.shape != like.shape or dy.dtype != like.dtype or dy.device != like.device:
-            raise ConfigError(
-                f"f must return what y0 is: shape {tuple(like.shape)}, {like.dtype}, {like.device}; "
-                f"got shape {tuple(dy.shape)}, {dy.dtype}, {dy.device}"
-            )
+        check_form("f", dy, "y0", self._like)
 
     def _check_dependencies(self, dy: Tensor, leaves: list[Tensor]) -> None:
         known = {id(t) for t in (*leaves, *self._params)}
@@ -132,6 +131,17 @@ class Field:
                 "args nor in params, so this adjoint would miss them: pass params=tuple(module.parameters()) or "
                 "args=(x,), or use DirectAdjoint()"
             )
+
+
+def check_form(function: str, value: object, name: str, like: Tensor) -> None:
+    """Raise a ConfigError unless what a function returned has the form of the tensor `like`, called `name`."""
+    if not isinstance(value, Tensor):
+        raise ConfigError(f"{function} must return a torch.Tensor, got {type(value).__name__}")
+    if value.shape != like.shape or value.dtype != like.dtype or value.device != like.device:
+        raise ConfigError(
+            f"{function} must return what {name} is: shape {tuple(like.shape)}, {like.dtype}, {like.device}; "
+            f"got shape {tuple(value.shape)}, {value.dtype}, {value.device}"
+        )
 
 
 def jacobian_vector_product(function: Callable[[Tensor], Tensor], z: Tensor, v: Tensor) -> Tensor:

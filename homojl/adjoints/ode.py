@@ -70,9 +70,9 @@ class DirectAdjoint(AbstractODEAdjoint):
         if backend.name == "pytorch":
             return backend.integrate(rhs, problem.y0, problem.ts, algorithm)
         with torch.no_grad():
-            result = backend.integrate(
-                field.evaluate, problem.y0, problem.ts, algorithm, jvp=field.jvp_for(algorithm, stats)
-            )
+            rhs_there = field.on(backend, field.evaluate)
+            jvp = field.jvp_for(algorithm, stats)
+            result = backend.integrate(rhs_there, problem.y0, problem.ts, algorithm, jvp=jvp)
         if not (torch.is_grad_enabled() and field.requires_grad(problem.ts[0])):
             return result
         _require_tableau(self, algorithm)
@@ -120,9 +120,9 @@ class AbstractRecomputingAdjoint(AbstractODEAdjoint):
         field = Field(problem, stats)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (problem.y0, *field.inputs))):
             with torch.no_grad():
-                return backend.integrate(
-                    field.evaluate_detached, problem.y0, problem.ts, algorithm, jvp=field.jvp_for(algorithm, stats)
-                )
+                rhs = field.on(backend, field.evaluate_detached)
+                jvp = field.jvp_for(algorithm, stats)
+                return backend.integrate(rhs, problem.y0, problem.ts, algorithm, jvp=jvp)
         self.check(algorithm)
         solve = _Solve(self, field, algorithm, backend, stats)
         saved = _Recomputed.apply(solve, problem.ts, problem.y0, *field.inputs)
@@ -160,18 +160,18 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, solve: _Solve, ts: tuple[float, ...], y0: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         result = solve.backend.integrate(
-            solve.field.evaluate_detached,
+            solve.field.on(solve.backend, solve.field.evaluate_detached),
             y0,
             ts,
             solve.algorithm,
             keep_states=solve.adjoint.keep_states,
             jvp=solve.field.jvp_for(solve.algorithm, solve.stats),
         )
-        # Two saved states may be one tensor, and a kept state is often a saved one: autograd wants the outputs
-        # distinct from each other and from the input, and we want no reference to them outside its care.
+        # Two saved states may be one tensor or views of one, and a kept state is often a saved one: autograd wants the
+        # outputs distinct from each other and from the input, and we want no reference to them outside its care.
         saved, seen = [], {id(y0)}
         for y in result.ys[1:]:
-            saved.append(y.clone() if id(y) in seen else y)
+            saved.append(y.clone() if id(y) in seen or y._is_view() else y)
             seen.add(id(y))
         states = [s.detach() for s in result.states]
         solve.result = replace(result, ys=[], states=states)

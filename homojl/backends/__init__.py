@@ -1,4 +1,4 @@
-"""Where to solve: the embedded PyTorch backend in `pytorch/`; Julia's will stand beside it."""
+"""Where to solve: the embedded PyTorch backend in `pytorch/`, Julia's in `julia/`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ import logging
 
 from homojl.backends.base import AbstractBackend, ErrorNorm, Integration
 from homojl.backends.pytorch.backend import TorchBackend
-from homojl.errors import BackendUnavailable, ConfigError
+from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 
-__all__ = ["AbstractBackend", "ErrorNorm", "Integration", "get_backend"]
+__all__ = ["AbstractBackend", "ErrorNorm", "Integration", "automatic_backend", "get_backend"]
 
 logger = logging.getLogger("homojl")
 _announced: set[str] = set()
@@ -18,8 +18,6 @@ _announced: set[str] = set()
 def get_backend(name: str) -> AbstractBackend:
     """The backend called "pytorch", "julia" or "auto".
 
-    "auto" takes what is there, which today is PyTorch, and logs which one once.
-
     Raises:
         ConfigError: for an unknown name.
         BackendUnavailable: if "julia" was asked for and cannot be used; there is no silent fallback.
@@ -27,13 +25,20 @@ def get_backend(name: str) -> AbstractBackend:
     if name == "pytorch":
         return TorchBackend()
     if name == "julia":
-        raise BackendUnavailable(
-            "this version of homojl does not run solves in Julia yet; use backend='pytorch', which solves the "
-            "same problems"
-        )
+        from homojl.backends.julia.backend import JuliaBackend
+
+        return JuliaBackend()
     if name == "auto":
-        if name not in _announced:
-            _announced.add(name)
-            logger.info("backend auto: solving with PyTorch")
-        return TorchBackend()
+        return automatic_backend()
     raise ConfigError(f"unknown backend {name!r}; {did_you_mean(name, ('auto', 'julia', 'pytorch'))}")
+
+
+def automatic_backend() -> AbstractBackend:
+    """Julia's where its environment is installed, else PyTorch's; which one is logged once."""
+    from homojl.backends.julia import runtime
+
+    name = "julia" if runtime.usable() else "pytorch"
+    if name not in _announced:
+        _announced.add(name)
+        logger.info("backend auto: solving with %s", {"julia": "Julia", "pytorch": "PyTorch"}[name])
+    return get_backend(name)

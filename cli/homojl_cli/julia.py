@@ -1,0 +1,63 @@
+"""homojl julia"""
+
+from __future__ import annotations
+
+import sys
+
+import click
+
+
+@click.group("julia")
+def command() -> None:
+    """Install Julia and its packages, or say what is there.
+
+    \b
+    Examples:
+      homojl julia install
+      homojl julia status
+    """
+
+
+@command.command("install")
+@click.option("--cuda", is_flag=True, help="Also CUDA.jl, for solves on an NVIDIA GPU.")
+def install(cuda: bool) -> None:
+    """Install Julia and the packages that are missing, then solve something to see that all works.
+
+    Uses the network once, the first time for several minutes; what is there already is kept.
+    """
+    from homojl.backends.julia import runtime
+    from homojl.backends.julia.selftest import self_test
+
+    runtime.install(click.echo, cuda=cuda)
+    _run(self_test)
+
+
+@command.command("status")
+@click.option("--no-start", is_flag=True, help="Only look at files; do not start Julia.")
+def status(no_start: bool) -> None:
+    """Say what is there, what is missing, and what to run next. Exits with 1 if Julia cannot be used."""
+    from homojl.backends.julia import runtime
+
+    found = runtime.find()
+    click.echo(f"Julia        {found.version or 'not found'}" + (f"  {found.executable}" * bool(found.executable)))
+    click.echo(f"environment  {found.project or 'none'}")
+    for name in runtime.PACKAGES:
+        absent = "not installed" + (" (optional)" if name in runtime.OPTIONAL else "")
+        click.echo(f"  {name:<24} {found.packages.get(name, absent)}")
+    if found.problem:
+        click.echo(f"not usable: {found.problem}; {runtime.MEANWHILE}")
+        sys.exit(1)
+    if not no_start:
+        julia = runtime.start()
+        click.echo(f"threads      {julia.jl.Base.Threads.nthreads()}")
+        click.echo(f"CUDA         {runtime.cuda_state(julia)}")
+    if found.missing:
+        click.echo(f"missing: {', '.join(found.missing)}; {runtime.INSTALL}")
+        sys.exit(1)
+    click.echo("usable: pass --backend julia, or leave it at auto")
+
+
+def _run(self_test) -> None:
+    for name, seconds in self_test():
+        click.echo(f"  {name:<44} {seconds:6.2f} s")
+    click.echo("Julia works: pass --backend julia, or leave it at auto")

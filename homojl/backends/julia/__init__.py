@@ -1,0 +1,1 @@
+"""The Julia backend: HomoJL's solves on PyTorch's memory, through juliacall."""

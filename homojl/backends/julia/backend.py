@@ -1,0 +1,197 @@
+"""The Julia backend: what each of the three solves passes to HomoJL, and what comes back."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import fields
+from typing import Any, ClassVar
+
+import torch
+
+from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, AbstractPathAlgorithm, Dopri8
+from homojl.algorithms.ode import PIController
+from homojl.backends.base import (
+    AbstractBackend,
+    ErrorNorm,
+    FixedPoint,
+    Integration,
+    Map,
+    MapJVP,
+    Path,
+    Residual,
+    ResidualJVP,
+    RightHandSide,
+    RightHandSideJVP,
+)
+from homojl.backends.julia import runtime
+from homojl.backends.julia.field import BoundJuliaField
+from homojl.backends.julia.tensors import Callback, StateForm
+from homojl.solution import Status, StepSequence
+
+Tensor = torch.Tensor
+
+# From this many save times on, the saved states are rows of one tensor.
+ONE_BLOCK_FROM = 8
+
+
+class JuliaBackend(AbstractBackend):
+    """Solves in Julia on PyTorch's memory; fields in PyTorch are called back, those in Julia are not.
+
+    Raises:
+        BackendUnavailable: if there is no Julia.
+    """
+
+    name: ClassVar[str] = "julia"
+
+    def __init__(self) -> None:
+        self._julia = runtime.start()
+
+    def supports(self, algorithm, device: torch.device) -> bool:
+        if isinstance(algorithm, Dopri8):
+            return False
+        return device.type == "cpu" or (device.type == "cuda" and self._has_cuda())
+
+    def _has_cuda(self) -> bool:
+        with runtime.calling(self._julia):
+            return bool(self._julia.homojl.has_device())
+
+    @torch.no_grad()
+    def integrate(
+        self,
+        rhs: RightHandSide,
+        y0: Tensor,
+        ts: tuple[float, ...],
+        algorithm: AbstractODEAlgorithm,
+        *,
+        error_norm: ErrorNorm = ErrorNorm(),
+        keep_states: bool = False,
+        jvp: RightHandSideJVP | None = None,
+    ) -> Integration:
+        form = StateForm(y0)
+        field = _native_or_callback(rhs, form, timed=True)
+        product = None
+        if jvp is not None:
+            product = jvp if isinstance(rhs, BoundJuliaField) else Callback(jvp, form, n_inputs=2, timed=True)
+        flat, saved = _room_for_saves(form, len(ts) - 1)
+        states: list[Tensor] = []
+        keep = _keeper(form, states) if keep_states else None
+        with runtime.calling(self._julia):
+            times, starts, sizes, indices, fractions, status, message, nfe, n_rejected = self._julia.bridge.integrate(
+                field, product, form.flat(y0), ts, flat, _algorithm(algorithm), error_norm.parts, keep
+            )
+        return Integration(
+            ts=times,
+            ys=[y0, *itertools.islice(saved, len(times) - 1)],
+            steps=StepSequence(starts, sizes, tuple(zip(indices, fractions, strict=True))),
+            states=states,
+            status=Status[status],
+            message=message,
+            nfe=nfe,
+            n_rejected=n_rejected,
+        )
+
+    @torch.no_grad()
+    def find_fixed_point(
+        self, f: Map, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, *, jvp: MapJVP | None = None
+    ) -> FixedPoint:
+        form = _batch_form(z0)
+        native = isinstance(f, BoundJuliaField)
+        function = _native_or_callback(f if native else lambda z: f(z, None), form, timed=False)
+        product = None
+        if jvp is not None:
+            product = jvp if native else Callback(lambda z, v: jvp(z, v, None), form, n_inputs=2, timed=False)
+        value = form.empty()
+        with runtime.calling(self._julia):
+            residuals, iterations, converged, status, message, nfe, n_jvp = self._julia.bridge.fixed_point(
+                function, product, form.flat(z0), form.flat(value), _algorithm(algorithm), len(z0)
+            )
+        return FixedPoint(
+            value=value,
+            residuals=torch.tensor(residuals, dtype=torch.float64),
+            iterations=torch.tensor(iterations, dtype=torch.int64),
+            converged=torch.tensor(converged, dtype=torch.bool),
+            status=Status[status],
+            message=message,
+            nfe=nfe,
+            n_jvp=n_jvp,
+        )
+
+    @torch.no_grad()
+    def trace_path(
+        self, r: Residual, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str, jvp: ResidualJVP
+    ) -> Path:
+        form = StateForm(z0)
+        function = _native_or_callback(r, form, timed=False)
+        product = jvp if isinstance(r, BoundJuliaField) else Callback(jvp, form, n_inputs=2, timed=False)
+        states: list[Tensor] = []
+        with runtime.calling(self._julia):
+            s, lambdas, residuals, folds, status, message, nfe, n_jvp, n_rejected = self._julia.bridge.trace_path(
+                function, product, form.flat(z0), _algorithm(algorithm), kind, _keeper(form, states)
+            )
+        return Path(
+            s=torch.tensor(s, dtype=torch.float64),
+            lambdas=torch.tensor(lambdas, dtype=torch.float64),
+            states=states,
+            residuals=torch.tensor(residuals, dtype=torch.float64),
+            folds=folds,
+            status=Status[status],
+            message=message,
+            nfe=nfe,
+            n_jvp=n_jvp,
+            n_rejected=n_rejected,
+        )
+
+
+def _native_or_callback(function, form: StateForm, *, timed: bool) -> BoundJuliaField | Callback:
+    if isinstance(function, BoundJuliaField):
+        return function.for_state(torch.empty(form.shape, device="meta"))
+    return Callback(function, form, timed=timed)
+
+
+def _batch_form(z0: Tensor) -> StateForm:
+    """The form of a batch of samples, each of which must be a block of its own: the first dimension is the slowest."""
+    form = StateForm(z0)
+    if form.n > len(z0) and form.strides[0] * len(z0) != form.n:
+        form = StateForm(z0.contiguous())
+    return form
+
+
+def _room_for_saves(form: StateForm, count: int) -> tuple[Tensor, list[Tensor]]:
+    """A flat tensor for `count` states, and those states: rows of one block, or where they are few tensors apart."""
+    if count == 1:  # the usual case; a tensor that is nobody's view serves autograd best
+        state = form.empty()
+        return form.flat(state), [state]
+    block = torch.empty(count * form.n, dtype=form.dtype, device=form.device)
+    return block, [form.state(row) for row in block.view(count, form.n).unbind()]
+
+
+def _keeper(form: StateForm, states: list[Tensor]):
+    """A function for Julia that makes room for one more state in the list and returns its address."""
+
+    def keep() -> int:
+        state = form.empty()
+        states.append(state)
+        return state.data_ptr()
+
+    return keep
+
+
+@functools.lru_cache(maxsize=256)
+def _algorithm(algorithm) -> Any:
+    """The HomoJL algorithm of the same name and options."""
+    julia = runtime.start()
+    with runtime.calling(julia):
+        options = {f.name: _option(julia, algorithm, getattr(algorithm, f.name)) for f in fields(algorithm)}
+        return julia.bridge.algorithm_of(algorithm.name, **options)
+
+
+def _option(julia, algorithm, value: object) -> object:
+    if isinstance(value, PIController):
+        # The exponents depend on the order where they are left to it, and make a PredictiveController.
+        beta1, beta2, beta3 = value.exponents(algorithm.order)
+        bounds = {name: getattr(value, name) for name in ("safety", "min_factor", "max_factor")}
+        return julia.homojl.PIController(**bounds, beta1=beta1, beta2=beta2, beta3=beta3)
+    if isinstance(value, AbstractODEAlgorithm):
+        value = value.name
+    return julia.jl.Symbol(value.replace("-", "_")) if isinstance(value, str) else value

@@ -1,0 +1,132 @@
+"""Vector fields and maps written in Julia: solved there with no callback, differentiated there by ForwardDiff."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from homojl.backends.julia import runtime
+from homojl.backends.julia.tensors import StateForm
+from homojl.errors import ConfigError
+
+Tensor = torch.Tensor
+
+
+class JuliaField:
+    """A vector field, or a map, written in Julia; use it as `f` of a problem.
+
+    Args:
+        source: Julia source that ends in a function: `f!(du, u, p, t)`, which writes the derivative into `du`, for an
+            `ODEProblem`, and `f!(out, z, p)` for a `FixedPointProblem` or a `HomotopyProblem`. It may begin with
+            `using` lines, define helpers, or just name a function of a package: "import MyPackage; MyPackage.rhs!".
+
+    States are Julia arrays of the tensor's shape reversed, on the same memory: a tensor (batch, 2) is a 2 x batch
+    matrix. `p` is the problem's `args`: nothing without any, the array of the only one, or a tuple of arrays.
+
+    With `backend="julia"` the solver runs without leaving Julia. Anywhere else a call evaluates the function in Julia.
+    Gradients come from ForwardDiff.jl and suit small systems; the function must then accept arrays of any real numbers.
+
+    Raises:
+        BackendUnavailable: if there is no Julia.
+        ConfigError: if the source does not end in a function.
+        JuliaCodeError: if Julia cannot evaluate the source.
+
+    Example:
+        >>> decay = JuliaField("f!(du, u, p, t) = (du .= .-p .* u)")
+        >>> problem = hj.ODEProblem(decay, torch.ones(3), (0.0, 1.0), args=(torch.tensor([1.0, 2.0, 3.0]),))
+        >>> hj.solve(problem, hj.Tsit5(), backend="julia")
+    """
+
+    native_to = "julia"
+
+    def __init__(self, source: str) -> None:
+        if not isinstance(source, str):
+            raise ConfigError(f"source must be Julia source as a str, got {type(source).__name__}")
+        self.source = source
+        julia = runtime.start()
+        with runtime.calling(julia):
+            self._function = julia.bridge.evaluate_source(source)
+
+    def __repr__(self) -> str:
+        return f"JuliaField({self.source!r})"
+
+    def __reduce__(self):
+        return JuliaField, (self.source,)
+
+    def bind(self, args: tuple[Any, ...]) -> BoundJuliaField:
+        """The function with its arguments, as the backend and autograd use it."""
+        return BoundJuliaField(self, args)
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        """`f(t, y, *args)` with a 0-d t, or `f(z, *args)`; differentiable."""
+        timed = inputs[0].ndim == 0
+        t, (state, *args) = (inputs[0], inputs[1:]) if timed else (None, inputs)
+        return _Evaluate.apply(self, None if t is None else float(t), state, *args)
+
+
+class BoundJuliaField:
+    """A Julia function and the tensors in its `p`.
+
+    Called like the right-hand side or map that it stands for; a Julia backend takes it as it is instead.
+
+    Attributes:
+        julia: the function, a Julia object.
+        parameters: flat tensors of the arguments.
+        parameter_dims, dims: sizes in which Julia sees the arguments, and the state.
+    """
+
+    def __init__(self, field: JuliaField, args: tuple[Any, ...]) -> None:
+        for i, arg in enumerate(args):
+            if not isinstance(arg, Tensor):
+                raise ConfigError(f"the arguments of a JuliaField must be tensors; args[{i}] is {type(arg).__name__}")
+        self.field, self.args = field, args
+        self.julia = field._function
+        self.parameters = [_contiguous(arg) for arg in args]
+        self.parameter_dims = [_reversed(arg) for arg in args]
+        self.dims: tuple[int, ...] = ()
+
+    def for_state(self, state: Tensor) -> BoundJuliaField:
+        """The same, for states of this one's shape."""
+        self.dims = _reversed(state)
+        return self
+
+    def __call__(self, *inputs: Tensor | None) -> Tensor:
+        # A map's second input says which rows of the batch it was given; a Julia map takes all.
+        return self.field(*(i for i in inputs if i is not None), *self.args)
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    return tensor.detach().contiguous().reshape(-1)
+
+
+def _reversed(tensor: Tensor) -> tuple[int, ...]:
+    return tuple(reversed(tensor.shape)) or (1,)
+
+
+class _Evaluate(torch.autograd.Function):
+    """One evaluation of a JuliaField, and its vector-Jacobian product."""
+
+    @staticmethod
+    def forward(ctx, field: JuliaField, t: float | None, state: Tensor, *args: Tensor) -> Tensor:
+        julia = runtime.start()
+        bound = field.bind(args).for_state(state)
+        out = torch.empty(state.numel(), dtype=state.dtype)
+        with runtime.calling(julia):
+            julia.bridge.evaluate(bound, out, _contiguous(state), t)
+        ctx.field, ctx.t = field, t
+        ctx.save_for_backward(state, *args)
+        return StateForm(state).laid_out(out.reshape(state.shape))
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, cotangent: Tensor):
+        julia = runtime.start()
+        state, *args = ctx.saved_tensors
+        bound = ctx.field.bind(tuple(args)).for_state(state)
+        out = torch.empty(state.numel(), dtype=state.dtype)
+        outs = [torch.empty(arg.numel(), dtype=arg.dtype) for arg in args]
+        with runtime.calling(julia):
+            julia.bridge.vjp(bound, out, outs, _contiguous(state), _contiguous(cotangent), ctx.t)
+        gradients = [o.reshape(arg.shape) for o, arg in zip(outs, args, strict=True)]
+        return None, None, out.reshape(state.shape), *gradients

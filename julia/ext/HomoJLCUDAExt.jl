@@ -1,0 +1,20 @@
+"""
+CUDA memory that PyTorch owns, as arrays of CUDA.jl.
+
+DLPack.jl cannot share arrays with CUDA.jl 6, so device pointers are wrapped as they are; both sides use the legacy default stream, so
+kernels run in the order in which they were launched and nobody waits.
+"""
+module HomoJLCUDAExt
+
+import CUDA
+import HomoJL
+
+HomoJL.device_functional() = CUDA.functional()
+
+function HomoJL.device_vector(::Type{T}, address::Int, n::Int) where {T}
+    return unsafe_wrap(CUDA.CuArray, CUDA.CuPtr{T}(UInt(address)), n; own = false)
+end
+
+HomoJL.on_device_stream(action) = CUDA.stream!(action, CUDA.legacy_stream())
+
+end

@@ -1,0 +1,328 @@
+"""
+Solves for homojl's Python side: HomoJL's functions on memory that PyTorch owns.
+
+States cross the border as flat vectors: tensors are borrowed through DLPack for the time of a solve, functions in Python
+are called with buffers that PyTorch owns (small states) or with views of Julia's own vectors (large ones), and results are
+written into tensors that were made for them. Nothing here computes.
+"""
+module HomoJLPythonCallExt
+
+import DLPack
+import HomoJL
+using PythonCall: PythonCall, C, Py, pybuiltins, pyconvert, pyis, pytuple
+
+# ---- tensors ----
+
+"""
+    borrow(action, tensor::Py)
+
+`action(vector)` with the flat tensor's memory as a vector, on the CPU through DLPack, which is given back at the end: not when
+the garbage collector happens to run.
+"""
+function borrow(action, tensor::Py)
+    if pyconvert(Bool, tensor.is_cuda)
+        return action(HomoJL.device_vector(element_type(tensor), address(tensor), pyconvert(Int, tensor.numel())))
+    end
+    manager = DLPack.DLManagedTensor(tensor.__dlpack__())
+    try
+        return GC.@preserve manager action(unsafe_wrap(Array, DLPack.DLManager(manager))::Vector)
+    finally
+        finalize(manager)
+    end
+end
+
+borrow(action, tensors::Tuple{}) = action(())
+
+function borrow(action, tensors::Tuple)
+    return borrow(first(tensors)) do vector
+        borrow(rest -> action((vector, rest...)), Base.tail(tensors))
+    end
+end
+
+element_type(tensor::Py) = pyconvert(Int, tensor.element_size()) == 4 ? Float32 : Float64
+address(tensor::Py) = pyconvert(Int, tensor.data_ptr())
+
+"The vector of length n at an address in the memory of `like`'s kind."
+vector_at(::Vector{T}, address::Int, n::Int) where {T} = unsafe_wrap(Array, Ptr{T}(address), n)
+vector_at(::AbstractVector{T}, address::Int, n::Int) where {T} = HomoJL.device_vector(T, address, n)
+
+"`action()` on the stream that the tensor's kernels are on, where it has any."
+on_stream(action, tensor::Py) = pyconvert(Bool, tensor.is_cuda) ? HomoJL.on_device_stream(action) : action()
+
+# ---- functions in Python ----
+
+# So many of Julia's vectors are viewed as tensors in one solve; a solver that uses more of them gets buffers.
+const MOST_VIEWS = 64
+
+"""
+A function in Python of `K` states, and of the time if `time` is not `nothing`; see `Callback` in homojl's tensors.py.
+
+Calling it as `f(out, t, states...)` evaluates it into `out`. Exceptions in Python pass through as `PyException`.
+"""
+struct PyFunction{T, V <: AbstractVector{T}, K}
+    callback::Py
+    buffered::Py
+    time::Union{Nothing, V}
+    inputs::NTuple{K, V}
+    views::Union{Nothing, Dict{Ptr{T}, Py}}
+end
+
+function with_function(action, callback::Py)
+    timed = !pyis(callback.time, pybuiltins.None)
+    tensors = Tuple(Py(x) for x in callback.inputs)
+    borrow(timed ? (callback.time, tensors...) : tensors) do vectors
+        T, V = eltype(first(vectors)), typeof(first(vectors))
+        time, inputs = timed ? (first(vectors), Base.tail(vectors)) : (nothing, vectors)
+        views = pyconvert(Bool, callback.views_pay) ? Dict{Ptr{T}, Py}() : nothing
+        action(PyFunction{T, V, length(inputs)}(callback, callback.buffered, time, inputs, views))
+    end
+end
+
+function (f::PyFunction{T, V, K})(out, t, states::Vararg{Any, K}) where {T, V, K}
+    isnothing(f.time) || fill!(f.time, t)
+    if !isnothing(f.views) && all(x -> x isa Vector{T}, (out, states...)) && can_view(f.views, out, states)
+        PythonCall.pydel!(f.callback.viewed(view_of(f, out), map(x -> view_of(f, x), states)...))
+        return nothing
+    end
+    foreach(copyto!, f.inputs, states)
+    copyto!(out, vector_at(first(f.inputs), call_for_address(f.buffered), length(out)))
+    return nothing
+end
+
+can_view(views, out, states) = length(views) + 1 + length(states) <= MOST_VIEWS ||
+    all(x -> haskey(views, pointer(x)), (out, states...))
+
+view_of(f::PyFunction, x::Vector) = get!(() -> DLPack.share(x, f.callback.view), f.views, pointer(x))
+
+"The integer that a Python function without arguments returns; a tenth of the time of `pyconvert(Int, f())`."
+function call_for_address(f::Py)
+    result = C.PyObject_CallObject(PythonCall.getptr(f), C.PyNULL)
+    result == C.PyNULL && PythonCall.pythrow()
+    address = C.PyLong_AsLongLong(result)
+    C.Py_DecRef(result)
+    return Int(address)
+end
+
+# ---- functions in Julia ----
+
+"""
+A function written in Julia, `f!(out, state, p, t)` for a field or `f!(out, state, p)` for a map, on flat vectors.
+
+`dims` is the size that the function sees its states in: the tensor's shape, reversed. Every so many calls Python is asked
+whether the user pressed Ctrl-C.
+"""
+mutable struct NativeFunction{F, P, N}
+    const f!::F
+    const p::P
+    const dims::NTuple{N, Int}
+    calls::Int
+end
+
+function (f::NativeFunction)(out, state, t)
+    listen(f)
+    f.f!(reshape(out, f.dims), reshape(state, f.dims), f.p, t)
+    return nothing
+end
+
+function (f::NativeFunction)(out, state)
+    listen(f)
+    f.f!(reshape(out, f.dims), reshape(state, f.dims), f.p)
+    return nothing
+end
+
+const LISTEN_EVERY = 64
+
+function listen(f::NativeFunction)
+    f.calls += 1
+    f.calls % LISTEN_EVERY == 0 && check_signals()
+    return nothing
+end
+
+const CHECK_SIGNALS = Ref{Ptr{Cvoid}}(C_NULL)
+
+function check_signals()
+    ccall(CHECK_SIGNALS[], Cint, ()) == 0 || PythonCall.pythrow()
+    return nothing
+end
+
+__init__() = CHECK_SIGNALS[] = Base.Libc.Libdl.dlsym(C.CTX.lib_ptr, :PyErr_CheckSignals)
+
+"The value of Julia source evaluated in a module of its own."
+function evaluate_source(source::String)
+    value = Base.include_string(Module(:JuliaField), source, "JuliaField")
+    value isa Function || applicable(value) ||
+        throw(ArgumentError("the source must end in a function, and ends in a $(typeof(value))"))
+    return value
+end
+
+"""
+    with_native(action, field::Py)
+
+`action(f)` with a [`NativeFunction`](@ref), from a `BoundJuliaField` of homojl; its tensors are borrowed meanwhile and seen in
+their shapes reversed: none as `nothing`, one as itself, several as a tuple.
+"""
+function with_native(action, field::Py)
+    f! = pyconvert(Any, field.julia)
+    dims = pyconvert(Tuple, field.dims)
+    shapes = pyconvert(Vector{Tuple}, field.parameter_dims)
+    borrow(Tuple(Py(x) for x in field.parameters)) do vectors
+        arrays = map((v, shape) -> reshape(v, shape), vectors, Tuple(shapes))
+        p = isempty(arrays) ? nothing : length(arrays) == 1 ? only(arrays) : arrays
+        action(NativeFunction(f!, p, Tuple{Vararg{Int}}(dims), 0))
+    end
+end
+
+is_native(f::Py) = PythonCall.pyhasattr(f, "julia")
+
+# ---- solves ----
+
+algorithm_of(name::String; options...) = getfield(HomoJL, Symbol(name))(; options...)
+
+"`action(f, jvp!)` for a function in Julia, with ForwardDiff's product where one is asked for."
+function differentiable(action, f::NativeFunction, jvp::Py)
+    pyis(jvp, pybuiltins.None) && return action(f, nothing)
+    HomoJL.require_package(:ForwardDiff)
+    return Base.invokelatest(f -> action(f, HomoJL.forward_jvp(f)), f)
+end
+
+"A field and its Jacobian-vector product or nothing, as HomoJL calls them: f!(du, u, t) and jvp!(out, v, u, t)."
+function with_field(action, field::Py, jvp::Py)
+    is_native(field) && return with_native(f -> differentiable(action, f, jvp), field)
+    return with_function(field) do f
+        f!(du, u, t) = f(du, t, u)
+        pyis(jvp, pybuiltins.None) && return action(f!, nothing)
+        with_function(jvp) do g
+            action(f!, (out, v, u, t) -> g(out, t, u, v))
+        end
+    end
+end
+
+"As `with_field` for maps: f!(out, z) and jvp!(out, v, z)."
+function with_map(action, map::Py, jvp::Py)
+    is_native(map) && return with_native(f -> differentiable(action, f, jvp), map)
+    return with_function(map) do f
+        f!(out, z) = f(out, nothing, z)
+        pyis(jvp, pybuiltins.None) && return action(f!, nothing)
+        with_function(jvp) do g
+            action(f!, (out, v, z) -> g(out, nothing, z, v))
+        end
+    end
+end
+
+"""
+    integrate(field, jvp, u0, ts, out, algorithm, parts, keep) -> Py
+
+Integrate for `JuliaBackend.integrate`: `u0` and each of `out` are flat tensors; `keep` is `None` or a function that returns the
+address of a new state. Returns a tuple of plain Python values.
+"""
+function integrate(field::Py, jvp::Py, u0::Py, ts::Py, out::Py, algorithm, parts::Py, keep::Py)
+    times = pyconvert(Vector{Float64}, ts)
+    ranges = pyis(parts, pybuiltins.None) ? nothing :
+        [(start + 1):stop for (start, stop) in pyconvert(Vector{Tuple{Int, Int}}, parts)]
+    keep_states = !pyis(keep, pybuiltins.None)
+    return with_field(field, jvp) do f!, jvp!
+        borrow((u0, out)) do (start, block)
+            n = length(start)
+            saved = [view_block(block, i, n) for i in 1:(length(times) - 1)]
+            kept(u) = copyto!(vector_at(start, call_for_address(keep), n), u)
+            solution = HomoJL.integrate(
+                f!, start, times, algorithm;
+                parts = ranges, jvp! = jvp!, out = saved, keep_states, keep = kept, throw = false
+            )
+            # A solve that stopped early ends in a state that belongs to no save time.
+            n_saved = length(solution.steps.save_steps)
+            partial = length(solution.us) > n_saved + 1
+            partial && copyto!(saved[n_saved + 1], solution.us[end])
+            steps, stats = solution.steps, solution.stats
+            pytuple(
+                (
+                    pytuple(solution.ts), pytuple(steps.starts), pytuple(steps.sizes),
+                    pytuple((s - 1 for s in steps.save_steps)), pytuple(steps.save_fractions),
+                    string(solution.status), solution.message, stats.nfe, stats.n_rejected,
+                )
+            )
+        end
+    end
+end
+
+view_block(block::Vector{T}, i::Int, n::Int) where {T} = unsafe_wrap(Array, pointer(block, (i - 1) * n + 1), n)
+view_block(block::AbstractVector, i::Int, n::Int) = view(block, ((i - 1) * n + 1):(i * n))
+
+"""
+    fixed_point(f, jvp, z0, out, algorithm, samples) -> Py
+
+As `integrate`, for `JuliaBackend.find_fixed_point`; the equilibria go to `out`.
+"""
+function fixed_point(f::Py, jvp::Py, z0::Py, out::Py, algorithm, samples::Int)
+    return with_map(f, jvp) do f!, jvp!
+        borrow((z0, out)) do (start, value)
+            solution = HomoJL.fixed_point(f!, start, algorithm; samples, jvp!, throw = false)
+            copyto!(value, solution.value)
+            pytuple(
+                (
+                    pytuple(solution.residuals), pytuple(solution.iterations), pytuple(solution.converged),
+                    string(solution.status), solution.message, solution.stats.nfe, solution.stats.n_jvp,
+                )
+            )
+        end
+    end
+end
+
+"""
+    trace_path(r, jvp, z0, algorithm, kind, keep) -> Py
+
+As `integrate`, for `JuliaBackend.trace_path`; `keep` returns the address of a new state for each point of the path.
+"""
+function trace_path(r::Py, jvp::Py, z0::Py, algorithm, kind::String, keep::Py)
+    return with_map(r, jvp) do r!, jvp!
+        borrow(z0) do start
+            path = HomoJL.trace_path(
+                r!, start, algorithm; kind = Symbol(replace(kind, '-' => '_')), jvp!, throw = false
+            )
+            for z in path.states
+                copyto!(vector_at(start, call_for_address(keep), length(start)), z)
+            end
+            pytuple(
+                (
+                    pytuple(path.s), pytuple(path.lambdas), pytuple(path.residuals), path.folds,
+                    string(path.status), path.message, path.stats.nfe, path.stats.n_jvp, path.stats.n_rejected,
+                )
+            )
+        end
+    end
+end
+
+# ---- one evaluation of a function in Julia, for PyTorch's autograd ----
+
+"Evaluate a `BoundJuliaField` at the flat tensor `state` into `out`; `t` is a number, or `None` for a map."
+function evaluate(field::Py, out::Py, state::Py, t::Py)
+    with_native(field) do f
+        borrow((out, state)) do (result, vector)
+            pyis(t, pybuiltins.None) ? f(result, vector) : f(result, vector, eltype(vector)(pyconvert(Float64, t)))
+        end
+    end
+    return nothing
+end
+
+"""
+The vector-Jacobian product of a `BoundJuliaField`: `cotangent' df/dstate` into `out`, and `cotangent' df/dp` into each of
+`parameters_out`, flat tensors.
+"""
+function vjp(field::Py, out::Py, parameters_out::Py, state::Py, cotangent::Py, t::Py)
+    with_native(field) do f
+        outs = (out, state, cotangent, (Py(x) for x in parameters_out)...)
+        borrow(outs) do (gradient, vector, costate, parameter_gradients...)
+            time = pyis(t, pybuiltins.None) ? nothing : eltype(vector)(pyconvert(Float64, t))
+            HomoJL.require_package(:ForwardDiff)
+            shapes = pyconvert(Vector{Tuple}, field.parameter_dims)
+            targets = map(reshape, parameter_gradients, Tuple(shapes))
+            state_of(x) = reshape(x, f.dims)
+            Base.invokelatest(
+                HomoJL.forward_vjp!, state_of(gradient), targets, f.f!, state_of(vector), f.p, time, state_of(costate)
+            )
+        end
+    end
+    return nothing
+end
+
+end

@@ -1,0 +1,31 @@
+# Memory of a device, for the bridge: the CUDA extension adds the methods.
+
+"""
+    has_device() -> Bool
+
+Whether solves on CUDA memory can run: CUDA.jl is installed and finds a working driver.
+"""
+function has_device()
+    try
+        require_package(:CUDA)
+    catch
+        return false
+    end
+    return Base.invokelatest(device_functional)
+end
+
+device_functional() = false
+
+"""
+    device_vector(T, address, n)
+
+The vector of length n at an address in CUDA memory, which is not copied and must outlive it.
+"""
+function device_vector end
+
+"""
+    on_device_stream(action)
+
+`action()` with every kernel on the stream that PyTorch uses by default, so that neither side waits for the other.
+"""
+function on_device_stream end
