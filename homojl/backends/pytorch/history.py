@@ -1,0 +1,259 @@
+"""Picard's, Anderson's and Broyden's methods: one evaluation an iteration, and a history of earlier ones.
+
+All small systems are solved in float64, on the host unless gradients are recorded: their entries come with the
+residuals in one transfer, so that an iteration waits for the device once.
+"""
+
+from __future__ import annotations
+
+import abc
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from homojl.algorithms import AbstractFixedPointAlgorithm
+from homojl.backends.pytorch.samples import Compaction, Samples
+from homojl.solution import Status
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Advance:
+    """What a method makes of an iterate.
+
+    Attributes:
+        z: the next iterates (b, n).
+        fz: the map there, where the method has evaluated it already.
+        gave_up: rows that cannot go on, (b,), bool.
+    """
+
+    z: Tensor
+    fz: Tensor | None = None
+    gave_up: np.ndarray | None = None
+
+
+class AbstractMethod(abc.ABC):
+    """A method at work on one batch.
+
+    Attributes:
+        gives_up_with: the status of a row that the method cannot go on with.
+    """
+
+    gives_up_with: ClassVar[Status] = Status.STALLED
+
+    def __init__(self, algorithm: AbstractFixedPointAlgorithm, samples: Samples) -> None:
+        self.algorithm, self.samples = algorithm, samples
+
+    def observe(self, r: Tensor, fz: Tensor) -> list[Tensor]:
+        """Numbers (b,) of each row that `advance` wants to see; called once an iteration, before it."""
+        return []
+
+    @abc.abstractmethod
+    def advance(
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+    ) -> Advance:
+        """The next iterates.
+
+        Args:
+            z, fz, r: iterates, the map there, and the difference fz - z, each (b, n).
+            seen: what `observe` returned, (b, count), float64 on the host, or as it was where gradients are recorded.
+            residual: norm(r), (b,), on the host.
+            active: rows that are still at work, (b,), on the host; the others may come to anything.
+        """
+
+    @abc.abstractmethod
+    def keep(self, compaction: Compaction) -> None:
+        """The batch has moved together."""
+
+
+class History:
+    """The last `memory` vectors of each row, in a ring.
+
+    A buffer (b, memory, n), or where gradients are recorded a list of tensors that nothing overwrites.
+    """
+
+    def __init__(self, memory: int) -> None:
+        self.memory, self.count = memory, 0
+        self._buffer: Tensor | None = None
+        self._gram: Tensor | None = None
+        self._list: list[Tensor] = []
+
+    def __len__(self) -> int:
+        return min(self.count, self.memory)
+
+    @property
+    def last(self) -> int:
+        """Where in the ring the newest vectors are."""
+        return (self.count - 1) % self.memory
+
+    def clear(self) -> None:
+        self.count, self._list = 0, []
+
+    def add(self, x: Tensor, minus: Tensor | None = None) -> None:
+        """Add x, or x - minus, both (b, n)."""
+        slot = self.count % self.memory
+        self.count += 1
+        if x.requires_grad:
+            x = x if minus is None else x - minus
+            self._list = [*self._list[:slot], x, *self._list[slot + 1 :]]
+            return
+        if self._buffer is None:
+            self._buffer = x.new_empty(x.shape[0], self.memory, x.shape[1])
+        if minus is None:
+            self._buffer[:, slot].copy_(x)
+        else:
+            torch.sub(x, minus, out=self._buffer[:, slot])
+
+    def stacked(self) -> Tensor:
+        """All vectors in ring order, (b, len, n)."""
+        return torch.stack(self._list, dim=1) if self._list else self._buffer[:, : len(self)]
+
+    def products(self, r: Tensor) -> list[Tensor]:
+        """The inner products of every vector with the newest one, then those with r (b, n): 2 len times (b,)."""
+        stacked = self.stacked()
+        # As a row times a matrix: the other way round is a dozen times slower on a CPU.
+        newest, others = (x[:, None] @ stacked.transpose(1, 2) for x in (stacked[:, self.last], r))
+        return [*newest[:, 0].unbind(1), *others[:, 0].unbind(1)]
+
+    def combine(self, base: Tensor, weights: Tensor) -> Tensor:
+        """base + sum_j weights[:, j] x_j, where weights is (b, len) on any device."""
+        weights = weights.to(base.device, base.dtype, non_blocking=True)
+        return torch.baddbmm(base[:, None], weights[:, None], self.stacked())[:, 0]
+
+    def gram(self, newest: Tensor) -> Tensor:
+        """All inner products, (b, len, len), where those with the newest vector are (b, len)."""
+        if self._list:
+            stacked = self.stacked()
+            return stacked @ stacked.transpose(1, 2)
+        if self._gram is None:
+            self._gram = newest.new_zeros(newest.shape[0], self.memory, self.memory)
+        count, last = len(self), self.last
+        self._gram[:, last, :count] = newest
+        self._gram[:, :count, last] = newest
+        return self._gram[:, :count, :count]
+
+    def keep(self, compaction: Compaction) -> None:
+        self._list = [compaction.take(x) for x in self._list]
+        if self._gram is not None:
+            self._gram = self._gram[torch.from_numpy(compaction.order)]
+        if self._buffer is not None:
+            self._buffer = compaction.shrink(self._buffer)
+
+
+class PicardMethod(AbstractMethod):
+    """z <- f(z) - damping (f(z) - z)."""
+
+    def advance(self, z, fz, r, seen, residual, active):
+        damping = self.algorithm.damping
+        return Advance(fz if damping == 0.0 else torch.sub(fz, r, alpha=damping))
+
+    def keep(self, compaction):
+        pass  # there is no history
+
+
+class AndersonMethod(AbstractMethod):
+    """Differences of residuals dR and of iterates; z <- z + mixing r - (dZ + mixing dR) gamma.
+
+    gamma minimises norm(r - dR gamma), each difference scaled to length 1 and the scaled problem's diagonal raised by
+    the regularization. In differences the problem stays well posed in float32 where successive residuals are nearly
+    parallel, which the equivalent one in residuals with weights that sum to 1 does not.
+
+    References: Walker, Ni (2011), SIAM J. Numer. Anal. 49(4).
+    """
+
+    def __init__(self, algorithm, samples):
+        super().__init__(algorithm, samples)
+        # One iterate fewer than are combined; a memory of 1 leaves nothing to combine.
+        self._memory = algorithm.memory - 1
+        self._differences, self._images = History(self._memory), History(self._memory)
+        self._before: tuple[Tensor, Tensor] | None = None
+
+    def observe(self, r, fz):
+        if self._before is None or self._memory == 0:
+            return []
+        # z + mixing r is what a step without a history would return.
+        r_before, image_before = self._before
+        self._differences.add(r, minus=r_before)
+        self._images.add(self._image(fz, r), minus=image_before)
+        return self._differences.products(r)
+
+    def _image(self, fz: Tensor, r: Tensor) -> Tensor:
+        mixing = self.algorithm.mixing
+        return fz if mixing == 1.0 else torch.sub(fz, r, alpha=1.0 - mixing)
+
+    def advance(self, z, fz, r, seen, residual, active):
+        image = self._image(fz, r)
+        self._before = r, image
+        if seen.shape[1] == 0:
+            return Advance(image)
+        count = len(self._differences)
+        row, right = seen.reshape(-1, 2, count).unbind(1)
+        gram = self._differences.gram(row)
+        floor = max(self.algorithm.regularization, 10 * torch.finfo(r.dtype).eps)
+        scale = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(seen.dtype).tiny).rsqrt()
+        scaled = scale[:, :, None] * gram * scale[:, None, :]
+        scaled = scaled + floor * torch.eye(count, dtype=seen.dtype, device=seen.device)
+        gamma = scale * torch.linalg.solve_ex(scaled, (scale * right)[:, :, None])[0][:, :, 0]
+        return Advance(self._images.combine(image, -gamma))
+
+    def keep(self, compaction):
+        self._differences.keep(compaction)
+        self._images.keep(compaction)
+        if self._before is not None:
+            self._before = tuple(compaction.take(x) for x in self._before)
+
+
+class BroydenMethod(AbstractMethod):
+    """Broyden's "good" method from the Jacobian -I of f(z) - z, written in its steps s_0, ..., s_k alone.
+
+    With z_0 = r, c_j = s_j.z_j / s_j.s_j and z_(j+1) = z_j + c_j s_(j+1), the next step is z_k / (1 - c_k). The c solve
+    a triangular system in the steps' inner products with each other and with r, so that one pass over the history
+    finds them and a second one makes the step. A history that is full is dropped: the method then starts again from
+    -I, and so does a row whose denominator vanishes.
+
+    References: Kelley (1995), Iterative Methods for Linear and Nonlinear Equations, 7.3.
+    """
+
+    def __init__(self, algorithm, samples):
+        super().__init__(algorithm, samples)
+        self._steps = History(algorithm.memory)
+        self._start = torch.zeros(len(samples.index), dtype=torch.int64)  # of each row, its first step that counts
+
+    def observe(self, r, fz):
+        return self._steps.products(r) if len(self._steps) else []
+
+    def advance(self, z, fz, r, seen, residual, active):
+        if len(self._steps) == 0:
+            return self._step(z, r)
+        count = len(self._steps)
+        row, right = seen.reshape(-1, 2, count).unbind(1)
+        gram = self._steps.gram(row)
+        if count == self._steps.memory:
+            self._steps.clear()
+            self._start.zero_()
+            return self._step(z, r)
+        counts = torch.arange(count) >= self._start[:, None]
+        counts = counts.to(row.device)
+        below = torch.tril(gram[:, :, 1:], -1) * counts[:, :, None]
+        diagonal = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(row.dtype).tiny)
+        system = torch.diag_embed(diagonal) - torch.nn.functional.pad(below, (0, 1))
+        c = torch.linalg.solve_triangular(system, (right * counts)[:, :, None], upper=False)[:, :, 0]
+        denominator = 1.0 - c[:, -1]
+        restart = ~(denominator.abs() > 1e-3)  # written so that NaN restarts too
+        weights = torch.nn.functional.pad(c[:, :-1], (1, 0))
+        weights = torch.where(restart[:, None], torch.zeros_like(weights), weights)
+        self._start[restart.cpu()] = count
+        denominator = torch.where(restart, torch.ones_like(denominator), denominator)
+        step = self._steps.combine(r, weights) / denominator[:, None].to(r.device, r.dtype)
+        return self._step(z, step)
+
+    def _step(self, z: Tensor, step: Tensor) -> Advance:
+        self._steps.add(step)
+        return Advance(z + step)
+
+    def keep(self, compaction):
+        self._steps.keep(compaction)
+        self._start = self._start[torch.from_numpy(compaction.order)]

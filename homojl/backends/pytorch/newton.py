@@ -1,0 +1,120 @@
+"""Newton's method and pseudo-transient continuation, on Jacobian-vector products."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from homojl.backends.pytorch.history import AbstractMethod, Advance
+from homojl.backends.pytorch.krylov import gmres
+from homojl.solution import Status
+
+Tensor = torch.Tensor
+
+HALVINGS = 12  # of a Newton step before a row gives up
+SHORTEST = 1e-8  # pseudo-time step before a row gives up
+
+
+def _norms(x: Tensor) -> np.ndarray:
+    return torch.linalg.vector_norm(x, dim=1).to("cpu", torch.float64).numpy()
+
+
+def _column(x: np.ndarray, like: Tensor) -> Tensor:
+    return torch.from_numpy(x).to(like.device, like.dtype)[:, None]
+
+
+class NewtonKrylovMethod(AbstractMethod):
+    """(I - J) step = f(z) - z by GMRES, as exactly as the last step's progress deserves; halved until norm(r) falls.
+
+    References: Eisenstat, Walker (1996), SIAM J. Sci. Comput. 17(1), choice 2; Armijo's rule for the line search.
+    """
+
+    def __init__(self, algorithm, samples):
+        super().__init__(algorithm, samples)
+        self._before: np.ndarray | None = None
+        self._forcing = np.full(len(samples.index), 0.3)
+
+    def advance(self, z, fz, r, seen, residual, active):
+        if self._before is not None:
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                wanted = 0.9 * np.nan_to_num(residual / self._before, nan=1.0) ** 2
+                kept = 0.9 * self._forcing**2
+            # The last forcing term holds a sudden drop back, so that a lucky step does not cost many products.
+            wanted = np.where(kept > 0.1, np.maximum(wanted, kept), wanted)
+            self._forcing = np.clip(wanted, 1e-6, 0.5)
+        self._before = residual
+        relative = np.where(active, self._forcing, np.inf)
+        step = gmres(lambda v: v - self.samples.push(z, v), r, relative, self.algorithm.krylov_steps)
+        return self._search(z, fz, residual, step, active)
+
+    def _search(self, z: Tensor, fz: Tensor, residual: np.ndarray, step: Tensor, active: np.ndarray) -> Advance:
+        """Along the step, each row by itself; rows that are done, or find nothing, stay where they are."""
+        trial = z + step
+        value = self.samples.evaluate(trial)
+        good = ~active | (_norms(value - trial) <= (1 - 1e-4) * residual)
+        t = 1.0
+        for _ in range(HALVINGS):
+            if good.all():
+                break
+            t, trying = t / 2, ~good
+            candidate = torch.add(z, step, alpha=t)
+            found = self.samples.evaluate_some(candidate, trying)
+            rows = torch.from_numpy(np.flatnonzero(trying)).to(z.device)
+            trial, value = trial.index_copy(0, rows, candidate[rows]), value.index_copy(0, rows, found)
+            good[trying] = _norms(found - candidate[rows]) <= (1 - 1e-4 * t) * residual[trying]
+        if good.all():
+            return Advance(trial, value)
+        keep = torch.from_numpy(~good).to(z.device)[:, None]
+        return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), ~good)
+
+    def keep(self, compaction):
+        self._forcing = self._forcing[compaction.order]
+        if self._before is not None:
+            self._before = self._before[compaction.order]
+
+
+class PseudoTransientMethod(AbstractMethod):
+    """((1 + 1/h) I - J) step = f(z) - z by GMRES; h grows as the residual falls (switched evolution relaxation).
+
+    A step to where the map is not finite is taken back, and h becomes a tenth.
+
+    References: Kelley, Keyes (1998), SIAM J. Numer. Anal. 35(2).
+    """
+
+    gives_up_with: ClassVar[Status] = Status.STEP_TOO_SMALL
+
+    def __init__(self, algorithm, samples):
+        super().__init__(algorithm, samples)
+        self._h = np.full(len(samples.index), algorithm.first_step)
+        self._before: np.ndarray | None = None
+
+    def advance(self, z, fz, r, seen, residual, active):
+        if self._before is not None:
+            with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+                self._h = np.clip(self._h * np.nan_to_num(self._before / residual, nan=1.0), SHORTEST, 1e12)
+        self._before = residual
+        # Nearly a Newton step where h is long, so nearly as exact a solve as its convergence needs.
+        relative = np.where(active, np.clip(1 / (1 + self._h), 1e-3, 0.1), np.inf)
+        while True:
+            shift = _column(1 + 1 / self._h, z)
+
+            def apply(v: Tensor, shift: Tensor = shift) -> Tensor:
+                return shift * v - self.samples.push(z, v)
+
+            step = gmres(apply, r, relative, self.algorithm.krylov_steps)
+            trial = z + step
+            value = self.samples.evaluate(trial)
+            bad = active & ~np.isfinite(_norms(value - trial))
+            if not bad.any():
+                return Advance(trial, value)
+            self._h[bad] /= 10
+            if (gave_up := bad & (self._h < SHORTEST)).any():
+                keep = torch.from_numpy(bad).to(z.device)[:, None]
+                return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), gave_up)
+
+    def keep(self, compaction):
+        self._h = self._h[compaction.order]
+        if self._before is not None:
+            self._before = self._before[compaction.order]

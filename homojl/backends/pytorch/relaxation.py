@@ -1,0 +1,59 @@
+"""Relaxation: the ODE dz/ds = f(z) - z followed to rest, each sample with steps of its own."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import numpy as np
+import torch
+
+from homojl import tableaus
+from homojl.backends.pytorch.history import AbstractMethod, Advance
+from homojl.solution import Status
+
+Tensor = torch.Tensor
+
+LARGEST_ERROR = 0.1  # of a step, relative to the step itself
+SHORTEST = 1e-10
+
+
+class RelaxationMethod(AbstractMethod):
+    """Bogacki and Shampine's pair; the last stage of a step is the next residual.
+
+    The error of a step is held to a tenth of the step itself. That follows the flow closely enough to stay in the basin
+    the start lies in, and near rest, where it bounds the step by the field's stiffness, it keeps its accuracy
+    relative to the shrinking residual, which a fixed tolerance would not.
+    """
+
+    gives_up_with: ClassVar[Status] = Status.STEP_TOO_SMALL
+
+    def __init__(self, algorithm, samples):
+        super().__init__(algorithm, samples)
+        self._h = np.full(len(samples.index), 1.0)
+
+    def advance(self, z, fz, r, seen, residual, active):
+        tableau = tableaus.BOSH3
+        h = torch.from_numpy(self._h).to(z.device, z.dtype)[:, None]
+        ks = [r]
+        for row in (*tableau.a[1 : tableau.stages - 1], tableau.b):
+            trial = z + h * sum(weight * k for weight, k in zip(row, ks, strict=False) if weight)
+            value = self.samples.evaluate(trial)
+            ks.append(value - trial)
+        with torch.no_grad():
+            error = sum(weight * k for weight, k in zip(tableau.b_error, ks, strict=True) if weight)
+            change = sum(weight * k for weight, k in zip(tableau.b, ks, strict=False) if weight)
+            norms = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (error, change)])
+            size_of_error, size = norms.to("cpu", torch.float64).numpy()
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            ratio = np.where(size_of_error == 0, 0.0, size_of_error / (LARGEST_ERROR * size))
+            factor = np.nan_to_num(0.9 * ratio ** (-1 / 2), nan=0.2, posinf=5.0)
+        accepted = ratio <= 1.0
+        self._h = np.clip(self._h * np.clip(factor, 0.2, np.where(accepted, 5.0, 0.9)), 0.0, 1e6)
+        gave_up = active & ~accepted & (self._h < SHORTEST)
+        if not accepted.all():
+            good = torch.from_numpy(accepted).to(z.device)[:, None]
+            trial, value = torch.where(good, trial, z), torch.where(good, value, fz)
+        return Advance(trial, value, gave_up if gave_up.any() else None)
+
+    def keep(self, compaction):
+        self._h = self._h[compaction.order]
