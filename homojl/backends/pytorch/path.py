@@ -65,6 +65,11 @@ class _Homotopy:
         self.start = torch.cat([self.u0, self.u0.new_zeros(1)])
         self._r0 = self.residual(self.start) if self._newton else None
 
+    @property
+    def why_returned(self) -> str:
+        # Of a fixed-point homotopy z0 is the only zero at lambda = 0, and the path ends there.
+        return "this path has no root" if self._newton else "a step has jumped to another part of the path"
+
     def state(self, w: Tensor) -> Tensor:
         """z, a view of w in the form that it came in."""
         return self._layout.unpack(w)[0]
@@ -318,7 +323,10 @@ class _Tracker:
                 f"raise bound (now {self.algorithm.bound:g}), start elsewhere, or try the other kind",
             )
         if self.by_length and point.lam <= 0:
-            return Status.RETURNED, "there may be no root on this path: start elsewhere, or try the other kind"
+            return (
+                Status.RETURNED,
+                f"{self.homotopy.why_returned}: lower max_step, start elsewhere, or try the other kind",
+            )
         return None
 
     def _why_stuck(self, failed: Status, tangent: Tensor) -> tuple[Status, str]:
