@@ -10,6 +10,12 @@
             end
             for algorithm in (Dopri5(), Tsit5())
                 integrate(decay!, u0, [1.0, 0.0], algorithm; parts = [1:1], throw = false)
+                out = [similar(u0)]
+                sol = integrate(
+                    decay!, u0, [0.0, 1.0], algorithm; out, keep_states = true, keep = sum, dense = true,
+                    events = Event((u, t) -> t - 0.5)
+                )
+                sol(0.25)
             end
         end
     end

@@ -7,3 +7,17 @@ Aqua.test_all(HomoJL; persistent_tasks = false)
     documentation(name) = string(Base.Docs.doc(Base.Docs.Binding(HomoJL, name)))
     @test isempty(filter(name -> occursin("No documentation found", documentation(name)), names(HomoJL)))
 end
+
+# JET follows the compiler's internals, and does not load on every Julia.
+const HAS_JET = try
+    @eval using JET: JET
+    true
+catch e
+    @warn "JET does not load on Julia $VERSION; its tests are left out" exception = e
+    false
+end
+
+HAS_JET && @testset "JET, $(typeof(algorithm)), $T" for algorithm in (RK4(), Tsit5(), Vern7()), T in (Float32, Float64)
+    types = (typeof(identity), Vector{T}, Vector{Float64}, typeof(algorithm))
+    JET.test_call(integrate, types; target_modules = (HomoJL,))
+end

@@ -15,6 +15,10 @@ if GROUP in ("All", "Core")
         @testset "agreement with the PyTorch backend" include("agreement.jl")
         @testset "kinds of arrays" include("arrays.jl")
         @testset "failures and arguments" include("failures.jl")
+        @testset "stiff fields" include("stiff.jl")
+        @testset "events" include("events.jl")
+        @testset "dense output" include("dense.jl")
+        @testset "saving" include("saving.jl")
         @testset "README" include("readme.jl")
     end
 end

@@ -1,0 +1,195 @@
+using ForwardDiff: ForwardDiff
+
+const STIFF = (Rodas5P, TRBDF2, FBDF)
+const LINEAR_SOLVERS = (:dense, :krylov)
+
+# u' = rate (u - cos t) - sin t with u(0) = 1 stays on cos t, whatever the rate.
+const RATES = [-1.0, -1.0e3, -1.0e6]
+prothero!(du, u, t) = (du .= eltype(u).(RATES) .* (u .- cos(t)) .- sin(t))
+prothero_jvp!(Jv, v, u, t) = (Jv .= eltype(u).(RATES) .* v)
+
+van_der_pol_1000!(du, u, t) = (du[1] = u[2]; du[2] = 1000 * (1 - u[1]^2) * u[2] - u[1])
+
+function robertson!(du, u, t)
+    du[1] = -0.04 * u[1] + 1.0e4 * u[2] * u[3]
+    du[3] = 3.0e7 * u[2]^2
+    du[2] = -du[1] - du[3]
+    return nothing
+end
+
+# Heat on a rod: the second difference of n values between two zeros. Its eigenvectors are sines.
+function heat!(du, u, t)
+    n = length(u)
+    for i in 1:n
+        left, right = i == 1 ? zero(t) : u[i - 1], i == n ? zero(t) : u[i + 1]
+        du[i] = (n + 1)^2 * (left - 2 * u[i] + right)
+    end
+    return nothing
+end
+
+heat_jvp!(Jv, v, u, t) = heat!(Jv, v, t)
+
+heat_mode(n, k) = [sinpi(k * i / (n + 1)) for i in 1:n]
+heat_rate(n, k) = -4 * (n + 1)^2 * sinpi(k / (2 * (n + 1)))^2
+
+@testset "Prothero-Robinson, $(HomoJL.name(A())), $linear_solver, $T, $(isnothing(jvp!) ? "differences" : "products")" for
+    A in STIFF, linear_solver in LINEAR_SOLVERS, T in (Float32, Float64), jvp! in (nothing, prothero_jvp!)
+
+    # Float32 differences of a field of size 1e6 are too rough for GMRES.
+    T === Float32 && isnothing(jvp!) && linear_solver === :krylov && continue
+    tolerance = T === Float32 ? 1.0e-4 : 1.0e-6
+    ts = [0.0, 0.4, 1.0, 3.0]
+    sol = integrate(prothero!, ones(T, 3), ts, A(rtol = tolerance, atol = tolerance; linear_solver); jvp!)
+    @test sol.status === SUCCESS && sol.ts == ts && sol.us isa Vector{Vector{T}}
+    for (t, u) in zip(sol.ts, sol.us)
+        @test maximum(abs, u .- cos(t)) < 30 * tolerance
+    end
+    # An explicit method would need more than a million steps.
+    @test length(sol.steps) < 600
+    @test sol.stats.n_jvp > 0
+end
+
+@testset "van der Pol, mu = 1000, $(HomoJL.name(A())), $linear_solver" for A in (Rodas5P, FBDF), linear_solver in LINEAR_SOLVERS
+    # Mazzia, Magherini (2008), Test Set for Initial Value Problem Solvers, release 2.4: VDPOL, in this scale of time.
+    reference = [1.706167732170483, -0.8928097010247975e-3]
+    algorithm = A(rtol = 1.0e-8, atol = 1.0e-11, max_steps = 100_000; linear_solver)
+    sol = integrate(van_der_pol_1000!, [2.0, 0.0], [0.0, 2000.0], algorithm; jvp! = HomoJL.forward_jvp(van_der_pol_1000!))
+    @test sol.us[end] ≈ reference rtol = 1.0e-4
+end
+
+@testset "Robertson, $(HomoJL.name(A())), $(given ? "products" : "differences")" for A in STIFF, given in (true, false)
+    # The same source: ROBER at t = 1e11.
+    reference = [0.2083340149701255e-7, 0.8333360770334713e-13, 0.9999999791665050]
+    tolerance = A === TRBDF2 ? 1.0e-5 : 1.0e-7
+    jvp! = given ? HomoJL.forward_jvp(robertson!) : nothing
+    algorithm = A(rtol = tolerance, atol = tolerance * 1.0e-10)
+    sol = integrate(robertson!, [1.0, 0.0, 0.0], [0.0, 40.0, 1.0e11], algorithm; jvp!)
+    @test sol.us[2] ≈ [0.7158270688, 9.185534765e-6, 0.2841637457] rtol = 1.0e-3
+    @test sol.us[end][1] ≈ reference[1] rtol = 2.0e-2
+    @test sol.us[end][3] ≈ reference[3] rtol = 1.0e-6
+end
+
+@testset "order of one step of $(HomoJL.name(A()))" for (A, order) in ((Rodas5P, 5), (TRBDF2, 2), (FBDF, 1))
+    # The local error: tolerances that accept everything. FBDF's first step is of order 1.
+    errors = map((0.4, 0.2, 0.1)) do h
+        algorithm = A(rtol = 1.0e3, atol = 1.0e3, first_step = h, linear_solver = :dense)
+        sol = integrate(forced.f!, [2.0], [0.0, h], algorithm; jvp! = (Jv, v, u, t) -> (Jv .= -v))
+        @test length(sol.steps) == 1
+        abs(sol.us[end][1] - forced.exact(h)[1])
+    end
+    slopes = -diff(log2.(collect(errors)))
+    @test all(slope -> abs(slope - (order + 1)) < 0.35, slopes)
+end
+
+@testset "tolerances are met, $(HomoJL.name(A()))" for A in STIFF
+    errors = map((1.0e-4, 1.0e-6, 1.0e-8)) do tolerance
+        sol = integrate(
+            linear.f!, linear.u0, [0.0, 2.0], A(rtol = tolerance, atol = tolerance, max_steps = 100_000);
+            jvp! = (Jv, v, u, t) -> linear.f!(Jv, v, t)
+        )
+        relative_error(sol.us[end], linear.exact(2.0)) / tolerance
+    end
+    @test all(<(30), errors)
+end
+
+@testset "$(problem.name), $(HomoJL.name(A())), $linear_solver, $direction" for problem in PROBLEMS,
+        A in STIFF, linear_solver in LINEAR_SOLVERS, direction in (:forward, :backward)
+
+    ts = direction === :forward ? [0.0, 0.3, 0.35, 1.1, 2.0] : [2.0, 1.1, 0.35, 0.3, 0.0]
+    u0 = problem.exact(ts[1])
+    sol = integrate(problem.f!, u0, ts, A(rtol = 1.0e-6, atol = 1.0e-6; linear_solver))
+    for (t, u) in zip(sol.ts, sol.us)
+        @test relative_error(u, problem.exact(t)) < 2.0e-4
+    end
+end
+
+@testset "dense and Krylov agree, $(HomoJL.name(A()))" for A in STIFF
+    options = (; rtol = 1.0e-7, atol = 1.0e-7)
+    jvp! = HomoJL.forward_jvp(robertson!)
+    sols = map(LINEAR_SOLVERS) do linear_solver
+        integrate(robertson!, [1.0, 0.0, 0.0], [0.0, 10.0], A(; options..., linear_solver); jvp!)
+    end
+    @test sols[1].us[end] ≈ sols[2].us[end] rtol = 1.0e-5
+end
+
+@testset "heat, 200 elements, $(HomoJL.name(A()))" for A in STIFF
+    n = 200
+    exact(t) = exp(heat_rate(n, 1) * t) * heat_mode(n, 1) + 0.3 * exp(heat_rate(n, 5) * t) * heat_mode(n, 5)
+    sol = integrate(heat!, exact(0.0), [0.0, 0.03, 0.1], A(rtol = 1.0e-5, atol = 1.0e-7); jvp! = heat_jvp!)
+    @test relative_error(sol.us[2], exact(0.03)) < 1.0e-3 && relative_error(sol.us[3], exact(0.1)) < 1.0e-3
+    # Stiffness 1.6e5: Dopri5 could not take steps larger than 2e-5.
+    @test length(sol.steps) < 500
+    @test !HomoJL.is_dense(A(), n) && HomoJL.is_dense(A(), 64)
+    # Column by column would be 200 products a Jacobian.
+    dense = integrate(heat!, exact(0.0), [0.0, 0.03, 0.1], A(rtol = 1.0e-5, atol = 1.0e-7, linear_solver = :dense); jvp! = heat_jvp!)
+    @test dense.us[3] ≈ sol.us[3] rtol = 1.0e-3
+    @test dense.stats.n_jvp % n == 0
+end
+
+@testset "statistics and steps, $(HomoJL.name(A())), $linear_solver" for A in STIFF, linear_solver in LINEAR_SOLVERS
+    calls, products = Ref(0), Ref(0)
+    counted!(du, u, t) = (calls[] += 1; logistic.f!(du, u, t))
+    counted_jvp!(Jv, v, u, t) = (products[] += 1; Jv .= (1 .- 2 .* u) .* v)
+    algorithm = A(; linear_solver)
+    sol = integrate(counted!, logistic.u0, [0.0, 1.0, 4.0], algorithm; jvp! = counted_jvp!, keep_states = true)
+    @test sol.stats.nfe == calls[] && sol.stats.n_jvp == products[] > 0
+    @test length(sol.states) == length(sol.steps) == sol.stats.n_accepted
+    @test sol.states[1] == logistic.u0
+    @test sol.steps.save_fractions[end] === 1.0
+    @test sol.steps.starts[end] + sol.steps.sizes[end] ≈ 4.0
+    products[] = 0
+    differences = integrate(counted!, logistic.u0, [0.0, 1.0, 4.0], algorithm)
+    @test products[] == 0 && differences.stats.n_jvp > 0 && differences.stats.nfe > sol.stats.nfe
+    @test differences.us[end] ≈ sol.us[end] rtol = 1.0e-3
+end
+
+@testset "a state of two dimensions, $(HomoJL.name(A())), $linear_solver" for A in STIFF, linear_solver in LINEAR_SOLVERS
+    u0 = [0.1 0.5 0.9; 1.1 0.3 0.7]
+    before = copy(u0)
+    shapes = Set()
+    jvp!(Jv, v, u, t) = (push!(shapes, (typeof(Jv), typeof(v), typeof(u))); Jv .= (1 .- 2 .* u) .* v)
+    f!(du, u, t) = (push!(shapes, (typeof(du), typeof(u), typeof(u))); du .= u .* (1 .- u))
+    sol = integrate(f!, u0, [0.0, 1.0], A(rtol = 1.0e-6, atol = 1.0e-6; linear_solver); jvp!)
+    @test sol.us[end] ≈ 1 ./ (1 .+ (1 ./ u0 .- 1) .* exp(-1)) rtol = 1.0e-4
+    @test u0 == before
+    @test shapes == Set([(Matrix{Float64}, Matrix{Float64}, Matrix{Float64})])
+end
+
+@testset "how a stiff solve fails, $(HomoJL.name(A()))" for A in STIFF
+    sol = failed(van_der_pol_1000!, [2.0, 0.0], [0.0, 2000.0], A(max_steps = 20))
+    @test sol.status === MAX_STEPS && sol.stats.n_accepted + sol.stats.n_rejected == 20
+    @test failed(squared!, [1.0], [0.0, 0.5, 2.0], A()).status in (STEP_TOO_SMALL, DIVERGED)
+    from_half!(du, u, t) = (du .= t > 0.5 ? NaN : 1.0)
+    sol = failed(from_half!, [0.0], [0.0, 1.0], A())
+    @test sol.status === DIVERGED && sol.ts[end] ≈ 0.5 && sol.us[end] ≈ [0.5]
+    @test failed(decay!, [1.0, NaN], [0.0, 1.0], A()).status === DIVERGED
+    broken_jvp!(Jv, v, u, t) = throw(FieldError())
+    @test_throws FieldError integrate(decay!, [1.0], [0.0, 1.0], A(); jvp! = broken_jvp!)
+    broken!(du, u, t) = t > 0.5 ? throw(FieldError()) : (du .= -u)
+    @test_throws FieldError integrate(broken!, [1.0], [0.0, 1.0], A())
+    nan_jvp!(Jv, v, u, t) = (Jv .= NaN)
+    @test failed(decay!, [1.0], [0.0, 1.0], A(linear_solver = :dense); jvp! = nan_jvp!).status === DIVERGED
+end
+
+@testset "arguments of stiff methods" begin
+    @test_throws "linear_solver must be one of" Rodas5P(linear_solver = :lu)
+    @test_throws "rtol must be" FBDF(rtol = -1)
+    @test_throws MethodError TRBDF2(controller = PIController())
+    HomoJL.PACKAGES[:Nowhere] = "00000000-0000-0000-0000-000000000001"
+    @test_throws "Pkg.add(\"Nowhere\")" HomoJL.require_package(:Nowhere)
+    delete!(HomoJL.PACKAGES, :Nowhere)
+end
+
+@testset "JLArray, $(HomoJL.name(A())), Krylov, $T" for A in STIFF, T in (Float32, Float64)
+    u0 = T[0.1 0.5 0.9; 1.1 0.3 0.7]
+    f!(du, u, t) = (du .= u .* (1 .- u) .* 20 .+ cos(t))
+    jvp!(Jv, v, u, t) = (Jv .= 20 .* (1 .- 2 .* u) .* v)
+    for products in (jvp!, nothing)
+        algorithm = A(rtol = 1.0e-4, atol = 1.0e-4, linear_solver = :krylov)
+        host = integrate(f!, u0, [0.0, 0.55, 1.0], algorithm; jvp! = products)
+        device = integrate(f!, JLArray(u0), [0.0, 0.55, 1.0], algorithm; jvp! = products)
+        @test device.us isa Vector{<:JLArray{T, 2}}
+        @test Array(device.us[2]) ≈ host.us[2] rtol = 1.0e-2
+        @test Array(device.us[3]) ≈ host.us[3] rtol = 1.0e-2
+    end
+end
