@@ -59,7 +59,7 @@ function jacobian_vector!(Jv, d::Derivatives{T}, v, u, p, t) where {T}
         return Jv
     end
     base = base!(d, u, p, t)
-    floor = max(d.floor, floatmin(T))
+    floor = iszero(d.floor) ? smallest_scale(u) : d.floor
     largest = mapreduce((x, y) -> abs(x) / max(abs(y), floor), max, v, u)
     iszero(largest) && return fill!(Jv, zero(T))
     step = sqrt(eps(T)) / largest
@@ -67,6 +67,12 @@ function jacobian_vector!(Jv, d::Derivatives{T}, v, u, p, t) where {T}
     d.field(Jv, d.probe, p, t)
     Jv .= (Jv .- base) ./ step
     return Jv
+end
+
+"What counts as small in a state where no absolute tolerance says so."
+function smallest_scale(u::AbstractArray{T}) where {T}
+    largest = maximum(abs, u)
+    return iszero(largest) ? one(T) : sqrt(eps(T)) * largest
 end
 
 "A Jacobian-vector product as Krylov methods ask for it: with flat vectors."
@@ -145,3 +151,14 @@ integrate(f!, u0, ts, Rodas5P(); jvp! = HomoJL.forward_jvp(f!))
 ```
 """
 function forward_jvp end
+
+"""
+    forward_vjp!(gradient, parameter_gradients, f!, u, p, t, cotangent)
+
+Write the vector-Jacobian products of a function that is written in Julia, `cotangent' df/du` into `gradient` and `cotangent' df/dp`
+into each of `parameter_gradients`, by ForwardDiff's dual numbers: exact, at a cost that grows with the number of elements of `u` and `p`.
+
+`f!(out, u, p, t)`, or `f!(out, u, p)` where `t` is `nothing`; `out`, `u` and the others have the function's own shapes, and `p` is
+`nothing`, an array, or a tuple of arrays. Defined once ForwardDiff is loaded.
+"""
+function forward_vjp! end

@@ -5,6 +5,7 @@
 const PACKAGES = Dict(
     :CUDA => "052768ef-5323-5732-b1bb-66c8b64840ba",
     :DifferentialEquations => "0c46a032-eb83-5123-abaf-570d42b7fbaa",
+    :ForwardDiff => "f6369f11-7733-5829-9624-2563aa707210",
     :LinearSolve => "7ed4a6bd-45f5-4d41-b270-4a48e9bafcae",
     :NonlinearSolve => "8913a72c-1f9b-4ce2-8d82-65094dcecaec",
     :OrdinaryDiffEqBDF => "6ad6398a-0878-4a85-9266-38940aa047c8",
