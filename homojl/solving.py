@@ -6,11 +6,17 @@ import time
 
 import torch
 
-from homojl.adjoints import AbstractODEAdjoint, DirectAdjoint
-from homojl.adjoints.field import check_form, jacobian_vector_product
+from homojl.adjoints import (
+    AbstractFixedPointAdjoint,
+    AbstractODEAdjoint,
+    DirectAdjoint,
+    ImplicitAdjoint,
+    UnrolledAdjoint,
+)
+from homojl.adjoints.inputs import check_form, jacobian_vector_product
 from homojl.adjoints.path import differentiable_root
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, AbstractPathAlgorithm
-from homojl.backends import AbstractBackend, get_backend
+from homojl.backends import AbstractBackend, TorchBackend, get_backend
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats
@@ -20,7 +26,7 @@ def solve(
     problem: ODEProblem | FixedPointProblem | HomotopyProblem,
     algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
     *,
-    adjoint: AbstractODEAdjoint | None = None,
+    adjoint: AbstractODEAdjoint | AbstractFixedPointAdjoint | None = None,
     backend: str = "auto",
     throw: bool = True,
 ) -> Solution | EquilibriumSolution | PathSolution:
@@ -29,10 +35,10 @@ def solve(
     Args:
         problem: what to solve.
         algorithm: how, with its tolerances; one for the problem's kind.
-        adjoint: how gradients are computed; None: `DirectAdjoint()` for an ODE. The end of a path has the implicit
-            function theorem's gradient and takes no other.
+        adjoint: how gradients are computed; None: `DirectAdjoint()` for an ODE, `ImplicitAdjoint()` for an
+            equilibrium. The end of a path has the implicit function theorem's gradient and takes no other.
         backend: "pytorch", "julia", or "auto": Julia where it is installed and has the algorithm and the device; but
-            PyTorch for a `DirectAdjoint`, which has to go through its operations anyway.
+            PyTorch for a `DirectAdjoint` or an `UnrolledAdjoint`, which go through its operations.
         throw: raise when the solve does not reach its end; otherwise the solution's status says so.
 
     Returns:
@@ -60,9 +66,7 @@ def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str) -> Solutio
     adjoint = DirectAdjoint() if adjoint is None else adjoint
     if not isinstance(adjoint, AbstractODEAdjoint):
         raise ConfigError(f"adjoint must be one for ODEs such as CheckpointAdjoint(), got {adjoint!r}")
-    if backend == "auto" and isinstance(adjoint, DirectAdjoint) and algorithm.tableau is not None:
-        backend = "pytorch"
-    chosen = _backend_for(backend, algorithm, problem.y0.device)
+    chosen = choose_backend(backend, algorithm, problem.y0.device, adjoint)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
     started = time.perf_counter()
     result = adjoint.integrate(problem, algorithm, chosen, stats)
@@ -78,13 +82,36 @@ def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str) -> Solutio
     )
 
 
+def _solve_fixed_point(problem: FixedPointProblem, algorithm, adjoint, backend: str) -> EquilibriumSolution:
+    if not isinstance(algorithm, AbstractFixedPointAlgorithm):
+        raise ConfigError(f"algorithm must be one for fixed points such as Anderson(), got {algorithm!r}")
+    adjoint = ImplicitAdjoint() if adjoint is None else adjoint
+    if not isinstance(adjoint, AbstractFixedPointAdjoint):
+        raise ConfigError(f"adjoint must be one for fixed points such as ImplicitAdjoint(), got {adjoint!r}")
+    chosen = choose_backend(backend, algorithm, problem.z0.device, adjoint)
+    stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
+    started = time.perf_counter()
+    result = adjoint.find(problem, algorithm, chosen, stats)
+    stats.seconds = time.perf_counter() - started
+    stats.nfe, stats.n_jvp, stats.n_accepted = result.nfe, result.n_jvp, int(result.iterations.max())
+    return EquilibriumSolution(
+        value=result.value,
+        residuals=result.residuals,
+        iterations=result.iterations,
+        converged=result.converged,
+        status=result.status,
+        stats=stats,
+        message=result.message,
+    )
+
+
 def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str) -> PathSolution:
     if not isinstance(algorithm, AbstractPathAlgorithm):
         raise ConfigError(f"algorithm must be one for zero paths such as ArcLength(), got {algorithm!r}")
     if adjoint is not None:
         raise ConfigError(f"a path's end has one adjoint, the implicit one: leave it out, got {adjoint!r}")
     z0, args = problem.z0, problem.args
-    chosen = _backend_for(backend, algorithm, z0.device)
+    chosen = choose_backend(backend, algorithm, z0.device)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint="implicit")
     checked = []
 
@@ -122,10 +149,23 @@ def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str) -> P
     )
 
 
-def _backend_for(name: str, algorithm, device: torch.device) -> AbstractBackend:
+def choose_backend(
+    name: str,
+    algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
+    device: torch.device,
+    adjoint: object = None,
+) -> AbstractBackend:
+    """The backend that `solve` takes for a name.
+
+    Raises:
+        ConfigError: for an unknown name.
+        BackendUnavailable: if it cannot be used here, or has not that algorithm on that device.
+    """
+    if name == "auto" and isinstance(adjoint, DirectAdjoint | UnrolledAdjoint) and TorchBackend().supports(algorithm, device):
+        return TorchBackend()
     chosen = get_backend(name)
     if name == "auto" and not chosen.supports(algorithm, device):
-        chosen = get_backend("pytorch")
+        chosen = TorchBackend()
     if not chosen.supports(algorithm, device):
         other = "pytorch" if chosen.name == "julia" else "julia"
         raise BackendUnavailable(

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from homojl.errors import BackendUnavailable
+from homojl.algorithms import Dopri8
 
 AVAILABLE = {"cuda": torch.cuda.is_available}
 
@@ -24,7 +24,7 @@ def pytest_runtest_setup(item):
         if not AVAILABLE[what]():
             if what in os.environ.get("HOMOJL_REQUIRE", "").split(","):
                 pytest.fail(f"HOMOJL_REQUIRE names {what}, which is not here")
-            pytest.skip(f"needs {what}")
+            pytest.skip(f"needs {what}, which is not here")
 
 
 @pytest.fixture(autouse=True)
@@ -32,13 +32,19 @@ def _seeded():
     torch.manual_seed(0)
 
 
-@pytest.fixture(params=["pytorch"])
+def _julia_is_usable() -> bool:
+    from homojl.backends.julia import runtime
+
+    return runtime.usable()
+
+
+AVAILABLE["julia"] = _julia_is_usable
+
+
+@pytest.fixture(params=["pytorch", pytest.param("julia", marks=pytest.mark.needs("julia"))])
 def backend(request) -> str:
     """Every backend that solves; a test that takes it runs once on each."""
-    from homojl.backends import get_backend
-
-    try:
-        get_backend(request.param)
-    except BackendUnavailable as error:
-        pytest.fail(f"backend {request.param} is not usable: {error}")
+    params = request.node.callspec.params.values()
+    if request.param == "julia" and any(p is Dopri8 or isinstance(p, Dopri8) for p in params):
+        pytest.skip("the Julia backend has no Dopri8")
     return request.param

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from homojl_cli.options import run_argument
+from homojl_cli.options import BACKENDS, run_argument
 
 
 @click.command("export")
@@ -16,7 +16,8 @@ from homojl_cli.options import run_argument
 @click.option(
     "--trajectories", type=int, default=0, metavar="N", help="Also the paths z(s) of the first N test images."
 )
-def command(run: str, out: Path | None, trajectories: int) -> None:
+@click.option("--backend", type=click.Choice(BACKENDS), help="Where to solve. [default: where the run did]")
+def command(run: str, out: Path | None, trajectories: int, backend: str | None) -> None:
     """Write a run's results to one self-describing HDF5 file.
 
     Configuration, environment, metrics per epoch, every test prediction, solver statistics and the initial point;
@@ -33,9 +34,9 @@ def command(run: str, out: Path | None, trajectories: int) -> None:
 
     opened = Run.open(run)
     stored = stored_record(opened)
-    record = opened.record(evaluate_run(opened) if stored is None else stored.evaluation)
+    record = opened.record(evaluate_run(opened, backend=backend) if stored is None else stored.evaluation)
     if trajectories:
-        paths, images = trace_run(opened, trajectories)
+        paths, images = trace_run(opened, trajectories, backend=backend)
         record = replace(record, trajectories=paths, images=images)
     path = out or opened.results_path
     write_results(path, record)

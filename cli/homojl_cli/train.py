@@ -44,7 +44,7 @@ def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool,
       homojl train --resume runs/mine
     """
     from homojl.errors import ConfigError
-    from homojl.training.experiment import check
+    from homojl.training.experiment import check, resolved
     from homojl.training.loop import train
     from homojl.training.outcome import evaluate_run, publish
     from homojl.training.progress import Progress, TerminalProgress
@@ -56,7 +56,7 @@ def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool,
             raise ConfigError("--resume goes on with a run as it was configured; it takes no other settings")
         run, data = Run.open(resume), None
     else:
-        config = _config(**choices)
+        config = resolved(_config(**choices))
         data = check(config)
         run = Run.create(out or _new_folder(config), config, overwrite=overwrite)
 
@@ -142,13 +142,11 @@ def _new_folder(config) -> Path:
 
 
 def _headline(run) -> str:
-    from homojl.backends import get_backend
-
     config = run.config
     algorithm = config.solver.build_algorithm()
     tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""
     epochs = f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
     return (
         f"{config.model.name} on {config.data.dataset}: {algorithm.name}{tolerance}, {config.solver.adjoint} adjoint, "
-        f"{get_backend(config.solver.backend).name} backend, {epochs} -> {run.path}"
+        f"{config.solver.backend} backend, {epochs} -> {run.path}"
     )

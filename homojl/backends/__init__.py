@@ -9,7 +9,7 @@ from homojl.backends.pytorch.backend import TorchBackend
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 
-__all__ = ["AbstractBackend", "ErrorNorm", "Integration", "automatic_backend", "get_backend"]
+__all__ = ["AbstractBackend", "ErrorNorm", "Integration", "TorchBackend", "automatic_backend", "get_backend"]
 
 logger = logging.getLogger("homojl")
 _announced: set[str] = set()

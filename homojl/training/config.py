@@ -16,7 +16,7 @@ import tomlkit
 
 from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
 from homojl.adjoints.ode import ODE_ADJOINTS
-from homojl.algorithms import CONTROLLERS, AbstractODEAlgorithm, ode_algorithm
+from homojl.algorithms import CONTROLLERS, ODE_ALGORITHMS, AbstractODEAlgorithm, ode_algorithm
 from homojl.errors import ConfigError
 from homojl.models import model_class
 from homojl.names import did_you_mean
@@ -49,7 +49,7 @@ class ModelConfig:
 class SolverConfig:
     """How and where the model's problem is solved and differentiated."""
 
-    algorithm: str = setting("dopri5", "ODE method: euler, midpoint, rk4, bosh3, dopri5, tsit5 or dopri8")
+    algorithm: str = setting("dopri5", f"ODE method: {', '.join(ODE_ALGORITHMS)}")
     rtol: float | None = setting(1e-3, "relative tolerance of an adaptive method")
     atol: float | None = setting(1e-3, "absolute tolerance of an adaptive method")
     controller: str = setting("pi", "step-size control of an adaptive method", choices=tuple(CONTROLLERS))
@@ -64,17 +64,17 @@ class SolverConfig:
 
     def build_algorithm(self) -> AbstractODEAlgorithm:
         """The algorithm with those settings that its kind has; the others do not apply to it."""
-        fixed = self.algorithm.lower() in ("euler", "midpoint", "rk4")
-        if fixed:
-            return ode_algorithm(self.algorithm, step_size=self.step_size)
-        return ode_algorithm(
-            self.algorithm,
-            rtol=self.rtol,
-            atol=self.atol,
-            controller=CONTROLLERS[self.controller](),
-            first_step=self.first_step,
-            max_steps=self.max_steps,
-        )
+        settings = {
+            "step_size": self.step_size,
+            "rtol": self.rtol,
+            "atol": self.atol,
+            "controller": CONTROLLERS[self.controller](),
+            "first_step": self.first_step,
+            "max_steps": self.max_steps,
+        }
+        cls = ODE_ALGORITHMS.get(self.algorithm.lower())
+        known = {f.name for f in fields(cls)} if cls is not None else set()
+        return ode_algorithm(self.algorithm, **{k: v for k, v in settings.items() if k in known})
 
     def build_adjoint(self) -> AbstractODEAdjoint:
         return ode_adjoint(self.adjoint)

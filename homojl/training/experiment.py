@@ -6,12 +6,12 @@ from dataclasses import dataclass
 
 import torch
 
-from homojl.backends import get_backend
 from homojl.data.datasets import ImageDataset, load_dataset
 from homojl.errors import ConfigError
 from homojl.models import AbstractImplicitModel, create_model
 from homojl.models.blocks import InitialPoint
-from homojl.training.config import ExperimentConfig, OptimConfig
+from homojl.solving import choose_backend
+from homojl.training.config import ExperimentConfig, OptimConfig, with_solver
 
 Tensor = torch.Tensor
 
@@ -67,6 +67,17 @@ def load_data(config: ExperimentConfig, *, progress: bool = True) -> ImageDatase
     return load_dataset(config.data.dataset, root=config.data.root, progress=progress)
 
 
+def resolved(config: ExperimentConfig) -> ExperimentConfig:
+    """The configuration with the backend that "auto" means today, so that a resumed run goes on in the same one."""
+    return with_solver(config, backend=_backend_name(config))
+
+
+def _backend_name(config: ExperimentConfig) -> str:
+    solver = config.solver
+    device = resolve_device(config.train.device)
+    return choose_backend(solver.backend, solver.build_algorithm(), device, solver.build_adjoint()).name
+
+
 def check(config: ExperimentConfig) -> ImageDataset:
     """Load the data and build everything once, so that what cannot work is refused before a run is made.
 
@@ -74,7 +85,7 @@ def check(config: ExperimentConfig) -> ImageDataset:
         ConfigError, DataError, BackendUnavailable: whatever would stop the run at its start.
     """
     resolve_device(config.train.device)
-    get_backend(config.solver.backend)
+    _backend_name(config)
     data = load_data(config)
     build_model(config, ModelForm.of(data))
     steps_per_epoch(data, config)

@@ -47,9 +47,15 @@ def evaluate_run(run: Run, *, split: str = "test", which: str = "best", **solver
     )
 
 
-def trace_run(run: Run, count: int) -> tuple[Trajectories, np.ndarray]:
-    """The states that the first `count` test images pass through, with the best checkpoint; and those images."""
+def trace_run(run: Run, count: int, **solver: object) -> tuple[Trajectories, np.ndarray]:
+    """The states that the first `count` test images pass through, with the best checkpoint; and those images.
+
+    Args:
+        solver: settings of `SolverConfig` to use instead of the run's; None leaves one as it is.
+    """
+    config = with_solver(run.config, **solver)
     model, form, _ = run.load_model("best")
+    model.algorithm, model.backend = config.solver.build_algorithm(), config.solver.backend
     data = _matching_data(run, form)
     if not 1 <= count <= len(data.x_test):
         raise ConfigError(f"trajectories must be between 1 and {len(data.x_test)}, got {count}")
