@@ -45,7 +45,20 @@ _EXPORTS = {
         "homojl.algorithms",
     ),
     **dict.fromkeys(["Solution", "EquilibriumSolution", "PathSolution", "Stats", "Status"], "homojl.solution"),
-    **dict.fromkeys(["DirectAdjoint", "CheckpointAdjoint", "BacksolveAdjoint", "GaussAdjoint"], "homojl.adjoints"),
+    **dict.fromkeys(
+        [
+            "DirectAdjoint",
+            "CheckpointAdjoint",
+            "BacksolveAdjoint",
+            "GaussAdjoint",
+            "ImplicitAdjoint",
+            "PhantomAdjoint",
+            "OneStepAdjoint",
+            "UnrolledAdjoint",
+            "jacobian_regularization",
+        ],
+        "homojl.adjoints",
+    ),
     **dict.fromkeys(["solve"], "homojl.solving"),
     **dict.fromkeys(["JuliaField"], "homojl.backends.julia.field"),
     **dict.fromkeys(["create_model", "model_names"], "homojl.models"),
@@ -81,7 +94,17 @@ def __dir__() -> list[str]:
 
 
 if TYPE_CHECKING:
-    from homojl.adjoints import BacksolveAdjoint, CheckpointAdjoint, DirectAdjoint, GaussAdjoint
+    from homojl.adjoints import (
+        BacksolveAdjoint,
+        CheckpointAdjoint,
+        DirectAdjoint,
+        GaussAdjoint,
+        ImplicitAdjoint,
+        OneStepAdjoint,
+        PhantomAdjoint,
+        UnrolledAdjoint,
+        jacobian_regularization,
+    )
     from homojl.algorithms import (
         FBDF,
         RK4,

@@ -40,6 +40,7 @@ class Stats:
         nfe_backward: evaluations of the field for gradients alone (recomputed stages, backward solves).
         n_jvp: Jacobian-vector products of the field in the forward solve.
         n_vjp: vector-Jacobian products of the field.
+        unconverged_backward: samples whose linear system an `ImplicitAdjoint(throw=False)` did not solve.
         seconds_backward: wall time of an adjoint's own backward pass (0 for `DirectAdjoint`, whose backward
             pass belongs to PyTorch's graph).
     """
@@ -54,6 +55,7 @@ class Stats:
     n_jvp: int = 0
     nfe_backward: int = 0
     n_vjp: int = 0
+    unconverged_backward: int = 0
     seconds_backward: float = 0.0
 
 

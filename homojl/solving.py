@@ -161,7 +161,8 @@ def choose_backend(
         ConfigError: for an unknown name.
         BackendUnavailable: if it cannot be used here, or has not that algorithm on that device.
     """
-    if name == "auto" and isinstance(adjoint, DirectAdjoint | UnrolledAdjoint) and TorchBackend().supports(algorithm, device):
+    through = isinstance(adjoint, DirectAdjoint | UnrolledAdjoint)
+    if name == "auto" and through and TorchBackend().supports(algorithm, device):
         return TorchBackend()
     chosen = get_backend(name)
     if name == "auto" and not chosen.supports(algorithm, device):
@@ -174,4 +175,4 @@ def choose_backend(
     return chosen
 
 
-_KINDS = {ODEProblem: _solve_ode, HomotopyProblem: _solve_path}
+_KINDS = {ODEProblem: _solve_ode, FixedPointProblem: _solve_fixed_point, HomotopyProblem: _solve_path}

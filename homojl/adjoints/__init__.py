@@ -1,5 +1,14 @@
 """How to differentiate a solve; the only package with functions of its own in PyTorch's autograd."""
 
+from homojl.adjoints.equilibrium import (
+    AbstractFixedPointAdjoint,
+    ImplicitAdjoint,
+    OneStepAdjoint,
+    PhantomAdjoint,
+    UnrolledAdjoint,
+    fixed_point_adjoint,
+    jacobian_regularization,
+)
 from homojl.adjoints.ode import (
     AbstractODEAdjoint,
     BacksolveAdjoint,
@@ -10,10 +19,17 @@ from homojl.adjoints.ode import (
 )
 
 __all__ = [
+    "AbstractFixedPointAdjoint",
     "AbstractODEAdjoint",
     "BacksolveAdjoint",
     "CheckpointAdjoint",
     "DirectAdjoint",
     "GaussAdjoint",
+    "ImplicitAdjoint",
+    "OneStepAdjoint",
+    "PhantomAdjoint",
+    "UnrolledAdjoint",
+    "fixed_point_adjoint",
+    "jacobian_regularization",
     "ode_adjoint",
 ]
