@@ -49,7 +49,9 @@ def differentiable_root(
         return root
     layout = Layout([root])
 
-    def solve(cotangent: Tensor) -> Tensor:
+    def solve(cotangent: Tensor | None) -> Tensor | None:
+        if cotangent is None:
+            return None
         if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack this solve
             raise ConfigError("a root gives first derivatives only")
         started = time.perf_counter()
