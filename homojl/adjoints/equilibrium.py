@@ -31,6 +31,11 @@ from homojl.solution import Stats
 
 Tensor = torch.Tensor
 
+_SOME_ROWS = (
+    "{} of {} samples, the others having converged; pass tensors with a row for each sample in args, so that the same "
+    "rows of them are taken, rather than from f itself"
+)
+
 
 class RowMap(Inputs):
     """What an adjoint needs to know of a `FixedPointProblem`'s map: at some rows of the batch, with their arguments."""
@@ -46,10 +51,21 @@ class RowMap(Inputs):
 
     def evaluate(self, z: Tensor, rows: Tensor | None) -> Tensor:
         """f(z, *args) as the problem states it, its first result checked against the state's form."""
-        fz = self._f(z, *self._args_of(rows))
+        return self._called(z, self._args_of(rows), rows)
+
+    def _called(self, z: Tensor, args: Sequence[Any], rows: Tensor | None) -> Tensor:
+        try:
+            fz = self._f(z, *args)
+        except (RuntimeError, IndexError) as error:
+            if rows is not None:
+                error.add_note(f"f was given {_SOME_ROWS.format(len(rows), len(self._like))}")
+            raise
         if not self._checked:
             check_form("f", fz, "z0", self._like)
             self._checked = True
+        if fz.shape != z.shape:
+            some = _SOME_ROWS.format(len(z), len(self._like))
+            raise ConfigError(f"f returned the shape {tuple(fz.shape)} for {some}")
         return fz
 
     def evaluate_detached(self, z: Tensor, rows: Tensor | None) -> Tensor:
@@ -65,10 +81,7 @@ class RowMap(Inputs):
         args, known = self.leaves()
         with torch.enable_grad():
             z = z.detach().requires_grad_()
-            fz = self._f(z, *self._chosen(args, rows))
-        if not self._checked:
-            check_form("f", fz, "z0", self._like)
-            self._checked = True
+            fz = self._called(z, self._chosen(args, rows), rows)
         return fz, z, [z, *known]
 
     def jvp(self, z: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:

@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractFixedPointAlgorithm
+from homojl.algorithms import AbstractFixedPointAlgorithm, NewtonKrylov
 from homojl.backends.base import FixedPoint, Map, MapJVP
 from homojl.errors import ConfigError
 from homojl.layout import is_dense
@@ -227,10 +227,11 @@ class Progress:
                 f"sample {worst} is the worst, with residual {self._residuals[worst]:.2g} "
                 f"after {self._iterations[worst]} iterations, rtol {algorithm.rtol:.2g}"
             )
+        other = "Relaxation()" if isinstance(algorithm, NewtonKrylov) else "NewtonKrylov()"
         advice = {
             Status.DIVERGED: "look at the map there, or try Anderson(), more damping or another z0",
             Status.STEP_TOO_SMALL: "loosen rtol and atol, use float64, or suspect a map that is not smooth",
-            Status.STALLED: "loosen rtol and atol, use float64, or try another algorithm such as NewtonKrylov()",
+            Status.STALLED: f"loosen rtol and atol, use float64, or try another algorithm such as {other}",
             Status.MAX_STEPS: f"raise max_steps (now {algorithm.max_steps}), loosen rtol and atol, or try another "
             "algorithm",
         }[status]

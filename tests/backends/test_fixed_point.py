@@ -1,0 +1,312 @@
+"""Equilibria against exact answers: accuracy, each sample on its own, what is evaluated, and how solves end."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import homojl as hj
+from homojl.solution import Status
+
+METHODS = {
+    "picard": hj.Picard,
+    "anderson": hj.Anderson,
+    "broyden": hj.Broyden,
+    "newton-krylov": hj.NewtonKrylov,
+    "pseudo-transient": hj.PseudoTransient,
+    "relaxation": hj.Relaxation,
+}
+QUASI = {name: METHODS[name] for name in ("picard", "anderson", "broyden")}
+each_method = pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)
+
+
+class Tanh(torch.nn.Module):
+    """z -> tanh(W z + x), a contraction where norm(W) < 1; notes the rows it was given."""
+
+    def __init__(self, width: int = 8, norm: float = 0.8, dtype: torch.dtype = torch.float64) -> None:
+        super().__init__()
+        w = torch.randn(width, width, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+        self.w = torch.nn.Parameter((norm * w / torch.linalg.matrix_norm(w, 2)).to(dtype))
+        self.rows: list[int] = []
+
+    def forward(self, z, x):
+        self.rows.append(z.shape[0])
+        return torch.tanh(z @ self.w + x)
+
+
+def batch(count: int, width: int = 8, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """Conditions of very different difficulty: tanh saturates for the later ones."""
+    x = torch.randn(count, width, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    return (x * torch.logspace(-2, 1, count, dtype=torch.float64)[:, None]).to(dtype)
+
+
+def residuals(f, z, *args) -> torch.Tensor:
+    with torch.no_grad():
+        fz = f(z, *args)
+    return (fz - z).flatten(1).norm(dim=1) / fz.flatten(1).norm(dim=1)
+
+
+@each_method
+def test_a_linear_map(cls, backend):
+    a = torch.tensor([[0.5, 0.3, 0.0], [-0.3, 0.4, 0.1], [0.0, 0.2, -0.6]], dtype=torch.float64)
+    b = torch.randn(5, 3, dtype=torch.float64)
+    exact = torch.linalg.solve(torch.eye(3, dtype=torch.float64) - a, b.T).T
+    problem = hj.FixedPointProblem(lambda z, b: z @ a.T + b, torch.zeros(5, 3, dtype=torch.float64), args=(b,))
+    solution = hj.solve(problem, cls(rtol=1e-10, atol=0.0, max_steps=1000), backend=backend)
+    torch.testing.assert_close(solution.value, exact, rtol=1e-8, atol=1e-8)
+
+
+@each_method
+def test_the_number_whose_cosine_it_is(cls, backend):
+    problem = hj.FixedPointProblem(torch.cos, torch.ones(1, dtype=torch.float64))
+    solution = hj.solve(problem, cls(rtol=1e-12, atol=0.0), backend=backend)
+    assert solution.value.item() == pytest.approx(0.7390851332151607, abs=1e-10)
+
+
+@each_method
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("rtol", [1e-2, 1e-5])
+def test_every_sample_meets_the_tolerance(cls, dtype, rtol, backend):
+    f, x = Tanh(dtype=dtype), batch(16, dtype=dtype)
+    z0 = torch.zeros_like(x)
+    solution = hj.solve(hj.FixedPointProblem(f, z0, args=(x,)), cls(rtol=rtol, atol=0.0), backend=backend)
+    assert solution.status is Status.SUCCESS
+    assert solution.message == ""
+    assert solution.converged.all()
+    assert (solution.residuals <= rtol).all()
+    torch.testing.assert_close(
+        solution.residuals, residuals(f, solution.value, x).double(), rtol=1e-2, atol=10 * torch.finfo(dtype).eps
+    )
+    assert solution.value.dtype == dtype
+    assert torch.equal(z0, torch.zeros_like(x))
+    assert solution.stats.nfe > 0
+    assert solution.stats.backend == backend
+    assert solution.stats.seconds > 0
+
+
+def test_methods_that_need_no_contraction(backend):
+    """The Jacobian has eigenvalues far outside the unit disc, where Picard's iteration runs away."""
+    f, x = Tanh(), batch(8)
+    problem = hj.FixedPointProblem(lambda z, x: x - 4 * z + f(z, x), torch.zeros_like(x), args=(x,), params=(f.w,))
+    assert not hj.solve(problem, hj.Picard(), backend=backend, throw=False).status.ok
+    for cls in (hj.NewtonKrylov, hj.PseudoTransient):
+        solution = hj.solve(problem, cls(rtol=1e-8), backend=backend)
+        assert (residuals(problem.f, solution.value, x) <= 2e-8).all()
+
+
+@pytest.mark.parametrize("slope", [0.9, -0.9, -3.0, 5.0])
+@pytest.mark.parametrize("cls", [hj.Anderson, hj.Broyden, hj.NewtonKrylov], ids=lambda c: c.__name__)
+def test_in_one_dimension_a_line_is_solved_by_one_secant(cls, slope, backend):
+    problem = hj.FixedPointProblem(lambda z: slope * z + 1.0, torch.zeros(1, 1, dtype=torch.float64))
+    solution = hj.solve(problem, cls(rtol=1e-6), backend=backend)
+    assert solution.value.item() == pytest.approx(1 / (1 - slope), rel=1e-5)
+    assert solution.iterations.item() <= 3
+
+
+class TestEachSampleOnItsOwn:
+    @each_method
+    def test_batch_mates_change_nothing(self, cls, backend):
+        f, x = Tanh(), batch(12)
+        algorithm = cls(rtol=1e-7, atol=0.0, max_steps=300)
+        together = hj.solve(hj.FixedPointProblem(f, torch.zeros_like(x), args=(x,)), algorithm, backend=backend)
+        assert len(set(together.iterations.tolist())) > 1 or cls is hj.PseudoTransient
+        for i in range(len(x)):
+            alone = hj.solve(
+                hj.FixedPointProblem(f, torch.zeros(1, 8, dtype=torch.float64), args=(x[i : i + 1],)),
+                algorithm,
+                backend=backend,
+            )
+            assert alone.iterations.item() == together.iterations[i]
+            torch.testing.assert_close(alone.value[0], together.value[i], rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("cls", QUASI.values(), ids=QUASI)
+    def test_finished_samples_cost_nothing(self, cls, backend):
+        f, x = Tanh(), 3 * batch(32)
+        z0 = torch.zeros_like(x)
+        with torch.no_grad():
+            solution = hj.solve(hj.FixedPointProblem(f, z0, args=(x,)), cls(rtol=1e-10, atol=0.0), backend=backend)
+        assert f.rows[0] == 32
+        assert f.rows[-1] <= 16
+        assert sorted(f.rows, reverse=True) == f.rows
+        assert len(f.rows) == solution.stats.nfe
+        # A quarter of the batch may be done before the rest moves together.
+        assert sum(f.rows) <= 4 / 3 * (solution.iterations + 1).sum() + 32
+        assert sum(f.rows) < 0.9 * 32 * len(f.rows)
+
+    def test_a_start_that_is_the_answer(self, backend):
+        x = batch(4)
+        problem = hj.FixedPointProblem(lambda z, x: x + 0.0 * z, x.clone(), args=(x,))
+        solution = hj.solve(problem, hj.Anderson(), backend=backend)
+        assert solution.stats.nfe == 1
+        assert solution.iterations.tolist() == [0] * 4
+        assert torch.equal(solution.value, x)
+
+    def test_an_equilibrium_at_zero(self, backend):
+        problem = hj.FixedPointProblem(lambda z: 0.5 * z, torch.zeros(3, 2))
+        solution = hj.solve(problem, hj.Picard(rtol=1e-3, atol=0.0), backend=backend)
+        assert solution.residuals.tolist() == [0.0] * 3
+
+    def test_a_condition_hidden_in_the_map_is_pointed_out(self, backend):
+        f, x = Tanh(), batch(6)
+        f.requires_grad_(False)
+        for hidden in (lambda z: f(z, x), lambda z: f(z, x)[: max(len(z), 2)]):
+            problem = hj.FixedPointProblem(hidden, torch.zeros_like(x))
+            with pytest.raises((RuntimeError, hj.ConfigError)) as error:
+                hj.solve(problem, hj.Picard(rtol=1e-12, atol=0.0), backend=backend)
+            assert "pass tensors with a row for each sample in args" in "".join(
+                [str(error.value), *error.value.__notes__]
+            )
+
+    @given(st.integers(1, 12), st.integers(1, 6), st.randoms(use_true_random=False), st.sampled_from(list(QUASI)))
+    @settings(max_examples=25, deadline=None)
+    def test_order_of_the_batch_does_not_matter(self, count, width, random, name):
+        f, x = Tanh(width), batch(count, width)
+        order = list(range(count))
+        random.shuffle(order)
+        algorithm = QUASI[name](rtol=1e-8)
+        one = hj.solve(hj.FixedPointProblem(f, torch.zeros_like(x), args=(x,)), algorithm, backend="pytorch")
+        other = hj.solve(hj.FixedPointProblem(f, torch.zeros_like(x), args=(x[order],)), algorithm, backend="pytorch")
+        assert other.iterations.tolist() == one.iterations[order].tolist()
+        torch.testing.assert_close(other.value, one.value[order], rtol=1e-9, atol=1e-9)
+
+
+class TestHowSolvesEnd:
+    def test_too_many_steps(self, backend):
+        f, x = Tanh(norm=0.95), batch(8)
+        problem = hj.FixedPointProblem(f, torch.zeros_like(x), args=(x,))
+        algorithm = hj.Picard(rtol=1e-10, atol=0.0, max_steps=7)
+        with pytest.raises(hj.SolveError, match=r"raise max_steps \(now 7\)") as error:
+            hj.solve(problem, algorithm, backend=backend)
+        solution = hj.solve(problem, algorithm, backend=backend, throw=False)
+        assert error.value.solution.status is solution.status is Status.MAX_STEPS
+        assert solution.stats.nfe == 8
+        assert solution.iterations.max() == 7
+        assert (~solution.converged).sum() > 0
+        assert "\n" not in solution.message
+        worst = int(solution.residuals.argmax())
+        assert f"{int((~solution.converged).sum())} of 8 samples; sample {worst} is the worst" in solution.message
+        torch.testing.assert_close(solution.residuals, residuals(f, solution.value, x), rtol=1e-6, atol=1e-14)
+
+    def test_the_best_iterate_is_returned(self, backend):
+        problem = hj.FixedPointProblem(lambda z: -1.5 * z + 1.0, torch.full((1, 1), 0.4001, dtype=torch.float64))
+        solution = hj.solve(problem, hj.Picard(rtol=1e-12, max_steps=10), backend=backend, throw=False)
+        assert solution.value.item() == 0.4001
+        assert solution.status is Status.MAX_STEPS
+
+    def test_below_the_rounding_floor(self, backend):
+        f, x = Tanh(dtype=torch.float32), batch(4, dtype=torch.float32)
+        problem = hj.FixedPointProblem(f, torch.zeros_like(x), args=(x,))
+        solution = hj.solve(problem, hj.Picard(rtol=1e-12, atol=0.0, max_steps=300), backend=backend, throw=False)
+        assert solution.status in (Status.STALLED, Status.SUCCESS)
+        stalled = hj.FixedPointProblem(lambda z: z + 1.0, torch.zeros(2, 3))
+        solution = hj.solve(stalled, hj.Picard(rtol=1e-3, max_steps=10_000), backend=backend, throw=False)
+        # norm(f(z)) grows, so that norm(f(z) - z) is soon small beside it: a converged residual, no equilibrium.
+        assert solution.status is Status.SUCCESS
+
+    @pytest.mark.parametrize("cls", [*QUASI.values(), hj.NewtonKrylov], ids=lambda c: c.__name__)
+    def test_no_equilibrium(self, cls, backend):
+        problem = hj.FixedPointProblem(lambda z: z + 1.0 + z * z, torch.full((1, 1), 0.5, dtype=torch.float64))
+        solution = hj.solve(problem, cls(rtol=1e-6, max_steps=1000), backend=backend, throw=False)
+        assert solution.status in (Status.STALLED, Status.DIVERGED)
+        assert not solution.converged.item()
+        assert math.isfinite(solution.value.item())
+
+    @each_method
+    def test_the_sample_that_is_not_finite_is_named(self, cls, backend):
+        f, x = Tanh(), batch(6)
+        x[4, 2] = math.nan
+        problem = hj.FixedPointProblem(f, torch.zeros_like(x), args=(x,))
+        with pytest.raises(hj.SolveError, match="NaN or infinity in z or f\\(z\\) of sample 4, at z0"):
+            hj.solve(problem, cls(), backend=backend)
+        solution = hj.solve(problem, cls(), backend=backend, throw=False)
+        assert solution.status is Status.DIVERGED
+        assert solution.converged.tolist() == [i != 4 for i in range(6)]
+        assert torch.equal(solution.value[4], torch.zeros_like(x[4]))
+
+    def test_a_newton_step_out_of_the_domain_is_shortened(self, backend):
+        problem = hj.FixedPointProblem(lambda z: z - torch.log(z), torch.full((1, 1), 4.0, dtype=torch.float64))
+        for cls in (hj.NewtonKrylov, hj.PseudoTransient):
+            assert hj.solve(problem, cls(rtol=1e-10), backend=backend).value.item() == pytest.approx(1.0)
+
+    def test_an_exception_in_the_map_is_kept(self, backend):
+        def f(z):
+            raise KeyError("mine")
+
+        with pytest.raises(KeyError, match="mine"):
+            hj.solve(hj.FixedPointProblem(f, torch.zeros(2, 2)), hj.Anderson(), backend=backend)
+
+
+class TestForm:
+    def test_what_f_returns_is_checked(self, backend):
+        z0 = torch.zeros(2, 3)
+        for f in (lambda z: z[:, :2], lambda z: z.double(), lambda z: 1.0):
+            with pytest.raises(hj.ConfigError, match="f must return"):
+                hj.solve(hj.FixedPointProblem(f, z0), hj.Anderson(), backend=backend)
+
+    def test_kinds_must_fit(self, backend):
+        problem = hj.FixedPointProblem(torch.cos, torch.zeros(1))
+        with pytest.raises(hj.ConfigError, match="one for fixed points such as Anderson"):
+            hj.solve(problem, hj.Tsit5(), backend=backend)
+        with pytest.raises(hj.ConfigError, match="one for fixed points such as ImplicitAdjoint"):
+            hj.solve(problem, hj.Anderson(), adjoint=hj.DirectAdjoint(), backend=backend)
+
+    @each_method
+    def test_memory_format(self, cls, backend):
+        seen = []
+
+        def f(z, x):
+            seen.append(z.is_contiguous(memory_format=torch.channels_last))
+            return 0.5 * torch.tanh(z.roll(1, 3)) + x
+
+        x = torch.randn(5, 3, 4, 2, dtype=torch.float64).to(memory_format=torch.channels_last)
+        z0 = torch.zeros_like(x)
+        with torch.no_grad():
+            solution = hj.solve(hj.FixedPointProblem(f, z0, args=(x,)), cls(), backend=backend)
+        assert all(seen)
+        assert solution.value.stride() == z0.stride()
+        plain = hj.solve(hj.FixedPointProblem(f, z0.contiguous(), args=(x.contiguous(),)), cls(), backend=backend)
+        torch.testing.assert_close(solution.value, plain.value, rtol=1e-9, atol=1e-9)
+
+    @pytest.mark.parametrize("shape", [(7,), (7, 1), (7, 2, 1, 3)])
+    def test_shapes_and_strides(self, shape, backend):
+        x = torch.randn(shape, dtype=torch.float64)
+        for z0 in (
+            torch.zeros_like(x),
+            torch.zeros(shape[::-1], dtype=torch.float64).permute(*range(len(shape))[::-1]),
+        ):
+            problem = hj.FixedPointProblem(lambda z, x: 0.5 * z + x, z0, args=(x,))
+            value = hj.solve(problem, hj.Anderson(rtol=1e-10), backend=backend).value
+            torch.testing.assert_close(value, 2 * x, rtol=1e-8, atol=1e-8)
+            assert value.stride() == z0.stride()
+            assert torch.equal(z0, torch.zeros_like(x))
+        expanded = torch.zeros((), dtype=torch.float64).expand(shape)
+        problem = hj.FixedPointProblem(lambda z, x: 0.5 * z + x, expanded, args=(x,))
+        torch.testing.assert_close(hj.solve(problem, hj.Broyden(rtol=1e-10), backend=backend).value, 2 * x)
+
+
+def test_a_history_that_fills_up():
+    f, x = Tanh(width=12, norm=0.9), batch(4, width=12)
+    for algorithm in (
+        hj.Broyden(memory=3, rtol=1e-9, atol=0.0),
+        hj.Anderson(memory=2, rtol=1e-9, atol=0.0),
+        hj.Anderson(memory=1, rtol=1e-9, atol=0.0),
+    ):
+        problem = hj.FixedPointProblem(f, torch.zeros_like(x), args=(x,))
+        solution = hj.solve(problem, algorithm, backend="pytorch")
+        assert (residuals(f, solution.value, x) <= 2e-9).all()
+
+
+def test_damping_and_mixing(backend):
+    """z -> -1.5 z + 1 repels; half of the way towards f(z) brings every start to 0.4."""
+    problem = hj.FixedPointProblem(lambda z: -1.5 * z + 1.0, torch.tensor([[3.0], [-2.0]], dtype=torch.float64))
+    for algorithm in (
+        hj.Picard(damping=0.5, rtol=1e-10, atol=0.0),
+        hj.Anderson(mixing=0.5, memory=1, rtol=1e-10, atol=0.0),
+    ):
+        torch.testing.assert_close(
+            hj.solve(problem, algorithm, backend=backend).value, torch.full((2, 1), 0.4, dtype=torch.float64)
+        )
