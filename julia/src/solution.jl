@@ -1,9 +1,10 @@
 # What came of a solve: states, status and statistics; data, no computation.
 
 """
-How a solve ended: `SUCCESS`, `DIVERGED`, `STEP_TOO_SMALL` or `MAX_STEPS`; `HomoJL.sentence` says each in words.
+How a solve ended: `SUCCESS`, `DIVERGED`, `STEP_TOO_SMALL`, `MAX_STEPS`, `STALLED`, `LEFT_BOUNDS`, `RETURNED` or `FOLD`;
+`HomoJL.sentence` says each in words.
 """
-@enum Status SUCCESS DIVERGED STEP_TOO_SMALL MAX_STEPS
+@enum Status SUCCESS DIVERGED STEP_TOO_SMALL MAX_STEPS STALLED LEFT_BOUNDS RETURNED FOLD
 
 "A [`Status`](@ref): the solve reached its end."
 SUCCESS
@@ -17,6 +18,18 @@ STEP_TOO_SMALL
 "A [`Status`](@ref): the largest number of steps was taken."
 MAX_STEPS
 
+"A [`Status`](@ref): the residual no longer falls."
+STALLED
+
+"A [`Status`](@ref): the path left its bounds."
+LEFT_BOUNDS
+
+"A [`Status`](@ref): the path came back to lambda = 0."
+RETURNED
+
+"A [`Status`](@ref): the path turns back in lambda."
+FOLD
+
 """
     sentence(status::Status) -> String
 
@@ -26,7 +39,11 @@ function sentence(status::Status)
     status === SUCCESS && return "the solve reached its end"
     status === DIVERGED && return "the state or its derivative is no longer finite"
     status === STEP_TOO_SMALL && return "the step size fell below its smallest value"
-    return "the largest number of steps was taken"
+    status === MAX_STEPS && return "the largest number of steps was taken"
+    status === STALLED && return "the residual no longer falls"
+    status === LEFT_BOUNDS && return "the path left its bounds"
+    status === RETURNED && return "the path came back to lambda = 0"
+    return "the path turns back in lambda"
 end
 
 """
@@ -117,10 +134,10 @@ end
 """
     SolveError(solution)
 
-Thrown by [`integrate`](@ref) when a solve does not reach its end; `solution` is how far it came.
+Thrown when a solve does not reach its end; `solution` is how far it came.
 """
-struct SolveError <: Exception
-    solution::Solution
+struct SolveError{S} <: Exception
+    solution::S
 end
 
 Base.showerror(io::IO, e::SolveError) = print(io, "SolveError: ", e.solution.message)
