@@ -1,12 +1,15 @@
 # make demo: sets up .venv, trains HomoODE on real images, evaluates, exports, plots
-# make test: sets up .venv, runs every test
+# make test: sets up .venv, runs every test (those of the Julia backend where Julia is installed)
+# make julia-test: HomoJL's own tests; JULIA names the program, JULIA_ENV an environment that has HomoJL
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
+JULIA  ?= julia
+JULIA_ENV ?= julia
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
 
-.PHONY: setup demo test lint lock clean
+.PHONY: setup demo test julia-test lint lock clean
 
 setup: $(VENV)/.ready
 
@@ -29,6 +32,10 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m pytest
+
+# Bounds are checked where the code says so: "yes", Pkg's default, would compile every dependency anew.
+julia-test:
+	$(JULIA) --project=$(JULIA_ENV) -e 'using Pkg; Pkg.test("HomoJL"; julia_args = ["--check-bounds=auto"])'
 
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .

@@ -261,6 +261,8 @@ def environment() -> dict[str, Any]:
             versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             versions[name] = "missing"
+    from homojl.backends.julia import runtime
+
     return {
         "homojl": homojl.__version__,
         "commit": _commit(),
@@ -268,6 +270,7 @@ def environment() -> dict[str, Any]:
         "platform": platform.platform(),
         "processor": _processor(),
         "packages": versions,
+        "julia": runtime.find().version or None,
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,

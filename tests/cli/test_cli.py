@@ -180,7 +180,6 @@ def test_a_users_own_images(tmp_path):
         (["train", "--epochs", "0"], ["train.epochs must be at least 1"]),
         (["train", "--epochs", "many"], ["many"]),
         (["train", "--backend", "fortran"], ["fortran"]),
-        (["train", "--backend", "julia"], ["backend='pytorch'"]),
         (["train", "--adjoint", "forward"], ["solver.adjoint"]),
         (["train", "--device", "abacus"], ["abacus"]),
         (["train", "--resume", "none"], ["none is not a run"]),
@@ -195,6 +194,61 @@ def test_a_users_own_images(tmp_path):
 def test_bad_input_gets_one_line_and_exit_code_2(args, words, tmp_path):
     assert_one_line_error(homojl(*args, cwd=tmp_path), *words)
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
+
+
+# An environment that is named and is not there: what a machine without Julia looks like, wherever this runs.
+NO_JULIA = {"PYTHON_JULIACALL_EXE": "no-such-julia", "PYTHON_JULIACALL_PROJECT": "no-such-project"}
+
+
+@pytest.mark.parametrize("args", [["train", "--backend", "julia"], ["julia", "install"]], ids=" ".join)
+def test_without_julia_one_line_says_what_failed_and_what_works(args, tmp_path):
+    result = homojl(*args, cwd=tmp_path, env=os.environ | NO_JULIA)
+    assert_one_line_error(result, "no-such-julia", "backend='pytorch'" if "train" in args else "PYTHON_JULIACALL")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_status_without_julia_lists_what_is_missing(tmp_path):
+    result = homojl("julia", "status", cwd=tmp_path, env=os.environ | NO_JULIA)
+    assert result.returncode == 1
+    assert "HomoJL                   not installed" in result.stdout
+    assert "not usable: PYTHON_JULIACALL_EXE names no-such-julia" in result.stdout
+    assert result.stderr == ""
+
+
+def test_auto_without_julia_is_pytorch_and_says_so(tmp_path):
+    result = homojl("train", *SMALL, "--out", tmp_path / "r", cwd=tmp_path, env=os.environ | NO_JULIA)
+    assert result.returncode == 0, result.stderr
+    assert "pytorch backend" in result.stdout
+    assert 'backend = "pytorch"' in (tmp_path / "r" / "config.toml").read_text()
+
+
+@pytest.mark.needs("julia")
+def test_status_with_julia(tmp_path):
+    result = homojl("julia", "status", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for words in ("Julia        1.", "HomoJL", "threads      1", "CUDA ", "usable: pass --backend julia"):
+        assert words in result.stdout
+
+
+@pytest.mark.needs("julia")
+def test_install_where_all_is_there_ends_with_the_self_test(tmp_path):
+    result = homojl("julia", "install", cwd=tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    for words in ("are installed in", "a stiff ODE solve", "an equilibrium by Newton-Krylov", "Julia works"):
+        assert words in result.stdout
+
+
+@pytest.mark.needs("julia")
+def test_a_run_on_julia_equals_one_on_pytorch_but_for_rounding(tmp_path):
+    outcomes = {}
+    for backend in ("pytorch", "julia"):
+        result = homojl("train", *SMALL, "--backend", backend, "--out", tmp_path / backend, cwd=tmp_path)
+        assert result.returncode == 0, result.stderr
+        assert f"{backend} backend" in result.stdout
+        lines = (tmp_path / backend / "metrics.jsonl").read_text().splitlines()
+        outcomes[backend] = [json.loads(line) for line in lines]
+    for ours, theirs in zip(outcomes["pytorch"], outcomes["julia"], strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=2e-2)
 
 
 def test_without_a_network_the_error_says_what_to_put_where(tmp_path):
