@@ -13,7 +13,7 @@ from homojl.adjoints import (
     ImplicitAdjoint,
     UnrolledAdjoint,
 )
-from homojl.adjoints.inputs import check_form, jacobian_vector_product
+from homojl.adjoints.inputs import check_form, jacobian_vector_product, native_to
 from homojl.adjoints.path import differentiable_root
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, AbstractPathAlgorithm
 from homojl.backends import AbstractBackend, TorchBackend, get_backend
@@ -125,7 +125,11 @@ def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str) -> P
     started = time.perf_counter()
     with torch.no_grad():
         path = chosen.trace_path(
-            r, z0.detach(), algorithm, kind=problem.kind, jvp=lambda z, v: jacobian_vector_product(r, z, v)
+            native_to(chosen, problem.r, args) or r,
+            z0.detach(),
+            algorithm,
+            kind=problem.kind,
+            jvp=lambda z, v: jacobian_vector_product(r, z, v),
         )
     stats.seconds = time.perf_counter() - started
     stats.nfe, stats.n_jvp = path.nfe, path.n_jvp

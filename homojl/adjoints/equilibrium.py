@@ -41,9 +41,9 @@ class RowMap(Inputs):
     """What an adjoint needs to know of a `FixedPointProblem`'s map: at some rows of the batch, with their arguments."""
 
     def __init__(self, problem: FixedPointProblem, stats: Stats) -> None:
-        super().__init__(problem.args, problem.params)
+        super().__init__(problem.f, problem.args, problem.params)
         self.stats = stats
-        self._f, self._like = problem.f, problem.z0
+        self._like = problem.z0
         self._rows: Tensor | None = None
         self._row_args = self._args
         self._checked = False
@@ -194,7 +194,8 @@ class PhantomAdjoint(AbstractFixedPointAdjoint):
     def find(self, problem, algorithm, backend, stats):
         rows = RowMap(problem, stats)
         with torch.no_grad():
-            result = backend.find_fixed_point(rows.evaluate, problem.z0, algorithm, jvp=rows.jvp)
+            f = rows.on(backend, rows.evaluate)
+            result = backend.find_fixed_point(f, problem.z0, algorithm, jvp=rows.jvp)
         if not torch.is_grad_enabled():
             return result
         z = result.value
@@ -265,9 +266,8 @@ class _Equilibrium:
 
     def forward(self, z0: Tensor) -> FixedPoint:
         with torch.no_grad():
-            return self.backend.find_fixed_point(
-                self.rows.evaluate_detached, z0.detach(), self.algorithm, jvp=self.rows.jvp
-            )
+            f = self.rows.on(self.backend, self.rows.evaluate_detached)
+            return self.backend.find_fixed_point(f, z0.detach(), self.algorithm, jvp=self.rows.jvp)
 
     def gradients(self, z: Tensor, cotangent: Tensor) -> list[Tensor]:
         """With respect to each of `rows.inputs`, where z is the equilibrium and `cotangent` the loss's gradient."""

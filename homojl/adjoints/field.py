@@ -6,7 +6,7 @@ import torch
 
 from homojl.adjoints.inputs import Inputs, check_dependencies, check_form, gradients, jacobian_vector_product
 from homojl.algorithms import AbstractImplicit, AbstractODEAlgorithm
-from homojl.backends.base import AbstractBackend, RightHandSide, RightHandSideJVP
+from homojl.backends.base import RightHandSideJVP
 from homojl.problems import ODEProblem
 from homojl.solution import Stats
 
@@ -17,16 +17,10 @@ class Field(Inputs):
     """What an adjoint needs to know of an `ODEProblem`'s field."""
 
     def __init__(self, problem: ODEProblem, stats: Stats) -> None:
-        super().__init__(problem.args, problem.params)
-        self._f, self._stats = problem.f, stats
+        super().__init__(problem.f, problem.args, problem.params)
+        self._stats = stats
         self._like = problem.y0
         self._checked = False
-
-    def on(self, backend: AbstractBackend, evaluate: RightHandSide) -> RightHandSide:
-        """What the backend is to integrate: `evaluate`, or the function itself where it is that backend's own."""
-        if getattr(self._f, "native_to", None) == backend.name:
-            return self._f.bind(tuple(self._args))
-        return evaluate
 
     def evaluate(self, t: Tensor, y: Tensor) -> Tensor:
         """f(t, y, *args) as the problem states it, its first result checked against the state's form."""

@@ -7,23 +7,29 @@ from typing import Any
 
 import torch
 
+from homojl.backends.base import AbstractBackend
 from homojl.errors import ConfigError
 
 Tensor = torch.Tensor
 
 
 class Inputs:
-    """The arguments and parameters of a problem's function.
+    """A problem's function with its arguments and parameters.
 
     Attributes:
         inputs: the tensors other than the state that receive gradients: those of `args`, then `params`.
     """
 
-    def __init__(self, args: tuple[Any, ...], params: tuple[Tensor, ...]) -> None:
+    def __init__(self, f: Callable[..., Tensor], args: tuple[Any, ...], params: tuple[Tensor, ...]) -> None:
+        self._f = f
         self._args = list(args)
         self._slots = [i for i, a in enumerate(self._args) if isinstance(a, Tensor) and a.requires_grad]
         self._params = tuple(p for p in params if p.requires_grad)
         self.inputs: tuple[Tensor, ...] = (*(self._args[i] for i in self._slots), *self._params)
+
+    def on(self, backend: AbstractBackend, evaluate: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        """What the backend is to call: `evaluate`, or the function itself where it is that backend's own."""
+        return native_to(backend, self._f, self._args) or evaluate
 
     def leaves(self) -> tuple[list[Any], list[Tensor]]:
         """The arguments with detached copies where they receive gradients, and those copies with the params."""
@@ -31,6 +37,11 @@ class Inputs:
         for i in self._slots:
             args[i] = args[i].detach().requires_grad_()
         return args, [*(args[i] for i in self._slots), *self._params]
+
+
+def native_to(backend: AbstractBackend, function: Callable[..., Tensor], args: Sequence[Any]) -> Any:
+    """The function bound to its arguments where it is the backend's own, as a `JuliaField` is Julia's; else None."""
+    return function.bind(tuple(args)) if getattr(function, "native_to", None) == backend.name else None
 
 
 def check_dependencies(function: str, value: Tensor, known: Sequence[Tensor], *, instead: str) -> None:

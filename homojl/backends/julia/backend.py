@@ -9,7 +9,15 @@ from typing import Any, ClassVar
 
 import torch
 
-from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, AbstractPathAlgorithm, Dopri8
+from homojl.algorithms import (
+    AbstractFixedPointAlgorithm,
+    AbstractODEAlgorithm,
+    AbstractPathAlgorithm,
+    Dopri8,
+    NewtonKrylov,
+    PseudoTransient,
+    TrustRegion,
+)
 from homojl.algorithms.ode import PIController
 from homojl.backends.base import (
     AbstractBackend,
@@ -99,7 +107,7 @@ class JuliaBackend(AbstractBackend):
         native = isinstance(f, BoundJuliaField)
         function = _native_or_callback(f if native else lambda z: f(z, None), form, timed=False)
         product = None
-        if jvp is not None:
+        if jvp is not None and isinstance(algorithm, NewtonKrylov | PseudoTransient | TrustRegion):
             product = jvp if native else Callback(lambda z, v: jvp(z, v, None), form, n_inputs=2, timed=False)
         value = form.empty()
         with runtime.calling(self._julia):
