@@ -28,7 +28,7 @@ Tensor = torch.Tensor
 # What a step should cost: the angle that the path turns by, the distance corrected relative to the step's length, and
 # the factor that one correction reduces the residual by. A step where any is so large that it should have been less
 # than half as long is taken again.
-_ANGLE, _DISTANCE, _CONTRACTION = 0.3, 0.1, 0.1
+_ANGLE, _DISTANCE, _CONTRACTION = 0.3, 0.05, 0.05
 # The sign of the bordered determinant changes only where the path branches: in a longer step than this, relative to
 # 1 + norm(w), a change means that the step has jumped to another part of the path.
 _BRANCH_STEP = 1e-3
@@ -65,10 +65,9 @@ class _Homotopy:
         self.start = torch.cat([self.u0, self.u0.new_zeros(1)])
         self._r0 = self.residual(self.start) if self._newton else None
 
-    @property
-    def why_returned(self) -> str:
-        # Of a fixed-point homotopy z0 is the only zero at lambda = 0, and the path ends there.
-        return "this path has no root" if self._newton else "a step has jumped to another part of the path"
+    def jumped(self, p: _Point) -> bool:
+        """Whether p lies on another path for certain: a fixed-point homotopy has no zero but z0 at lambda = 0."""
+        return not self._newton and p.lam <= 0
 
     def state(self, w: Tensor) -> Tensor:
         """z, a view of w in the form that it came in."""
@@ -219,6 +218,8 @@ class _Tracker:
         angle = _angle(tangent, chord) + _angle(chord, turned)
         distance = torch.linalg.vector_norm(new.w - guess.w).item() / (h * torch.linalg.vector_norm(tangent).item())
         quotient = max(quotient, angle / _ANGLE, (distance / _DISTANCE) ** (1 / tableau.order))
+        if self.homotopy.jumped(new):
+            raise _StepFailed(Status.STEP_TOO_SMALL)
         if sign != self.sign and length > _BRANCH_STEP * (1 + torch.linalg.vector_norm(point.w).item()):
             raise _StepFailed(Status.STEP_TOO_SMALL)
         if not quotient <= 2:
@@ -323,10 +324,7 @@ class _Tracker:
                 f"raise bound (now {self.algorithm.bound:g}), start elsewhere, or try the other kind",
             )
         if self.by_length and point.lam <= 0:
-            return (
-                Status.RETURNED,
-                f"{self.homotopy.why_returned}: lower max_step, start elsewhere, or try the other kind",
-            )
+            return Status.RETURNED, "this path has no root: start elsewhere, or try the other kind"
         return None
 
     def _why_stuck(self, failed: Status, tangent: Tensor) -> tuple[Status, str]:
