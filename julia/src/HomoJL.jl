@@ -6,6 +6,7 @@ sequence, what the solve cost and how it ended.
 """
 module HomoJL
 
+using LinearAlgebra: I, mul!
 using PrecompileTools: @compile_workload, @setup_workload
 using Printf: @sprintf
 
@@ -18,18 +19,21 @@ import OrdinaryDiffEqVerner
 import SciMLBase
 import SciMLLogging
 
-export integrate, Event
+export integrate, Event, fixed_point
 export PIController, Euler, Midpoint, RK4, Bosh3, Dopri5, Tsit5, Vern7, Rodas5P, TRBDF2, FBDF
-export Solution, Stats, StepSequence, EventPoint, SolveError
+export Picard, Anderson, Broyden, LimitedMemoryBroyden, NewtonKrylov, TrustRegion, DFSane, PseudoTransient, Relaxation
+export Solution, FixedPointSolution, Stats, StepSequence, EventPoint, SolveError
 export Status, SUCCESS, DIVERGED, STEP_TOO_SMALL, MAX_STEPS
 
 include("packages.jl")
 include("algorithms.jl")
+include("fixed_point_algorithms.jl")
 include("solution.jl")
 include("step_control.jl")
 include("events.jl")
 include("derivatives.jl")
 include("integrate.jl")
+include("equilibrium.jl")
 include("precompile.jl")
 
 end

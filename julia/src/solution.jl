@@ -132,6 +132,28 @@ function (sol::Solution)(out::AbstractArray, t::Real)
 end
 
 """
+What [`fixed_point`](@ref) returns.
+
+# Fields
+- `value`: the equilibria, or where a sample did not converge its best iterate; z0's shape, element type and kind of array.
+- `residuals`: norm(f(z) - z) / norm(f(z)) of each sample at `value`.
+- `iterations`: of each sample.
+- `converged`: which samples met the tolerance.
+- `status`: `SUCCESS` if all did; nothing else reaches the caller unless `throw = false`.
+- `stats`: what it cost, a [`Stats`](@ref).
+- `message`: one line on what happened and what to try; empty on success.
+"""
+struct FixedPointSolution{A <: AbstractArray}
+    value::A
+    residuals::Vector{Float64}
+    iterations::Vector{Int}
+    converged::Vector{Bool}
+    status::Status
+    stats::Stats
+    message::String
+end
+
+"""
     SolveError(solution)
 
 Thrown when a solve does not reach its end; `solution` is how far it came.
