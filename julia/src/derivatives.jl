@@ -1,4 +1,23 @@
-# Derivatives of a field that is a black box: Jacobian-vector products, the Jacobian, and the derivative in time.
+# A field that is a black box, and its derivatives: Jacobian-vector products, the Jacobian, and the derivative in time.
+
+"""
+A field f!(du, u, t) as OrdinaryDiffEq calls it: counted, and given the time as a `T`.
+
+The type of `f!` is deliberately unknown to the compiler: the solvers are then compiled once for each type of array instead
+of once for each field, at the price of a dynamic dispatch, some tens of nanoseconds, at each call.
+"""
+struct CountedField{T}
+    f!::Any
+    calls::Base.RefValue{Int}
+end
+
+CountedField{T}(@nospecialize(f!)) where {T} = CountedField{T}(f!, Ref(0))
+
+function (field::CountedField{T})(du, u, p, t) where {T}
+    field.calls[] += 1
+    field.f!(du, u, T(t))
+    return nothing
+end
 
 """
     Derivatives(field, jvp!, u, algorithm)

@@ -1,25 +1,6 @@
 # The loop over steps, on OrdinaryDiffEq's integrators.
 
 """
-A field f!(du, u, t) as OrdinaryDiffEq calls it: counted, and given the time as a `T`.
-
-The type of `f!` is deliberately unknown to the compiler: the solvers are then compiled once for each type of array instead
-of once for each field, at the price of a dynamic dispatch, some tens of nanoseconds, at each call.
-"""
-struct CountedField{T}
-    f!::Any
-    calls::Base.RefValue{Int}
-end
-
-CountedField{T}(@nospecialize(f!)) where {T} = CountedField{T}(f!, Ref(0))
-
-function (field::CountedField{T})(du, u, p, t) where {T}
-    field.calls[] += 1
-    field.f!(du, u, T(t))
-    return nothing
-end
-
-"""
 What is written down while stepping: the saved states, the accepted steps and the events.
 
 # Fields
@@ -330,7 +311,7 @@ function advance!(record::Record, integrator, field, derivatives, algorithm::Abs
         record_step!(record, integrator, t)
     end
     all(isfinite, integrator.u) || return stop!(record, integrator, algorithm, DIVERGED, integrator.dt)
-    return SUCCESS, "", n_rejected(integrator)
+    return SUCCESS, "", n_rejected(record, integrator)
 end
 
 "Try steps until one is accepted or the solve fails; false if the derivatives at the last accepted state are not finite."
@@ -351,8 +332,14 @@ function step!(integrator, ::Implicit)
     return true
 end
 
-"Steps that were tried in vain: the error was too large, or the nonlinear systems were not solved."
-n_rejected(integrator) = integrator.stats.nreject + integrator.stats.nnonlinconvfail
+"""
+Steps that were tried in vain: the error was too large, or the systems of equations were not solved. The integrator has counted one
+more when it fails, which it finds out before it tries.
+"""
+function n_rejected(record::Record, integrator)
+    failed = !SciMLBase.successful_retcode(integrator.sol)
+    return max(0, integrator.iter - length(record.steps) - failed)
+end
 
 "The derivative at the start, which a method whose last stage is the next step's first has evaluated already."
 function derivative_at_start(integrator, field, u)
@@ -374,7 +361,7 @@ end
 
 "Save the last accepted state, and say what happened and what to try."
 function stop!(record::Record, integrator, algorithm::AbstractErrorControlled, status::Status, h)
-    t, rejected = integrator.t, n_rejected(integrator)
+    t, rejected = integrator.t, n_rejected(record, integrator)
     if record.ts[end] != t
         push!(record.ts, t)
         # A rejected step has already overwritten the state, but not the one before it.
