@@ -12,6 +12,8 @@ using Printf: @sprintf
 
 # Qualified throughout: the algorithms below bear the names that OrdinaryDiffEq gives to its own.
 import ADTypes
+import DLPack
+import LinearAlgebra
 import OrdinaryDiffEqCore
 import OrdinaryDiffEqLowOrderRK
 import OrdinaryDiffEqTsit5
@@ -19,11 +21,12 @@ import OrdinaryDiffEqVerner
 import SciMLBase
 import SciMLLogging
 
-export integrate, Event, fixed_point
+export integrate, Event, fixed_point, trace_path
+export ArcLength, NaturalParameter
 export PIController, Euler, Midpoint, RK4, Bosh3, Dopri5, Tsit5, Vern7, Rodas5P, TRBDF2, FBDF
 export Picard, Anderson, Broyden, LimitedMemoryBroyden, NewtonKrylov, TrustRegion, DFSane, PseudoTransient, Relaxation
-export Solution, FixedPointSolution, Stats, StepSequence, EventPoint, SolveError
-export Status, SUCCESS, DIVERGED, STEP_TOO_SMALL, MAX_STEPS
+export Solution, FixedPointSolution, Stats, StepSequence, EventPoint, PathSolution, SolveError
+export Status, SUCCESS, DIVERGED, STEP_TOO_SMALL, MAX_STEPS, STALLED, LEFT_BOUNDS, RETURNED, FOLD
 
 include("packages.jl")
 include("algorithms.jl")
@@ -34,6 +37,12 @@ include("events.jl")
 include("derivatives.jl")
 include("integrate.jl")
 include("equilibrium.jl")
+include("tableaus.jl")
+include("gmres.jl")
+include("path_algorithms.jl")
+include("homotopy.jl")
+include("path.jl")
+include("device.jl")
 include("precompile.jl")
 
 end

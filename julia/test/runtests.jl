@@ -19,6 +19,7 @@ if GROUP in ("All", "Core")
         @testset "events" include("events.jl")
         @testset "dense output" include("dense.jl")
         @testset "saving" include("saving.jl")
+        @testset "paths" include("path.jl")
         @testset "README" include("readme.jl")
     end
 end

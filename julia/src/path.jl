@@ -1,0 +1,357 @@
+# Path tracking: predictor, corrector, step control and the event at lambda = 1, step by step as homojl's PyTorch
+# backend does it.
+#
+# A point of the path is one vector w = (z, lambda); lengths, angles and step sizes are Float64. Both algorithms are one
+# loop. Their linear systems are bordered,
+#
+#     [ H_z      H_lambda  ]        [ right-hand side ]
+#     [ border, a row      ]  dw  = [ one number      ]
+#
+# with the last tangent as border where the path is followed by its length, and the unit vector of lambda where it is
+# followed by lambda: that alone makes the one regular at folds and the other not.
+
+# What a step should cost: the angle that the path turns by, the distance corrected relative to the step's length, and
+# the factor that one correction reduces the residual by. A step where any is so large that it should have been less
+# than half as long is taken again.
+const STEP_ANGLE, STEP_DISTANCE, STEP_CONTRACTION = 0.3, 0.05, 0.05
+# The sign of the bordered determinant changes only where the path branches: in a longer step than this, relative to 1 +
+# norm(w), a change means that the step has jumped to another part of the path.
+const BRANCH_STEP = 1.0e-3
+const LAST_CORRECTIONS = 30 # at lambda = 1, where a root may be multiple and Newton's method slow
+const VERTICAL = 0.05 # a tangent's part in lambda below which a path that could not be followed is said to turn back
+
+"""
+What [`trace_path`](@ref) returns.
+
+# Fields
+- `s`: length along the path at each of its points, in the unit that `velocity` sets.
+- `lambdas`: lambda there; 0 at the first, 1 at the last of a solve that succeeded.
+- `states`: z there, arrays of z0's shape, element type and kind of array.
+- `residuals`: root mean square of H there.
+- `folds`: how often the path turned round in lambda.
+- `status`: how it ended; nothing but `SUCCESS` reaches the caller unless `throw = false`.
+- `stats`: what it cost, a [`Stats`](@ref).
+- `message`: one line on what happened and what to try; empty on success.
+"""
+struct PathSolution{Z <: AbstractArray}
+    s::Vector{Float64}
+    lambdas::Vector{Float64}
+    states::Vector{Z}
+    residuals::Vector{Float64}
+    folds::Int
+    status::Status
+    stats::Stats
+    message::String
+end
+
+"""
+    trace_path(r!, z0, algorithm; kind = :fixed_point, jvp! = nothing, throw = true) -> PathSolution
+
+Follow the zero path of H(z, lambda) from (z0, 0), where it is known, to lambda = 1, where r(z) = 0.
+
+# Arguments
+- `r!`: residual in place, `r!(out, z)`; `out` and `z` are arrays of z0's type and shape that belong to the solver
+  (write all of `out`, leave `z`); for an equilibrium of f, z - f(z). It must be deterministic.
+- `z0`: where the path starts, of any shape and kind of array, not empty, with elements of type `Float32` or `Float64`;
+  the whole of it is one system. It is not changed, and no element is accessed singly.
+- `algorithm`: [`ArcLength`](@ref) or [`NaturalParameter`](@ref).
+- `kind`: `:fixed_point`: H = lambda r(z) + (1 - lambda)(z - z0); `:newton`: H = r(z) - (1 - lambda) r(z0).
+- `jvp!`: the residual's Jacobian-vector product in place, `jvp!(out, v, z)`; `nothing`: finite differences.
+- `throw`: whether a solve that does not reach its end throws; if not, look at the status of what is returned.
+
+# Throws
+- `ArgumentError`: for a wrong argument, before any work.
+- [`SolveError`](@ref): if the path cannot be followed to lambda = 1. Its message says where, and what to try.
+- Whatever `r!` and `jvp!` throw, as it is.
+
+# Example
+```julia
+path = trace_path((out, z) -> (out .= atan.(z)), [3.0], ArcLength())
+path.states[end]   # 0, where Newton's method diverges from 3
+```
+
+References: Allgower, Georg (1990); Ding et al. (2023), arXiv 2310.09583, (1) to (3), (21), (23).
+"""
+function trace_path(
+        @nospecialize(r!), z0::AbstractArray, algorithm::AbstractPathAlgorithm;
+        kind::Symbol = :fixed_point, @nospecialize(jvp! = nothing), throw::Bool = true
+    )
+    T = eltype(z0)
+    require(T in (Float32, Float64), "z0 must have elements of type Float32 or Float64, got $T; convert it first")
+    require(!isempty(z0), "z0 is empty: its size is $(size(z0))")
+    require(kind in (:fixed_point, :newton), "kind must be :fixed_point or :newton, got :$kind")
+    started = time_ns()
+    tracker = Tracker(Homotopy(r!, jvp!, z0, kind === :newton), algorithm)
+    status, advice = follow!(tracker)
+    solution = finish(tracker, status, advice, (time_ns() - started) / 1.0e9)
+    throw && status !== SUCCESS && Base.throw(SolveError(solution))
+    return solution
+end
+
+"This step cannot be taken; `status` is what to end with if no shorter one can be either."
+struct StepFailed <: Exception
+    status::Status
+end
+
+"One solve: where the path has come to, and what is written down of it."
+mutable struct Tracker{T, H <: Homotopy{T}, A <: AbstractVector{T}, L <: AbstractPathAlgorithm}
+    const homotopy::H
+    const algorithm::L
+    const tableau::Tableau
+    const along_lambda::A
+    const points::Vector{Point{T, A}}
+    const lengths::Vector{Float64}
+    s::Float64
+    h::Float64
+    folds::Int
+    rejected::Int
+    sign::Float64    # of the bordered determinant at the last point
+end
+
+function Tracker(homotopy::Homotopy{T, Z, A}, algorithm) where {T, Z, A}
+    along_lambda = fill!(similar(homotopy.u0, length(homotopy.u0) + 1), zero(T))
+    lambda_part(along_lambda) .= one(T)
+    options = algorithm.options
+    return Tracker{T, typeof(homotopy), A, typeof(algorithm)}(
+        homotopy, algorithm, tableau(options.predictor), along_lambda, Point{T, A}[], Float64[], 0.0,
+        options.first_step, 0, 0, 0.0,
+    )
+end
+
+function follow!(tracker::Tracker{T}) where {T}
+    (; homotopy, algorithm) = tracker
+    options, by_length = algorithm.options, follows_length(algorithm)
+    start = fill!(similar(tracker.along_lambda), zero(T))
+    flat_state(start) .= homotopy.u0
+    accept!(tracker, Point(homotopy, start), 0.0)
+    tangent = start
+    try
+        tangent, tracker.sign = tangent_at(tracker, tracker.points[1], tracker.along_lambda)
+    catch failure
+        failure isa StepFailed || rethrow()
+        return failure.status, "the Jacobian at z0 is singular or not finite: start elsewhere"
+    end
+    failed = SUCCESS
+    while true
+        point = tracker.points[end]
+        length(tracker.points) - 1 + tracker.rejected >= options.max_steps &&
+            return MAX_STEPS, "raise max_steps (now $(options.max_steps)), loosen rtol and atol, or start elsewhere"
+        failed !== SUCCESS && tracker.h <= smallest_step(tracker, point) && return why_stuck(tracker, failed, tangent)
+        h = min(tracker.h, options.max_step)
+        to_go = 1 - Float64(point.lambda)
+        lands = !by_length && h >= to_go * (1 - 1.0e-12)
+        h = lands ? to_go : h
+        new, turned, sign, len, quotient, last, fraction = point, tangent, 0.0, 0.0, 0.0, point, NaN
+        try
+            new, turned, sign, len, quotient = take_step(tracker, point, tangent, h, lands)
+            if by_length
+                fraction = crossing(point.lambda, lambda_of(tangent), new.lambda, lambda_of(turned), len)
+                isnan(fraction) || (last = root_near(tracker, point, tangent, new, turned, len, fraction))
+            end
+        catch failure
+            failure isa StepFailed || rethrow()
+            failed = failure.status
+            tracker.rejected += 1
+            tracker.h = h / 2
+            continue
+        end
+        failed = SUCCESS
+        if !isnan(fraction)
+            accept!(tracker, last, len * fraction)
+            return SUCCESS, ""
+        end
+        accept!(tracker, new, len)
+        lands && return at_the_end(tracker, new)
+        tracker.folds += lambda_of(tangent) * lambda_of(turned) < 0
+        tangent, tracker.sign = turned, sign
+        tracker.h = h / max(0.5, quotient)
+        if by_length && root_mean_square_64(flat_state(new.w)) > algorithm.bound
+            return LEFT_BOUNDS, "raise bound (now $(algorithm.bound)), start elsewhere, or try the other kind"
+        elseif by_length && new.lambda <= 0
+            return RETURNED, "this path has no root: start elsewhere, or try the other kind"
+        end
+    end
+    return
+end
+
+"""
+One step of size `h`: the next point, its tangent, the sign of the determinant there, the length of the path up to it,
+and the quotient that the step's size should be divided by, at most 2. Throws [`StepFailed`](@ref HomoJL.StepFailed) if
+that is more, or something failed.
+"""
+function take_step(tracker::Tracker{T}, point::Point, tangent, h::Float64, lands::Bool) where {T}
+    (; homotopy, tableau) = tracker
+    most = tracker.algorithm.options.max_corrections
+    field(w) = tangent_at(tracker, Point(homotopy, w), tangent)[1]
+    w, ks = runge_kutta_step(field, tableau, h, point.w, tangent)
+    lands && (lambda_part(w) .= one(T))
+    new = guess = Point(homotopy, w)
+    estimates = !isnothing(tableau.b_error)
+    quotient = estimates ? error_ratio(tracker, point.w, w, h, ks)^(1 / tableau.order) : 0.0
+    if most > 0
+        new, contraction = corrected(tracker, guess, border_of(tracker, tangent), most)
+        quotient = max(quotient, sqrt(contraction / STEP_CONTRACTION))
+    end
+    turned, sign = tangent_at(tracker, new, tangent)
+    chord = new.w .- point.w
+    len = euclidean(chord)
+    most > 0 || return new, turned, sign, len, estimates ? quotient : 1.0
+    angle = angle_between(tangent, chord) + angle_between(chord, turned)
+    distance = euclidean(new.w .- guess.w) / (h * euclidean(tangent))
+    quotient = max(quotient, angle / STEP_ANGLE, (distance / STEP_DISTANCE)^(1 / tableau.order))
+    off = sign != tracker.sign && len > BRANCH_STEP * (1 + euclidean(point.w))
+    (off || jumped(homotopy, new) || !(quotient <= 2)) && throw(StepFailed(STEP_TOO_SMALL))
+    # The chord of a circular arc that turns by this angle.
+    return new, turned, sign, len * (angle > 0 ? angle / 2 / sin(angle / 2) : 1.0), quotient
+end
+
+function error_ratio(tracker::Tracker{T}, w, w_next, h::Float64, ks) where {T}
+    predictor = tracker.algorithm.options.predictor
+    error = combine(fill!(similar(w), zero(T)), h, tracker.tableau.b_error, ks)
+    return root_mean_square_64(error ./ (max.(abs.(w), abs.(w_next)) .* T(predictor.rtol) .+ T(predictor.atol)))
+end
+
+border_of(tracker::Tracker, tangent) = follows_length(tracker.algorithm) ? tangent : tracker.along_lambda
+
+"""
+The path's derivative at a point: by its length, within a right angle of the tangent `near`; or by lambda. With it, the
+sign of the bordered determinant.
+"""
+function tangent_at(tracker::Tracker{T}, point::Point, near) where {T}
+    tangent, sign = solve_bordered(tracker, point, border_of(tracker, near), zero(point.h), one(T))
+    follows_length(tracker.algorithm) && (tangent ./= T(euclidean(tangent)))
+    return tangent, sign
+end
+
+"""
+Newton's method from a point back to H = 0 in the hyperplane orthogonal to the border: the point where the residual
+meets the tolerance, and the largest factor that one correction, of those that had some way to go, reduced the residual
+by.
+
+Throws [`StepFailed`](@ref HomoJL.StepFailed) if the residual does not fall at every correction, or is too large after
+the last.
+"""
+function corrected(tracker::Tracker{T}, point::Point, border, most::Int) where {T}
+    contraction = 0.0
+    for _ in 1:most
+        point.size <= tolerance(tracker, point) && return point, contraction
+        new = Point(tracker.homotopy, point.w .+ solve_bordered(tracker, point, border, .-point.h, zero(T))[1])
+        new.size < point.size || throw(StepFailed(isfinite(new.size) ? STALLED : DIVERGED))
+        # Near the tolerance rounding decides how far the residual falls, which says nothing of the step.
+        point.size > 10 * tolerance(tracker, point) && (contraction = max(contraction, new.size / point.size))
+        point = new
+    end
+    point.size <= tolerance(tracker, point) && return point, contraction
+    throw(StepFailed(isfinite(point.size) ? STALLED : DIVERGED))
+end
+
+"The root at lambda = 1 near the crossing at that fraction of the step between two points."
+function root_near(
+        tracker::Tracker{T}, point::Point, tangent, new::Point, turned, h::Float64, fraction::Float64
+    ) where {T}
+    a, b, c, d = hermite(fraction)
+    w = T(a) .* point.w .+ T(b * h) .* tangent .+ T(c) .* new.w .+ T(d * h) .* turned
+    lambda_part(w) .= one(T)
+    guess = Point(tracker.homotopy, w)
+    root, _ = corrected(tracker, guess, tracker.along_lambda, LAST_CORRECTIONS)
+    euclidean(root.w .- guess.w) <= 0.5 * h || throw(StepFailed(STALLED))
+    return root
+end
+
+function solve_bordered(tracker::Tracker, point::Point, border, rhs, last)
+    isfinite(point.size) || throw(StepFailed(DIVERGED))
+    full = similar(rhs, length(rhs) + 1)
+    flat_state(full) .= rhs
+    lambda_part(full) .= last
+    options = tracker.algorithm.options
+    x, sign = solves_densely(options, length(rhs)) ? solve_densely(tracker.homotopy, point, border, full) :
+        solve_by_krylov(tracker.homotopy, point, border, full, options.krylov_steps)
+    isnothing(x) && throw(StepFailed(STEP_TOO_SMALL))
+    return x, sign
+end
+
+function tolerance(tracker::Tracker, point::Point)
+    options = tracker.algorithm.options
+    return options.atol + options.rtol * root_mean_square_64(flat_state(point.w))
+end
+
+function smallest_step(tracker::Tracker{T}, point::Point) where {T}
+    # By lambda the way to a fold is taken in ever smaller steps: the root of eps is where it is known to be one.
+    follows_length(tracker.algorithm) || return sqrt(Float64(eps(T)))
+    return 16 * Float64(eps(T)) * (1 + euclidean(point.w))
+end
+
+"Write down a point that lies that far along the path; s grows by the integral of 1/v over the length."
+function accept!(tracker::Tracker, point::Point, len::Float64)
+    if follows_length(tracker.algorithm) && len > 0
+        slowness(s) = 1 / velocity_at(tracker.algorithm, s)
+        k1 = slowness(tracker.s)
+        k2 = slowness(tracker.s + len / 2 * k1)
+        k3 = slowness(tracker.s + len / 2 * k2)
+        len *= (k1 + 2 * k2 + 2 * k3 + slowness(tracker.s + len * k3)) / 6
+    end
+    tracker.s += len
+    push!(tracker.points, point)
+    push!(tracker.lengths, tracker.s)
+    return nothing
+end
+
+function why_stuck(tracker::Tracker, failed::Status, tangent)
+    failed === DIVERGED &&
+        return failed, "the residual or its derivative is NaN or infinite near this point; look at it there"
+    !follows_length(tracker.algorithm) && 1 / euclidean(tangent) < VERTICAL &&
+        return FOLD, "ArcLength() follows the path round it"
+    failed === STALLED &&
+        return failed, "loosen rtol and atol, use Float64, or look for a singular Jacobian near this point"
+    return failed, "the path may branch or end near this point: start elsewhere, or try the other kind"
+end
+
+function at_the_end(tracker::Tracker, last::Point)
+    last.size <= tolerance(tracker, last) && return SUCCESS, ""
+    isfinite(last.size) || return DIVERGED, "take a smaller first_step"
+    residual = @sprintf("%.2g", last.size)
+    return STALLED, "norm(r) is $residual at lambda = 1: allow max_corrections, or take a smaller first_step"
+end
+
+function finish(tracker::Tracker, status::Status, advice::String, seconds::Float64)
+    (; homotopy, points) = tracker
+    last, accepted = points[end], length(points) - 1
+    norm_z = root_mean_square_64(flat_state(last.w))
+    place = @sprintf("at lambda = %.6g, s = %.6g, norm(z) = %.3g", last.lambda, tracker.s, norm_z)
+    counts = @sprintf("%d accepted and %d rejected steps, step %.2g", accepted, tracker.rejected, tracker.h)
+    message = "$(name(tracker.algorithm)): $(sentence(status)) ($place after $counts); $advice"
+    states = map(points) do p
+        z = similar(homotopy.z)
+        vec(z) .= flat_state(p.w)
+        z
+    end
+    return PathSolution(
+        tracker.lengths, [Float64(p.lambda) for p in points], states, [p.size for p in points], tracker.folds, status,
+        Stats(homotopy.nfe, accepted, tracker.rejected, seconds, homotopy.n_jvp), status === SUCCESS ? "" : message,
+    )
+end
+
+"The angle between two directions, in radians; from their difference, which keeps small angles."
+function angle_between(a::AbstractVector{T}, b) where {T}
+    gap = euclidean(a ./ T(euclidean(a)) .- b ./ T(euclidean(b)))
+    return 2 * asin(min(1.0, gap / 2))
+end
+
+"Weights of value and slope at 0 and of value and slope at 1 in the cubic Hermite polynomial at x in [0, 1]."
+hermite(x) = (1 + 2 * x) * (1 - x)^2, x * (1 - x)^2, x^2 * (3 - 2 * x), x^2 * (x - 1)
+
+"The first fraction of a step of size h at which the cubic through both ends reaches lambda = 1; NaN: nowhere."
+function crossing(lambda::Real, slope::Real, lambda_next::Real, slope_next::Real, h::Float64)
+    function past(x::Float64)
+        a, b, c, d = hermite(x)
+        return a * lambda + b * h * slope + c * lambda_next + d * h * slope_next >= 1
+    end
+    first = findfirst(k -> k == 8 ? lambda_next >= 1 : past(k / 8), 1:8)
+    isnothing(first) && return NaN
+    low, high = (first - 1) / 8, first / 8
+    for _ in 1:50
+        middle = (low + high) / 2
+        low, high = past(middle) ? (low, middle) : (middle, high)
+    end
+    return high
+end
