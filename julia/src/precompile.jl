@@ -2,6 +2,7 @@
 
 @setup_workload begin
     decay!(du, u, t) = (du .= -u)
+    halve!(out, z) = (out .= z ./ 2 .+ 1)
     @compile_workload begin
         for T in (Float32, Float64)
             u0 = T[1, 2]
@@ -16,6 +17,10 @@
                     events = Event((u, t) -> t - 0.5)
                 )
                 sol(0.25)
+            end
+            for algorithm in (Picard(), Anderson())
+                fixed_point(halve!, zeros(T, 3, 2), algorithm; samples = 2)
+                fixed_point(halve!, zeros(T, 6), algorithm; throw = false)
             end
         end
     end

@@ -19,7 +19,7 @@ from homojl.solution import Status
 Tensor = torch.Tensor
 
 PATIENCE = 30  # iterations in which the best residual has to fall by a thousandth; a tenth of max_steps if more
-COMPACT_AT = 0.25  # the part of the batch that has to be done before the rest moves together
+COMPACT_AT = 0.125  # the part of the batch that has to be done before the rest moves together
 
 
 class RowLayout:
