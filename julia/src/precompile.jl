@@ -22,6 +22,9 @@
                 fixed_point(halve!, zeros(T, 3, 2), algorithm; samples = 2)
                 fixed_point(halve!, zeros(T, 6), algorithm; throw = false)
             end
+            for algorithm in (ArcLength(), ArcLength(linear_solver = :krylov), NaturalParameter())
+                trace_path(halve!, zeros(T, 2), algorithm; throw = false)
+            end
         end
     end
 end
