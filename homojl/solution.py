@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -57,6 +58,25 @@ class Stats:
     n_vjp: int = 0
     unconverged_backward: int = 0
     seconds_backward: float = 0.0
+
+
+class TotalStats:
+    """What several solves in a row cost together: the attributes of `Stats`, read anew each time.
+
+    Backward passes add to the parts after the forward pass has ended, so that a sum taken before would miss them.
+
+    Args:
+        parts: of the solves, which share backend, algorithm and adjoint.
+    """
+
+    def __init__(self, parts: Sequence[Stats]) -> None:
+        self._parts = tuple(parts)
+
+    def __getattr__(self, name: str) -> object:
+        if name.startswith("_"):  # not yet set, as while unpickling
+            raise AttributeError(name)
+        values = [getattr(part, name) for part in self._parts]
+        return values[0] if isinstance(values[0], str) else sum(values)
 
 
 @dataclass(frozen=True)
@@ -119,7 +139,8 @@ class EquilibriumSolution:
     Attributes:
         value: the equilibria, or where a sample did not converge its best iterate: z0's shape, dtype, device and
             memory format; carries gradients.
-        residuals: norm(f(z) - z) / norm(f(z)) of each sample at `value`, (B,), float64 on the CPU.
+        residuals: norm(f(z) - z) / norm(f(z)) of each sample at `value`, (B,), float64 on the CPU; of a splitting
+            method's own iteration for those.
         iterations: of each sample, (B,), int64 on the CPU.
         converged: which samples met the tolerance, (B,), bool on the CPU.
         status: `Status.SUCCESS` if all did; nothing else reaches the caller unless `throw=False`.
@@ -132,8 +153,27 @@ class EquilibriumSolution:
     iterations: torch.Tensor
     converged: torch.Tensor
     status: Status
-    stats: Stats
+    stats: Stats | TotalStats
     message: str = ""
+
+    @staticmethod
+    def of_all(solutions: Sequence[EquilibriumSolution]) -> EquilibriumSolution:
+        """Several solves in a row as one: the last value, the largest residuals, the sums of iterations and costs.
+
+        A sample has converged if it did in all of them; the status is that of the first solve that failed, if any.
+        """
+        import torch
+
+        failed = next((s for s in solutions if not s.status.ok), solutions[-1])
+        return EquilibriumSolution(
+            value=solutions[-1].value,
+            residuals=torch.stack([s.residuals for s in solutions]).amax(0),
+            iterations=torch.stack([s.iterations for s in solutions]).sum(0),
+            converged=torch.stack([s.converged for s in solutions]).all(0),
+            status=failed.status,
+            stats=TotalStats([s.stats for s in solutions]),
+            message=failed.message,
+        )
 
 
 @dataclass(frozen=True, eq=False)

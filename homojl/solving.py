@@ -15,11 +15,17 @@ from homojl.adjoints import (
 )
 from homojl.adjoints.inputs import check_form, jacobian_vector_product, native_to
 from homojl.adjoints.path import differentiable_root
-from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, AbstractPathAlgorithm
+from homojl.algorithms import (
+    AbstractFixedPointAlgorithm,
+    AbstractODEAlgorithm,
+    AbstractPathAlgorithm,
+    AbstractSplitting,
+)
 from homojl.backends import AbstractBackend, TorchBackend, get_backend
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats
+from homojl.splitting import Lowered, lower
 
 
 def solve(
@@ -91,17 +97,22 @@ def _solve_fixed_point(problem: FixedPointProblem, algorithm, adjoint, backend: 
     chosen = choose_backend(backend, algorithm, problem.z0.device, adjoint)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
     started = time.perf_counter()
-    result = adjoint.find(problem, algorithm, chosen, stats)
+    lowered, iterated = Lowered(problem, lambda z: z, 0), algorithm
+    if isinstance(algorithm, AbstractSplitting):
+        lowered, iterated = lower(problem, algorithm), algorithm.iteration()
+    result = adjoint.find(lowered.problem, iterated, chosen, stats)
+    value = lowered.recover(result.value)
     stats.seconds = time.perf_counter() - started
-    stats.nfe, stats.n_jvp, stats.n_accepted = result.nfe, result.n_jvp, int(result.iterations.max())
+    stats.nfe = result.nfe + lowered.evaluations
+    stats.n_jvp, stats.n_accepted = result.n_jvp, int(result.iterations.max())
     return EquilibriumSolution(
-        value=result.value,
+        value=value,
         residuals=result.residuals,
         iterations=result.iterations,
         converged=result.converged,
         status=result.status,
         stats=stats,
-        message=result.message,
+        message=result.message.replace(f"{iterated.name}:", f"{algorithm.name}:", 1),
     )
 
 
@@ -165,6 +176,8 @@ def choose_backend(
         ConfigError: for an unknown name.
         BackendUnavailable: if it cannot be used here, or has not that algorithm on that device.
     """
+    if isinstance(algorithm, AbstractSplitting):
+        algorithm = algorithm.iteration()
     through = isinstance(adjoint, DirectAdjoint | UnrolledAdjoint)
     if name == "auto" and through and TorchBackend().supports(algorithm, device):
         return TorchBackend()

@@ -147,9 +147,61 @@ class DFSane(AbstractFixedPointAlgorithm):
     """
 
 
+@dataclass(frozen=True, kw_only=True)
+class AbstractSplitting(AbstractFixedPointAlgorithm):
+    """Base of the methods that split a monotone inclusion into a linear and a proximal part.
+
+    They need a map that shows its parts: a `homojl.splitting.AbstractMonotoneMap`. Iterations, tolerances and gradients
+    are those of the method's own iteration, whose fixed point gives the equilibrium.
+
+    Attributes:
+        alpha: step size, positive and finite.
+    """
+
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        ok = math.isfinite(self.alpha) and self.alpha > 0
+        require(ok, f"alpha must be positive and finite, got {self.alpha}")
+
+    def iteration(self) -> Picard:
+        """What iterates the split map, with the same tolerances."""
+        return Picard(rtol=self.rtol, atol=self.atol, max_steps=self.max_steps)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ForwardBackward(AbstractSplitting):
+    """z <- prox(z + alpha (W z + bias - z)): an evaluation an iteration; converges for small alpha.
+
+    Linearly for alpha < 2 m / L^2 where I - W has the monotonicity m and the Lipschitz constant L.
+
+    References: Winston, Kolter (2020), arXiv 2006.08591, section 3.2.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeacemanRachford(AbstractSplitting):
+    """Reflections in the resolvent of the linear part and in the prox in turn; converges for every alpha.
+
+    References: Winston, Kolter (2020), arXiv 2006.08591, section 3.2.
+    """
+
+
 FIXED_POINT_ALGORITHMS: dict[str, type[AbstractFixedPointAlgorithm]] = {
     cls.__name__.lower(): cls
-    for cls in (Picard, Anderson, Broyden, NewtonKrylov, PseudoTransient, Relaxation, TrustRegion, DFSane)
+    for cls in (
+        Picard,
+        Anderson,
+        Broyden,
+        NewtonKrylov,
+        PseudoTransient,
+        Relaxation,
+        TrustRegion,
+        DFSane,
+        ForwardBackward,
+        PeacemanRachford,
+    )
 }
 
 

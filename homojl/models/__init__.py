@@ -6,15 +6,31 @@ import inspect
 
 from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel, count_parameters
+from homojl.models.deq import DEQ
 from homojl.models.homoode import HomoODE
+from homojl.models.mondeq import MonDEQ
+from homojl.models.node import ANODE, NeuralODE
+from homojl.models.pcdeq import PcDEQ
 from homojl.names import did_you_mean
 
-MODELS: dict[str, type[AbstractImplicitModel]] = {"homoode": HomoODE}
+MODELS: dict[str, type[AbstractImplicitModel]] = {
+    "homoode": HomoODE,
+    "deq": DEQ,
+    "mondeq": MonDEQ,
+    "node": NeuralODE,
+    "anode": ANODE,
+    "pcdeq": PcDEQ,
+}
 
 __all__ = [
+    "ANODE",
+    "DEQ",
     "MODELS",
     "AbstractImplicitModel",
     "HomoODE",
+    "MonDEQ",
+    "NeuralODE",
+    "PcDEQ",
     "count_parameters",
     "create_model",
     "model_class",

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import abc
+from typing import ClassVar
 
 import torch
 from torch import nn
 
-from homojl.adjoints import AbstractODEAdjoint
-from homojl.algorithms import AbstractODEAlgorithm
-from homojl.problems import ODEProblem
-from homojl.solution import Solution
+from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
+from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
+from homojl.errors import ConfigError
+from homojl.problems import FixedPointProblem, ODEProblem
+from homojl.solution import EquilibriumSolution, Solution
 from homojl.solving import solve
 
 Tensor = torch.Tensor
+Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm
+Adjoint = AbstractODEAdjoint | AbstractFixedPointAdjoint
 
 
 class AbstractImplicitModel(nn.Module, abc.ABC):
@@ -21,37 +25,77 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
 
     Models differ in `problem`; what solves it is configuration and may be changed on a trained model.
 
+    Args:
+        algorithm, adjoint: for the model's kind of problem; None: the class's defaults.
+        backend: where to solve.
+
     Attributes:
+        default_algorithm, default_adjoint: of the class; they also say which kind of problem it states.
         algorithm, adjoint, backend: how, with which gradient and where the problem is solved.
         throw: raise when a solve does not reach its end (the default), or return its last state; the solution's
             status says which.
+
+    Raises:
+        ConfigError: for an algorithm or an adjoint of the other kind.
     """
 
-    def __init__(self, *, algorithm: AbstractODEAlgorithm, adjoint: AbstractODEAdjoint, backend: str = "auto") -> None:
+    default_algorithm: ClassVar[Algorithm]
+    default_adjoint: ClassVar[Adjoint]
+
+    def __init__(
+        self, *, algorithm: Algorithm | None = None, adjoint: Adjoint | None = None, backend: str = "auto"
+    ) -> None:
         super().__init__()
-        self.algorithm, self.adjoint, self.backend = algorithm, adjoint, backend
+        self.algorithm = self.default_algorithm if algorithm is None else algorithm
+        self.adjoint = self.default_adjoint if adjoint is None else adjoint
+        self.backend = backend
         self.throw = True
+        ode = self.states_ode()
+        kinds = (AbstractODEAlgorithm, AbstractODEAdjoint)
+        if not ode:
+            kinds = (AbstractFixedPointAlgorithm, AbstractFixedPointAdjoint)
+        what = "an ODE" if ode else "a fixed point"
+        for role, kind in zip(("algorithm", "adjoint"), kinds, strict=True):
+            given, usual = getattr(self, role), getattr(self, f"default_{role}")
+            if not isinstance(given, kind):
+                raise ConfigError(
+                    f"{type(self).__name__} states {what}: its {role} must be one for that, such as {usual.name}(), "
+                    f"got {given!r}"
+                )
+
+    @classmethod
+    def states_ode(cls) -> bool:
+        """Whether the model's problem is an ODE; else it is a fixed point."""
+        return isinstance(cls.default_algorithm, AbstractODEAlgorithm)
 
     @abc.abstractmethod
     def encode(self, image: Tensor) -> Tensor:
         """Image (B, C, H, W) -> the condition h that the problem is stated with."""
 
     @abc.abstractmethod
-    def problem(self, h: Tensor) -> ODEProblem:
+    def problem(self, h: Tensor) -> ODEProblem | FixedPointProblem:
         """The problem whose solution is the model's representation of h."""
 
     @abc.abstractmethod
     def decode(self, z: Tensor) -> Tensor:
         """Solution z -> logits (B, n_classes)."""
 
-    def solve(self, image: Tensor, *, save_at: tuple[float, ...] | None = None) -> Solution:
-        """Encode the images and solve; `save_at` replaces the problem's save times."""
+    def solve(self, image: Tensor, *, save_at: tuple[float, ...] | None = None) -> Solution | EquilibriumSolution:
+        """Encode the images and solve; `save_at` replaces the save times of an ODE.
+
+        Raises:
+            ConfigError: for save times where there is no time.
+        """
+        if save_at is not None and not self.states_ode():
+            raise ConfigError(f"{type(self).__name__} solves for an equilibrium: there are no states in between")
         problem = self.problem(self.encode(image))
         if save_at is not None:
             problem = ODEProblem(problem.f, problem.y0, save_at, problem.args, problem.params)
-        return solve(problem, self.algorithm, adjoint=self.adjoint, backend=self.backend, throw=self.throw)
+        return self._solved(problem)
 
-    def forward(self, image: Tensor, *, return_solution: bool = False) -> Tensor | tuple[Tensor, Solution]:
+    def forward(
+        self, image: Tensor, *, return_solution: bool = False
+    ) -> Tensor | tuple[Tensor, Solution | EquilibriumSolution]:
         """Image (B, C, H, W), normalised, of the parameters' dtype -> logits (B, n_classes).
 
         Args:
@@ -63,6 +107,19 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         solution = self.solve(image)
         logits = self.decode(solution.value)
         return (logits, solution) if return_solution else logits
+
+    def begin_epoch(self, image: Tensor) -> None:
+        """Called in training before the first batch of each epoch, with that batch, normalised."""
+
+    def regularization(self) -> Tensor | None:
+        """What the last forward pass in training mode adds to the loss, 0-d, handed out once; None: nothing."""
+        return None
+
+    def project_(self) -> None:
+        """Put the parameters back where the model is well posed; called after each step of the optimiser."""
+
+    def _solved(self, problem: ODEProblem | FixedPointProblem) -> Solution | EquilibriumSolution:
+        return solve(problem, self.algorithm, adjoint=self.adjoint, backend=self.backend, throw=self.throw)
 
 
 def count_parameters(model: nn.Module) -> int:

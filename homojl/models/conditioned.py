@@ -1,0 +1,63 @@
+"""What HomoODE and DEQ share: all but the problem, so that a comparison is one of the implicit layers alone."""
+
+from __future__ import annotations
+
+import torch
+
+from homojl.errors import ConfigError
+from homojl.models.base import AbstractImplicitModel, Adjoint, Algorithm
+from homojl.models.blocks import ConditionedField, Features, Head, InitialPoint, channel_dropout_mask
+
+Tensor = torch.Tensor
+
+
+class AbstractConditionedModel(AbstractImplicitModel):
+    """x = features(image) conditions F(z; x), and logits = head(z).
+
+    Args:
+        input_shape: channels, height and width of one image.
+        n_classes: number of classes.
+        channels: width C of the state; at most 32 or a multiple of 32.
+        dropout: probability in [0, 1) of the variational dropout inside F; one mask per solve, none at evaluation.
+        init: "learned": the shared initial point follows the mean equilibrium; "zero": it stays at zero.
+        algorithm, adjoint, backend: how the problem is solved.
+
+    Attributes:
+        initial_point: the shared start. Train it with its own optimiser, never with the other parameters.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        n_classes: int,
+        channels: int,
+        dropout: float,
+        init: str,
+        algorithm: Algorithm | None,
+        adjoint: Adjoint | None,
+        backend: str,
+    ) -> None:
+        super().__init__(algorithm=algorithm, adjoint=adjoint, backend=backend)
+        if channels < 1:
+            raise ConfigError(f"channels must be positive, got {channels}")
+        if not 0 <= dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1), got {dropout}")
+        if init not in ("learned", "zero"):
+            raise ConfigError(f"init must be 'learned' or 'zero', got {init!r}")
+        self.dropout = dropout
+        self.features = Features(input_shape[0], channels)
+        self.field = ConditionedField(channels)
+        self.initial_point = InitialPoint(channels, learned=init == "learned")
+        self.head = Head(channels, n_classes)
+        self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions, CPU and GPU alike
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.features(image.contiguous(memory_format=torch.channels_last))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.head(z)
+
+    def dropout_mask(self, h: Tensor) -> Tensor | None:
+        """The mask of one solve; None where there is none."""
+        return channel_dropout_mask(h, self.dropout) if self.training and self.dropout > 0 else None

@@ -1,0 +1,80 @@
+"""DEQ: the equilibrium of the very block that HomoODE follows for a while."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+
+from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint, jacobian_regularization
+from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson
+from homojl.errors import ConfigError
+from homojl.models.conditioned import AbstractConditionedModel
+from homojl.problems import FixedPointProblem
+from homojl.solution import EquilibriumSolution
+
+Tensor = torch.Tensor
+
+
+class DEQ(AbstractConditionedModel):
+    """z = F(z; x), x = features(image), logits = head(z), with HomoODE's F, features and head.
+
+    Arguments as of `AbstractConditionedModel`, and:
+
+    Args:
+        jacobian_weight: of the estimate of norm(dF/dz)_F^2 at the equilibrium, divided by the number of its elements,
+            in the loss; 0: none.
+
+    References: Bai, Kolter, Koltun (2019), arXiv 1909.01377; for the Jacobian's weight Bai, Koltun, Kolter (2021),
+    arXiv 2106.14342.
+    """
+
+    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = Anderson(rtol=1e-3, max_steps=50)
+    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        n_classes: int,
+        channels: int = 64,
+        dropout: float = 0.1,
+        init: str = "zero",
+        jacobian_weight: float = 0.0,
+        algorithm: AbstractFixedPointAlgorithm | None = None,
+        adjoint: AbstractFixedPointAdjoint | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            input_shape=input_shape,
+            n_classes=n_classes,
+            channels=channels,
+            dropout=dropout,
+            init=init,
+            algorithm=algorithm,
+            adjoint=adjoint,
+            backend=backend,
+        )
+        if jacobian_weight < 0:
+            raise ConfigError(f"jacobian_weight must not be negative, got {jacobian_weight}")
+        self.jacobian_weight = jacobian_weight
+        self._penalty: Tensor | None = None
+
+    def problem(self, h: Tensor) -> FixedPointProblem:
+        args = (h, self.dropout_mask(h))
+        return FixedPointProblem(self._map, self.initial_point.expand_like(h), args, tuple(self.field.parameters()))
+
+    def _map(self, z: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+        return self.field(None, z, x, mask)
+
+    def _solved(self, problem: FixedPointProblem) -> EquilibriumSolution:
+        solution = super()._solved(problem)
+        self._penalty = None
+        if self.training and self.jacobian_weight > 0:
+            norms = jacobian_regularization(problem.f, solution.value, problem.args)
+            self._penalty = self.jacobian_weight * norms.mean() / solution.value[0].numel()
+        return solution
+
+    def regularization(self) -> Tensor | None:
+        penalty, self._penalty = self._penalty, None
+        return penalty

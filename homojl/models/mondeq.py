@@ -1,0 +1,122 @@
+"""monDEQ: layers that have one equilibrium for every value of their parameters, found by operator splitting."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
+from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractSplitting, PeacemanRachford
+from homojl.errors import ConfigError
+from homojl.models.base import AbstractImplicitModel
+from homojl.models.monotone import MonotoneConvolution, MonotoneLinear
+from homojl.models.pcdeq import check_form
+from homojl.problems import FixedPointProblem
+from homojl.solution import EquilibriumSolution
+from homojl.solving import solve
+
+Tensor = torch.Tensor
+
+HALVINGS = 10  # of alpha, at most
+
+
+class MonDEQ(AbstractImplicitModel):
+    """z = relu(W z + U x + b), W = (1 - m) I - A^T A + B - B^T.
+
+    Args:
+        input_shape: channels, height and width of one image.
+        n_classes: number of classes.
+        form: "linear": a dense layer on the flat image; "single": a convolutional one; "multi": one on three scales.
+        channels: width of each scale, the finest first: three for "multi", else one.
+        m: monotonicity, positive.
+        tune_alpha: whether `begin_epoch` chooses a splitting method's alpha; else it is the algorithm's own.
+        algorithm, adjoint, backend: how the equilibrium is found; the default is the paper's Peaceman-Rachford
+            splitting at 1e-2, at most 300 times, forward and backward.
+
+    References: Winston, Kolter (2020), arXiv 2006.08591.
+    """
+
+    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = PeacemanRachford(rtol=1e-2, max_steps=300)
+    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        n_classes: int,
+        form: str = "single",
+        channels: tuple[int, ...] = (56,),
+        m: float = 1.0,
+        tune_alpha: bool = True,
+        algorithm: AbstractFixedPointAlgorithm | None = None,
+        adjoint: AbstractFixedPointAdjoint | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(algorithm=algorithm, adjoint=adjoint, backend=backend)
+        check_form(form, channels)
+        if not m > 0:
+            raise ConfigError(f"m must be positive, got {m}")
+        self.form, self.tune_alpha = form, tune_alpha
+        # In the state that is saved, so that a resumed run goes on with the same iterations; NaN: the algorithm's own.
+        self.register_buffer("alpha", torch.tensor(math.nan))
+        in_channels, height, width = input_shape
+        if form == "linear":
+            self.operator: nn.Module = MonotoneLinear(channels[0], m=m)
+            self.injection = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * height * width, channels[0]))
+            self.head = nn.Linear(channels[0], n_classes)
+            return
+        self.operator = MonotoneConvolution(channels, (height, width), m=m)
+        self.injection = nn.Conv2d(in_channels, channels[0], 3, padding=1)
+        height, width = self.operator.map.maps[-1]
+        if form == "single":
+            if min(height, width) < 4:
+                raise ConfigError(f"images of {height} x {width} are too small for form 'single'")
+            inputs = channels[0] * (height // 4) * (width // 4)
+        else:
+            inputs = channels[-1] * (height + 2) * (width + 2)
+        self.head = nn.Linear(inputs, n_classes)
+
+    def encode(self, image: Tensor) -> Tensor:
+        """U x + b in the form of the state."""
+        h = self.injection(image)
+        return h if self.form == "linear" else self.operator.map.place(h)
+
+    def problem(self, h: Tensor) -> FixedPointProblem:
+        return FixedPointProblem(self.operator.map, torch.zeros_like(h), args=(h, *self.operator()))
+
+    def decode(self, z: Tensor) -> Tensor:
+        if self.form == "linear":
+            return self.head(z)
+        z = self.operator.map.crop(z, -1)
+        # The published sizes count head weights for a border of zeros round the coarsest map.
+        z = F.avg_pool2d(z, 4) if self.form == "single" else F.pad(z, (1, 1, 1, 1))
+        return self.head(z.flatten(1))
+
+    @torch.no_grad()
+    def begin_epoch(self, image: Tensor) -> None:
+        """Halve alpha from the algorithm's own on for as long as that saves iterations on these images."""
+        if not (self.tune_alpha and isinstance(self.algorithm, AbstractSplitting)):
+            return
+        problem = self.problem(self.encode(image))
+        best, alpha = math.inf, self.algorithm.alpha
+        for _ in range(HALVINGS + 1):
+            algorithm = replace(self.algorithm, alpha=alpha)
+            solution = solve(problem, algorithm, adjoint=self.adjoint, backend=self.backend, throw=False)
+            count = int(solution.iterations.max()) if solution.status.ok else math.inf
+            if count < best:
+                best = count
+                self.alpha.fill_(alpha)
+            elif best < math.inf:
+                return
+            alpha /= 2
+
+    def _solved(self, problem: FixedPointProblem) -> EquilibriumSolution:
+        algorithm, alpha = self.algorithm, self.alpha.item()
+        if self.tune_alpha and isinstance(algorithm, AbstractSplitting) and not math.isnan(alpha):
+            algorithm = replace(algorithm, alpha=alpha)
+        return solve(problem, algorithm, adjoint=self.adjoint, backend=self.backend, throw=self.throw)

@@ -1,0 +1,125 @@
+"""Neural ODE and its augmented form: the image itself flows, and a linear head reads where it ends."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from homojl.adjoints import AbstractODEAdjoint, CheckpointAdjoint
+from homojl.algorithms import AbstractODEAlgorithm, Dopri5
+from homojl.errors import ConfigError
+from homojl.models.base import AbstractImplicitModel
+from homojl.problems import ODEProblem
+
+Tensor = torch.Tensor
+
+
+class ImageField(nn.Module):
+    """conv1x1 - ReLU - conv3x3 - ReLU - conv1x1, each with the time as a further input channel or not.
+
+    Args:
+        channels: of the state.
+        filters: of the convolutions between.
+        time: whether dz/dt may depend on t itself.
+    """
+
+    def __init__(self, channels: int, filters: int, *, time: bool) -> None:
+        super().__init__()
+        self.time = time
+        self.conv1 = nn.Conv2d(channels + time, filters, 1)
+        self.conv2 = nn.Conv2d(filters + time, filters, 3, padding=1)
+        self.conv3 = nn.Conv2d(filters + time, channels, 1)
+
+    def forward(self, t: Tensor, z: Tensor) -> Tensor:
+        """Time, 0-d, and state (B, C, H, W) -> dz/dt, (B, C, H, W)."""
+        y = F.relu_(self.conv1(self._with_time(t, z)))
+        y = F.relu_(self.conv2(self._with_time(t, y)))
+        return self.conv3(self._with_time(t, y))
+
+    def _with_time(self, t: Tensor, z: Tensor) -> Tensor:
+        return torch.cat([t.expand_as(z[:, :1]), z], dim=1) if self.time else z
+
+
+class ANODE(AbstractImplicitModel):
+    """dz/dt = F(z, t) for t in [0, 1] from z(0) = the image with zero channels appended, logits = linear(z(1)).
+
+    Args:
+        input_shape: channels, height and width of one image.
+        n_classes: number of classes.
+        filters: of the field's convolutions.
+        augment: how many zero channels are appended; 0 is a Neural ODE.
+        time: whether the field sees the time.
+        algorithm, adjoint, backend: how the ODE is solved; the default is dopri5 at 1e-3.
+
+    References: Dupont, Doucet, Teh (2019), arXiv 1904.01681.
+    """
+
+    default_algorithm: ClassVar[AbstractODEAlgorithm] = Dopri5(rtol=1e-3, atol=1e-3)
+    default_adjoint: ClassVar[AbstractODEAdjoint] = CheckpointAdjoint()
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        n_classes: int,
+        filters: int = 64,
+        augment: int = 5,
+        time: bool = False,
+        algorithm: AbstractODEAlgorithm | None = None,
+        adjoint: AbstractODEAdjoint | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(algorithm=algorithm, adjoint=adjoint, backend=backend)
+        if filters < 1:
+            raise ConfigError(f"filters must be positive, got {filters}")
+        if augment < 0:
+            raise ConfigError(f"augment must not be negative, got {augment}")
+        channels, height, width = input_shape
+        self.augment = augment
+        self.field = ImageField(channels + augment, filters, time=time)
+        self.head = nn.Linear((channels + augment) * height * width, n_classes)
+        self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions, CPU and GPU alike
+
+    def encode(self, image: Tensor) -> Tensor:
+        padded = F.pad(image, (0, 0, 0, 0, 0, self.augment))
+        return padded.contiguous(memory_format=torch.channels_last)
+
+    def problem(self, h: Tensor) -> ODEProblem:
+        return ODEProblem(self.field, h, (0.0, 1.0))
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.head(z.flatten(1))
+
+
+class NeuralODE(ANODE):
+    """dz/dt = F(z, t) for t in [0, 1] from z(0) = the image, logits = linear(z(1)).
+
+    Arguments as of `ANODE`, without `augment`.
+
+    References: Chen, Rubanova, Bettencourt, Duvenaud (2018), arXiv 1806.07366.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        n_classes: int,
+        filters: int = 92,
+        time: bool = False,
+        algorithm: AbstractODEAlgorithm | None = None,
+        adjoint: AbstractODEAdjoint | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(
+            input_shape=input_shape,
+            n_classes=n_classes,
+            filters=filters,
+            augment=0,
+            time=time,
+            algorithm=algorithm,
+            adjoint=adjoint,
+            backend=backend,
+        )

@@ -1,0 +1,209 @@
+"""pcDEQ: layers whose map is positive and concave, so that Picard's iteration alone finds their only equilibrium."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
+from homojl.algorithms import AbstractFixedPointAlgorithm, Picard
+from homojl.errors import ConfigError
+from homojl.models.base import AbstractImplicitModel
+from homojl.names import did_you_mean
+from homojl.problems import FixedPointProblem
+from homojl.solution import EquilibriumSolution
+
+Tensor = torch.Tensor
+
+# sigma by name; "sigmoid" alone is positive at 0, which pcDEQ-2 needs and pcDEQ-1, with its positive input, does not.
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "tanh": torch.tanh,
+    "softsign": F.softsign,
+    "relu6": F.relu6,
+    "sigmoid": torch.sigmoid,
+}
+CONSTRAINTS = ("projection", "absolute")
+
+
+class NonnegativeWeight(nn.Module):
+    """W = gain * direction / norm(direction), row by row, both factors kept >= 0.
+
+    It starts positive and tiny: rows that add up to about 0.5, below which every sigma here contracts (ours).
+
+    Args:
+        shape: (n, n), or (C, C, 3, 3) for a convolution; a row is what makes one output.
+        constraint: "projection": `project_` puts negative elements to zero, to be called after each step of an
+            optimiser; "absolute": the absolute values of both factors are used, whatever the parameters are.
+    """
+
+    def __init__(self, shape: tuple[int, ...], *, constraint: str) -> None:
+        super().__init__()
+        self.constraint = constraint
+        fan_in = torch.Size(shape[1:]).numel()
+        self.direction = nn.Parameter(torch.rand(shape) / fan_in**0.5)
+        self.gain = nn.Parameter(torch.full((shape[0],), 0.5 / fan_in**0.5))
+
+    def forward(self) -> Tensor:
+        """W, of that shape, >= 0."""
+        direction, gain = self.direction, self.gain
+        if self.constraint == "absolute":
+            direction, gain = direction.abs(), gain.abs()
+        norm = torch.linalg.vector_norm(direction.flatten(1), dim=1)
+        # A row that the projection has emptied is zero, not 0/0.
+        scale = gain / norm.clamp_min(torch.finfo(norm.dtype).tiny)
+        return direction * scale.view(-1, *[1] * (direction.ndim - 1))
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        if self.constraint == "projection":
+            self.direction.clamp_(min=0)
+            self.gain.clamp_(min=0)
+
+
+class ConcaveMap:
+    """sigma(W z + x) with args = (x of z's shape, W (1, n, n) or (1, C, C, 3, 3)), W and x >= 0."""
+
+    def __init__(self, activation: str) -> None:
+        self._sigma = ACTIVATIONS[activation]
+
+    def __call__(self, z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
+        product = F.linear(z, weight[0]) if z.ndim == 2 else F.conv2d(z, weight[0], padding=1)
+        return self._sigma(product + x)
+
+
+class PositiveConcaveLayer(nn.Module):
+    """An injection, the equilibrium of sigma(W z + x) and what follows it.
+
+    Args:
+        injection: from the layer's input to what x is the positive part of.
+        shape: of W.
+        after: from the equilibrium to the layer's output.
+        activation: name of sigma.
+        constraint: as of `NonnegativeWeight`.
+    """
+
+    def __init__(
+        self, injection: nn.Module, shape: tuple[int, ...], after: nn.Module, *, activation: str, constraint: str
+    ) -> None:
+        super().__init__()
+        self.injection, self.after = injection, after
+        self.weight = NonnegativeWeight(shape, constraint=constraint)
+        self.map = ConcaveMap(activation)
+        self._strict = activation != "sigmoid"
+
+    def condition(self, x: Tensor) -> Tensor:
+        """x: positive in pcDEQ-1, nonnegative in pcDEQ-2."""
+        y = self.injection(x)
+        return F.softplus(y, beta=5) if self._strict else F.relu(y)
+
+    def problem(self, x: Tensor) -> FixedPointProblem:
+        return FixedPointProblem(self.map, torch.zeros_like(x), args=(x, self.weight()[None]))
+
+
+class PcDEQ(AbstractImplicitModel):
+    """z = sigma(W z + x), W >= 0: pcDEQ-1 with tanh, softsign or relu6 and x > 0; pcDEQ-2 with sigmoid and x >= 0.
+
+    The equilibrium is unique and z <- sigma(W z + x) converges to it geometrically from every z >= 0.
+
+    Args:
+        input_shape: channels, height and width of one image.
+        n_classes: number of classes.
+        form: "linear": a dense layer on the flat image; "single": a convolutional one; "multi": three of these with
+            convolutions of stride 2, not padded, between.
+        channels: width of each layer: three for "multi", else one.
+        activation: sigma: "tanh", "softsign", "relu6" (pcDEQ-1) or "sigmoid" (pcDEQ-2).
+        constraint: how W is kept >= 0: "projection" after each step, or "absolute" values for all parameters.
+        algorithm, adjoint, backend: how the fixed points are solved for; the default is the paper's plain iteration
+            at 1e-4, at most 200 times, forward and backward.
+
+    References: Gabor, Piotrowski, Cavalcante (2024), arXiv 2402.04029.
+    """
+
+    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = Picard(rtol=1e-4, max_steps=200)
+    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        n_classes: int,
+        form: str = "single",
+        channels: tuple[int, ...] = (82,),
+        activation: str = "tanh",
+        constraint: str = "projection",
+        algorithm: AbstractFixedPointAlgorithm | None = None,
+        adjoint: AbstractFixedPointAdjoint | None = None,
+        backend: str = "auto",
+    ) -> None:
+        super().__init__(algorithm=algorithm, adjoint=adjoint, backend=backend)
+        check_form(form, channels)
+        if activation not in ACTIVATIONS:
+            raise ConfigError(f"unknown activation {activation!r}; {did_you_mean(activation, ACTIVATIONS)}")
+        if constraint not in CONSTRAINTS:
+            raise ConfigError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got {constraint!r}")
+        options = {"activation": activation, "constraint": constraint}
+        in_channels, *size = input_shape
+        if form == "linear":
+            (width,) = channels
+            inputs = nn.Linear(torch.Size(input_shape).numel(), width)
+            injection = nn.Sequential(nn.Flatten(), inputs, nn.BatchNorm1d(width))
+            self.layers = nn.ModuleList(
+                [PositiveConcaveLayer(injection, (width, width), nn.BatchNorm1d(width), **options)]
+            )
+            self.head = nn.Linear(width, n_classes)
+            return
+        self.layers = nn.ModuleList()
+        for i, width in enumerate(channels):
+            # Only without padding do the published sizes leave one pixel for the head.
+            conv = nn.Conv2d(in_channels, width, 3, padding=1) if i == 0 else nn.Conv2d(in_channels, width, 3, stride=2)
+            if i > 0:
+                size = [(length - 3) // 2 + 1 for length in size]
+            injection = nn.Sequential(conv, nn.BatchNorm2d(width))
+            after = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), nn.BatchNorm2d(width))
+            self.layers.append(PositiveConcaveLayer(injection, (width, width, 3, 3), after, **options))
+            in_channels = width
+        if min(size) < 1:
+            raise ConfigError(f"images of {input_shape[1]} x {input_shape[2]} are too small for form {form!r}")
+        pool = [min(8 if form == "single" else 4, length) for length in size]
+        left = torch.Size(length // by for length, by in zip(size, pool, strict=True)).numel()
+        self.head = nn.Sequential(nn.AvgPool2d(pool), nn.Flatten(), nn.Linear(in_channels * left, n_classes))
+
+    def encode(self, image: Tensor) -> Tensor:
+        return self.layers[0].condition(image)
+
+    def problem(self, h: Tensor) -> FixedPointProblem:
+        """The first layer's problem."""
+        return self.layers[0].problem(h)
+
+    def decode(self, z: Tensor) -> Tensor:
+        return self.head(self.layers[-1].after(z))
+
+    def solve(self, image: Tensor, *, save_at: tuple[float, ...] | None = None) -> EquilibriumSolution:
+        """All layers' equilibria, each the input of the next one's; the last one is the value."""
+        solutions = [super().solve(image, save_at=save_at)]
+        for before, layer in zip(self.layers, self.layers[1:], strict=False):
+            h = layer.condition(before.after(solutions[-1].value))
+            solutions.append(self._solved(layer.problem(h)))
+        return solutions[0] if len(solutions) == 1 else EquilibriumSolution.of_all(solutions)
+
+    def project_(self) -> None:
+        for layer in self.layers:
+            layer.weight.project_()
+
+
+def check_form(form: str, channels: tuple[int, ...]) -> None:
+    """Refuse forms of a layer that there are not, and widths that do not fit.
+
+    Raises:
+        ConfigError: see above.
+    """
+    counts = {"linear": 1, "single": 1, "multi": 3}
+    if form not in counts:
+        raise ConfigError(f"unknown form {form!r}; {did_you_mean(form, counts)}")
+    if len(channels) != counts[form] or min(channels) < 1:
+        number = "three positive numbers" if counts[form] == 3 else "one positive number"
+        raise ConfigError(f"channels must be {number} for form {form!r}, got {list(channels)}")
