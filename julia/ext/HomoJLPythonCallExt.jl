@@ -176,7 +176,10 @@ is_native(f::Py) = PythonCall.pyhasattr(f, "julia")
 
 # ---- solves ----
 
-algorithm_of(name::String; options...) = getfield(HomoJL, Symbol(name))(; options...)
+algorithm_of(name::String; options...) = getfield(HomoJL, Symbol(name))(; map(option, values(options))...)
+
+option(value) = value
+option(velocity::Py) = s -> pyconvert(Float64, velocity(s))
 
 "`action(f, jvp!)` for a function in Julia, with ForwardDiff's product where one is asked for."
 function differentiable(action, f::NativeFunction, jvp::Py)

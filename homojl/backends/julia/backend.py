@@ -56,7 +56,7 @@ class JuliaBackend(AbstractBackend):
         self._julia = runtime.start()
 
     def supports(self, algorithm, device: torch.device) -> bool:
-        if isinstance(algorithm, Dopri8):
+        if isinstance(algorithm, Dopri8) or isinstance(getattr(algorithm, "predictor", None), Dopri8):
             return False
         return device.type == "cpu" or (device.type == "cuda" and self._has_cuda())
 
@@ -200,6 +200,6 @@ def _option(julia, algorithm, value: object) -> object:
         beta1, beta2, beta3 = value.exponents(algorithm.order)
         bounds = {name: getattr(value, name) for name in ("safety", "min_factor", "max_factor")}
         return julia.homojl.PIController(**bounds, beta1=beta1, beta2=beta2, beta3=beta3)
-    if isinstance(value, AbstractODEAlgorithm):
-        value = value.name
+    if isinstance(value, AbstractODEAlgorithm):  # a path's predictor, with tolerances of its own
+        return _algorithm(value)
     return julia.jl.Symbol(value.replace("-", "_")) if isinstance(value, str) else value
