@@ -22,7 +22,7 @@ class HomoODE(AbstractConditionedModel):
     References: Ding et al. (2023), arXiv 2310.09583, (17), (18), Algorithm 1.
     """
 
-    default_algorithm: ClassVar[AbstractODEAlgorithm] = Dopri5(rtol=1e-3, atol=1e-3)
+    default_algorithm: ClassVar[AbstractODEAlgorithm] = Dopri5(rtol=1e-3, atol=1e-3, max_steps=1000)
     default_adjoint: ClassVar[AbstractODEAdjoint] = CheckpointAdjoint()
 
     def __init__(

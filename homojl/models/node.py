@@ -57,7 +57,7 @@ class ANODE(AbstractImplicitModel):
     References: Dupont, Doucet, Teh (2019), arXiv 1904.01681.
     """
 
-    default_algorithm: ClassVar[AbstractODEAlgorithm] = Dopri5(rtol=1e-3, atol=1e-3)
+    default_algorithm: ClassVar[AbstractODEAlgorithm] = Dopri5(rtol=1e-3, atol=1e-3, max_steps=1000)
     default_adjoint: ClassVar[AbstractODEAdjoint] = CheckpointAdjoint()
 
     def __init__(

@@ -14,9 +14,16 @@ from typing import Any
 
 import tomlkit
 
-from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
+from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint, ImplicitAdjoint
+from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
 from homojl.adjoints.ode import ODE_ADJOINTS
-from homojl.algorithms import CONTROLLERS, ODE_ALGORITHMS, AbstractODEAlgorithm, ode_algorithm
+from homojl.algorithms import (
+    CONTROLLERS,
+    FIXED_POINT_ALGORITHMS,
+    ODE_ALGORITHMS,
+    AbstractFixedPointAlgorithm,
+    AbstractODEAlgorithm,
+)
 from homojl.errors import ConfigError
 from homojl.models import model_class
 from homojl.names import did_you_mean
@@ -36,48 +43,82 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         known = _model_options(self.name)
+        options = dict(known)
         for key, value in self.options.items():
             if key not in known:
                 raise ConfigError(f"unknown key model.{key}; {did_you_mean(key, known)}")
-            default = known[key]
-            if type(value) is not type(default) and not (type(value) is int and type(default) is float):
-                raise ConfigError(f"model.{key} must be {type(default).__name__}, got {value!r}")
-        object.__setattr__(self, "options", {**known, **self.options})
+            options[key] = _model_option(key, value, known[key])
+        object.__setattr__(self, "options", options)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SolverConfig:
-    """How and where the model's problem is solved and differentiated."""
+    """How and where the model's problem is solved and differentiated; what does not apply to a method is ignored."""
 
-    algorithm: str = setting("dopri5", f"ODE method: {', '.join(ODE_ALGORITHMS)}")
-    rtol: float | None = setting(1e-3, "relative tolerance of an adaptive method")
-    atol: float | None = setting(1e-3, "absolute tolerance of an adaptive method")
+    algorithm: str = setting("auto", "method for the model's kind of problem; auto: the model's own")
+    rtol: float | None = setting(None, "relative tolerance; absent: the model's own")
+    atol: float | None = setting(None, "absolute tolerance; absent: the model's own")
     controller: str = setting("pi", "step-size control of an adaptive method", choices=tuple(CONTROLLERS))
     first_step: float | None = setting(None, "first step of an adaptive method; absent: estimated")
-    max_steps: int | None = setting(1000, "accepted and rejected steps of an adaptive method before a solve fails")
+    max_steps: int | None = setting(None, "steps or iterations before a solve fails; absent: the model's own")
     step_size: float | None = setting(None, "step of a fixed-step method; absent: one step")
-    adjoint: str = setting("checkpoint", "how gradients are computed", choices=tuple(ODE_ADJOINTS))
+    memory: int | None = setting(None, "iterates that anderson combines, or updates that broyden keeps")
+    mixing: float | None = setting(None, "how much of f(z) rather than z enters anderson")
+    damping: float | None = setting(None, "how much of z rather than f(z) enters picard")
+    alpha: float | None = setting(None, "step of forwardbackward and peacemanrachford; where tuned, the largest")
+    krylov_steps: int | None = setting(None, "products for one linear system of newtonkrylov or pseudotransient")
+    adjoint: str = setting(
+        "auto",
+        "how gradients are computed; auto: the model's own",
+        choices=("auto", *ODE_ADJOINTS, *FIXED_POINT_ADJOINTS),
+    )
     backend: str = setting("auto", "where the solve runs", choices=("auto", "pytorch", "julia"))
 
     def __post_init__(self) -> None:
-        self.build_algorithm()
+        if self.algorithm != "auto":
+            self.build_algorithm()
 
-    def build_algorithm(self) -> AbstractODEAlgorithm:
-        """The algorithm with those settings that its kind has; the others do not apply to it."""
-        settings = {
-            "step_size": self.step_size,
-            "rtol": self.rtol,
-            "atol": self.atol,
-            "controller": CONTROLLERS[self.controller](),
-            "first_step": self.first_step,
-            "max_steps": self.max_steps,
-        }
-        cls = ODE_ALGORITHMS.get(self.algorithm.lower())
-        known = {f.name for f in fields(cls)} if cls is not None else set()
-        return ode_algorithm(self.algorithm, **{k: v for k, v in settings.items() if k in known})
+    def build_algorithm(self) -> AbstractODEAlgorithm | AbstractFixedPointAlgorithm:
+        """The algorithm with those settings that its kind has; not for "auto", which `ExperimentConfig` resolves."""
+        known = ODE_ALGORITHMS | FIXED_POINT_ALGORITHMS
+        cls = known.get(self.algorithm.lower())
+        if cls is None:
+            raise ConfigError(f"unknown algorithm {self.algorithm!r}; {did_you_mean(self.algorithm.lower(), known)}")
+        settings = {f.name: getattr(self, f.name, None) for f in fields(cls)}
+        if "controller" in settings:
+            settings["controller"] = CONTROLLERS[self.controller]()
+        return cls(**{k: v for k, v in settings.items() if v is not None})
 
-    def build_adjoint(self) -> AbstractODEAdjoint:
-        return ode_adjoint(self.adjoint)
+    def build_adjoint(self) -> AbstractODEAdjoint | AbstractFixedPointAdjoint:
+        """The adjoint; not for "auto", which `ExperimentConfig` resolves."""
+        if self.adjoint == "implicit":
+            # As a forward solve's, its failures are counted: training goes on with the best iterate.
+            return ImplicitAdjoint(throw=False)
+        return (ODE_ADJOINTS | FIXED_POINT_ADJOINTS)[self.adjoint]()
+
+    def resolved(self, model: str) -> SolverConfig:
+        """With the model's own settings where there are none, and checked to be of the model's kind.
+
+        Raises:
+            ConfigError: for an algorithm or an adjoint that is not for the kind of problem that the model states.
+        """
+        cls = model_class(model)
+        own, own_adjoint = cls.default_algorithm, type(cls.default_adjoint)
+        ode = cls.states_ode()
+        algorithms, adjoints = (ODE_ALGORITHMS, ODE_ADJOINTS) if ode else (FIXED_POINT_ALGORITHMS, FIXED_POINT_ADJOINTS)
+        absent = {name: getattr(own, name) for name in ("rtol", "atol", "max_steps") if getattr(self, name) is None}
+        if self.algorithm == "auto":
+            absent["algorithm"] = own.name.lower()
+        if self.adjoint == "auto":
+            absent["adjoint"] = next(name for name, kind in adjoints.items() if kind is own_adjoint)
+        complete = replace(self, **absent)
+        for key, table in (("algorithm", algorithms), ("adjoint", adjoints)):
+            if getattr(complete, key).lower() not in table:
+                raise ConfigError(
+                    f"solver.{key} is {getattr(complete, key)!r}, but {model} states "
+                    f"{'an ODE' if ode else 'a fixed point'}; known for that: {', '.join(table)}"
+                )
+        return complete
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -137,6 +178,9 @@ class ExperimentConfig:
     initial_point: InitialPointConfig = field(default_factory=InitialPointConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "solver", self.solver.resolved(self.model.name))
+
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ExperimentConfig:
         """Read nested plain values; absent ones take their defaults.
@@ -183,6 +227,18 @@ def _model_options(name: str) -> dict[str, Any]:
     given_elsewhere = {"input_shape", "n_classes", "algorithm", "adjoint", "backend"}
     signature = inspect.signature(model_class(name)).parameters
     return {key: p.default for key, p in signature.items() if key not in given_elsewhere}
+
+
+def _model_option(key: str, value: Any, default: Any) -> Any:
+    if isinstance(default, tuple):
+        if type(value) is int:  # one width for a model that may have several
+            return (value,)
+        if isinstance(value, list | tuple) and all(type(v) is int for v in value):
+            return tuple(value)
+        raise ConfigError(f"model.{key} must be a list of whole numbers, got {value!r}")
+    if type(value) is not type(default) and not (type(value) is int and type(default) is float):
+        raise ConfigError(f"model.{key} must be {type(default).__name__}, got {value!r}")
+    return value
 
 
 def _section(cls: type, name: str, content: dict[str, Any]) -> Any:

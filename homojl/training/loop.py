@@ -25,7 +25,7 @@ from homojl.errors import CheckpointError, SolveError
 from homojl.models import AbstractImplicitModel
 from homojl.models.blocks import InitialPoint
 from homojl.results.records import METRICS, Evaluation
-from homojl.solution import Solution, Status
+from homojl.solution import EquilibriumSolution, Solution, Status
 from homojl.training.checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
 from homojl.training.config import ExperimentConfig, OptimConfig
 from homojl.training.evaluation import evaluate, prepare
@@ -60,7 +60,7 @@ class Totals:
     point_updates: int = 0
     seconds: float = 0.0
 
-    def add(self, loss: float, correct: int, images: int, solution: Solution) -> None:
+    def add(self, loss: float, correct: int, images: int, solution: Solution | EquilibriumSolution) -> None:
         self.steps += 1
         self.images += images
         self.loss += loss * images
@@ -151,8 +151,14 @@ def train(
 
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(config.optim, position.step, epochs * batches, batches)
-            logits, solution = model(prepare(pixels, form, model), return_solution=True)
+            images = prepare(pixels, form, model)
+            if position.batch == 0:
+                model.begin_epoch(images)
+            logits, solution = model(images, return_solution=True)
             loss = cross_entropy(logits, labels)
+            regularization = model.regularization()
+            if regularization is not None:
+                loss = loss + regularization
             if not math.isfinite(loss.item()):
                 raise SolveError(
                     f"the loss is {loss.item()} at step {position.step + 1}"
@@ -163,6 +169,7 @@ def train(
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
             optimizer.step()
+            model.project_()
             if point_sgd is not None and position.step % config.initial_point.every == 0:
                 point_sgd.zero_grad(set_to_none=True)
                 point_loss = point.loss(solution.value)

@@ -83,7 +83,7 @@ def test_toml_round_trip(name):
         ({"optim": {"milestones": [1, "x"]}}, "optim.milestones must be a whole number"),
         ({"optim": {"milestones": 3}}, "optim.milestones must be a list"),
         ({"data": {"flip": 1}}, "data.flip must be true or false"),
-        ({"solver": {"algorithm": "tsit"}}, "unknown ODE algorithm 'tsit'; did you mean 'tsit5'"),
+        ({"solver": {"algorithm": "tsit"}}, "unknown algorithm 'tsit'; did you mean 'tsit5'"),
         ({"solver": {"rtol": -1e-3}}, "rtol must be a finite number >= 0"),
         ({"solver": {"adjoint": "forward"}}, "solver.adjoint must be one of"),
         ({"train": 3}, r"\[train\] must be a section"),
