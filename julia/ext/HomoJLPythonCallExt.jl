@@ -19,6 +19,8 @@ using PythonCall: PythonCall, C, Py, pybuiltins, pyconvert, pyis, pytuple
 `action(vector)` with the flat tensor's memory as a vector, on the CPU through DLPack, which is given back at the end: not when
 the garbage collector happens to run.
 """
+borrow(action, tensor) = borrow(action, Py(tensor))
+
 function borrow(action, tensor::Py)
     if pyconvert(Bool, tensor.is_cuda)
         return action(HomoJL.device_vector(element_type(tensor), address(tensor), pyconvert(Int, tensor.numel())))
@@ -213,18 +215,21 @@ function with_map(action, map::Py, jvp::Py)
 end
 
 """
-    integrate(field, jvp, u0, ts, out, algorithm, parts, keep) -> Py
+    integrate(job::Py) -> Py
 
-Integrate for `JuliaBackend.integrate`: `u0` and each of `out` are flat tensors; `keep` is `None` or a function that returns the
-address of a new state. Returns a tuple of plain Python values.
+Integrate for `JuliaBackend.integrate`. The job has the attributes `field`, `jvp` or `None`, `u0` and `out`, flat tensors for the
+start and for all saved states, `ts`, `algorithm`, `parts` or `None`, and `keep`: `None` or a function that returns the address of a
+new state. Returns a tuple of plain Python values.
 """
-function integrate(field::Py, jvp::Py, u0::Py, ts::Py, out::Py, algorithm, parts::Py, keep::Py)
-    times = pyconvert(Vector{Float64}, ts)
-    ranges = pyis(parts, pybuiltins.None) ? nothing :
-        [(start + 1):stop for (start, stop) in pyconvert(Vector{Tuple{Int, Int}}, parts)]
+function integrate(job::Py)
+    times = pyconvert(Vector{Float64}, job.ts)
+    algorithm = pyconvert(Any, job.algorithm)
+    ranges = pyis(job.parts, pybuiltins.None) ? nothing :
+        [(start + 1):stop for (start, stop) in pyconvert(Vector{Tuple{Int, Int}}, job.parts)]
+    keep = job.keep
     keep_states = !pyis(keep, pybuiltins.None)
-    return with_field(field, jvp) do f!, jvp!
-        borrow((u0, out)) do (start, block)
+    return with_field(job.field, job.jvp) do f!, jvp!
+        borrow((job.u0, job.out)) do (start, block)
             n = length(start)
             saved = [view_block(block, i, n) for i in 1:(length(times) - 1)]
             kept(u) = copyto!(vector_at(start, call_for_address(keep), n), u)
@@ -252,13 +257,15 @@ view_block(block::Vector{T}, i::Int, n::Int) where {T} = unsafe_wrap(Array, poin
 view_block(block::AbstractVector, i::Int, n::Int) = view(block, ((i - 1) * n + 1):(i * n))
 
 """
-    fixed_point(f, jvp, z0, out, algorithm, samples) -> Py
+    fixed_point(job::Py) -> Py
 
-As `integrate`, for `JuliaBackend.find_fixed_point`; the equilibria go to `out`.
+As [`integrate`](@ref), for `JuliaBackend.find_fixed_point`: `map`, `jvp`, `z0`, `out`, where the equilibria go, `algorithm` and the
+number of `samples`.
 """
-function fixed_point(f::Py, jvp::Py, z0::Py, out::Py, algorithm, samples::Int)
-    return with_map(f, jvp) do f!, jvp!
-        borrow((z0, out)) do (start, value)
+function fixed_point(job::Py)
+    algorithm, samples = pyconvert(Any, job.algorithm), pyconvert(Int, job.samples)
+    return with_map(job.map, job.jvp) do f!, jvp!
+        borrow((job.z0, job.out)) do (start, value)
             solution = HomoJL.fixed_point(f!, start, algorithm; samples, jvp!, throw = false)
             copyto!(value, solution.value)
             pytuple(
@@ -272,16 +279,17 @@ function fixed_point(f::Py, jvp::Py, z0::Py, out::Py, algorithm, samples::Int)
 end
 
 """
-    trace_path(r, jvp, z0, algorithm, kind, keep) -> Py
+    trace_path(job::Py) -> Py
 
-As `integrate`, for `JuliaBackend.trace_path`; `keep` returns the address of a new state for each point of the path.
+As [`integrate`](@ref), for `JuliaBackend.trace_path`: `map`, the residual, `jvp`, `z0`, `algorithm`, `kind`, and `keep`, which is asked
+for the address of a new state for each point of the path.
 """
-function trace_path(r::Py, jvp::Py, z0::Py, algorithm, kind::String, keep::Py)
-    return with_map(r, jvp) do r!, jvp!
-        borrow(z0) do start
-            path = HomoJL.trace_path(
-                r!, start, algorithm; kind = Symbol(replace(kind, '-' => '_')), jvp!, throw = false
-            )
+function trace_path(job::Py)
+    algorithm, keep = pyconvert(Any, job.algorithm), job.keep
+    kind = Symbol(replace(pyconvert(String, job.kind), '-' => '_'))
+    return with_map(job.map, job.jvp) do r!, jvp!
+        borrow(job.z0) do start
+            path = HomoJL.trace_path(r!, start, algorithm; kind, jvp!, throw = false)
             for z in path.states
                 copyto!(vector_at(start, call_for_address(keep), length(start)), z)
             end
@@ -297,35 +305,35 @@ end
 
 # ---- one evaluation of a function in Julia, for PyTorch's autograd ----
 
-"Evaluate a `BoundJuliaField` at the flat tensor `state` into `out`; `t` is a number, or `None` for a map."
-function evaluate(field::Py, out::Py, state::Py, t::Py)
-    with_native(field) do f
-        borrow((out, state)) do (result, vector)
-            pyis(t, pybuiltins.None) ? f(result, vector) : f(result, vector, eltype(vector)(pyconvert(Float64, t)))
+"Evaluate `job.field`, a `BoundJuliaField`, at the flat tensor `job.state` into `job.out`; `job.t` is a number, or `None` for a map."
+function evaluate(job::Py)
+    with_native(job.field) do f
+        borrow((job.out, job.state)) do (out, state)
+            t = time_of(job, eltype(state))
+            isnothing(t) ? f(out, state) : f(out, state, t)
         end
     end
     return nothing
 end
 
 """
-The vector-Jacobian product of a `BoundJuliaField`: `cotangent' df/dstate` into `out`, and `cotangent' df/dp` into each of
-`parameters_out`, flat tensors.
+The vector-Jacobian product of `job.field`: `cotangent' df/dstate` into `job.out`, and `cotangent' df/dp` into each of
+`job.parameters_out`, all flat tensors.
 """
-function vjp(field::Py, out::Py, parameters_out::Py, state::Py, cotangent::Py, t::Py)
-    with_native(field) do f
-        outs = (out, state, cotangent, (Py(x) for x in parameters_out)...)
-        borrow(outs) do (gradient, vector, costate, parameter_gradients...)
-            time = pyis(t, pybuiltins.None) ? nothing : eltype(vector)(pyconvert(Float64, t))
-            HomoJL.require_package(:ForwardDiff)
-            shapes = pyconvert(Vector{Tuple}, field.parameter_dims)
-            targets = map(reshape, parameter_gradients, Tuple(shapes))
-            state_of(x) = reshape(x, f.dims)
-            Base.invokelatest(
-                HomoJL.forward_vjp!, state_of(gradient), targets, f.f!, state_of(vector), f.p, time, state_of(costate)
-            )
+function vjp(job::Py)
+    HomoJL.require_package(:ForwardDiff)
+    shapes = Tuple(pyconvert(Vector{Tuple}, job.field.parameter_dims))
+    with_native(job.field) do f
+        borrow((job.out, job.state, job.cotangent, (Py(x) for x in job.parameters_out)...)) do vectors
+            gradient, state, cotangent = map(x -> reshape(x, f.dims), vectors[1:3])
+            targets = map(reshape, vectors[4:end], shapes)
+            t = time_of(job, eltype(state))
+            Base.invokelatest(HomoJL.forward_vjp!, gradient, targets, f.f!, state, f.p, t, cotangent)
         end
     end
     return nothing
 end
+
+time_of(job::Py, ::Type{T}) where {T} = pyis(job.t, pybuiltins.None) ? nothing : T(pyconvert(Float64, job.t))
 
 end

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 from dataclasses import fields
+from types import SimpleNamespace as Job
 from typing import Any, ClassVar
 
 import torch
@@ -84,9 +85,19 @@ class JuliaBackend(AbstractBackend):
         flat, saved = _room_for_saves(form, len(ts) - 1)
         states: list[Tensor] = []
         keep = _keeper(form, states) if keep_states else None
+        job = Job(
+            field=field,
+            jvp=product,
+            u0=form.flat(y0),
+            out=flat,
+            ts=ts,
+            algorithm=_algorithm(algorithm),
+            parts=error_norm.parts,
+            keep=keep,
+        )
         with runtime.calling(self._julia):
             times, starts, sizes, indices, fractions, status, message, nfe, n_rejected = self._julia.bridge.integrate(
-                field, product, form.flat(y0), ts, flat, _algorithm(algorithm), error_norm.parts, keep
+                job
             )
         return Integration(
             ts=times,
@@ -110,10 +121,16 @@ class JuliaBackend(AbstractBackend):
         if jvp is not None and isinstance(algorithm, NewtonKrylov | PseudoTransient | TrustRegion):
             product = jvp if native else Callback(lambda z, v: jvp(z, v, None), form, n_inputs=2, timed=False)
         value = form.empty()
+        job = Job(
+            map=function,
+            jvp=product,
+            z0=form.flat(z0),
+            out=form.flat(value),
+            algorithm=_algorithm(algorithm),
+            samples=len(z0),
+        )
         with runtime.calling(self._julia):
-            residuals, iterations, converged, status, message, nfe, n_jvp = self._julia.bridge.fixed_point(
-                function, product, form.flat(z0), form.flat(value), _algorithm(algorithm), len(z0)
-            )
+            residuals, iterations, converged, status, message, nfe, n_jvp = self._julia.bridge.fixed_point(job)
         return FixedPoint(
             value=value,
             residuals=torch.tensor(residuals, dtype=torch.float64),
@@ -133,10 +150,16 @@ class JuliaBackend(AbstractBackend):
         function = _native_or_callback(r, form, timed=False)
         product = jvp if isinstance(r, BoundJuliaField) else Callback(jvp, form, n_inputs=2, timed=False)
         states: list[Tensor] = []
+        job = Job(
+            map=function,
+            jvp=product,
+            z0=form.flat(z0),
+            algorithm=_algorithm(algorithm),
+            kind=kind,
+            keep=_keeper(form, states),
+        )
         with runtime.calling(self._julia):
-            s, lambdas, residuals, folds, status, message, nfe, n_jvp, n_rejected = self._julia.bridge.trace_path(
-                function, product, form.flat(z0), _algorithm(algorithm), kind, _keeper(form, states)
-            )
+            s, lambdas, residuals, folds, status, message, nfe, n_jvp, n_rejected = self._julia.bridge.trace_path(job)
         return Path(
             s=torch.tensor(s, dtype=torch.float64),
             lambdas=torch.tensor(lambdas, dtype=torch.float64),

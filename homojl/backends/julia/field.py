@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace as Job
 from typing import Any
 
 import torch
@@ -113,7 +114,7 @@ class _Evaluate(torch.autograd.Function):
         bound = field.bind(args).for_state(state)
         out = torch.empty(state.numel(), dtype=state.dtype)
         with runtime.calling(julia):
-            julia.bridge.evaluate(bound, out, _contiguous(state), t)
+            julia.bridge.evaluate(Job(field=bound, out=out, state=_contiguous(state), t=t))
         ctx.field, ctx.t = field, t
         ctx.save_for_backward(state, *args)
         return StateForm(state).laid_out(out.reshape(state.shape))
@@ -126,7 +127,15 @@ class _Evaluate(torch.autograd.Function):
         bound = ctx.field.bind(tuple(args)).for_state(state)
         out = torch.empty(state.numel(), dtype=state.dtype)
         outs = [torch.empty(arg.numel(), dtype=arg.dtype) for arg in args]
+        job = Job(
+            field=bound,
+            out=out,
+            parameters_out=outs,
+            state=_contiguous(state),
+            cotangent=_contiguous(cotangent),
+            t=ctx.t,
+        )
         with runtime.calling(julia):
-            julia.bridge.vjp(bound, out, outs, _contiguous(state), _contiguous(cotangent), ctx.t)
+            julia.bridge.vjp(job)
         gradients = [o.reshape(arg.shape) for o, arg in zip(outs, args, strict=True)]
         return None, None, out.reshape(state.shape), *gradients
