@@ -16,6 +16,7 @@ COMMANDS = {
     "evaluate": "Evaluate a trained run.",
     "export": "Write a run's results to one HDF5 file.",
     "plot": "Draw a run's figures.",
+    "trace": "Follow the zero path of a problem in the gallery to its root.",
     "models": "List the models.",
     "datasets": "List the datasets and where their files are looked for.",
     "julia": "Install Julia and its packages, or say what is there.",
@@ -58,6 +59,7 @@ def cli(debug: bool) -> None:
       homojl train --model homoode --dataset svhn    the same on a dataset that is downloaded once
       homojl evaluate runs/NAME                      test accuracy and evaluations of a trained run
       homojl export runs/NAME --out results.h5       everything measured, for h5py or pandas
+      homojl trace --problem arctan                  a root where Newton's method diverges
     """
 
 

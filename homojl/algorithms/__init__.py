@@ -39,13 +39,20 @@ from homojl.algorithms.ode import (
     Vern7,
     ode_algorithm,
 )
-from homojl.algorithms.path import AbstractPathAlgorithm, ArcLength, NaturalParameter
+from homojl.algorithms.path import (
+    PATH_ALGORITHMS,
+    AbstractPathAlgorithm,
+    ArcLength,
+    NaturalParameter,
+    path_algorithm,
+)
 
 __all__ = [
     "CONTROLLERS",
     "FBDF",
     "FIXED_POINT_ALGORITHMS",
     "ODE_ALGORITHMS",
+    "PATH_ALGORITHMS",
     "RK4",
     "TRBDF2",
     "AbstractAdaptive",
@@ -80,4 +87,5 @@ __all__ = [
     "Vern7",
     "fixed_point_algorithm",
     "ode_algorithm",
+    "path_algorithm",
 ]

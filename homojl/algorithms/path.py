@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from homojl.algorithms.checks import require
+from homojl.algorithms.checks import by_name, require
 from homojl.algorithms.ode import AbstractODEAlgorithm, Midpoint
 
 _DENSE_UP_TO = 64
@@ -115,3 +115,17 @@ class NaturalParameter(AbstractPathAlgorithm):
     the path, and steps stay as long as the first unless the predictor estimates its error: on a Newton homotopy one
     Euler step of length 1 is then Newton's step.
     """
+
+
+PATH_ALGORITHMS: dict[str, type[AbstractPathAlgorithm]] = {
+    cls.__name__.lower(): cls for cls in (ArcLength, NaturalParameter)
+}
+
+
+def path_algorithm(name: str, **options: object) -> AbstractPathAlgorithm:
+    """The algorithm of a name such as "arclength", with those of `options` that are not None.
+
+    Raises:
+        ConfigError: for an unknown name, or an option that the method does not have.
+    """
+    return by_name(PATH_ALGORITHMS, "path algorithm", name, options)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import io
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -85,6 +85,16 @@ def draw_all(record: RunRecord, folder: str | Path, formats: Sequence[str] = ("p
         ConfigError: matplotlib is missing, or an unknown format.
         DataError: a file cannot be written.
     """
+    drawable = {stem: kind for stem, kind in FIGURES.items() if kind.has(record)}
+    return write_figures(
+        {stem: functools.partial(kind.draw, record) for stem, kind in drawable.items()}, folder, formats
+    )
+
+
+def write_figures(
+    draw: Mapping[str, Callable[[], Figure]], folder: str | Path, formats: Sequence[str] = ("png", "svg")
+) -> list[Path]:
+    """Draw figures, one after the other, into files named by the keys; as `draw_all`."""
     for name in formats:
         if name not in _METADATA:
             raise ConfigError(f"unknown figure format {name!r}; known: {', '.join(_METADATA)}")
@@ -94,13 +104,11 @@ def draw_all(record: RunRecord, folder: str | Path, formats: Sequence[str] = ("p
     except OSError as error:
         raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
     paths = []
-    for stem, kind in FIGURES.items():
-        if not kind.has(record):
-            continue
-        figure = kind.draw(record)
+    for stem, drawn in draw.items():
+        figure = drawn()
         for name in formats:
             buffer = io.BytesIO()
-            with _style():
+            with style():
                 figure.savefig(buffer, format=name, metadata=_METADATA[name])
             paths.append(folder / f"{stem}.{name}")
             replace_file(paths[-1], buffer.getvalue())
@@ -125,7 +133,7 @@ def most_confused(counts: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
 
 
 @contextlib.contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """matplotlib's own defaults and `_STYLE`, whatever the user's matplotlibrc says; put back afterwards."""
     try:
         import matplotlib
@@ -137,6 +145,17 @@ def _style() -> Iterator[None]:
         yield
 
 
+def new_figure(title: str) -> Figure:
+    """An empty figure with a title; call it in the common `style`."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    FigureCanvasAgg(figure)
+    figure.suptitle(title)
+    return figure
+
+
 def _figure(title: str, caption: str, has: Callable[[RunRecord], bool]) -> Callable:
     """Register a drawing function in `FIGURES` under its name; it draws in the common style."""
 
@@ -145,13 +164,8 @@ def _figure(title: str, caption: str, has: Callable[[RunRecord], bool]) -> Calla
         def drawn(record: RunRecord) -> Figure:
             if not has(record):
                 raise ConfigError(f"this run has no data for the figure {draw.__name__!r}")
-            with _style():
-                from matplotlib.backends.backend_agg import FigureCanvasAgg
-                from matplotlib.figure import Figure
-
-                figure = Figure(layout="constrained")
-                FigureCanvasAgg(figure)
-                figure.suptitle(f"{title}: {' on '.join(run_names(record))}")
+            with style():
+                figure = new_figure(f"{title}: {' on '.join(run_names(record))}")
                 draw(record, figure)
             return figure
 
