@@ -151,7 +151,7 @@ class AbstractFixedPointAdjoint(abc.ABC):
 class UnrolledAdjoint(AbstractFixedPointAdjoint):
     """Through the operations of the solve: the exact gradient of what was computed. PyTorch backend only.
 
-    Memory grows with the number of evaluations. Gradients reach every tensor the map uses, listed or not, and may
+    `Relaxation` chooses its steps by values alone; their sizes are held constant. Memory grows with the number of evaluations. Gradients reach every tensor the map uses, listed or not, and may
     be differentiated again.
     """
 

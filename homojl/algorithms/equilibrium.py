@@ -78,7 +78,8 @@ class Broyden(AbstractFixedPointAlgorithm):
     """Broyden's method: a Jacobian of f(z) - z that is updated by rank one with every evaluation; starts from -I.
 
     Attributes:
-        memory: how many updates are kept; the oldest go first.
+        memory: how many updates are kept; when it is full, the method starts again from -I. (In Julia
+            NonlinearSolve's `LimitedMemoryBroyden`, whose oldest updates go first.)
     """
 
     memory: int = 30
