@@ -151,8 +151,8 @@ class AbstractFixedPointAdjoint(abc.ABC):
 class UnrolledAdjoint(AbstractFixedPointAdjoint):
     """Through the operations of the solve: the exact gradient of what was computed. PyTorch backend only.
 
-    `Relaxation` chooses its steps by values alone; their sizes are held constant. Memory grows with the number of evaluations. Gradients reach every tensor the map uses, listed or not, and may
-    be differentiated again.
+    `Relaxation` chooses its steps by values alone; their sizes are held constant. Memory grows with the number of
+    evaluations. Gradients reach every tensor the map uses, listed or not, and may be differentiated again.
     """
 
     def find(self, problem, algorithm, backend, stats):
