@@ -153,7 +153,7 @@ class MonotoneConvolution(nn.Module):
         maps = [size]
         for _ in channels[1:]:
             maps.append(tuple(-(-length // 2) for length in maps[-1]))
-        coarsest = fast_length(max(maps[-1]) + 1)
+        coarsest = fast_length(max(maps[-1]) + 2)  # a gap that A^T A, 5 x 5, does not bridge
         tori = [coarsest * 2**k for k in reversed(range(len(channels)))]
         self.map = TorusMap(channels, tori, maps)
 
@@ -183,7 +183,8 @@ class ScaledKernel(nn.Module):
         self.gain = nn.Parameter(torch.ones(()))
 
     def forward(self) -> Tensor:
-        return self.weight * (self.gain / torch.linalg.vector_norm(self.weight))
+        norm = torch.linalg.vector_norm(self.weight).clamp_min(torch.finfo(self.weight.dtype).tiny)
+        return self.weight * (self.gain / norm)
 
 
 def kernel_symbol(kernel: Tensor, n: int) -> Tensor:
