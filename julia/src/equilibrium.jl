@@ -14,12 +14,14 @@ mutable struct CountedMap{N}
     const samples::Int
     calls::Int
     products::Int
+    held::Any  # a row of Bool with the samples that are not evaluated any more; `nothing`: all are
 end
 
 "f at z into `out`; both arrays of as many elements as the batch, in any shape."
 function apply!(map::CountedMap, out, z)
     map.calls += 1
     map.f!(reshape(out, map.shape), reshape(z, map.shape))
+    isnothing(map.held) || (columns(map, out) .= ifelse.(map.held, columns(map, z), columns(map, out)))
     return out
 end
 
@@ -27,6 +29,7 @@ end
 function push_forward!(map::CountedMap, out, v, z)
     map.products += 1
     map.jvp!(reshape(out, map.shape), reshape(v, map.shape), reshape(z, map.shape))
+    isnothing(map.held) || (columns(map, out) .= ifelse.(map.held, zero(eltype(out)), columns(map, out)))
     return out
 end
 
@@ -34,6 +37,9 @@ columns(map::CountedMap, z) = reshape(z, :, map.samples)
 
 "Euclidean norms of a matrix's columns, on the host."
 column_norms(x) = Float64.(Array(vec(sqrt.(sum(abs2, x; dims = 1)))))
+
+"A row of Bool where the matrix x is, to broadcast with it."
+row_like(x, flags) = copyto!(similar(x, Bool, 1, length(flags)), Vector{Bool}(flags))
 
 "Residuals, best iterates and ends of all samples; the same rules as the PyTorch backend's."
 mutable struct Progress{A <: AbstractFixedPointAlgorithm, M <: AbstractMatrix}
@@ -87,8 +93,7 @@ function update!(progress::Progress, iteration::Int, z, residual::Vector{Float64
     if all(better)
         copyto!(progress.best, z)
     elseif any(better)
-        mask = copyto!(similar(progress.best, Bool, 1, length(better)), Vector{Bool}(better))
-        progress.best .= ifelse.(mask, z, progress.best)
+        progress.best .= ifelse.(row_like(progress.best, better), z, progress.best)
     end
     return nothing
 end
@@ -179,7 +184,7 @@ function fixed_point(
     require(ok, "samples must divide the $(length(z0)) elements of z0, got $samples")
     package(algorithm) === nothing || require_package(package(algorithm))
     seconds = @elapsed begin
-        map = CountedMap(f!, jvp!, size(z0), samples, 0, 0)
+        map = CountedMap(f!, jvp!, size(z0), samples, 0, 0, nothing)
         z = copyto!(similar(z0, length(z0) ÷ samples, samples), z0)
         progress = Progress(algorithm, z)
         # What was loaded a moment ago is newer than this method.
@@ -210,6 +215,24 @@ function search!(algorithm::Union{Picard, Anderson}, map::CountedMap, z, progres
         iteration < algorithm.max_steps && advance!(memory, algorithm, z, fz, r)
     end
     return stop!(progress, MAX_STEPS, algorithm.max_steps)
+end
+
+"""
+    start!(map, z, progress) -> Bool
+
+Note the start of a method that solves all samples as one system; whether there is anything left to do.
+
+A sample that is not finite there would spoil the norms of all: from now on it is its own equilibrium.
+"""
+function start!(map::CountedMap, z, progress::Progress)
+    fz = apply!(map, similar(z), z)
+    update!(progress, 0, z, column_norms(fz .- z), column_norms(fz))
+    bad = progress.statuses .== DIVERGED
+    if any(bad)
+        map.held = row_like(z, bad)
+        z .= ifelse.(map.held, zero(eltype(z)), z)
+    end
+    return !finished(progress)
 end
 
 Memory(::Picard, z) = nothing
