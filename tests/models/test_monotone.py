@@ -139,7 +139,7 @@ def test_the_backward_solve_is_the_same_splitting():
 
 def test_too_long_steps_are_reported_under_the_methods_own_name():
     made = operator("single", scale=3.0)
-    with pytest.raises(hj.SolveError, match="^ForwardBackward: "):
+    with pytest.raises(hj.SolveError, match=r"^ForwardBackward: "):
         hj.solve(problem(made), hj.ForwardBackward(alpha=50.0))
 
 
