@@ -17,7 +17,7 @@ def run_argument(function: Callable) -> Callable:
 def solver_options(function: Callable) -> Callable:
     """--algorithm, --rtol, --atol, --backend: how to solve, where not as configured."""
     options = [
-        click.option("--algorithm", help="ODE method, e.g. dopri5 or tsit5."),
+        click.option("--algorithm", help="Method, e.g. dopri5 or anderson."),
         click.option("--rtol", type=float, help="Relative tolerance."),
         click.option("--atol", type=float, help="Absolute tolerance."),
         click.option("--backend", type=click.Choice(BACKENDS), help="Where to solve."),

@@ -22,7 +22,7 @@ from homojl_cli.options import BACKENDS
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--init", type=click.Choice(["learned", "zero"]), help="Shared initial point: learned, or kept at zero.")
 @click.option("--backend", type=click.Choice(BACKENDS), help="Where to solve.")
-@click.option("--adjoint", help="How to differentiate: direct, checkpoint, gauss or backsolve.")
+@click.option("--adjoint", help="How to differentiate, e.g. checkpoint or implicit.")
 @click.option("--device", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--data-root", help="Folder of datasets. [default: $HOMOJL_DATA or the user's cache]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<model>-<dataset>-<time>]")
