@@ -168,9 +168,8 @@ checked_out(::Nothing, u, n::Int) = nothing
 
 function checked_out(out, u::A, n::Int) where {A}
     require(length(out) == n, "out must have $n arrays, one for each save time after the first, got $(length(out))")
-    for array in out
-        require(array isa A && size(array) == size(u), "out must hold arrays like u0, $(size(u)) $A, got $(summary(array))")
-    end
+    wrong = findfirst(array -> !(array isa A && size(array) == size(u)), out)
+    require(isnothing(wrong), "out must hold arrays like u0, which is a $(summary(u)); one of them is not")
     return collect(A, out)
 end
 

@@ -14,12 +14,15 @@ end
 
 @testset "nothing is allocated for a save" begin
     u0 = ones(10_000)
+    measured(ts, out) = @allocated integrate(decay!, u0, ts, Tsit5(); out)
     # The first call compiles.
     bytes = map((10, 10, 1000)) do n
-        out = [similar(u0) for _ in 1:n]
-        @allocated integrate(decay!, u0, range(0, 1; length = n + 1), Tsit5(); out)
+        ts, out = collect(range(0, 1; length = n + 1)), [similar(u0) for _ in 1:n]
+        GC.gc()
+        measured(ts, out)
     end
-    @test bytes[3] - bytes[2] < 200_000
+    # A copy for each save would be 79 MB.
+    @test bytes[3] - bytes[2] < 1_000_000
 end
 
 @testset "out of a solve that ends early" begin
