@@ -14,7 +14,7 @@ from homojl.adjoints import (
     UnrolledAdjoint,
 )
 from homojl.adjoints.inputs import check_form, jacobian_vector_product, native_to
-from homojl.adjoints.path import differentiable_root
+from homojl.adjoints.path import Linearised, differentiable_root
 from homojl.algorithms import (
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
@@ -140,7 +140,8 @@ def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str) -> P
             z0.detach(),
             algorithm,
             kind=problem.kind,
-            jvp=lambda z, v: jacobian_vector_product(r, z, v),
+            # Julia's points share one buffer, so only here is a tensor that comes again the same point.
+            jvp=Linearised(r) if chosen.name == "pytorch" else lambda z, v: jacobian_vector_product(r, z, v),
         )
     stats.seconds = time.perf_counter() - started
     stats.nfe, stats.n_jvp = path.nfe, path.n_jvp

@@ -1,4 +1,4 @@
-"""The gradient of a root, by the implicit function theorem."""
+"""Derivatives of a residual along a path, and the gradient of its root by the implicit function theorem."""
 
 from __future__ import annotations
 
@@ -9,12 +9,47 @@ from typing import Any
 
 import torch
 
+from homojl.adjoints.inputs import jacobian_vector_product
 from homojl.backends.pytorch.gmres import gmres
 from homojl.errors import ConfigError, SolveError
 from homojl.layout import Layout
 from homojl.solution import Stats
 
 Tensor = torch.Tensor
+
+
+class Linearised:
+    """Jacobian-vector products (z, v) -> (dr/dz) v, many of them at one point.
+
+    The vector-Jacobian product at a point is linear in its cotangent; recorded once, each product costs one pass
+    through that graph, and the residual is not evaluated again. A point is known by being the same tensor, which its
+    owner must leave unchanged; it is kept until the next comes.
+    """
+
+    def __init__(self, r: Callable[[Tensor], Tensor]) -> None:
+        self._r = r
+        self._z: Tensor | None = None
+        self._cotangent: Tensor | None = None
+        self._pulled: Tensor | None = None
+
+    def __call__(self, z: Tensor, v: Tensor) -> Tensor:
+        if z is not self._z:
+            self._record(z)
+        if self._pulled is None:
+            return jacobian_vector_product(self._r, z, v)
+        return torch.autograd.grad(self._pulled, self._cotangent, v, retain_graph=True)[0]
+
+    def _record(self, z: Tensor) -> None:
+        self._z, self._pulled = z, None
+        with torch.enable_grad():
+            leaf = z.detach().requires_grad_()
+            self._cotangent = torch.zeros_like(leaf, requires_grad=True)
+            try:
+                value = self._r(leaf)
+                (pulled,) = torch.autograd.grad(value, leaf, self._cotangent, create_graph=True)
+            except RuntimeError:  # an operation without a second derivative, or no dependence on z at all
+                return
+        self._pulled = pulled if pulled.requires_grad else None
 
 
 def differentiable_root(

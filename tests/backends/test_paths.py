@@ -10,6 +10,7 @@ from scipy.integrate import solve_ivp
 
 import homojl as hj
 from homojl import gallery
+from homojl.adjoints.path import Linearised
 from homojl.backends.pytorch.gmres import gmres
 from homojl.solution import Status
 from tests.catalogue import EXPLICIT
@@ -338,3 +339,24 @@ def test_gmres_solves(n):
     x, left = gmres(lambda v: matrix @ v, torch.zeros_like(rhs), steps=5, rtol=1e-12)
     assert torch.equal(x, torch.zeros_like(rhs))
     assert left == 0
+
+
+def test_linearised_products_are_those_of_the_jacobian():
+    calls = []
+
+    def r(z):
+        calls.append(z)
+        return torch.stack([z[0] * z[1].exp(), z[0] ** 3 - 2 * z[1]])
+
+    product = Linearised(r)
+    for z in (torch.tensor([0.5, -1.0]), torch.tensor([2.0, 0.3])):
+        jacobian = torch.autograd.functional.jacobian(r, z)
+        calls.clear()
+        for v in torch.randn(3, 2):
+            assert torch.allclose(product(z, v), jacobian @ v, atol=1e-6)
+        assert len(calls) == 1
+    constant = Linearised(lambda z: torch.ones(2))
+    assert torch.equal(constant(z, v), torch.zeros(2))
+    # A derivative that does not depend on z, through an operation that is linear.
+    shift = Linearised(lambda z: z.flip(0) + 1)
+    assert torch.equal(shift(z, v), v.flip(0))

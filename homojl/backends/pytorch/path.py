@@ -44,11 +44,15 @@ def trace_path(r: Residual, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kin
 
 
 class _Point:
-    """A point w = (z, lambda) with what is known there: r(z) and H, flat vectors (n,), and norm(H), a number."""
+    """A point w = (z, lambda) with what is known there: z in its form, r(z) and H, flat (n,), and norm(H), a number.
+
+    Nobody changes w afterwards, and products of the Jacobian at one point are always given the same tensor z.
+    """
 
     def __init__(self, homotopy: _Homotopy, w: Tensor) -> None:
         self.w, self.lam = w, w[-1].item()
-        self.r = homotopy.residual(w)
+        self.z = homotopy.state(w)
+        self.r = homotopy.residual(self.z)
         self.h = homotopy.value(self)
         self.size = _rms(self.h)
 
@@ -63,7 +67,7 @@ class _Homotopy:
         self.u0 = self._layout.pack([z0], z0.dtype)
         self.n = self.u0.numel()
         self.start = torch.cat([self.u0, self.u0.new_zeros(1)])
-        self._r0 = self.residual(self.start) if self._newton else None
+        self._r0 = self.residual(self.state(self.start)) if self._newton else None
 
     def jumped(self, p: _Point) -> bool:
         """Whether p lies on another path for certain: a fixed-point homotopy has no zero but z0 at lambda = 0."""
@@ -73,9 +77,9 @@ class _Homotopy:
         """z, a view of w in the form that it came in."""
         return self._layout.unpack(w)[0]
 
-    def residual(self, w: Tensor) -> Tensor:
+    def residual(self, z: Tensor) -> Tensor:
         self.nfe += 1
-        return self._layout.pack([self._r(self.state(w))], w.dtype)
+        return self._layout.pack([self._r(z)], z.dtype)
 
     def value(self, p: _Point) -> Tensor:
         if self._newton:
@@ -87,7 +91,7 @@ class _Homotopy:
 
     def by_state(self, p: _Point, v: Tensor) -> Tensor:
         self.n_jvp += 1
-        product = self._layout.pack([self._jvp(self.state(p.w), self._layout.unpack(v)[0])], v.dtype)
+        product = self._layout.pack([self._jvp(p.z, self._layout.unpack(v)[0])], v.dtype)
         return product if self._newton else p.lam * product + (1 - p.lam) * v
 
     def solve_densely(self, p: _Point, border: Tensor, rhs: Tensor) -> tuple[Tensor | None, float]:
@@ -354,7 +358,7 @@ class _Tracker:
         return Path(
             s=torch.tensor(self.lengths, dtype=torch.float64),
             lambdas=torch.tensor([p.lam for p in self.points], dtype=torch.float64),
-            states=[self.homotopy.state(p.w) for p in self.points],
+            states=[p.z for p in self.points],
             residuals=torch.tensor([p.size for p in self.points], dtype=torch.float64),
             folds=self.folds,
             status=status,
