@@ -76,6 +76,8 @@ function record_step!(record::Record, integrator, t::Float64)
         save!(record, integrator, t, next_save(record))
     end
     record.ended && record.ts[end] != last_time && save!(record, integrator, t, last_time)
+    # Stages that were added to interpolate in this step must not pass for the next one's, which dense output would keep.
+    length(integrator.k) > integrator.kshortsize && resize!(integrator.k, integrator.kshortsize)
     return nothing
 end
 
