@@ -197,8 +197,12 @@ def kernel_symbol(kernel: Tensor, n: int) -> Tensor:
     Returns:
         (n * (n // 2 + 1), out, in), complex: the half of the frequencies that `torch.fft.rfft2` has.
     """
-    placed = torch.roll(F.pad(kernel, (0, n - 3, 0, n - 3)), (-1, -1), (2, 3))
-    return torch.fft.rfft2(placed).conj().permute(2, 3, 0, 1).flatten(0, 1)
+    frequency = torch.arange(n, dtype=kernel.dtype, device=kernel.device) * (2 * torch.pi / n)
+    distance = torch.arange(-1, 2, dtype=kernel.dtype, device=kernel.device)
+    down, along = frequency[:, None] * distance, frequency[: n // 2 + 1, None] * distance
+    phase = (down[:, None, :, None] + along[None, :, None, :]).flatten(2).flatten(0, 1)  # (frequencies, 9)
+    taps = kernel.flatten(2).flatten(0, 1).T
+    return torch.complex(phase.cos() @ taps, phase.sin() @ taps).unflatten(1, kernel.shape[:2])
 
 
 def fast_length(least: int) -> int:
@@ -221,8 +225,12 @@ def _shifted(weight: Tensor, alpha: float) -> Tensor:
 def _multiply(symbol: Tensor, torus: Tensor) -> tuple[Tensor, Tensor | None]:
     """A symbol (1, F, C + D, C) on a torus (B, C, N, N): (B, C, N, N), and (B, D, N/2, N/2) or None where D = 0."""
     batch, channels, n, _ = torus.shape
-    spectrum = torch.fft.rfft2(torus).permute(2, 3, 1, 0).reshape(-1, channels, batch)
-    product = (symbol[0] @ spectrum).unflatten(0, (n, n // 2 + 1)).permute(3, 2, 0, 1)
+    # Contiguous, forward and backward: products of complex matrices with other strides take a dozen times longer.
+    spectrum = torch.fft.rfft2(torus).permute(2, 3, 1, 0).reshape(-1, channels, batch).contiguous()
+    product = symbol[0] @ spectrum
+    if product.requires_grad:
+        product.register_hook(torch.Tensor.contiguous)
+    product = product.unflatten(0, (n, n // 2 + 1)).permute(3, 2, 0, 1)
     out = torch.fft.irfft2(product, s=(n, n))
     if out.shape[1] == channels:
         return out, None

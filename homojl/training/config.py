@@ -58,7 +58,7 @@ class SolverConfig:
     algorithm: str = setting("auto", "method for the model's kind of problem; auto: the model's own")
     rtol: float | None = setting(None, "relative tolerance; absent: the model's own")
     atol: float | None = setting(None, "absolute tolerance; absent: the model's own")
-    controller: str = setting("pi", "step-size control of an adaptive method", choices=tuple(CONTROLLERS))
+    controller: str | None = setting("pi", "step-size control of an adaptive method", choices=tuple(CONTROLLERS))
     first_step: float | None = setting(None, "first step of an adaptive method; absent: estimated")
     max_steps: int | None = setting(None, "steps or iterations before a solve fails; absent: the model's own")
     step_size: float | None = setting(None, "step of a fixed-step method; absent: one step")
@@ -107,6 +107,8 @@ class SolverConfig:
         ode = cls.states_ode()
         algorithms, adjoints = (ODE_ALGORITHMS, ODE_ADJOINTS) if ode else (FIXED_POINT_ALGORITHMS, FIXED_POINT_ADJOINTS)
         absent = {name: getattr(own, name) for name in ("rtol", "atol", "max_steps") if getattr(self, name) is None}
+        if not ode:
+            absent["controller"] = None  # there are no step sizes
         if self.algorithm == "auto":
             absent["algorithm"] = own.name.lower()
         if self.adjoint == "auto":
