@@ -9,28 +9,37 @@ module HomoJLPythonCallExt
 
 import DLPack
 import HomoJL
-using PythonCall: PythonCall, C, Py, pybuiltins, pyconvert, pyis, pytuple
+using PythonCall: PythonCall, C, Py, pybuiltins, pyconvert, pydel!, pyis, pytuple
 
 # ---- tensors ----
 
 """
     borrow(action, tensor::Py)
 
-`action(vector)` with the flat tensor's memory as a vector, on the CPU through DLPack, which is given back at the end: not when
-the garbage collector happens to run.
+`action(vector)` with the flat tensor's memory as a vector, on the CPU through DLPack. Both the memory and this reference to the
+tensor are given back at the end, not when the garbage collector happens to run, which knows nothing of the memory behind them.
 """
-borrow(action, tensor) = borrow(action, Py(tensor))
-
 function borrow(action, tensor::Py)
-    if pyconvert(Bool, tensor.is_cuda)
-        return action(HomoJL.device_vector(element_type(tensor), address(tensor), pyconvert(Int, tensor.numel())))
+    try
+        return pyconvert(Bool, tensor.is_cuda) ? borrow_from_device(action, tensor) : borrow_from_host(action, tensor)
+    finally
+        pydel!(tensor)
     end
-    manager = DLPack.DLManagedTensor(tensor.__dlpack__())
+end
+
+function borrow_from_host(action, tensor::Py)
+    capsule = tensor.__dlpack__()
+    manager = DLPack.DLManagedTensor(capsule)
     try
         return GC.@preserve manager action(unsafe_wrap(Array, DLPack.DLManager(manager))::Vector)
     finally
         finalize(manager)
+        pydel!(capsule)
     end
+end
+
+function borrow_from_device(action, tensor::Py)
+    return action(HomoJL.device_vector(element_type(tensor), address(tensor), pyconvert(Int, tensor.numel())))
 end
 
 borrow(action, tensors::Tuple{}) = action(())
@@ -76,14 +85,18 @@ function with_function(action, callback::Py)
         T, V = eltype(first(vectors)), typeof(first(vectors))
         time, inputs = timed ? (first(vectors), Base.tail(vectors)) : (nothing, vectors)
         views = pyconvert(Bool, callback.views_pay) ? Dict{Ptr{T}, Py}() : nothing
-        action(PyFunction{T, V, length(inputs)}(callback, callback.buffered, time, inputs, views))
+        try
+            action(PyFunction{T, V, length(inputs)}(callback, callback.buffered, time, inputs, views))
+        finally
+            isnothing(views) || foreach(pydel!, values(views))
+        end
     end
 end
 
 function (f::PyFunction{T, V, K})(out, t, states::Vararg{Any, K}) where {T, V, K}
     isnothing(f.time) || fill!(f.time, t)
     if !isnothing(f.views) && all(x -> x isa Vector{T}, (out, states...)) && can_view(f.views, out, states)
-        PythonCall.pydel!(f.callback.viewed(view_of(f, out), map(x -> view_of(f, x), states)...))
+        pydel!(f.callback.viewed(view_of(f, out), map(x -> view_of(f, x), states)...))
         return nothing
     end
     foreach(copyto!, f.inputs, states)
@@ -151,7 +164,9 @@ __init__() = CHECK_SIGNALS[] = Base.Libc.Libdl.dlsym(C.CTX.lib_ptr, :PyErr_Check
 
 "The value of Julia source evaluated in a module of its own."
 function evaluate_source(source::String)
-    value = Base.include_string(Module(:JuliaField), source, "JuliaField")
+    # Bound in Main, where nothing collects it: compiled code refers to a module without keeping it alive.
+    home = Core.eval(Main, Expr(:module, true, gensym(:JuliaField), Expr(:block)))
+    value = Base.include_string(home, source, "JuliaField")
     value isa Function || applicable(value) ||
         throw(ArgumentError("the source must end in a function, and ends in a $(typeof(value))"))
     return value
@@ -164,17 +179,24 @@ end
 their shapes reversed: none as `nothing`, one as itself, several as a tuple.
 """
 function with_native(action, field::Py)
-    f! = pyconvert(Any, field.julia)
-    dims = pyconvert(Tuple, field.dims)
-    shapes = pyconvert(Vector{Tuple}, field.parameter_dims)
-    borrow(Tuple(Py(x) for x in field.parameters)) do vectors
-        arrays = map((v, shape) -> reshape(v, shape), vectors, Tuple(shapes))
+    return borrow(Tuple(Py(x) for x in field.parameters)) do vectors
+        arrays = map((v, dims) -> reshape(v, size_of(dims)), vectors, Tuple(field.parameter_dims))
         p = isempty(arrays) ? nothing : length(arrays) == 1 ? only(arrays) : arrays
-        action(NativeFunction(f!, p, Tuple{Vararg{Int}}(dims), 0))
+        # What follows is compiled for the function, the size and the parameters, which are known only now.
+        act_natively(action, pyconvert(Any, field.julia), p, size_of(field.dims))
     end
 end
 
+function act_natively(@nospecialize(action), f!::F, p::P, dims::NTuple{N, Int}) where {F, P, N}
+    return action(NativeFunction{F, P, N}(f!, p, dims, 0))
+end
+
+size_of(dims::Py) = Tuple(pyconvert(Vector{Int}, dims))
+
 is_native(f::Py) = PythonCall.pyhasattr(f, "julia")
+
+"What an exception is called, and its message."
+describe(exception) = string(nameof(typeof(exception))), sprint(showerror, exception)
 
 # ---- solves ----
 
@@ -322,7 +344,7 @@ The vector-Jacobian product of `job.field`: `cotangent' df/dstate` into `job.out
 """
 function vjp(job::Py)
     HomoJL.require_package(:ForwardDiff)
-    shapes = Tuple(pyconvert(Vector{Tuple}, job.field.parameter_dims))
+    shapes = Tuple(size_of(x) for x in job.field.parameter_dims)
     with_native(job.field) do f
         borrow((job.out, job.state, job.cotangent, (Py(x) for x in job.parameters_out)...)) do vectors
             gradient, state, cotangent = map(x -> reshape(x, f.dims), vectors[1:3])

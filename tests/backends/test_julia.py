@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -46,16 +47,20 @@ class TestMemory:
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
     def test_julia_borrows_the_memory_of_a_tensor(self, julia, dtype):
         tensor = torch.arange(6, dtype=dtype)
-        address, kind = julia.jl.seval("(bridge, t) -> bridge.borrow(v -> (Int(pointer(v)), string(eltype(v))), t)")(
-            julia.bridge, tensor
+        pointer_and_type = julia.jl.seval(
+            "(bridge, job) -> bridge.borrow(v -> (Int(pointer(v)), string(eltype(v))), job.tensor)"
         )
+        address, kind = pointer_and_type(julia.bridge, SimpleNamespace(tensor=tensor))
         assert address == tensor.data_ptr()
         assert kind == {torch.float32: "Float32", torch.float64: "Float64"}[dtype]
 
     def test_the_memory_is_given_back_at_once(self, julia):
         tensor = torch.zeros(4)
         references = sys.getrefcount(tensor)
-        julia.jl.seval("(bridge, t) -> bridge.borrow(v -> (v .= 7; nothing), t)")(julia.bridge, tensor)
+        sevens = julia.jl.seval("(bridge, job) -> bridge.borrow(v -> (v .= 7; nothing), job.tensor)")
+        job = SimpleNamespace(tensor=tensor)
+        sevens(julia.bridge, job)
+        del job.tensor
         assert tensor.tolist() == [7.0] * 4
         assert sys.getrefcount(tensor) == references
 

@@ -65,6 +65,16 @@ class JuliaBackend(AbstractBackend):
         with runtime.calling(self._julia):
             return bool(self._julia.homojl.has_device())
 
+    def _run(self, solve, job: Job) -> tuple:
+        try:
+            with runtime.calling(self._julia):
+                return solve(job)
+        finally:
+            for value in vars(job).values():
+                if isinstance(value, Callback):
+                    value.release()
+            vars(job).clear()
+
     @torch.no_grad()
     def integrate(
         self,
@@ -95,10 +105,8 @@ class JuliaBackend(AbstractBackend):
             parts=error_norm.parts,
             keep=keep,
         )
-        with runtime.calling(self._julia):
-            times, starts, sizes, indices, fractions, status, message, nfe, n_rejected = self._julia.bridge.integrate(
-                job
-            )
+        answer = self._run(self._julia.bridge.integrate, job)
+        times, starts, sizes, indices, fractions, status, message, nfe, n_rejected = answer
         return Integration(
             ts=times,
             ys=[y0, *itertools.islice(saved, len(times) - 1)],
@@ -129,8 +137,8 @@ class JuliaBackend(AbstractBackend):
             algorithm=_algorithm(algorithm),
             samples=len(z0),
         )
-        with runtime.calling(self._julia):
-            residuals, iterations, converged, status, message, nfe, n_jvp = self._julia.bridge.fixed_point(job)
+        answer = self._run(self._julia.bridge.fixed_point, job)
+        residuals, iterations, converged, status, message, nfe, n_jvp = answer
         return FixedPoint(
             value=value,
             residuals=torch.tensor(residuals, dtype=torch.float64),
@@ -158,8 +166,8 @@ class JuliaBackend(AbstractBackend):
             kind=kind,
             keep=_keeper(form, states),
         )
-        with runtime.calling(self._julia):
-            s, lambdas, residuals, folds, status, message, nfe, n_jvp, n_rejected = self._julia.bridge.trace_path(job)
+        answer = self._run(self._julia.bridge.trace_path, job)
+        s, lambdas, residuals, folds, status, message, nfe, n_jvp, n_rejected = answer
         return Path(
             s=torch.tensor(s, dtype=torch.float64),
             lambdas=torch.tensor(lambdas, dtype=torch.float64),

@@ -209,8 +209,8 @@ def calling(julia: _Running) -> Iterator[None]:
 
 def translated(error: Exception, julia: _Running) -> BaseException:
     """A `juliacall.JuliaError` in Python's terms."""
-    kind = str(julia.jl.seval("e -> string(nameof(typeof(e)))")(error.exception))
-    message = _one_line(julia.jl.Base.sprint(julia.jl.Base.showerror, error.exception))
+    kind, message = julia.bridge.describe(error.exception)
+    message = _one_line(message)
     if kind == "ArgumentError":
         return ConfigError(message.removeprefix("ArgumentError: "))
     if kind == "InterruptException":

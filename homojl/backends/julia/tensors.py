@@ -104,6 +104,10 @@ class Callback:
         """A vector of Julia's, given as a DLPack capsule, as a state."""
         return self.form.state(torch.utils.dlpack.from_dlpack(capsule))
 
+    def release(self) -> None:
+        """Let go of the function and all memory; Julia keeps this object itself until it collects garbage."""
+        self.__dict__.clear()
+
     @property
     def views_pay(self) -> bool:
         return self.form.n >= VIEWED_FROM and self.form.device.type == "cpu"
