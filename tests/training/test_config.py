@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from homojl.errors import ConfigError, HomoJLError
-from homojl.models import count_parameters, create_model
+from homojl.models import MODELS, count_parameters, create_model
 from homojl.training.config import (
     ExperimentConfig,
     merge,
@@ -40,6 +40,22 @@ def test_every_preset_parses_builds_and_names_each_source(name):
         if "=" in line.partition("#")[0] and not line.startswith(("name", "dataset")):
             comment = line.partition("#")[2]
             assert any(word in comment for word in ("Table 5", "Scripts", "Appendix G", "ours", "paper")), line
+
+
+def test_every_model_has_a_preset_for_every_dataset_of_the_papers():
+    assert {f"{m}-{d}" for m in MODELS for d in ("digits", "mnist", "svhn", "cifar10", "cifar100")} <= set(
+        preset_names()
+    )
+
+
+@pytest.mark.parametrize(
+    ("preset", "algorithm", "rtol", "max_steps"),
+    [("pcdeq-cifar10", "picard", 1e-4, 200), ("mondeq-cifar10", "peacemanrachford", 1e-2, 300)],
+)
+def test_published_settings_of_the_other_models(preset, algorithm, rtol, max_steps):
+    """math: sections 3 and 4."""
+    solver = ExperimentConfig.from_dict(read_preset(preset)).solver
+    assert (solver.algorithm, solver.rtol, solver.max_steps) == (algorithm, rtol, max_steps)
 
 
 def test_the_papers_settings_are_in_the_presets():
