@@ -97,6 +97,7 @@ def test_pcdeq_weights_stay_nonnegative(form, constraint):
             layer.weight.direction.normal_()
             layer.weight.gain.normal_()
             layer.weight.direction[0] = -1.0  # a row that a projection empties
+            layer.weight.gain[1] = 1.0
     model.project_()
     for layer in model.layers:
         w = layer.weight()
