@@ -2,7 +2,8 @@
 Implicit deep models: the Julia half of homojl.
 
 [`integrate`](@ref) solves du/dt = f(u, t) with OrdinaryDiffEq's methods and returns, beside the states, the accepted step
-sequence, what the solve cost and how it ended.
+sequence, what the solve cost and how it ended. [`fixed_point`](@ref) finds equilibria z = f(z) of a batch, and
+[`trace_path`](@ref) follows the zero path of a homotopy to a root.
 """
 module HomoJL
 
