@@ -20,6 +20,7 @@ if GROUP in ("All", "Core")
         @testset "dense output" include("dense.jl")
         @testset "saving" include("saving.jl")
         @testset "paths" include("path.jl")
+        @testset "equilibria" include("equilibrium.jl")
         @testset "README" include("readme.jl")
     end
 end
