@@ -28,13 +28,15 @@ function borrow(action, tensor::Py)
 end
 
 function borrow_from_host(action, tensor::Py)
-    capsule = tensor.__dlpack__()
+    to_dlpack = tensor.__dlpack__
+    capsule = to_dlpack()
     manager = DLPack.DLManagedTensor(capsule)
     try
         return GC.@preserve manager action(unsafe_wrap(Array, DLPack.DLManager(manager))::Vector)
     finally
         finalize(manager)
         pydel!(capsule)
+        pydel!(to_dlpack)
     end
 end
 
@@ -112,7 +114,7 @@ view_of(f::PyFunction, x::Vector) = get!(() -> DLPack.share(x, f.callback.view),
 "The integer that a Python function without arguments returns; a tenth of the time of `pyconvert(Int, f())`."
 function call_for_address(f::Py)
     result = C.PyObject_CallObject(PythonCall.getptr(f), C.PyNULL)
-    result == C.PyNULL && PythonCall.pythrow()
+    result == C.PyNULL && PythonCall.Core.pythrow()
     address = C.PyLong_AsLongLong(result)
     C.Py_DecRef(result)
     return Int(address)
@@ -156,7 +158,7 @@ end
 const CHECK_SIGNALS = Ref{Ptr{Cvoid}}(C_NULL)
 
 function check_signals()
-    ccall(CHECK_SIGNALS[], Cint, ()) == 0 || PythonCall.pythrow()
+    ccall(CHECK_SIGNALS[], Cint, ()) == 0 || PythonCall.Core.pythrow()
     return nothing
 end
 
@@ -197,6 +199,7 @@ is_native(f::Py) = PythonCall.pyhasattr(f, "julia")
 
 "What an exception is called, and its message."
 describe(exception) = string(nameof(typeof(exception))), sprint(showerror, exception)
+describe(exception::LoadError) = describe(exception.error)
 
 # ---- solves ----
 

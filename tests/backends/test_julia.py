@@ -291,7 +291,7 @@ class TestJuliaField:
         ("source", "error", "message"),
         [
             ("1 + 1", hj.ConfigError, "must end in a function"),
-            ("f!(du, u, p, t) = (", hj.JuliaCodeError, "syntax|parse|incomplete|premature"),
+            ("f!(du, u, p, t) = (", hj.JuliaCodeError, "ParseError"),
             ('error("no")', hj.JuliaCodeError, "no"),
         ],
     )

@@ -355,6 +355,8 @@ def test_linearised_products_are_those_of_the_jacobian():
         for v in torch.randn(3, 2):
             assert torch.allclose(product(z, v), jacobian @ v, atol=1e-6)
         assert len(calls) == 1
+    z.mul_(2)  # the same tensor, another point
+    assert torch.allclose(product(z, v), torch.autograd.functional.jacobian(r, z) @ v, atol=1e-5)
     constant = Linearised(lambda z: torch.ones(2))
     assert torch.equal(constant(z, v), torch.zeros(2))
     # A derivative that does not depend on z, through an operation that is linear.

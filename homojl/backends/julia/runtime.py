@@ -51,6 +51,10 @@ SERVERS = (("pkg.julialang.org", 443), ("julialang-s3.julialang.org", 443))
 PATIENCE = 5.0  # seconds
 
 
+# Julia's messages list candidates and code over many lines; this much of them goes on one.
+LONGEST_MESSAGE = 400
+
+
 @dataclass(frozen=True)
 class Environment:
     """A Julia and its packages, as found without starting it.
@@ -210,7 +214,9 @@ def calling(julia: _Running) -> Iterator[None]:
 def translated(error: Exception, julia: _Running) -> BaseException:
     """A `juliacall.JuliaError` in Python's terms."""
     kind, message = julia.bridge.describe(error.exception)
-    message = _one_line(message)
+    message = " ".join(message.split())
+    if len(message) > LONGEST_MESSAGE:
+        message = message[:LONGEST_MESSAGE] + " ..."
     if kind == "ArgumentError":
         return ConfigError(message.removeprefix("ArgumentError: "))
     if kind == "InterruptException":
