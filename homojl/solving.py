@@ -13,7 +13,7 @@ from homojl.adjoints import (
     ImplicitAdjoint,
     UnrolledAdjoint,
 )
-from homojl.adjoints.inputs import check_form, jacobian_vector_product, native_to
+from homojl.adjoints.inputs import check_form, native_to
 from homojl.adjoints.path import Linearised, differentiable_root
 from homojl.algorithms import (
     AbstractFixedPointAlgorithm,
@@ -140,8 +140,7 @@ def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str) -> P
             z0.detach(),
             algorithm,
             kind=problem.kind,
-            # Julia's points share one buffer, so only here is a tensor that comes again the same point.
-            jvp=Linearised(r) if chosen.name == "pytorch" else lambda z, v: jacobian_vector_product(r, z, v),
+            jvp=Linearised(r),
         )
     stats.seconds = time.perf_counter() - started
     stats.nfe, stats.n_jvp = path.nfe, path.n_jvp

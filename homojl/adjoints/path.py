@@ -22,8 +22,8 @@ class Linearised:
     """Jacobian-vector products (z, v) -> (dr/dz) v, many of them at one point.
 
     The vector-Jacobian product at a point is linear in its cotangent; recorded once, each product costs one pass
-    through that graph, and the residual is not evaluated again. A point is known by being the same tensor, which its
-    owner must leave unchanged; it is kept until the next comes.
+    through that graph, and the residual is not evaluated again. Points are compared by value, since a solver may write
+    all of them into one buffer; the last one is kept.
     """
 
     def __init__(self, r: Callable[[Tensor], Tensor]) -> None:
@@ -33,16 +33,16 @@ class Linearised:
         self._pulled: Tensor | None = None
 
     def __call__(self, z: Tensor, v: Tensor) -> Tensor:
-        if z is not self._z:
+        if self._z is None or not torch.equal(z, self._z):
             self._record(z)
         if self._pulled is None:
             return jacobian_vector_product(self._r, z, v)
         return torch.autograd.grad(self._pulled, self._cotangent, v, retain_graph=True)[0]
 
     def _record(self, z: Tensor) -> None:
-        self._z, self._pulled = z, None
+        self._z, self._pulled = z.detach().clone(), None
         with torch.enable_grad():
-            leaf = z.detach().requires_grad_()
+            leaf = self._z.detach().requires_grad_()
             self._cotangent = torch.zeros_like(leaf, requires_grad=True)
             try:
                 value = self._r(leaf)

@@ -44,10 +44,7 @@ def trace_path(r: Residual, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kin
 
 
 class _Point:
-    """A point w = (z, lambda) with what is known there: z in its form, r(z) and H, flat (n,), and norm(H), a number.
-
-    Nobody changes w afterwards, and products of the Jacobian at one point are always given the same tensor z.
-    """
+    """A point w = (z, lambda) with what is known there: z in its form, r(z) and H, flat (n,), and norm(H), a number."""
 
     def __init__(self, homotopy: _Homotopy, w: Tensor) -> None:
         self.w, self.lam = w, w[-1].item()
