@@ -49,10 +49,10 @@ heat_rate(n, k) = -4 * (n + 1)^2 * sinpi(k / (2 * (n + 1)))^2
     @test sol.stats.n_jvp > 0
 end
 
-@testset "van der Pol, mu = 1000, $(HomoJL.name(A())), $linear_solver" for A in (Rodas5P, FBDF), linear_solver in LINEAR_SOLVERS
+@testset "van der Pol, mu = 1000, $(HomoJL.name(A()))" for A in (Rodas5P, FBDF)
     # Mazzia, Magherini (2008), Test Set for Initial Value Problem Solvers, release 2.4: VDPOL, in this scale of time.
     reference = [1.706167732170483, -0.8928097010247975e-3]
-    algorithm = A(rtol = 1.0e-8, atol = 1.0e-11, max_steps = 100_000; linear_solver)
+    algorithm = A(rtol = 1.0e-8, atol = 1.0e-11, linear_solver = :dense)
     sol = integrate(van_der_pol_1000!, [2.0, 0.0], [0.0, 2000.0], algorithm; jvp! = HomoJL.forward_jvp(van_der_pol_1000!))
     @test sol.us[end] ≈ reference rtol = 1.0e-4
 end
