@@ -54,7 +54,7 @@ end
 gmres(algorithm) = NonlinearSolve.LinearSolve.KrylovJL_GMRES(; gmres_restart = algorithm.krylov_steps)
 differences() = ADTypes.AutoFiniteDiff()
 
-function method(algorithm::HomoJL.NewtonKrylov, T)
+function method(algorithm::HomoJL.NewtonKrylov, z)
     return NonlinearSolve.NewtonRaphson(;
         linsolve = gmres(algorithm), linesearch = NonlinearSolve.LineSearch.BackTracking(),
         forcing = NonlinearSolve.EisenstatWalkerForcing2(; η₀ = 0.3), concrete_jac = false,
@@ -62,20 +62,21 @@ function method(algorithm::HomoJL.NewtonKrylov, T)
     )
 end
 
-function method(algorithm::HomoJL.PseudoTransient, T)
+function method(algorithm::HomoJL.PseudoTransient, z)
     return NonlinearSolve.PseudoTransient(;
         linsolve = gmres(algorithm), alpha_initial = algorithm.first_step, concrete_jac = false,
         autodiff = differences(), jvp_autodiff = differences(), vjp_autodiff = differences(),
     )
 end
 
-method(::HomoJL.TrustRegion, T) = NonlinearSolve.TrustRegion(; concrete_jac = true, autodiff = differences())
+method(::HomoJL.TrustRegion, z) = NonlinearSolve.TrustRegion(; concrete_jac = true, autodiff = differences())
 # The residual is nearly z where f contracts, hence an initial Jacobian of 1.
-method(::HomoJL.Broyden, T) = NonlinearSolve.Broyden(; alpha = one(T))
-function method(algorithm::HomoJL.LimitedMemoryBroyden, T)
-    return NonlinearSolve.LimitedMemoryBroyden(; alpha = one(T), threshold = algorithm.memory, max_resets = 100)
+method(::HomoJL.Broyden, z) = NonlinearSolve.Broyden(; alpha = one(eltype(z)))
+function method(algorithm::HomoJL.LimitedMemoryBroyden, z)
+    threshold = min(algorithm.memory, length(z))
+    return NonlinearSolve.LimitedMemoryBroyden(; alpha = one(eltype(z)), threshold, max_resets = 100)
 end
-method(::HomoJL.DFSane, T) = NonlinearSolve.DFSane()
+method(::HomoJL.DFSane, z) = NonlinearSolve.DFSane()
 
 holds_matrix(::AbstractFixedPointAlgorithm) = false
 holds_matrix(::Union{HomoJL.Broyden, HomoJL.TrustRegion}) = true
@@ -89,7 +90,7 @@ function HomoJL.search!(algorithm::AbstractFixedPointAlgorithm, map::CountedMap,
     HomoJL.start!(map, z, progress) || return nothing
     problem = SciMLBase.NonlinearProblem(nonlinear_function(algorithm, map, z), vec(z))
     cache = SciMLBase.init(
-        problem, method(algorithm, eltype(z)); maxiters = algorithm.max_steps + 1, verbose = false,
+        problem, method(algorithm, z); maxiters = algorithm.max_steps + 1, verbose = false,
         # HomoJL decides when to stop, sample by sample.
         abstol = zero(eltype(z)), reltol = zero(eltype(z)),
         termination_condition = NonlinearSolveBase.AbsNormTerminationMode(Base.Fix1(maximum, abs)),
