@@ -291,7 +291,7 @@ function fixed_point(job::Py)
     algorithm, samples = pyconvert(Any, job.algorithm), pyconvert(Int, job.samples)
     return with_map(job.map, job.jvp) do f!, jvp!
         borrow((job.z0, job.out)) do (start, value)
-            solution = HomoJL.fixed_point(f!, start, algorithm; samples, jvp!, throw = false)
+            solution = HomoJL.fixed_point(f!, start, algorithm; samples, jvp!, throw = false, first_sample = 0)
             copyto!(value, solution.value)
             pytuple(
                 (
