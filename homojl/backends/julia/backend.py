@@ -14,6 +14,7 @@ from homojl.algorithms import (
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
+    Broyden,
     Dopri8,
     NewtonKrylov,
     PseudoTransient,
@@ -222,7 +223,9 @@ def _algorithm(algorithm) -> Any:
     julia = runtime.start()
     with runtime.calling(julia):
         options = {f.name: _option(julia, algorithm, getattr(algorithm, f.name)) for f in fields(algorithm)}
-        return julia.bridge.algorithm_of(algorithm.name, **options)
+        # Ours has limited memory; NonlinearSolve, and HomoJL after it, give that method a name of its own.
+        name = "LimitedMemoryBroyden" if isinstance(algorithm, Broyden) else algorithm.name
+        return julia.bridge.algorithm_of(name, **options)
 
 
 def _option(julia, algorithm, value: object) -> object:
