@@ -16,7 +16,8 @@ import click
 def command(data_root: Path | None) -> None:
     """List the datasets, and whether their files are here.
 
-    Your own images: an .npz file with x_train, y_train, x_test, y_test, by its path.
+    Your own images, by their path: an .npz file with x_train, y_train, x_test, y_test, or a folder that has a folder
+    of pictures for each class.
     """
     from homojl.data import dataset_info, dataset_names
     from homojl.data.datasets import data_root as default_root

@@ -14,7 +14,7 @@ from homojl_cli.options import BACKENDS
 
 @click.command("train")
 @click.option("--model", help="Model to train. [default: homoode]")
-@click.option("--dataset", help="Dataset by name, or the path of an .npz file. [default: digits]")
+@click.option("--dataset", help="Dataset by name, or the path of an .npz file or a folder. [default: digits]")
 @click.option("--preset", help="Settings that come with homojl. [default: <model>-<dataset> where there is one]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with settings.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. optim.lr=3e-4.")

@@ -12,8 +12,16 @@ import torch
 from torch import Tensor
 
 from homojl.data.download import download_files, find_file, missing_files_error, verify_file
+from homojl.data.pictures import read_class_folders
 from homojl.data.readers import Arrays, read_npz
-from homojl.data.registry import DatasetInfo, dataset_info, dataset_names, stratified_choice
+from homojl.data.registry import (
+    SPLIT_SEED,
+    TEST_FRACTION,
+    DatasetInfo,
+    dataset_info,
+    dataset_names,
+    stratified_choice,
+)
 from homojl.errors import ConfigError, DataError
 from homojl.names import did_you_mean
 
@@ -126,34 +134,41 @@ def data_root() -> Path:
 def load_dataset(
     name_or_path: str | Path, *, root: str | Path | None = None, download: bool = True, progress: bool = True
 ) -> ImageDataset:
-    """Load a dataset by name, or a user's own .npz file (see `homojl.data.readers.read_npz` for its form).
+    """Load a dataset by name, or a user's own.
+
+    That is an .npz file (see `homojl.data.readers.read_npz` for its form) or a folder of class folders (see
+    `homojl.data.pictures.read_class_folders`), of which a fifth, always the same, is held out as the test set where the
+    folder has none.
 
     Args:
-        name_or_path: one of `dataset_names()`, or the path of a file.
+        name_or_path: one of `dataset_names()`, or the path of a file or folder.
         root: the folder of datasets; by default `data_root()`. Files are looked for in `root/<name>`, in
             torchvision's folder and in `root` itself, as downloaded or unpacked.
         download: whether to download what is missing, into `root/<name>`.
         progress: whether a download shows its progress on stderr.
 
     Raises:
-        ConfigError: neither a known name nor a file.
+        ConfigError: neither a known name nor a file nor a folder.
         DataError: files are missing and could not be downloaded (the message says what to put where), or are
             damaged, or are not those of this dataset.
     """
     name = os.fspath(name_or_path)
     if name in dataset_names():
         info = dataset_info(name)
-        return _as_dataset(
-            name, _read_registered(info, Path(root or data_root()), download, progress), info.class_names
-        )
+        return _as_dataset(name, *_read_registered(info, Path(root or data_root()), download, progress))
     path = Path(name).expanduser()
     if path.suffix == ".npz" or path.is_file():
         arrays = read_npz(path)
         return _as_dataset(path.stem, arrays, tuple(str(label) for label in range(int(arrays[1].max()) + 1)))
-    raise ConfigError(f"unknown dataset {name!r}, and no such .npz file; {did_you_mean(name, dataset_names())}")
+    if path.is_dir():
+        arrays, class_names = read_class_folders(path)
+        return _as_dataset(path.resolve().name, _with_test_set(path, *arrays), class_names)
+    raise ConfigError(
+        f"unknown dataset {name!r}, and no such .npz file or folder; {did_you_mean(name, dataset_names())}"
+    )
 
 
-def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bool) -> Arrays:
+def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bool) -> tuple[Arrays, tuple[str, ...]]:
     """Find the dataset's files, fetch the missing ones, verify and read them, compare with what is known."""
     folders = [(root.expanduser() / folder).resolve() for folder in info.folders]
     missing = [file for file in info.files if find_file(file, folders) is None]
@@ -172,7 +187,18 @@ def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bo
                 f"{where}: not {info.name}: {len(x)} {part} images of {x.shape[1:]} with labels up to "
                 f"{y.max()}, expected {n} of {info.input_shape} with labels up to {info.n_classes - 1}"
             )
-    return arrays
+    return arrays, info.class_names or info.read_class_names(paths)
+
+
+def _with_test_set(path: Path, *arrays: np.ndarray) -> Arrays:
+    """The arrays as they are where there are four of them; where two, divided."""
+    if len(arrays) == 4:
+        return arrays
+    x, y = arrays
+    train, test = stratified_choice(y, TEST_FRACTION, np.random.default_rng(SPLIT_SEED))
+    if len(test) == 0:
+        raise DataError(f"{path}: {len(x)} pictures are too few to hold a test set out of them")
+    return x[train], y[train], x[test], y[test]
 
 
 def _as_dataset(name: str, arrays: Arrays, class_names: tuple[str, ...]) -> ImageDataset:

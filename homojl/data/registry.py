@@ -12,13 +12,14 @@ from pathlib import Path
 import numpy as np
 
 from homojl.data.download import RemoteFile
+from homojl.data.pictures import read_tiny_imagenet, read_tiny_imagenet_names
 from homojl.data.readers import Arrays, read_cifar_binary, read_idx_dataset, read_svhn_mat
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 
-DIGITS_TEST_FRACTION = 0.2
-DIGITS_SPLIT_SEED = 0
-"""scikit-learn's digits have no test set of their own: this split of them is the same everywhere."""
+TEST_FRACTION = 0.2
+SPLIT_SEED = 0
+"""For datasets with no test set of their own, such as scikit-learn's digits: a split that is the same everywhere."""
 
 _DIGITS = tuple("0123456789")
 _FASHION = (
@@ -55,12 +56,13 @@ class DatasetInfo:
         title: one line for people.
         input_shape: (C, H, W) of an image.
         n_classes, n_train, n_test: numbers of classes and of images.
-        class_names: one for each class, in the order of the labels.
+        class_names: one for each class, in the order of the labels; empty where they come with the files.
         terms: licence or terms of use, as far as its authors state any.
         source: the page of its authors.
         files: what has to be on disk; empty for a dataset that comes with the installation.
         folders: where files are looked for, relative to the data folder; downloads go to the first.
         read: paths of the files, in the order of `files` -> x_train, y_train, x_test, y_test.
+        read_class_names: the same paths -> the names, where `class_names` is empty.
     """
 
     name: str
@@ -75,6 +77,7 @@ class DatasetInfo:
     files: tuple[RemoteFile, ...]
     folders: tuple[str, ...]
     read: Callable[[list[Path]], Arrays] = field(repr=False)
+    read_class_names: Callable[[list[Path]], tuple[str, ...]] | None = field(default=None, repr=False)
 
 
 def stratified_choice(labels: np.ndarray, fraction: float, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
@@ -110,7 +113,7 @@ def _read_digits(paths: list[Path]) -> Arrays:
     digits = load_digits()
     images = np.round(digits.images * (255 / 16)).astype(np.uint8)[:, None]
     labels = digits.target.astype(np.int64)
-    train, test = stratified_choice(labels, DIGITS_TEST_FRACTION, np.random.default_rng(DIGITS_SPLIT_SEED))
+    train, test = stratified_choice(labels, TEST_FRACTION, np.random.default_rng(SPLIT_SEED))
     return images[train], labels[train], images[test], labels[test]
 
 
@@ -134,7 +137,8 @@ def _idx_files(mirrors: tuple[str, ...], md5s: dict[str, tuple[str, str | None]]
 
 
 # Addresses and checksums are those of torchvision.datasets 0.28 and, for CIFAR's binary version, of its
-# authors' page. MNIST's unpacked ones were computed from the published files.
+# authors' page. MNIST's unpacked ones were computed from the published files. Tiny ImageNet's authors publish no
+# checksum: it is the one that several projects' loaders agree on.
 _ENTRIES = (
     DatasetInfo(
         name="digits",
@@ -253,6 +257,28 @@ _ENTRIES = (
             (10, _CIFAR10, "cifar-10-batches-bin", "c32a1d4ab5d03f1284b67883e8d87530"),
             (100, tuple(_CIFAR100), "cifar-100-binary", "03b5dce01913d631647c71ecec9e9cb8"),
         )
+    ),
+    DatasetInfo(
+        name="tiny-imagenet",
+        title="Tiny ImageNet, 64 x 64 colour, 200 classes; tested on its validation images",
+        input_shape=(3, 64, 64),
+        n_classes=200,
+        n_train=100_000,
+        n_test=10_000,
+        class_names=(),
+        terms="non-commercial research, as ImageNet",
+        source="http://cs231n.stanford.edu/tiny-imagenet-200.zip",
+        files=(
+            RemoteFile(
+                name="tiny-imagenet-200.zip",
+                urls=("http://cs231n.stanford.edu/tiny-imagenet-200.zip",),
+                md5="90528d7ca1a48142e341f4ef8d21d0de",
+                unpacked="tiny-imagenet-200",
+            ),
+        ),
+        folders=("tiny-imagenet", "."),
+        read=lambda paths: read_tiny_imagenet(paths[0]),
+        read_class_names=lambda paths: read_tiny_imagenet_names(paths[0]),
     ),
 )
 _DATASETS = {info.name: info for info in _ENTRIES}

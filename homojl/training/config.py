@@ -127,7 +127,7 @@ class SolverConfig:
 class DataConfig:
     """Images, their split and their augmentation."""
 
-    dataset: str = setting("digits", "a name that `homojl datasets` lists, or the path of an .npz file")
+    dataset: str = setting("digits", "a name that `homojl datasets` lists, or the path of an .npz file or a folder")
     root: str | None = setting(None, "folder of downloaded datasets; absent: $HOMOJL_DATA or the user's cache")
     val_fraction: float = setting(0.1, "fraction of the training images kept for model selection", low=0)
     pad: int = setting(0, "augmentation: zero pixels added on each side before a random crop of the old size", low=0)

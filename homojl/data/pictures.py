@@ -1,0 +1,167 @@
+"""Readers of picture files: folders of class folders, and Tiny ImageNet in its archive or unpacked.
+
+Images leave as uint8 `(N, C, H, W)`, labels as int64 `(N,)`; whatever goes wrong is one `DataError` line that names
+the file (see `guards.py`). A picture's size is known, and held against that of the others, before it is decoded.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+import numpy as np
+
+from homojl.data.guards import RefusedError, reading
+from homojl.data.readers import Arrays
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+"""Of the files in a class folder that are pictures, in small letters; others are passed over."""
+
+_TINY_SIZE = 64
+_TINY_MAX_MEMBER = 2**20  # bytes of one unpacked file; the published ones are far smaller
+
+
+def read_class_folders(path: Path) -> tuple[Arrays | tuple[np.ndarray, np.ndarray], tuple[str, ...]]:
+    """A folder with a folder of pictures for each class, whose names are the classes'.
+
+    Args:
+        path: either of these folders, or one with `train` and `test` (or `val`) in it that are both such folders of
+            the same classes. All pictures have the same size. Pictures that are grey, all of them, have one channel,
+            otherwise three. Names that begin with a dot are passed over.
+
+    Returns:
+        x_train, y_train, x_test, y_test, or where there is no such division only x, y; and the classes' names, sorted.
+
+    Raises:
+        DataError: no class folders, a class without pictures, classes that differ, sizes that differ, or a file that
+            is not a readable picture.
+    """
+    path = Path(path)
+    with reading(path, "folder of class folders"):
+        held_out = next((path / name for name in ("test", "val") if (path / name).is_dir()), None)
+        if not (path / "train").is_dir() or held_out is None:
+            names, files, labels = _class_folders(path)
+            return (_decoded(files, grey=_all_grey(files)), labels), names
+        names, train, y_train = _class_folders(path / "train")
+        others, test, y_test = _class_folders(held_out)
+        if others != names:
+            odd = sorted(set(names) ^ set(others))
+            raise RefusedError(f"train and {held_out.name} must have the same classes; only one of them has {odd[0]!r}")
+        grey = _all_grey(train + test)
+        images = _decoded(train + test, grey=grey)
+        return (images[: len(train)], y_train, images[len(train) :], y_test), names
+
+
+def read_tiny_imagenet(path: Path) -> Arrays:
+    """Tiny ImageNet; its validation images, whose labels are published, serve as the test set.
+
+    Args:
+        path: tiny-imagenet-200.zip, or the folder that it unpacks to.
+
+    Returns:
+        Images `(N, 3, 64, 64)`, labels in the order of the sorted WordNet identifiers.
+
+    Raises:
+        DataError: missing or damaged files, or of another form.
+    """
+    path = Path(path)
+    with reading(path, "Tiny ImageNet"), _members(path) as (names, read):
+        train = sorted(name for name in names if name.startswith("train/") and name.endswith(".JPEG"))
+        classes = sorted({name.split("/")[1] for name in train})
+        index = {name: label for label, name in enumerate(classes)}
+        rows = [line.split("\t") for line in read("val/val_annotations.txt").decode().splitlines()]
+        unknown = [row for row in rows if len(row) < 2 or row[1] not in index]
+        if not train or not rows or unknown:
+            raise RefusedError("not Tiny ImageNet: no training images, or val/val_annotations.txt names other classes")
+        sources = [(name, lambda name=name: read(name)) for name in (*train, *(f"val/images/{row[0]}" for row in rows))]
+        images = _decoded(sources, grey=False, size=(_TINY_SIZE, _TINY_SIZE))
+        y_train = np.array([index[name.split("/")[1]] for name in train], dtype=np.int64)
+        y_test = np.array([index[row[1]] for row in rows], dtype=np.int64)
+        return images[: len(train)], y_train, images[len(train) :], y_test
+
+
+def read_tiny_imagenet_names(path: Path) -> tuple[str, ...]:
+    """The first word for each of Tiny ImageNet's classes, sorted by WordNet identifier; that, where a word repeats.
+
+    Args, Raises: as of `read_tiny_imagenet`.
+    """
+    with reading(path, "Tiny ImageNet"), _members(path) as (names, read):
+        classes = sorted({name.split("/")[1] for name in names if name.startswith("train/") and name.endswith(".JPEG")})
+        words = dict(line.split("\t", 1) for line in read("words.txt").decode().splitlines() if "\t" in line)
+        found = [words.get(name, name).partition(",")[0] for name in classes]
+        return tuple(word if found.count(word) == 1 else name for name, word in zip(classes, found, strict=True))
+
+
+Source = tuple[str, Callable[[], bytes]]
+"""A picture: its name for messages, and what reads its file."""
+
+
+def _class_folders(path: Path) -> tuple[tuple[str, ...], list[Source], np.ndarray]:
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    if len(folders) < 2:
+        raise RefusedError(f"{path.name} has {len(folders)} folders; a folder of pictures is needed for each class")
+    files, labels = [], []
+    for label, folder in enumerate(folders):
+        own = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        if not own:
+            raise RefusedError(f"the class folder {folder.name!r} has no pictures ({', '.join(SUFFIXES)})")
+        files += [(str(p.relative_to(path)), p.read_bytes) for p in own]
+        labels += [label] * len(own)
+    return tuple(folder.name for folder in folders), files, np.array(labels, dtype=np.int64)
+
+
+@contextmanager
+def _members(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
+    """Names below tiny-imagenet-200, and what reads one of them, in the archive or the folder."""
+    if path.is_dir():
+        yield (
+            [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()],
+            lambda name: (path / name).read_bytes(),
+        )
+        return
+    with zipfile.ZipFile(path) as archive:
+        prefix = "tiny-imagenet-200/"
+
+        def read(name: str) -> bytes:
+            info = archive.getinfo(prefix + name)
+            if info.file_size > _TINY_MAX_MEMBER:
+                raise RefusedError(f"{name} unpacks to {info.file_size} bytes")
+            return archive.read(info)
+
+        yield [name.removeprefix(prefix) for name in archive.namelist() if name.startswith(prefix)], read
+
+
+def _opened(source: Source):
+    from PIL import Image  # comes with torchvision; only pictures need it
+
+    name, read = source
+    try:
+        return Image.open(io.BytesIO(read()))
+    except Exception as error:
+        raise RefusedError(f"{name} is not a readable picture ({type(error).__name__})") from error
+
+
+def _all_grey(sources: Sequence[Source]) -> bool:
+    return all(_opened(source).mode in ("1", "L") for source in sources)
+
+
+def _decoded(sources: Sequence[Source], *, grey: bool, size: tuple[int, int] | None = None) -> np.ndarray:
+    """All pictures, uint8 (N, C, H, W), of one (width, height); by default the first one's."""
+    images = None
+    for i, source in enumerate(sources):
+        picture = _opened(source)
+        size = picture.size if size is None else size
+        if picture.size != size:
+            shown, wanted = (" x ".join(map(str, s)) for s in (picture.size, size))
+            raise RefusedError(f"{source[0]} is {shown} pixels, others are {wanted}; bring them to one size first")
+        if images is None:
+            images = np.empty((len(sources), 1 if grey else 3, size[1], size[0]), dtype=np.uint8)
+        try:
+            pixels = np.asarray(picture.convert("L" if grey else "RGB"))
+        except Exception as error:
+            raise RefusedError(f"{source[0]} is damaged ({type(error).__name__})") from error
+        images[i] = pixels if grey else pixels.transpose(2, 0, 1)
+    return images

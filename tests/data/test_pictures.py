@@ -1,0 +1,182 @@
+"""Folders of class folders, and Tiny ImageNet as an archive and unpacked."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import io
+import zipfile
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from homojl.data import dataset_info, load_dataset, registry
+from homojl.data.pictures import read_class_folders, read_tiny_imagenet
+from homojl.errors import DataError
+
+
+def picture(seed: int, size=(6, 5), mode: str = "RGB") -> np.ndarray:
+    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(pixels: np.ndarray, form: str = "PNG") -> bytes:
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form)
+    return stream.getvalue()
+
+
+def write_folder(root, counts: dict[str, int], *, mode: str = "RGB", first: int = 0) -> None:
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            (root / name / f"{i:03}.png").write_bytes(encoded(picture(first + i, mode=mode)))
+
+
+@pytest.mark.parametrize(("mode", "channels"), [("RGB", 3), ("L", 1)])
+@pytest.mark.parametrize("held_out", ["test", "val"])
+def test_train_and_test_folders(tmp_path, mode, channels, held_out):
+    write_folder(tmp_path / "train", {"b cat": 3, "a dog": 2}, mode=mode)
+    write_folder(tmp_path / held_out, {"a dog": 1, "b cat": 2}, mode=mode, first=7)
+    (tmp_path / "train" / ".hidden").mkdir()
+    (tmp_path / "train" / "a dog" / "notes.txt").write_text("not a picture")
+    data = load_dataset(tmp_path)
+    assert (data.name, data.class_names) == (tmp_path.name, ("a dog", "b cat"))
+    assert data.input_shape == (channels, 5, 6)
+    assert data.y_train.tolist() == [0, 0, 1, 1, 1]
+    assert data.y_test.tolist() == [0, 1, 1]
+    pixels = picture(8, mode=mode)
+    expected = pixels[None] if mode == "L" else pixels.transpose(2, 0, 1)
+    np.testing.assert_array_equal(data.x_test[2].numpy(), expected)
+
+
+def test_without_a_test_folder_a_fifth_is_held_out(tmp_path):
+    write_folder(tmp_path, {"x": 10, "y": 5})
+    data, again = load_dataset(tmp_path), load_dataset(str(tmp_path))
+    assert (len(data.x_train), len(data.x_test)) == (12, 3)
+    assert data.y_test.tolist() == [0, 0, 1]
+    assert (data.x_test == again.x_test).all()
+
+
+def test_one_colour_picture_makes_all_of_them_colour(tmp_path):
+    write_folder(tmp_path, {"x": 2, "y": 2}, mode="L")
+    (tmp_path / "y" / "z.bmp").write_bytes(encoded(picture(1), "BMP"))
+    (x, y), names = read_class_folders(tmp_path)
+    assert (x.shape, y.tolist(), names) == ((5, 3, 5, 6), [0, 0, 1, 1, 1], ("x", "y"))
+
+
+def spoil_size(root):
+    (root / "x" / "zz.png").write_bytes(encoded(picture(0, size=(7, 5))))
+
+
+def spoil_content(root):
+    (root / "x" / "zz.png").write_bytes(b"no picture")
+
+
+def spoil_end(root):
+    content = encoded(np.zeros((50, 60, 3), np.uint8) + np.arange(60, dtype=np.uint8)[None, :, None])
+    for path in root.rglob("*.png"):
+        path.write_bytes(content)
+    (root / "x" / "000.png").write_bytes(content[: len(content) // 2])
+
+
+def spoil_class(root):
+    (root / "empty").mkdir()
+
+
+def spoil_all(root):
+    for path in root.rglob("*.png"):
+        path.unlink()
+    (root / "x").rmdir()
+    (root / "y").rmdir()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "message"),
+    [
+        (spoil_size, r"zz.png is 7 x 5 pixels, others are 6 x 5"),
+        (spoil_content, r"zz.png is not a readable picture"),
+        (spoil_end, r"000.png is (damaged|not a readable picture)"),
+        (spoil_class, r"the class folder 'empty' has no pictures"),
+        (spoil_all, r"has 0 folders"),
+    ],
+)
+def test_refused(tmp_path, spoil, message):
+    write_folder(tmp_path, {"x": 3, "y": 2})
+    spoil(tmp_path)
+    with pytest.raises(DataError, match=message) as error:
+        load_dataset(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_refused_where_classes_differ_or_are_too_small(tmp_path):
+    write_folder(tmp_path / "own" / "train", {"x": 1, "y": 1})
+    write_folder(tmp_path / "own" / "test", {"x": 1, "z": 1})
+    with pytest.raises(DataError, match="only one of them has 'y'"):
+        load_dataset(tmp_path / "own")
+    write_folder(tmp_path / "small", {"x": 1, "y": 1})
+    with pytest.raises(DataError, match="too few"):
+        load_dataset(tmp_path / "small")
+
+
+def tiny_files() -> dict[str, bytes]:
+    """Two classes, of two and three training images, and two validation images; one of them grey."""
+    big = {"size": (64, 64)}
+    files = {f"train/n02/images/n02_{i}.JPEG": encoded(picture(i, **big), "JPEG") for i in range(2)}
+    files |= {f"train/n01/images/n01_{i}.JPEG": encoded(picture(9 + i, **big), "JPEG") for i in range(3)}
+    files["train/n01/n01_boxes.txt"] = b"n01_0.JPEG\t0\t0\t9\t9\n"
+    files["val/images/val_0.JPEG"] = encoded(picture(20, **big), "JPEG")
+    files["val/images/val_1.JPEG"] = encoded(picture(21, **big, mode="L"), "JPEG")
+    files["val/val_annotations.txt"] = b"val_0.JPEG\tn02\t0\t0\t9\t9\nval_1.JPEG\tn01\t1\t1\t2\t2\n"
+    files["words.txt"] = b"n00\tentity\nn01\tgoldfish, Carassius auratus\nn02\ttabby\n"
+    return files
+
+
+def write_tiny(path, files: dict[str, bytes], *, packed: bool):
+    if packed:
+        with zipfile.ZipFile(path / "tiny-imagenet-200.zip", "w") as archive:
+            for name, content in files.items():
+                archive.writestr(f"tiny-imagenet-200/{name}", content)
+        return path / "tiny-imagenet-200.zip"
+    for name, content in files.items():
+        file = path / "tiny-imagenet-200" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return path / "tiny-imagenet-200"
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_tiny_imagenet(tmp_path, monkeypatch, packed):
+    folder = tmp_path / "tiny-imagenet"
+    folder.mkdir()
+    path = write_tiny(folder, tiny_files(), packed=packed)
+    info = dataset_info("tiny-imagenet")
+    (file,) = info.files
+    if packed:
+        file = dataclasses.replace(file, md5=hashlib.md5(path.read_bytes()).hexdigest())
+    small = dataclasses.replace(info, n_classes=2, n_train=5, n_test=2, files=(file,))
+    monkeypatch.setitem(registry._DATASETS, "tiny-imagenet", small)
+    data = load_dataset("tiny-imagenet", root=tmp_path, download=False)
+    assert data.class_names == ("goldfish", "tabby")
+    assert data.input_shape == (3, 64, 64)
+    assert data.y_train.tolist() == [0, 0, 0, 1, 1]
+    assert data.y_test.tolist() == [1, 0]
+    expected = np.asarray(Image.open(io.BytesIO(tiny_files()["train/n02/images/n02_1.JPEG"])).convert("RGB"))
+    np.testing.assert_array_equal(data.x_train[4].numpy(), expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"val/val_annotations.txt": b"val_0.JPEG\tn09\n"}, "names other classes"),
+        ({"val/val_annotations.txt": b"val_7.JPEG\tn01\n"}, "val_7"),
+        ({"train/n02/images/n02_0.JPEG": b"no picture"}, "n02_0.JPEG is not a readable picture"),
+        ({"train/n02/images/n02_0.JPEG": encoded(picture(0), "JPEG")}, "is 6 x 5 pixels, others are 64 x 64"),
+    ],
+)
+def test_tiny_imagenet_refused(tmp_path, packed, change, message):
+    path = write_tiny(tmp_path, tiny_files() | change, packed=packed)
+    with pytest.raises(DataError, match=message):
+        read_tiny_imagenet(path)
