@@ -66,10 +66,10 @@ class JuliaBackend(AbstractBackend):
         with runtime.calling(self._julia):
             return bool(self._julia.homojl.has_device())
 
-    def _run(self, solve, job: Job) -> tuple:
+    def _run(self, solve: str, job: Job) -> tuple:
         try:
             with runtime.calling(self._julia):
-                return solve(job)
+                return getattr(self._julia.bridge, solve)(job)
         finally:
             for value in vars(job).values():
                 if isinstance(value, Callback):
@@ -106,7 +106,7 @@ class JuliaBackend(AbstractBackend):
             parts=error_norm.parts,
             keep=keep,
         )
-        answer = self._run(self._julia.bridge.integrate, job)
+        answer = self._run("integrate", job)
         times, starts, sizes, indices, fractions, status, message, nfe, n_rejected = answer
         return Integration(
             ts=times,
@@ -138,7 +138,7 @@ class JuliaBackend(AbstractBackend):
             algorithm=_algorithm(algorithm),
             samples=len(z0),
         )
-        answer = self._run(self._julia.bridge.fixed_point, job)
+        answer = self._run("fixed_point", job)
         residuals, iterations, converged, status, message, nfe, n_jvp = answer
         return FixedPoint(
             value=value,
@@ -167,7 +167,7 @@ class JuliaBackend(AbstractBackend):
             kind=kind,
             keep=_keeper(form, states),
         )
-        answer = self._run(self._julia.bridge.trace_path, job)
+        answer = self._run("trace_path", job)
         s, lambdas, residuals, folds, status, message, nfe, n_jvp, n_rejected = answer
         return Path(
             s=torch.tensor(s, dtype=torch.float64),

@@ -149,6 +149,8 @@ class _Running:
         jl: Julia's module `Main`.
         homojl: the package HomoJL.
         bridge: its extension for Python.
+        library, internals: Julia's C interface, in its two libraries.
+        owner: the thread that started Julia.
     """
 
     instance: _Running | None = None
@@ -172,6 +174,8 @@ class _Running:
         self.homojl = self.jl.HomoJL
         self.bridge = self.jl.seval("Base.get_extension(HomoJL, :HomoJLPythonCallExt)")
         self.library = ctypes.CDLL(juliacall.CONFIG["libpath"])
+        self.library.jl_get_pgcstack.restype = ctypes.c_void_p
+        self.internals = ctypes.CDLL(str(self.jl.seval('import Libdl; Libdl.dlpath("libjulia-internal")')))
         self.owner = threading.main_thread().ident if started_before else threading.get_ident()
 
 
@@ -235,13 +239,9 @@ def _visiting(julia: _Running) -> Iterator[None]:
         yield
         return
     library = julia.library
-    if not getattr(_thread, "adopted", False):
+    if not library.jl_get_pgcstack():  # Julia does not know this thread yet
         library.jl_adopt_thread()
-        library.jl_get_ptls_states.restype = ctypes.c_void_p
-        library.jl_gc_safe_enter.argtypes = [ctypes.c_void_p]
-        # Between visits this thread is no obstacle to a collection.
-        library.jl_gc_safe_enter(library.jl_get_ptls_states())
-        _thread.adopted = True
+        julia.internals.jl_gc_safe_enter()  # between visits it is no obstacle to a collection
     library.jl_gc_enable(0)
     _thread.visits = 1
     try:
