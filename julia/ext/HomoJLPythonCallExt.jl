@@ -129,9 +129,9 @@ A function written in Julia, `f!(out, state, p, t)` for a field or `f!(out, stat
 whether the user pressed Ctrl-C.
 """
 mutable struct NativeFunction{F, P, N}
-    const f!::F
-    const p::P
-    const dims::NTuple{N, Int}
+    f!::F
+    p::P
+    dims::NTuple{N, Int}
     calls::Int
 end
 

@@ -8,10 +8,10 @@ A map f!(out, z) on a batch, seen as a matrix with a column for each sample; cou
 The types of `f!` and `jvp!` are deliberately unknown to the compiler, as those of [`CountedField`](@ref) are.
 """
 mutable struct CountedMap{N}
-    const f!::Any
-    const jvp!::Any
-    const shape::NTuple{N, Int}
-    const samples::Int
+    f!::Any
+    jvp!::Any
+    shape::NTuple{N, Int}
+    samples::Int
     calls::Int
     products::Int
     held::Any  # a row of Bool with the samples that are not evaluated any more; `nothing`: all are
@@ -43,15 +43,15 @@ row_like(x, flags) = copyto!(similar(x, Bool, 1, length(flags)), Vector{Bool}(fl
 
 "Residuals, best iterates and ends of all samples; the same rules as the PyTorch backend's."
 mutable struct Progress{A <: AbstractFixedPointAlgorithm, M <: AbstractMatrix}
-    const algorithm::A
-    const best::M
-    const active::Vector{Bool}
-    const score::Vector{Float64}  # residual over what is tolerated, at the best iterate
-    const ratio::Vector{Float64}  # residual over norm(f(z)), there
-    const mark::Vector{Float64}   # the score that has to be undercut to count as progress
-    const marked_at::Vector{Int}
-    const iterations::Vector{Int}
-    const statuses::Vector{Status}
+    algorithm::A
+    best::M
+    active::Vector{Bool}
+    score::Vector{Float64}  # residual over what is tolerated, at the best iterate
+    ratio::Vector{Float64}  # residual over norm(f(z)), there
+    mark::Vector{Float64}   # the score that has to be undercut to count as progress
+    marked_at::Vector{Int}
+    iterations::Vector{Int}
+    statuses::Vector{Status}
 end
 
 function Progress(algorithm::AbstractFixedPointAlgorithm, z::AbstractMatrix)
@@ -245,13 +245,13 @@ Anderson's history: differences of residuals and of images z + mixing r, (elemen
 The small systems are solved on the host in Float64.
 """
 mutable struct AndersonMemory{A <: AbstractArray, M <: AbstractMatrix}
-    const differences::A
-    const images::A
-    const gram::Array{Float64, 3}
-    const image::M
-    const image_before::M
-    const r_before::M
-    const scratch::M
+    differences::A
+    images::A
+    gram::Array{Float64, 3}
+    image::M
+    image_before::M
+    r_before::M
+    scratch::M
     count::Int
 end
 

@@ -10,13 +10,13 @@ H on flat vectors w = (z, lambda) of type `A`, and its derivative; counts evalua
 each time.
 """
 mutable struct Homotopy{T, Z <: AbstractArray{T}, A <: AbstractVector{T}}
-    const r!::Any
-    const jvp!::Any
-    const newton::Bool
-    const u0::A
-    const z::Z
-    const direction::Z
-    const out::Z
+    r!::Any
+    jvp!::Any
+    newton::Bool
+    u0::A
+    z::Z
+    direction::Z
+    out::Z
     r0::A
     nfe::Int
     n_jvp::Int

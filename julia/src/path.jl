@@ -95,12 +95,12 @@ end
 
 "One solve: where the path has come to, and what is written down of it."
 mutable struct Tracker{T, H <: Homotopy{T}, A <: AbstractVector{T}, L <: AbstractPathAlgorithm}
-    const homotopy::H
-    const algorithm::L
-    const tableau::Tableau
-    const along_lambda::A
-    const points::Vector{Point{T, A}}
-    const lengths::Vector{Float64}
+    homotopy::H
+    algorithm::L
+    tableau::Tableau
+    along_lambda::A
+    points::Vector{Point{T, A}}
+    lengths::Vector{Float64}
     s::Float64
     h::Float64
     folds::Int
