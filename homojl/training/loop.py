@@ -70,7 +70,7 @@ class Totals:
         self.nfe_backward += solution.stats.nfe_backward
         self.accepted += solution.stats.n_accepted
         self.rejected += solution.stats.n_rejected
-        self.failed += solution.status is not Status.SUCCESS
+        self.failed += (solution.status is not Status.SUCCESS) + (solution.stats.unconverged_backward > 0)
 
 
 @dataclass
