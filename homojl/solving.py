@@ -21,7 +21,7 @@ from homojl.algorithms import (
     AbstractPathAlgorithm,
     AbstractSplitting,
 )
-from homojl.backends import AbstractBackend, TorchBackend, get_backend
+from homojl.backends import AbstractBackend, TorchBackend, announce, get_backend
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats
@@ -180,10 +180,10 @@ def choose_backend(
         algorithm = algorithm.iteration()
     through = isinstance(adjoint, DirectAdjoint | UnrolledAdjoint)
     if name == "auto" and through and TorchBackend().supports(algorithm, device):
-        return TorchBackend()
+        return announce(TorchBackend())
     chosen = get_backend(name)
-    if name == "auto" and not chosen.supports(algorithm, device):
-        chosen = TorchBackend()
+    if name == "auto":
+        chosen = announce(chosen if chosen.supports(algorithm, device) else TorchBackend())
     if not chosen.supports(algorithm, device):
         other = "pytorch" if chosen.name == "julia" else "julia"
         raise BackendUnavailable(

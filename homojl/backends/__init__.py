@@ -9,7 +9,7 @@ from homojl.backends.pytorch.backend import TorchBackend
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 
-__all__ = ["AbstractBackend", "ErrorNorm", "Integration", "TorchBackend", "automatic_backend", "get_backend"]
+__all__ = ["AbstractBackend", "ErrorNorm", "Integration", "TorchBackend", "announce", "get_backend"]
 
 logger = logging.getLogger("homojl")
 _announced: set[str] = set()
@@ -34,11 +34,15 @@ def get_backend(name: str) -> AbstractBackend:
 
 
 def automatic_backend() -> AbstractBackend:
-    """Julia's where its environment is installed, else PyTorch's; which one is logged once."""
+    """Julia's where its environment is installed, else PyTorch's."""
     from homojl.backends.julia import runtime
 
-    name = "julia" if runtime.usable() else "pytorch"
-    if name not in _announced:
-        _announced.add(name)
-        logger.info("backend auto: solving with %s", {"julia": "Julia", "pytorch": "PyTorch"}[name])
-    return get_backend(name)
+    return get_backend("julia" if runtime.usable() else "pytorch")
+
+
+def announce(backend: AbstractBackend) -> AbstractBackend:
+    """The backend; that "auto" took it is logged once."""
+    if backend.name not in _announced:
+        _announced.add(backend.name)
+        logger.info("backend auto: solving with %s", {"julia": "Julia", "pytorch": "PyTorch"}[backend.name])
+    return backend
