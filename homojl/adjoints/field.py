@@ -45,14 +45,6 @@ class Field(Inputs):
         self._checked = True
         return dy.detach()
 
-    def requires_grad(self, t: float) -> bool:
-        """Whether a gradient may be wanted: of y0, of the inputs, or of a tensor that the field uses unlisted."""
-        if self._like.requires_grad or self.inputs:
-            return True
-        with torch.enable_grad():
-            like = self._like.detach()
-            return self._f(torch.full((), t, dtype=like.dtype, device=like.device), like, *self._args).requires_grad
-
     def jvp_for(self, algorithm: AbstractODEAlgorithm, stats: Stats) -> RightHandSideJVP | None:
         """The Jacobian-vector product, counted, where the algorithm needs one."""
         if not isinstance(algorithm, AbstractImplicit):

@@ -69,11 +69,23 @@ class DirectAdjoint(AbstractODEAdjoint):
 
         if backend.name == "pytorch":
             return backend.integrate(rhs, problem.y0, problem.ts, algorithm)
+        recording = torch.is_grad_enabled()
+        wanted = recording and (problem.y0.requires_grad or bool(field.inputs))
+
+        def evaluate(t: Tensor, y: Tensor) -> Tensor:
+            nonlocal wanted, recording
+            if not recording or wanted:
+                return field.evaluate(t, y)
+            recording = False  # the first evaluation shows whether the field uses a tensor that is not listed
+            with torch.enable_grad():
+                dy = field.evaluate(t, y)
+            wanted = dy.requires_grad
+            return dy.detach()
+
         with torch.no_grad():
-            rhs_there = field.on(backend, field.evaluate)
             jvp = field.jvp_for(algorithm, stats)
-            result = backend.integrate(rhs_there, problem.y0, problem.ts, algorithm, jvp=jvp)
-        if not (torch.is_grad_enabled() and field.requires_grad(problem.ts[0])):
+            result = backend.integrate(field.on(backend, evaluate), problem.y0, problem.ts, algorithm, jvp=jvp)
+        if not wanted:
             return result
         _require_tableau(self, algorithm)
 

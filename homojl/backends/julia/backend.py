@@ -141,7 +141,7 @@ class JuliaBackend(AbstractBackend):
         answer = self._run("fixed_point", job)
         residuals, iterations, converged, status, message, nfe, n_jvp = answer
         return FixedPoint(
-            value=value,
+            value=StateForm(z0).laid_out(value),
             residuals=torch.tensor(residuals, dtype=torch.float64),
             iterations=torch.tensor(iterations, dtype=torch.int64),
             converged=torch.tensor(converged, dtype=torch.bool),
