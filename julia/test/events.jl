@@ -30,7 +30,7 @@ const CROSSING = π - atan(2)
         (Dopri5(rtol = 1.0e-12, atol = 1.0e-12), 1.0e-10),
         (Bosh3(rtol = 1.0e-11, atol = 1.0e-11, max_steps = 1_000_000), 1.0e-9),
         (Rodas5P(rtol = 1.0e-12, atol = 1.0e-12), 1.0e-9),
-        (TRBDF2(rtol = 1.0e-8, atol = 1.0e-8, max_steps = 100_000), 1.0e-6),
+        (TRBDF2(rtol = 1.0e-8, atol = 1.0e-8, max_steps = 100_000), 1.0e-5),
         (FBDF(rtol = 1.0e-10, atol = 1.0e-10), 1.0e-7),
         (RK4(step_size = 1.0e-3), 1.0e-10),
         (Midpoint(step_size = 1.0e-3), 1.0e-5),
