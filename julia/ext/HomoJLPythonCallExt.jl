@@ -254,32 +254,41 @@ function integrate(job::Py)
     keep = job.keep
     keep_states = !pyis(keep, pybuiltins.None)
     return with_field(job.field, job.jvp) do f!, jvp!
-        borrow((job.u0, job.out)) do (start, block)
-            n = length(start)
-            saved = [view_block(block, i, n) for i in 1:(length(times) - 1)]
-            kept(u) = copyto!(vector_at(start, call_for_address(keep), n), u)
-            solution = HomoJL.integrate(
-                f!, start, times, algorithm;
-                parts = ranges, jvp! = jvp!, out = saved, keep_states, keep = kept, throw = false
-            )
-            # A solve that stopped early ends in a state that belongs to no save time.
-            n_saved = length(solution.steps.save_steps)
-            partial = length(solution.us) > n_saved + 1
-            partial && copyto!(saved[n_saved + 1], solution.us[end])
-            steps, stats = solution.steps, solution.stats
-            pytuple(
-                (
-                    pytuple(solution.ts), pytuple(steps.starts), pytuple(steps.sizes),
-                    pytuple((s - 1 for s in steps.save_steps)), pytuple(steps.save_fractions),
-                    string(solution.status), solution.message, stats.nfe, stats.n_rejected,
-                )
-            )
+        borrow((job.u0, job.out)) do vectors
+            integrate_on(f!, jvp!, vectors[1], vectors[2], times, algorithm, ranges, keep_states, keep)
         end
     end
 end
 
+# Apart, so that it is compiled for the types of the vectors; those of the functions are left open, as HomoJL leaves them.
+function integrate_on(
+        @nospecialize(f!), @nospecialize(jvp!), start::V, block::V, times, algorithm, parts, keep_states, keep_address
+    ) where {V}
+    n = length(start)
+    out = V[view_block(block, i, n) for i in 1:(length(times) - 1)]
+    keep(u) = copyto!(vector_at(start, call_for_address(keep_address), n), u)
+    solution = if isnothing(jvp!)
+        HomoJL.integrate(f!, start, times, algorithm; parts, out, keep_states, keep, throw = false)
+    else
+        HomoJL.integrate(f!, start, times, algorithm; jvp!, parts, out, keep_states, keep, throw = false)
+    end
+    # A solve that stopped early ends in a state that belongs to no save time.
+    n_saved = length(solution.steps.save_steps)
+    length(solution.us) > n_saved + 1 && copyto!(out[n_saved + 1], solution.us[end])
+    steps, stats = solution.steps, solution.stats
+    return pytuple(
+        (
+            pytuple(solution.ts), pytuple(steps.starts), pytuple(steps.sizes),
+            pytuple([s - 1 for s in steps.save_steps]), pytuple(steps.save_fractions),
+            string(solution.status), solution.message, stats.nfe, stats.n_rejected,
+        )
+    )
+end
+
 view_block(block::Vector{T}, i::Int, n::Int) where {T} = unsafe_wrap(Array, pointer(block, (i - 1) * n + 1), n)
-view_block(block::AbstractVector, i::Int, n::Int) = view(block, ((i - 1) * n + 1):(i * n))
+view_block(block::V, i::Int, n::Int) where {V <: AbstractVector} = device_block(block, (i - 1) * n, n)::V
+device_block(block::AbstractVector{T}, offset::Int, n::Int) where {T} =
+    HomoJL.device_vector(T, Int(UInt(pointer(block, offset + 1))), n)
 
 """
     fixed_point(job::Py) -> Py

@@ -169,9 +169,11 @@ end
 checked_out(::Nothing, u, n::Int) = nothing
 
 function checked_out(out, u::A, n::Int) where {A}
-    require(length(out) == n, "out must have $n arrays, one for each save time after the first, got $(length(out))")
+    length(out) == n ||
+        require(false, "out must have $n arrays, one for each save time after the first, got $(length(out))")
     wrong = findfirst(array -> !(array isa A && size(array) == size(u)), out)
-    require(isnothing(wrong), "out must hold arrays like u0, which is a $(summary(u)); one of them is not")
+    # The message takes a millisecond to make, which is many solves' worth.
+    isnothing(wrong) || require(false, "out must hold arrays like u0, which is a $(summary(u)); one of them is not")
     return collect(A, out)
 end
 
