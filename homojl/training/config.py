@@ -85,7 +85,7 @@ class SolverConfig:
         if cls is None:
             raise ConfigError(f"unknown algorithm {self.algorithm!r}; {did_you_mean(self.algorithm.lower(), known)}")
         settings = {f.name: getattr(self, f.name, None) for f in fields(cls)}
-        if "controller" in settings:
+        if settings.get("controller") is not None:
             settings["controller"] = CONTROLLERS[self.controller]()
         return cls(**{k: v for k, v in settings.items() if v is not None})
 
