@@ -370,4 +370,21 @@ end
 
 time_of(job::Py, ::Type{T}) where {T} = pyis(job.t, pybuiltins.None) ? nothing : T(pyconvert(Float64, job.t))
 
+# ---- what a first solve would otherwise wait for ----
+
+# No workload can run here, since Python is not there while packages are compiled: the signatures are named instead.
+for solve in (integrate, fixed_point, trace_path, evaluate)
+    precompile(solve, (Py,))
+end
+for T in (Float32, Float64)
+    V = Vector{T}
+    for K in 1:2
+        precompile(Tuple{PyFunction{T, V, K}, V, T, Vararg{V, K}})
+        precompile(Tuple{PyFunction{T, V, K}, V, Nothing, Vararg{V, K}})
+    end
+    for A in (HomoJL.Euler, HomoJL.RK4, HomoJL.Bosh3, HomoJL.Dopri5, HomoJL.Tsit5)
+        precompile(integrate_on, (Function, Nothing, V, V, Vector{Float64}, A, Nothing, Bool, Py))
+    end
+end
+
 end
