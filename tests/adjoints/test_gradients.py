@@ -128,7 +128,7 @@ def test_checkpoint_equals_direct_to_rounding_at_every_tolerance(cls, tolerance,
     algorithm = cls(rtol=tolerance, atol=tolerance)
     direct = gradients_of(field, y0, x, ts, algorithm, hj.DirectAdjoint(), backend)
     checkpoint = gradients_of(field, y0, x, ts, algorithm, hj.CheckpointAdjoint(), backend)
-    # From Julia the checkpoints differ in the last bits from the states that PyTorch reaches, and the field magnifies them.
+    # Julia's checkpoints differ in the last bits from the states that PyTorch reaches; the field magnifies them.
     rounding = (100 if backend == "pytorch" else 10_000) * torch.finfo(dtype).eps
     for a, b in zip(direct, checkpoint, strict=True):
         torch.testing.assert_close(b, a, rtol=rounding, atol=rounding * float(a.abs().max()))
