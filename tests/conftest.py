@@ -44,7 +44,18 @@ AVAILABLE["julia"] = _julia_is_usable
 @pytest.fixture(params=["pytorch", pytest.param("julia", marks=pytest.mark.needs("julia"))])
 def backend(request) -> str:
     """Every backend that solves; a test that takes it runs once on each."""
-    params = request.node.callspec.params.values()
-    if request.param == "julia" and any(p is Dopri8 or isinstance(p, Dopri8) for p in params):
-        pytest.skip("the Julia backend has no Dopri8")
     return request.param
+
+
+def pytest_collection_modifyitems(config, items):
+    """Leave out what is no test: Julia's backend with a method that it lacks. A skip would say something is missing."""
+
+    def exists(item) -> bool:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        no_dopri8 = params.get("backend") == "julia" and "backend" in item.fixturenames
+        return not (no_dopri8 and any(p is Dopri8 or isinstance(p, Dopri8) for p in params.values()))
+
+    left_out = [item for item in items if not exists(item)]
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = [item for item in items if exists(item)]

@@ -41,7 +41,8 @@ function borrow_from_host(action, tensor::Py)
 end
 
 function borrow_from_device(action, tensor::Py)
-    return action(HomoJL.device_vector(element_type(tensor), address(tensor), pyconvert(Int, tensor.numel())))
+    vector = HomoJL.device_vector(element_type(tensor), address(tensor), pyconvert(Int, tensor.numel()))
+    return HomoJL.on_device_stream(() -> action(vector))
 end
 
 borrow(action, tensors::Tuple{}) = action(())
@@ -58,9 +59,6 @@ address(tensor::Py) = pyconvert(Int, tensor.data_ptr())
 "The vector of length n at an address in the memory of `like`'s kind."
 vector_at(::Vector{T}, address::Int, n::Int) where {T} = unsafe_wrap(Array, Ptr{T}(address), n)
 vector_at(::AbstractVector{T}, address::Int, n::Int) where {T} = HomoJL.device_vector(T, address, n)
-
-"`action()` on the stream that the tensor's kernels are on, where it has any."
-on_stream(action, tensor::Py) = pyconvert(Bool, tensor.is_cuda) ? HomoJL.on_device_stream(action) : action()
 
 # ---- functions in Python ----
 
