@@ -13,12 +13,17 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _EXPORTS = {
-    **dict.fromkeys(["ODEProblem", "FixedPointProblem", "HomotopyProblem"], "homojl.problems"),
+    **dict.fromkeys(["ODEProblem", "Event", "FixedPointProblem", "HomotopyProblem"], "homojl.problems"),
     **dict.fromkeys(
         [
             "Euler",
             "Midpoint",
+            "Heun2",
+            "Heun3",
             "RK4",
+            "RK38",
+            "AdaptiveHeun",
+            "Fehlberg2",
             "Bosh3",
             "Dopri5",
             "Tsit5",
@@ -110,7 +115,9 @@ if TYPE_CHECKING:
     from homojl.algorithms import (
         FBDF,
         RK4,
+        RK38,
         TRBDF2,
+        AdaptiveHeun,
         Anderson,
         ArcLength,
         Bosh3,
@@ -119,7 +126,10 @@ if TYPE_CHECKING:
         Dopri5,
         Dopri8,
         Euler,
+        Fehlberg2,
         ForwardBackward,
+        Heun2,
+        Heun3,
         Midpoint,
         NaturalParameter,
         NewtonKrylov,
@@ -148,7 +158,7 @@ if TYPE_CHECKING:
         SolveError,
     )
     from homojl.models import create_model, model_names
-    from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem
+    from homojl.problems import Event, FixedPointProblem, HomotopyProblem, ODEProblem
     from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
     from homojl.solving import solve
     from homojl.training import load_run

@@ -15,6 +15,29 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
+class Event:
+    """Something that ends a solve: a condition that changes its sign.
+
+    It is looked at after each accepted step, so that two changes within one step go unseen; tighter tolerances take
+    shorter steps. A condition that is zero at the start is no event; one that reaches zero is.
+
+    Args:
+        condition: `condition(t, y, *args)` with the arguments of the field; a tensor of one value or several, of
+            which the first to change its sign counts.
+        direction: 1: only where it rises through zero, -1: only where it falls, along the way that the solve takes;
+            0: either.
+    """
+
+    condition: Callable[..., torch.Tensor]
+    direction: int = 0
+
+    def __post_init__(self) -> None:
+        _check_function("condition", self.condition, "condition(t, y, *args)")
+        if self.direction not in (-1, 0, 1):
+            raise ConfigError(f"direction must be -1, 0 or 1, got {self.direction!r}")
+
+
+@dataclass(frozen=True, eq=False)
 class ODEProblem:
     """The initial value problem dy/dt = f(t, y, *args), y(ts[0]) = y0.
 
@@ -27,6 +50,9 @@ class ODEProblem:
         args: further arguments of `f`: a condition, a dropout mask. Tensors in it receive gradients.
         params: tensors inside `f` that receive gradients. The default, None, takes `f.parameters()` where `f` is
             a `torch.nn.Module`, else nothing. `DirectAdjoint` does not need it.
+        event: where to end before the last of `ts`. Its time is then the last of the solution's, and its status
+            `Status.EVENT`.
+        discontinuities: times at which `f` jumps. Adaptive steps end there and start anew.
 
     Raises:
         ConfigError: if anything is of the wrong type, shape, dtype or order.
@@ -37,12 +63,17 @@ class ODEProblem:
     ts: tuple[float, ...]
     args: tuple[Any, ...] = ()
     params: tuple[torch.Tensor, ...] | None = None
+    event: Event | None = None
+    discontinuities: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         _check_function("f", self.f, "f(t, y, *args)")
         _check_start("y0", self.y0)
         _check_args(self.args)
         object.__setattr__(self, "ts", _checked_times(self.ts))
+        if not isinstance(self.event, Event | None):
+            raise ConfigError(f"event must be an Event(condition), got {self.event!r}")
+        object.__setattr__(self, "discontinuities", _finite_times("discontinuities", self.discontinuities))
         object.__setattr__(self, "params", _params(self.f, self.params))
 
 
@@ -139,17 +170,22 @@ def _params(function: object, params: Sequence[torch.Tensor] | None) -> tuple[to
     return tuple(function.parameters()) if isinstance(function, torch.nn.Module) else ()
 
 
-def _checked_times(ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
-    if getattr(ts, "requires_grad", False):
-        raise ConfigError("gradients with respect to ts are not supported; pass ts.detach()")
+def _finite_times(name: str, ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
     try:
         times = tuple(float(t) for t in (ts.tolist() if hasattr(ts, "tolist") else ts))
     except (TypeError, ValueError):
-        raise ConfigError(f"ts must be a sequence of numbers or a 1-D tensor, got {ts!r}") from None
+        raise ConfigError(f"{name} must be a sequence of numbers or a 1-D tensor, got {ts!r}") from None
+    if not all(math.isfinite(t) for t in times):
+        raise ConfigError(f"{name} has a time that is not finite")
+    return times
+
+
+def _checked_times(ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
+    if getattr(ts, "requires_grad", False):
+        raise ConfigError("gradients with respect to ts are not supported; pass ts.detach()")
+    times = _finite_times("ts", ts)
     if len(times) < 2:
         raise ConfigError(f"ts needs the initial time and at least one more, got {len(times)} time(s)")
-    if not all(math.isfinite(t) for t in times):
-        raise ConfigError("ts has a time that is not finite")
     ahead = [b > a for a, b in itertools.pairwise(times)]
     if not (all(ahead) or all(b < a for a, b in itertools.pairwise(times))):
         raise ConfigError("ts must be strictly increasing or strictly decreasing")

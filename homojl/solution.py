@@ -16,6 +16,7 @@ class Status(enum.Enum):
     """How a solve ended; the value is the sentence that messages show."""
 
     SUCCESS = "the solve reached its end"
+    EVENT = "the event took place"
     DIVERGED = "the state or its derivative is no longer finite"
     STEP_TOO_SMALL = "the step size fell below its smallest value"
     MAX_STEPS = "the largest number of steps was taken"
@@ -26,7 +27,7 @@ class Status(enum.Enum):
 
     @property
     def ok(self) -> bool:
-        return self is Status.SUCCESS
+        return self in (Status.SUCCESS, Status.EVENT)
 
 
 @dataclass

@@ -54,6 +54,40 @@ RK4 = ButcherTableau(
     c=(0.0, 1 / 2, 1 / 2, 1.0),
 )
 
+# Hairer, Norsett, Wanner (1993), II.1: Heun's methods of order 2 and 3, and Kutta's 3/8 rule.
+HEUN2 = ButcherTableau(order=2, a=((), (1.0,)), b=(1 / 2, 1 / 2), c=(0.0, 1.0))
+
+HEUN3 = ButcherTableau(order=3, a=((), (1 / 3,), (0.0, 2 / 3)), b=(1 / 4, 0.0, 3 / 4), c=(0.0, 1 / 3, 2 / 3))
+
+RK38 = ButcherTableau(
+    order=4,
+    a=((), (1 / 3,), (-1 / 3, 1.0), (1.0, -1.0, 1.0)),
+    b=(1 / 8, 3 / 8, 3 / 8, 1 / 8),
+    c=(0.0, 1 / 3, 2 / 3, 1.0),
+)
+
+# Heun's method with Euler's embedded. The extension is the parabola through both stages.
+ADAPTIVE_HEUN = ButcherTableau(
+    order=2,
+    a=((), (1.0,)),
+    b=(1 / 2, 1 / 2),
+    c=(0.0, 1.0),
+    b_error=(-1 / 2, 1 / 2),
+    dense=((1.0, -1 / 2), (0.0, 1 / 2)),
+    dense_order=2,
+)
+
+# Fehlberg (1969), NASA TR R-315: RK1(2), the solution of order 2 carried on.
+FEHLBERG2 = ButcherTableau(
+    order=2,
+    a=((), (1 / 2,), (1 / 256, 255 / 256)),
+    b=(1 / 512, 255 / 256, 1 / 512),
+    c=(0.0, 1 / 2, 1.0),
+    b_error=(-1 / 512, 0.0, 1 / 512),
+    dense=((1.0, -511 / 512), (0.0, 255 / 256), (0.0, 1 / 512)),
+    dense_order=2,
+)
+
 # Bogacki, Shampine (1989), Appl. Math. Lett. 2(4). The extension is the cubic Hermite polynomial.
 BOSH3 = ButcherTableau(
     order=3,

@@ -12,7 +12,7 @@ from homojl.algorithms import ODE_ALGORITHMS
 
 Tensor = torch.Tensor
 
-# The methods that every backend runs but for Dopri8, which Julia lacks: see `runs_on`.
+# The methods that every backend runs but for those of PYTORCH_ONLY, which Julia lacks.
 EXPLICIT = {name: cls for name, cls in ODE_ALGORITHMS.items() if cls.tableau is not None}
 
 

@@ -7,7 +7,7 @@ import os
 import pytest
 import torch
 
-from homojl.algorithms import Dopri8
+from homojl.algorithms import PYTORCH_ONLY
 
 AVAILABLE = {"cuda": torch.cuda.is_available}
 
@@ -52,8 +52,9 @@ def pytest_collection_modifyitems(config, items):
 
     def exists(item) -> bool:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        no_dopri8 = params.get("backend") == "julia" and "backend" in item.fixturenames
-        return not (no_dopri8 and any(p is Dopri8 or isinstance(p, Dopri8) for p in params.values()))
+        in_julia = params.get("backend") == "julia" and "backend" in item.fixturenames
+        methods = (p if isinstance(p, type) else type(p) for p in params.values())
+        return not (in_julia and any(issubclass(m, PYTORCH_ONLY) for m in methods))
 
     left_out = [item for item in items if not exists(item)]
     if left_out:

@@ -6,7 +6,7 @@ import torch
 
 from homojl.adjoints.inputs import Inputs, check_dependencies, check_form, gradients, jacobian_vector_product
 from homojl.algorithms import AbstractImplicit, AbstractODEAlgorithm
-from homojl.backends.base import RightHandSideJVP
+from homojl.backends.base import AbstractBackend, EventCondition, Integration, RightHandSide
 from homojl.problems import ODEProblem
 from homojl.solution import Stats
 
@@ -19,6 +19,7 @@ class Field(Inputs):
     def __init__(self, problem: ODEProblem, stats: Stats) -> None:
         super().__init__(problem.f, problem.args, problem.params)
         self._stats = stats
+        self._problem = problem
         self._like = problem.y0
         self._checked = False
 
@@ -45,16 +46,34 @@ class Field(Inputs):
         self._checked = True
         return dy.detach()
 
-    def jvp_for(self, algorithm: AbstractODEAlgorithm, stats: Stats) -> RightHandSideJVP | None:
-        """The Jacobian-vector product, counted, where the algorithm needs one."""
-        if not isinstance(algorithm, AbstractImplicit):
-            return None
+    def integrate(
+        self,
+        backend: AbstractBackend,
+        algorithm: AbstractODEAlgorithm,
+        evaluate: RightHandSide,
+        *,
+        keep_states: bool = False,
+    ) -> Integration:
+        """The problem's forward solve, the backend calling `evaluate` or, where the field is its own, the field."""
+        problem, args = self._problem, self._args
+        event = None
+        if problem.event is not None:
+            happens = problem.event.condition
+            event = EventCondition(lambda t, y: happens(t, y, *args), problem.event.direction)
+        return backend.integrate(
+            self.on(backend, evaluate),
+            problem.y0,
+            problem.ts,
+            algorithm,
+            keep_states=keep_states,
+            jvp=self._jvp if isinstance(algorithm, AbstractImplicit) else None,
+            event=event,
+            discontinuities=problem.discontinuities,
+        )
 
-        def jvp(t: Tensor, y: Tensor, v: Tensor) -> Tensor:
-            stats.n_jvp += 1
-            return jacobian_vector_product(lambda z: self._f(t, z, *self._args), y, v)
-
-        return jvp
+    def _jvp(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        self._stats.n_jvp += 1
+        return jacobian_vector_product(lambda z: self._f(t, z, *self._args), y, v)
 
     def vjp(self, t: Tensor, y: Tensor, cotangent: Tensor, *, inputs: bool) -> tuple[Tensor, list[Tensor]]:
         """f(t, y, *args), and cotangent^T df/d(y, *inputs): shapes of y and of each input; y alone if not `inputs`.

@@ -21,7 +21,7 @@ import torch
 from homojl.adjoints.field import Field, gradients
 from homojl.algorithms import AbstractODEAlgorithm
 from homojl.backends.base import AbstractBackend, ErrorNorm, Integration, RightHandSide
-from homojl.backends.pytorch.runge_kutta import save_within_step, step
+from homojl.backends.pytorch.schemes import scheme_for
 from homojl.errors import ConfigError, SolveError
 from homojl.layout import Layout
 from homojl.names import did_you_mean
@@ -68,7 +68,7 @@ class DirectAdjoint(AbstractODEAdjoint):
             return dy
 
         if backend.name == "pytorch":
-            return backend.integrate(rhs, problem.y0, problem.ts, algorithm)
+            return field.integrate(backend, algorithm, rhs)
         recording = torch.is_grad_enabled()
         wanted = recording and (problem.y0.requires_grad or bool(field.inputs))
 
@@ -83,8 +83,7 @@ class DirectAdjoint(AbstractODEAdjoint):
             return dy.detach()
 
         with torch.no_grad():
-            jvp = field.jvp_for(algorithm, stats)
-            result = backend.integrate(field.on(backend, evaluate), problem.y0, problem.ts, algorithm, jvp=jvp)
+            result = field.integrate(backend, algorithm, evaluate)
         if not wanted:
             return result
         _require_tableau(self, algorithm)
@@ -106,17 +105,19 @@ def _require_tableau(adjoint: AbstractODEAdjoint, algorithm: AbstractODEAlgorith
 
 def _replay(rhs: RightHandSide, algorithm: AbstractODEAlgorithm, result: Integration, y0: Tensor) -> list[Tensor]:
     """The saved states of a solve, its accepted steps taken again from y0."""
-    steps, y, ys = result.steps, y0, [y0]
+    scheme, steps, y, ys = scheme_for(algorithm), result.steps, y0, [y0]
     saves = iter([*steps.saves, (len(steps), 1.0)])
     index, fraction = next(saves)
     k_first = None
     for i, (t, h) in enumerate(zip(steps.starts, steps.sizes, strict=True)):
         inside = index == i and fraction != 1.0
-        y_next, ks = step(rhs, algorithm.tableau, t, h, y, k_first, last_stage=inside or i + 1 < len(steps))
+        y_next, ks = scheme.step(rhs, t, h, y, k_first, last_stage=inside or i + 1 < len(steps))
+        fractions = []
         while index == i:
-            ys.append(save_within_step(algorithm.tableau, y, y_next, h, ks, fraction))
+            fractions.append(fraction)
             index, fraction = next(saves)
-        y, k_first = y_next, ks[-1] if algorithm.tableau.fsal else None
+        ys += scheme.inside(y, y_next, h, ks, fractions)
+        y, k_first = y_next, scheme.carried(ks)
     if len(ys) < len(result.ts):  # the solve stopped early: its last accepted state
         ys.append(y)
     return ys
@@ -132,12 +133,10 @@ class AbstractRecomputingAdjoint(AbstractODEAdjoint):
         field = Field(problem, stats)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (problem.y0, *field.inputs))):
             with torch.no_grad():
-                rhs = field.on(backend, field.evaluate_detached)
-                jvp = field.jvp_for(algorithm, stats)
-                return backend.integrate(rhs, problem.y0, problem.ts, algorithm, jvp=jvp)
+                return field.integrate(backend, algorithm, field.evaluate_detached)
         self.check(algorithm)
         solve = _Solve(self, field, algorithm, backend, stats)
-        saved = _Recomputed.apply(solve, problem.ts, problem.y0, *field.inputs)
+        saved = _Recomputed.apply(solve, problem.y0, *field.inputs)
         return replace(solve.result, ys=[problem.y0, *saved], states=[])
 
     def check(self, algorithm: AbstractODEAlgorithm) -> None:
@@ -170,14 +169,10 @@ class _Recomputed(torch.autograd.Function):
     """The saved states of a solve as a function of y0 and the field's inputs."""
 
     @staticmethod
-    def forward(ctx, solve: _Solve, ts: tuple[float, ...], y0: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        result = solve.backend.integrate(
-            solve.field.on(solve.backend, solve.field.evaluate_detached),
-            y0,
-            ts,
-            solve.algorithm,
-            keep_states=solve.adjoint.keep_states,
-            jvp=solve.field.jvp_for(solve.algorithm, solve.stats),
+    def forward(ctx, solve: _Solve, y0: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        field = solve.field
+        result = field.integrate(
+            solve.backend, solve.algorithm, field.evaluate_detached, keep_states=solve.adjoint.keep_states
         )
         # Two saved states may be one tensor or views of one, and a kept state is often a saved one: autograd wants the
         # outputs distinct from each other and from the input, and we want no reference to them outside its care.
@@ -198,11 +193,11 @@ class _Recomputed(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack this solve
             raise ConfigError(f"{solve.adjoint.name} gives first derivatives only; use DirectAdjoint() for second ones")
         if all(c is None for c in cotangents):
-            return (None,) * (3 + len(solve.field.inputs))
+            return (None,) * (2 + len(solve.field.inputs))
         started = time.perf_counter()
         grads = solve.adjoint.backward(solve, list(ctx.saved_tensors), list(cotangents))
         solve.stats.seconds_backward += time.perf_counter() - started
-        return None, None, *grads
+        return None, *grads
 
 
 def _add(total: Tensor | None, more: Tensor | None) -> Tensor | None:
@@ -226,7 +221,7 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
         _require_tableau(self, algorithm)
 
     def backward(self, solve, saved, cotangents):
-        steps, tableau = solve.result.steps, solve.algorithm.tableau
+        steps, scheme = solve.result.steps, scheme_for(solve.algorithm)
         args, wrt = solve.field.leaves()
         rhs = solve.field.replay(args)
         totals = [torch.zeros_like(w) for w in wrt]
@@ -248,8 +243,8 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
             h = steps.sizes[index]
             with torch.enable_grad():
                 y = solve.result.states[index].detach().requires_grad_()
-                y_next, ks = step(rhs, tableau, steps.starts[index], h, y, last_stage=bool(inside))
-                outputs = [save_within_step(tableau, y, y_next, h, ks, fraction) for fraction, _ in inside]
+                y_next, ks = scheme.step(rhs, steps.starts[index], h, y, last_stage=bool(inside))
+                outputs = scheme.inside(y, y_next, h, ks, [fraction for fraction, _ in inside])
             given = [cotangent for _, cotangent in inside]
             if costate is not None:
                 outputs, given = [*outputs, y_next], [*given, costate]

@@ -123,6 +123,7 @@ class AbstractErrorControlled(AbstractODEAlgorithm):
         rtol, atol: relative and absolute tolerance, not negative, not both zero.
         first_step: size of the first step, in the unit of time; None: Hairer's estimate, one more evaluation.
         min_step: smallest step before the solve stops; 0: what rounding of the time allows.
+        max_step: largest step.
         max_steps: accepted and rejected steps together before the solve stops.
     """
 
@@ -130,6 +131,7 @@ class AbstractErrorControlled(AbstractODEAlgorithm):
     atol: float = 1e-6
     first_step: float | None = None
     min_step: float = 0.0
+    max_step: float = math.inf
     max_steps: int = 10_000
 
     def __post_init__(self) -> None:
@@ -140,6 +142,7 @@ class AbstractErrorControlled(AbstractODEAlgorithm):
         ok = self.first_step is None or (math.isfinite(self.first_step) and self.first_step > 0)
         require(ok, f"first_step must be positive and finite, got {self.first_step}")
         require(self.min_step >= 0, f"min_step must be >= 0, got {self.min_step}")
+        require(self.max_step > self.min_step, f"max_step must be greater than min_step, got {self.max_step}")
         require(self.max_steps >= 1, f"max_steps must be at least 1, got {self.max_steps}")
 
 
@@ -148,7 +151,7 @@ class AbstractAdaptive(AbstractErrorControlled):
     """Embedded explicit Runge-Kutta pairs.
 
     Attributes:
-        rtol, atol, first_step, min_step, max_steps: as in `AbstractErrorControlled`.
+        rtol, atol, first_step, min_step, max_step, max_steps: as in `AbstractErrorControlled`.
         controller: the step-size control.
     """
 
@@ -163,7 +166,7 @@ class AbstractImplicit(AbstractErrorControlled):
     field held in Julia, from Julia's.
 
     Attributes:
-        rtol, atol, first_step, min_step, max_steps: as in `AbstractErrorControlled`.
+        rtol, atol, first_step, min_step, max_step, max_steps: as in `AbstractErrorControlled`.
         linear_solver: "dense": the Jacobian column by column and an LU factorisation; "krylov": GMRES on
             Jacobian-vector products; "auto": dense for states of up to 64 elements.
     """
@@ -191,10 +194,45 @@ class Midpoint(AbstractFixedStep):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Heun2(AbstractFixedStep):
+    """Heun's method of order 2, the explicit trapezoidal rule, two evaluations a step."""
+
+    tableau: ClassVar = tableaus.HEUN2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Heun3(AbstractFixedStep):
+    """Heun's method of order 3, three evaluations a step."""
+
+    tableau: ClassVar = tableaus.HEUN3
+
+
+@dataclass(frozen=True, kw_only=True)
 class RK4(AbstractFixedStep):
     """The classical Runge-Kutta method, order 4, four evaluations a step."""
 
     tableau: ClassVar = tableaus.RK4
+
+
+@dataclass(frozen=True, kw_only=True)
+class RK38(AbstractFixedStep):
+    """Kutta's 3/8 rule, order 4, four evaluations a step; most often a smaller error than `RK4`."""
+
+    tableau: ClassVar = tableaus.RK38
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdaptiveHeun(AbstractAdaptive):
+    """Heun's method with Euler's embedded, 2(1), two evaluations a step; for tolerances above 1e-2."""
+
+    tableau: ClassVar = tableaus.ADAPTIVE_HEUN
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fehlberg2(AbstractAdaptive):
+    """Fehlberg's 2(1) pair, three evaluations a step, with a small estimate of the error; for loose tolerances."""
+
+    tableau: ClassVar = tableaus.FEHLBERG2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -255,8 +293,28 @@ class FBDF(AbstractImplicit):
 
 ODE_ALGORITHMS: dict[str, type[AbstractODEAlgorithm]] = {
     cls.__name__.lower(): cls
-    for cls in (Euler, Midpoint, RK4, Bosh3, Dopri5, Tsit5, Dopri8, Vern7, Rodas5P, TRBDF2, FBDF)
+    for cls in (
+        Euler,
+        Midpoint,
+        Heun2,
+        Heun3,
+        RK4,
+        RK38,
+        AdaptiveHeun,
+        Fehlberg2,
+        Bosh3,
+        Dopri5,
+        Tsit5,
+        Dopri8,
+        Vern7,
+        Rodas5P,
+        TRBDF2,
+        FBDF,
+    )
 }
+
+# Methods with a tableau of which HomoJL, in Julia, has no counterpart.
+PYTORCH_ONLY: tuple[type[AbstractODEAlgorithm], ...] = (Heun2, Heun3, RK38, AdaptiveHeun, Fehlberg2, Dopri8)
 
 
 def ode_algorithm(name: str, **options: object) -> AbstractODEAlgorithm:

@@ -31,9 +31,25 @@ class ErrorNorm:
 
     Attributes:
         parts: (start, stop) pairs of positions in the flat state; None: the whole state, of any shape.
+        function: a norm of one's own in the place of all that, from the scaled error, of the state's shape, to a
+            number; for the PyTorch backend alone.
     """
 
     parts: tuple[tuple[int, int], ...] | None = None
+    function: Callable[[Tensor], Tensor | float] | None = None
+
+
+@dataclass(frozen=True)
+class EventCondition:
+    """An `Event` with the arguments bound.
+
+    Attributes:
+        condition: (t, y) -> one value or several; the event is where one changes its sign.
+        direction: 1: only where it rises, -1: only where it falls, along the way that the solve takes; 0: either.
+    """
+
+    condition: Callable[[Tensor, Tensor], Tensor]
+    direction: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,6 +130,8 @@ class AbstractBackend(abc.ABC):
         error_norm: ErrorNorm = ErrorNorm(),
         keep_states: bool = False,
         jvp: RightHandSideJVP | None = None,
+        event: EventCondition | None = None,
+        discontinuities: tuple[float, ...] = (),
     ) -> Integration:
         """Integrate dy/dt = rhs(t, y) from y0 at ts[0] and save at ts[1:].
 
@@ -125,6 +143,8 @@ class AbstractBackend(abc.ABC):
             error_norm: what the step-size control looks at.
             keep_states: whether to return the state at the start of every accepted step.
             jvp: the field's Jacobian-vector product, which implicit methods need.
+            event: where to end early; its time is then the last of the saved times.
+            discontinuities: times that adaptive steps end on, and where the field is evaluated anew.
         """
 
     @abc.abstractmethod

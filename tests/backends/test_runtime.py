@@ -108,15 +108,15 @@ def test_no_method_of_the_table_is_forgotten_on_the_julia_side():
     from homojl.algorithms import (
         FIXED_POINT_ALGORITHMS,
         ODE_ALGORITHMS,
+        PYTORCH_ONLY,
         AbstractSplitting,
         ArcLength,
-        Dopri8,
         NaturalParameter,
     )
 
     source = "".join(path.read_text() for path in (Path(__file__).parents[2] / "julia" / "src").glob("*.jl"))
     # A splitting method is lowered to another method's iteration before it reaches a backend.
     fixed_point = {a for a in FIXED_POINT_ALGORITHMS.values() if not issubclass(a, AbstractSplitting)}
-    for algorithm in {*ODE_ALGORITHMS.values(), *fixed_point, ArcLength, NaturalParameter} - {Dopri8}:
+    for algorithm in {*ODE_ALGORITHMS.values(), *fixed_point, ArcLength, NaturalParameter} - set(PYTORCH_ONLY):
         name = algorithm.__name__
         assert f"const {name} = " in source or f"struct {name}" in source, name

@@ -11,11 +11,11 @@ from typing import Any, ClassVar
 import torch
 
 from homojl.algorithms import (
+    PYTORCH_ONLY,
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
     Broyden,
-    Dopri8,
     NewtonKrylov,
     PseudoTransient,
     TrustRegion,
@@ -24,6 +24,7 @@ from homojl.algorithms.ode import PIController
 from homojl.backends.base import (
     AbstractBackend,
     ErrorNorm,
+    EventCondition,
     FixedPoint,
     Integration,
     Map,
@@ -37,6 +38,7 @@ from homojl.backends.base import (
 from homojl.backends.julia import runtime
 from homojl.backends.julia.field import BoundJuliaField
 from homojl.backends.julia.tensors import Callback, StateForm
+from homojl.errors import ConfigError
 from homojl.solution import Status, StepSequence
 
 Tensor = torch.Tensor
@@ -58,7 +60,7 @@ class JuliaBackend(AbstractBackend):
         self._julia = runtime.start()
 
     def supports(self, algorithm, device: torch.device) -> bool:
-        if isinstance(algorithm, Dopri8) or isinstance(getattr(algorithm, "predictor", None), Dopri8):
+        if isinstance(algorithm, PYTORCH_ONLY) or isinstance(getattr(algorithm, "predictor", None), PYTORCH_ONLY):
             return False
         return device.type == "cpu" or (device.type == "cuda" and self._has_cuda())
 
@@ -87,7 +89,11 @@ class JuliaBackend(AbstractBackend):
         error_norm: ErrorNorm = ErrorNorm(),
         keep_states: bool = False,
         jvp: RightHandSideJVP | None = None,
+        event: EventCondition | None = None,
+        discontinuities: tuple[float, ...] = (),
     ) -> Integration:
+        if event is not None or discontinuities or error_norm.function is not None:
+            raise ConfigError("events, discontinuities and norms of one's own need backend='pytorch'")
         form = StateForm(y0)
         field = _native_or_callback(rhs, form, timed=True)
         product = None

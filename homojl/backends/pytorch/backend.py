@@ -7,7 +7,7 @@ from typing import ClassVar
 import torch
 
 from homojl.algorithms import (
-    AbstractAdaptive,
+    AbstractErrorControlled,
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
@@ -15,6 +15,7 @@ from homojl.algorithms import (
 from homojl.backends.base import (
     AbstractBackend,
     ErrorNorm,
+    EventCondition,
     FixedPoint,
     Integration,
     Map,
@@ -26,8 +27,9 @@ from homojl.backends.base import (
     RightHandSideJVP,
 )
 from homojl.backends.pytorch.fixed_point import METHODS, find_fixed_point
+from homojl.backends.pytorch.integrate import integrate_adaptive, integrate_fixed
 from homojl.backends.pytorch.path import trace_path
-from homojl.backends.pytorch.runge_kutta import integrate_adaptive, integrate_fixed
+from homojl.backends.pytorch.schemes import scheme_for
 
 Tensor = torch.Tensor
 
@@ -52,10 +54,23 @@ class TorchBackend(AbstractBackend):
         error_norm: ErrorNorm = ErrorNorm(),
         keep_states: bool = False,
         jvp: RightHandSideJVP | None = None,
+        event: EventCondition | None = None,
+        discontinuities: tuple[float, ...] = (),
     ) -> Integration:
-        if isinstance(algorithm, AbstractAdaptive):
-            return integrate_adaptive(rhs, y0, ts, algorithm, error_norm=error_norm, keep_states=keep_states)
-        return integrate_fixed(rhs, y0, ts, algorithm, keep_states=keep_states)
+        scheme = scheme_for(algorithm)
+        if not isinstance(algorithm, AbstractErrorControlled):
+            return integrate_fixed(rhs, y0, ts, algorithm, scheme, keep_states=keep_states, event=event)
+        return integrate_adaptive(
+            rhs,
+            y0,
+            ts,
+            algorithm,
+            scheme,
+            error_norm=error_norm,
+            keep_states=keep_states,
+            event=event,
+            discontinuities=discontinuities,
+        )
 
     def find_fixed_point(
         self, f: Map, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, *, jvp: MapJVP | None = None

@@ -1,0 +1,318 @@
+"""The two loops over steps in eager PyTorch: equal ones, and those that an estimate of the error chooses.
+
+Nothing here asks whether gradients are recorded: under `torch.no_grad()` this is a plain solver, otherwise
+PyTorch records its operations and differentiates through them. Step sizes are plain numbers, decided on
+values alone, so they are constants to any gradient.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import torch
+
+from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep
+from homojl.backends.base import ErrorNorm, EventCondition, Integration, RightHandSide
+from homojl.backends.pytorch.events import EventWatch
+from homojl.backends.pytorch.runge_kutta import time_like
+from homojl.backends.pytorch.schemes import AbstractScheme, Stages
+from homojl.solution import Status, StepSequence
+
+Tensor = torch.Tensor
+
+
+def _rms(x: Tensor) -> Tensor:
+    return torch.linalg.vector_norm(x) / math.sqrt(x.numel())
+
+
+def _ratio(x: Tensor, scale: Tensor, norm: ErrorNorm) -> float:
+    """The norm of x / scale as a number: the only place where the host waits for the device."""
+    x = x / scale
+    if norm.function is not None:
+        return float(norm.function(x))
+    if norm.parts is None:
+        return torch.linalg.vector_norm(x).item() / math.sqrt(x.numel())
+    return max(torch.stack([_rms(x[start:stop]) for start, stop in norm.parts]).tolist())
+
+
+@torch.no_grad()
+def _error_ratio(
+    scheme: AbstractScheme,
+    algorithm: AbstractErrorControlled,
+    y: Tensor,
+    y_next: Tensor,
+    h: float,
+    ks: Stages,
+    norm: ErrorNorm,
+) -> float:
+    scale = torch.maximum(y.abs(), y_next.abs()).mul_(algorithm.rtol).add_(algorithm.atol)
+    return _ratio(scheme.error(y, h, ks), scale, norm)
+
+
+@torch.no_grad()
+def initial_step(
+    rhs: RightHandSide,
+    t: float,
+    y: Tensor,
+    k: Tensor,
+    span: float,
+    algorithm: AbstractErrorControlled,
+    norm: ErrorNorm,
+) -> float:
+    """Hairer's estimate of a good first step: signed, at most `span` long; NaN if the start is not finite.
+
+    References: Hairer, Norsett, Wanner (1993), II.4.
+    """
+    scale = (y.abs() * algorithm.rtol).add_(algorithm.atol)
+    d0, d1 = _ratio(y, scale, norm), _ratio(k, scale, norm)
+    if not (math.isfinite(d0) and math.isfinite(d1)):
+        return math.nan
+    h0 = 1e-6 if d0 < 1e-5 or d1 < 1e-5 else 0.01 * d0 / d1
+    h0 = math.copysign(min(h0, abs(span)), span)
+    k_probe = rhs(time_like(t + h0, y), torch.add(y, k, alpha=h0))
+    d2 = _ratio(k_probe - k, scale, norm) / abs(h0)
+    steepest = max(d1, d2)
+    if not math.isfinite(steepest):
+        return h0
+    h1 = max(1e-6, abs(h0) * 1e-3) if steepest <= 1e-15 else (0.01 / steepest) ** (1 / algorithm.order)
+    return math.copysign(min(100 * abs(h0), h1, abs(span)), span)
+
+
+class _Counted:
+    """A right-hand side that counts its evaluations."""
+
+    def __init__(self, rhs: RightHandSide) -> None:
+        self.rhs, self.calls = rhs, 0
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        self.calls += 1
+        return self.rhs(t, y)
+
+
+class _Record:
+    """What both loops write down about the accepted steps."""
+
+    def __init__(self, ts: tuple[float, ...], y0: Tensor, keep_states: bool) -> None:
+        self.ts, self.ys = [ts[0]], [y0]
+        self.starts: list[float] = []
+        self.sizes: list[float] = []
+        self.saves: list[tuple[int, float]] = []
+        self.states: list[Tensor] = []
+        self.keep_states = keep_states
+
+    def accept(self, t: float, h: float, y: Tensor) -> None:
+        self.starts.append(t)
+        self.sizes.append(h)
+        if self.keep_states:
+            self.states.append(y)
+
+    def save(self, t: float, y: Tensor, fraction: float) -> None:
+        self.saves.append((len(self.starts) - 1, fraction))
+        self.ts.append(t)
+        self.ys.append(y)
+
+    def finish(self, rhs: _Counted, rejected: int, status: Status, message: str) -> Integration:
+        return Integration(
+            ts=tuple(self.ts),
+            ys=self.ys,
+            steps=StepSequence(tuple(self.starts), tuple(self.sizes), tuple(self.saves)),
+            states=self.states,
+            status=status,
+            message=message,
+            nfe=rhs.calls,
+            n_rejected=rejected,
+        )
+
+
+def _up_to_event(
+    scheme: AbstractScheme,
+    rhs: RightHandSide,
+    watch: EventWatch,
+    t: float,
+    h: float,
+    y: Tensor,
+    y_next: Tensor,
+    ks: Stages,
+) -> tuple[float, float, Tensor]:
+    """Where in an accepted step the event is: size of the step to record, fraction of it, state.
+
+    A method that cannot be evaluated inside a step takes a shorter one that ends at the event.
+    """
+    if scheme.interpolates:
+        fraction, y_event = watch.locate(t, h, y_next, lambda f: scheme.inside(y, y_next, h, ks, [f])[0])
+        return h, fraction, y_event
+    fraction, y_event = watch.locate(t, h, y_next, lambda f: scheme.step(rhs, t, f * h, y, last_stage=False)[0])
+    return h * fraction, 1.0, y_event
+
+
+def integrate_fixed(
+    rhs: RightHandSide,
+    y0: Tensor,
+    ts: tuple[float, ...],
+    algorithm: AbstractFixedStep,
+    scheme: AbstractScheme,
+    *,
+    keep_states: bool,
+    event: EventCondition | None,
+) -> Integration:
+    """Equal steps between save times; see `AbstractBackend.integrate`."""
+    rhs, record, y = _Counted(rhs), _Record(ts, y0, keep_states), y0
+    watch = None if event is None else EventWatch(event, ts[0], y0)
+    k_first, status = None, Status.SUCCESS
+    for t0, t1 in itertools.pairwise(ts):
+        # The small allowance keeps 0.3 / 0.1 from becoming four steps.
+        n = 1 if algorithm.step_size is None else max(1, math.ceil(abs(t1 - t0) / algorithm.step_size - 1e-9))
+        h = (t1 - t0) / n
+        for i in range(n):
+            t = t0 + i * h
+            y_next, ks = scheme.step(rhs, t, h, y, k_first)
+            if watch is not None and watch.happens_by(t + h, y_next):
+                h, fraction, y_event = _up_to_event(scheme, rhs, watch, t, h, y, y_next, ks)
+                record.accept(t, h, y)
+                record.save(t + fraction * h, y_event, fraction)
+                status = Status.EVENT
+                break
+            record.accept(t, h, y)
+            y, k_first = y_next, scheme.carried(ks)
+        if status is Status.EVENT:
+            break
+        record.save(t1, y, 1.0)
+    finite = torch.stack([torch.isfinite(y.detach()).all() for y in record.ys]).tolist()
+    if all(finite):
+        return record.finish(rhs, 0, status, "")
+    first_bad = finite.index(False)
+    where = f"at t = {ts[0]:.6g}" if first_bad == 0 else f"in t = {ts[first_bad - 1]:.6g} .. {ts[first_bad]:.6g}"
+    message = (
+        f"{algorithm.name}: {Status.DIVERGED.value} ({where}{_which_sample([record.ys[first_bad]])}, "
+        f"after {len(record.starts)} steps); try a smaller step_size or an adaptive method"
+    )
+    return record.finish(rhs, 0, Status.DIVERGED, message)
+
+
+def _which_sample(tensors: Stages) -> str:
+    """In which row of a batch something is not finite, for a message."""
+    if tensors[0].ndim < 2:
+        return ""
+    bad = torch.stack([~torch.isfinite(x.detach()).flatten(1).all(1) for x in tensors]).any(0)
+    rows = bad.nonzero().flatten().tolist()
+    others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    return f", sample {rows[0]}{others}" if rows else ""
+
+
+def _sides_of(
+    discontinuities: tuple[float, ...], t0: float, t1: float, dtype: torch.dtype
+) -> list[tuple[float, float]]:
+    """The last time before and the first time after each jump between t0 and t1, the next jump last.
+
+    Times as the field can tell them apart, so that each step sees one side alone whichever side the jump itself is on.
+    """
+    ahead = sorted((s for s in discontinuities if t0 < s < t1 or t0 > s > t1), reverse=t1 > t0)
+    times = torch.tensor([ahead, [t0] * len(ahead), [t1] * len(ahead)], dtype=dtype)
+    before, after = torch.nextafter(times[0], times[1]), torch.nextafter(times[0], times[2])
+    return list(zip(before.tolist(), after.tolist(), strict=True))
+
+
+def integrate_adaptive(
+    rhs: RightHandSide,
+    y0: Tensor,
+    ts: tuple[float, ...],
+    algorithm: AbstractErrorControlled,
+    scheme: AbstractScheme,
+    *,
+    error_norm: ErrorNorm,
+    keep_states: bool,
+    event: EventCondition | None,
+    discontinuities: tuple[float, ...],
+) -> Integration:
+    """Steps under PI control; see `AbstractBackend.integrate`."""
+    rhs, record = _Counted(rhs), _Record(ts, y0, keep_states)
+    control, order = algorithm.controller, algorithm.order
+    beta1, beta2, beta3 = control.exponents(order)
+    t, t_end, y, ks = ts[0], ts[-1], y0, [y0]
+    direction = 1.0 if t_end > t else -1.0
+    jumps = _sides_of(discontinuities, t, t_end, y0.dtype)
+    watch = None if event is None else EventWatch(event, t, y0)
+    rejected, next_save, ratio = 0, 1, 0.0
+    before: tuple[float, float] | None = None  # size and error ratio of the last accepted step
+
+    def stop(status: Status, advice: str) -> Integration:
+        if record.ts[-1] != t:
+            record.ts.append(t)
+            record.ys.append(y)
+        counts = f"at t = {t:.6g} after {len(record.starts)} accepted and {rejected} rejected steps"
+        sample = _which_sample([y, *ks]) if status is Status.DIVERGED else ""
+        message = f"{algorithm.name}: {status.value} ({counts}, step {abs(h):.2g}{sample}); {advice}"
+        return record.finish(rhs, rejected, status, message)
+
+    k_first = rhs(time_like(t, y), y)
+    if algorithm.first_step is None:
+        ks = [k_first]
+        h = initial_step(rhs, t, y.detach(), k_first.detach(), t_end - t, algorithm, error_norm)
+        if math.isnan(h):
+            return stop(Status.DIVERGED, "the initial state or the field's value there has NaN or infinity in it")
+    else:
+        h = direction * algorithm.first_step
+
+    while next_save < len(ts):
+        if len(record.starts) + rejected >= algorithm.max_steps:
+            return stop(
+                Status.MAX_STEPS,
+                f"raise max_steps (now {algorithm.max_steps}), loosen rtol and atol, or suspect a stiff field",
+            )
+        # Without a continuous extension the steps have to end on every save time.
+        target = t_end if scheme.interpolates else ts[next_save]
+        jumps_here = bool(jumps) and (target - jumps[-1][0]) * direction > 0
+        if jumps_here:
+            target = jumps[-1][0]
+        h = math.copysign(min(abs(h), algorithm.max_step), h)
+        h_wanted = h
+        lands = abs(h) >= abs(target - t) * (1 - 1e-12)
+        if lands:
+            h = target - t
+        elif abs(h) <= max(algorithm.min_step, 8 * math.ulp(t)):
+            if not math.isfinite(ratio):
+                return stop(Status.DIVERGED, "the field returns NaN or infinity near this state; look at it there")
+            return stop(Status.STEP_TOO_SMALL, "loosen rtol and atol, use float64, or suspect a stiff field")
+        y_next, ks = scheme.step(rhs, t, h, y, k_first)
+        ratio = _error_ratio(scheme, algorithm, y, y_next, h, ks, error_norm)
+        if not ratio <= 1.0:  # written so that NaN is rejected too
+            rejected += 1
+            shrink = ratio ** (1 / order) / control.safety if math.isfinite(ratio) else math.inf
+            h /= min(1 / control.min_factor, max(shrink, 1.0 + 1e-3))
+            k_first = ks[0]
+            continue
+
+        t_next, stopped, h_taken = target if lands else t + h, None, h
+        if watch is not None and watch.happens_by(t_next, y_next):
+            h_taken, *stopped = _up_to_event(scheme, rhs, watch, t, h, y, y_next, ks)
+            t_next = t + stopped[0] * h_taken
+        record.accept(t, h_taken, y)
+        jumped = jumps_here and lands and stopped is None
+        reached = jumps.pop()[1] if jumped else t_next
+        first_save = next_save
+        while next_save < len(ts) and (ts[next_save] - reached) * direction <= 0:
+            next_save += 1
+        if next_save > first_save:
+            # The end of the step is taken as it is; rounding must not turn it into an interpolated value.
+            times = ts[first_save:next_save]
+            fractions = [1.0 if (s - t_next) * direction >= 0 and stopped is None else (s - t) / h for s in times]
+            for s, y_save, fraction in zip(times, scheme.inside(y, y_next, h, ks, fractions), fractions, strict=True):
+                record.save(s, y_save, fraction)
+        if stopped is not None:
+            if record.ts[-1] != t_next:
+                record.save(t_next, stopped[1], stopped[0])
+            return record.finish(rhs, rejected, Status.EVENT, "")
+        t, y = reached, y_next
+        k_first = None if jumped else scheme.carried(ks)
+
+        if before is None:
+            quotient = ratio ** (1 / order) / control.safety
+        else:
+            h_old, ratio_old = before
+            quotient = ratio**beta1 / ratio_old**beta2 / (h / h_old) ** beta3 / control.safety
+        before = None if jumped else (h, max(ratio, 1e-4))
+        h /= min(1 / control.min_factor, max(1 / control.max_factor, quotient))
+        if lands and abs(h) < abs(h_wanted):
+            h = h_wanted  # a step cut short to end on a save time says nothing against the size before it
+    return record.finish(rhs, rejected, Status.SUCCESS, "")
