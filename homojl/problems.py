@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from homojl.errors import ConfigError
@@ -46,7 +46,8 @@ class ODEProblem:
             shape and dtype. It must be deterministic: adjoints evaluate it again.
         y0: initial state, any shape, float32 or float64, any strides (the memory format is kept).
         ts: times to save the state at, at least two, strictly increasing or strictly decreasing; the first is
-            the initial time. Numbers or a 1-D tensor; dimension of time as in `f`.
+            the initial time. Numbers or a 1-D tensor, which receives a gradient where it requires one; dimension of
+            time as in `f`. Kept as numbers.
         args: further arguments of `f`: a condition, a dropout mask. Tensors in it receive gradients.
         params: tensors inside `f` that receive gradients. The default, None, takes `f.parameters()` where `f` is
             a `torch.nn.Module`, else nothing. `DirectAdjoint` does not need it.
@@ -65,11 +66,14 @@ class ODEProblem:
     params: tuple[torch.Tensor, ...] | None = None
     event: Event | None = None
     discontinuities: tuple[float, ...] = ()
+    times: torch.Tensor | None = field(init=False, repr=False, default=None)  # ts, where it requires a gradient
 
     def __post_init__(self) -> None:
         _check_function("f", self.f, "f(t, y, *args)")
         _check_start("y0", self.y0)
         _check_args(self.args)
+        if getattr(self.ts, "requires_grad", False):
+            object.__setattr__(self, "times", self.ts)
         object.__setattr__(self, "ts", _checked_times(self.ts))
         if not isinstance(self.event, Event | None):
             raise ConfigError(f"event must be an Event(condition), got {self.event!r}")
@@ -181,8 +185,6 @@ def _finite_times(name: str, ts: Sequence[float] | torch.Tensor) -> tuple[float,
 
 
 def _checked_times(ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
-    if getattr(ts, "requires_grad", False):
-        raise ConfigError("gradients with respect to ts are not supported; pass ts.detach()")
     times = _finite_times("ts", ts)
     if len(times) < 2:
         raise ConfigError(f"ts needs the initial time and at least one more, got {len(times)} time(s)")

@@ -15,6 +15,7 @@ from homojl.adjoints import (
 )
 from homojl.adjoints.inputs import check_form, native_to
 from homojl.adjoints.path import Linearised, differentiable_root
+from homojl.adjoints.times import Times
 from homojl.algorithms import (
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
@@ -74,13 +75,14 @@ def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str) -> Solutio
         raise ConfigError(f"adjoint must be one for ODEs such as CheckpointAdjoint(), got {adjoint!r}")
     chosen = choose_backend(backend, algorithm, problem.y0.device, adjoint)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
+    times = Times(problem, stats) if problem.times is not None and torch.is_grad_enabled() else None
     started = time.perf_counter()
-    result = adjoint.integrate(problem, algorithm, chosen, stats)
+    result = adjoint.integrate(problem if times is None else times.problem(), algorithm, chosen, stats)
     stats.seconds = time.perf_counter() - started
     stats.nfe, stats.n_accepted, stats.n_rejected = result.nfe, len(result.steps), result.n_rejected
     return Solution(
         ts=torch.tensor(result.ts, dtype=torch.float64),
-        states=tuple(result.ys),
+        states=tuple(result.ys if times is None else times.attach(result.ts, result.ys)),
         status=result.status,
         stats=stats,
         steps=result.steps,

@@ -12,6 +12,7 @@ from dataclasses import replace
 
 import torch
 
+from homojl.errors import ConfigError
 from homojl.problems import ODEProblem
 from homojl.solution import Stats
 
@@ -55,23 +56,21 @@ class Times:
 
 
 class _Following(torch.autograd.Function):
-    """The state y as it moves with a time t: its value is y, its derivative by t is `sign` f(t, y).
-
-    The derivative is taken at the result, which depends on t as well: so the second derivatives are right too.
-    """
+    """The state y as it moves with a time t: its value is y, its derivative by t is `sign` f(t, y)."""
 
     @staticmethod
     def forward(ctx, field: VectorField, sign: float, t: Tensor, y: Tensor) -> Tensor:
-        result = y.view_as(y)
         ctx.field, ctx.sign = field, sign
-        ctx.save_for_backward(t, result)
+        ctx.save_for_backward(t, y)
         ctx.set_materialize_grads(False)
-        return result
+        return y.view_as(y)
 
     @staticmethod
     def backward(ctx, cotangent: Tensor | None):
-        if cotangent is None or not ctx.needs_input_grad[2]:
-            return None, None, None, cotangent
+        if cotangent is None:
+            return None, None, None, None
+        if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack how f changes along the way
+            raise ConfigError("ts has first derivatives only; pass ts.detach() to differentiate the others again")
         t, y = ctx.saved_tensors
         dy = ctx.field(t.to(y.device, y.abs().dtype), y)
         product = (cotangent.conj() * dy).real if y.is_complex() else cotangent * dy
