@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Sequence
 
 import torch
 
@@ -16,10 +17,12 @@ from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep
 from homojl.backends.base import ErrorNorm, EventCondition, Integration, RightHandSide
 from homojl.backends.pytorch.events import EventWatch
 from homojl.backends.pytorch.runge_kutta import time_like
-from homojl.backends.pytorch.schemes import AbstractScheme, Stages
+from homojl.backends.pytorch.schemes import AbstractScheme, Part, Stages
 from homojl.solution import Status, StepSequence
 
 Tensor = torch.Tensor
+
+_PENDING = 2**21  # elements of stages to hold at most for states inside steps that are yet to be computed
 
 
 def _rms(x: Tensor) -> Tensor:
@@ -36,18 +39,23 @@ def _ratio(x: Tensor, scale: Tensor, norm: ErrorNorm) -> float:
     return max(torch.stack([_rms(x[start:stop]) for start, stop in norm.parts]).tolist())
 
 
-@torch.no_grad()
-def _error_ratio(
-    scheme: AbstractScheme,
-    algorithm: AbstractErrorControlled,
-    y: Tensor,
-    y_next: Tensor,
-    h: float,
-    ks: Stages,
-    norm: ErrorNorm,
-) -> float:
-    scale = torch.maximum(y.abs(), y_next.abs()).mul_(algorithm.rtol).add_(algorithm.atol)
-    return _ratio(scheme.error(y, h, ks), scale, norm)
+class _ErrorRatio:
+    """The size of a step's error as a multiple of what the tolerances allow."""
+
+    def __init__(self, scheme: AbstractScheme, algorithm: AbstractErrorControlled, y: Tensor, norm: ErrorNorm) -> None:
+        self._scheme, self._norm = scheme, norm
+        self._rtol, self._atol = algorithm.rtol, algorithm.atol
+        self._size = self._size_next = y.detach().abs()
+
+    @torch.no_grad()
+    def __call__(self, y: Tensor, y_next: Tensor, h: float, ks: Stages) -> float:
+        self._size_next = y_next.abs()
+        scale = torch.maximum(self._size, self._size_next).mul_(self._rtol).add_(self._atol)
+        return _ratio(self._scheme.error(y, h, ks), scale, self._norm)
+
+    def accept(self) -> None:
+        """The step that was last asked about is taken."""
+        self._size = self._size_next
 
 
 @torch.no_grad()
@@ -100,6 +108,7 @@ class _Record:
         self.saves: list[tuple[int, float]] = []
         self.states: list[Tensor] = []
         self.keep_states = keep_states
+        self._pending: list[tuple[int, Part]] = []  # steps with the position in ys of their first state
 
     def accept(self, t: float, h: float, y: Tensor) -> None:
         self.starts.append(t)
@@ -112,7 +121,26 @@ class _Record:
         self.ts.append(t)
         self.ys.append(y)
 
-    def finish(self, rhs: _Counted, rejected: int, status: Status, message: str) -> Integration:
+    def save_inside(self, scheme: AbstractScheme, times: Sequence[float], part: Part) -> None:
+        """Save the states at `times` of the last step; those of many steps are computed together."""
+        for t, fraction in zip(times, part.fractions, strict=True):
+            self.save(t, part.y_next, fraction)
+        if all(f == 1.0 for f in part.fractions):
+            return
+        self._pending.append((len(self.ys) - len(times), part))
+        if len(self._pending) * len(part.ks) * part.y.numel() > _PENDING:
+            self.compute_pending(scheme)
+
+    def compute_pending(self, scheme: AbstractScheme) -> None:
+        """Compute the states that wait inside their steps."""
+        if self._pending:
+            states = scheme.inside_steps([part for _, part in self._pending])
+            for (first, _), ys in zip(self._pending, states, strict=True):
+                self.ys[first : first + len(ys)] = ys
+            self._pending.clear()
+
+    def finish(self, scheme: AbstractScheme, rhs: _Counted, rejected: int, status: Status, message: str) -> Integration:
+        self.compute_pending(scheme)
         return Integration(
             ts=tuple(self.ts),
             ys=self.ys,
@@ -180,14 +208,14 @@ def integrate_fixed(
         record.save(t1, y, 1.0)
     finite = torch.stack([torch.isfinite(y.detach()).all() for y in record.ys]).tolist()
     if all(finite):
-        return record.finish(rhs, 0, status, "")
+        return record.finish(scheme, rhs, 0, status, "")
     first_bad = finite.index(False)
     where = f"at t = {ts[0]:.6g}" if first_bad == 0 else f"in t = {ts[first_bad - 1]:.6g} .. {ts[first_bad]:.6g}"
     message = (
         f"{algorithm.name}: {Status.DIVERGED.value} ({where}{_which_sample([record.ys[first_bad]])}, "
         f"after {len(record.starts)} steps); try a smaller step_size or an adaptive method"
     )
-    return record.finish(rhs, 0, Status.DIVERGED, message)
+    return record.finish(scheme, rhs, 0, Status.DIVERGED, message)
 
 
 def _which_sample(tensors: Stages) -> str:
@@ -233,6 +261,7 @@ def integrate_adaptive(
     direction = 1.0 if t_end > t else -1.0
     jumps = _sides_of(discontinuities, t, t_end, y0.dtype)
     watch = None if event is None else EventWatch(event, t, y0)
+    error_ratio = _ErrorRatio(scheme, algorithm, y0, error_norm)
     rejected, next_save, ratio = 0, 1, 0.0
     before: tuple[float, float] | None = None  # size and error ratio of the last accepted step
 
@@ -243,7 +272,7 @@ def integrate_adaptive(
         counts = f"at t = {t:.6g} after {len(record.starts)} accepted and {rejected} rejected steps"
         sample = _which_sample([y, *ks]) if status is Status.DIVERGED else ""
         message = f"{algorithm.name}: {status.value} ({counts}, step {abs(h):.2g}{sample}); {advice}"
-        return record.finish(rhs, rejected, status, message)
+        return record.finish(scheme, rhs, rejected, status, message)
 
     k_first = rhs(time_like(t, y), y)
     if algorithm.first_step is None:
@@ -275,7 +304,7 @@ def integrate_adaptive(
                 return stop(Status.DIVERGED, "the field returns NaN or infinity near this state; look at it there")
             return stop(Status.STEP_TOO_SMALL, "loosen rtol and atol, use float64, or suspect a stiff field")
         y_next, ks = scheme.step(rhs, t, h, y, k_first)
-        ratio = _error_ratio(scheme, algorithm, y, y_next, h, ks, error_norm)
+        ratio = error_ratio(y, y_next, h, ks)
         if not ratio <= 1.0:  # written so that NaN is rejected too
             rejected += 1
             shrink = ratio ** (1 / order) / control.safety if math.isfinite(ratio) else math.inf
@@ -288,6 +317,7 @@ def integrate_adaptive(
             h_taken, *stopped = _up_to_event(scheme, rhs, watch, t, h, y, y_next, ks)
             t_next = t + stopped[0] * h_taken
         record.accept(t, h_taken, y)
+        error_ratio.accept()
         jumped = jumps_here and lands and stopped is None
         reached = jumps.pop()[1] if jumped else t_next
         first_save = next_save
@@ -297,12 +327,11 @@ def integrate_adaptive(
             # The end of the step is taken as it is; rounding must not turn it into an interpolated value.
             times = ts[first_save:next_save]
             fractions = [1.0 if (s - t_next) * direction >= 0 and stopped is None else (s - t) / h for s in times]
-            for s, y_save, fraction in zip(times, scheme.inside(y, y_next, h, ks, fractions), fractions, strict=True):
-                record.save(s, y_save, fraction)
+            record.save_inside(scheme, times, Part(y, y_next, h, ks, fractions))
         if stopped is not None:
             if record.ts[-1] != t_next:
                 record.save(t_next, stopped[1], stopped[0])
-            return record.finish(rhs, rejected, Status.EVENT, "")
+            return record.finish(scheme, rhs, rejected, Status.EVENT, "")
         t, y = reached, y_next
         k_first = None if jumped else scheme.carried(ks)
 
@@ -315,4 +344,4 @@ def integrate_adaptive(
         h /= min(1 / control.min_factor, max(1 / control.max_factor, quotient))
         if lands and abs(h) < abs(h_wanted):
             h = h_wanted  # a step cut short to end on a save time says nothing against the size before it
-    return record.finish(rhs, rejected, Status.SUCCESS, "")
+    return record.finish(scheme, rhs, rejected, Status.SUCCESS, "")

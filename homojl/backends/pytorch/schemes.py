@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +19,20 @@ from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
 Stages = Sequence[Tensor]  # the derivatives at a step's stages, each of the state's shape
+
+
+# Up to this many elements an operation costs what it takes to start it, beyond it what it moves in memory.
+SMALL = 16_384
+
+
+class Part(NamedTuple):
+    """A step and the fractions of it at which states are wanted."""
+
+    y: Tensor
+    y_next: Tensor
+    h: float
+    ks: Stages
+    fractions: Sequence[float]
 
 
 class AbstractScheme(abc.ABC):
@@ -52,11 +67,15 @@ class AbstractScheme(abc.ABC):
 
     @abc.abstractmethod
     def error(self, y: Tensor, h: float, ks: Stages) -> Tensor:
-        """The estimate of the step's error, of y's shape; no gradient."""
+        """The estimate of the step's error, of y's shape; called where no gradient is recorded."""
 
     @abc.abstractmethod
     def inside(self, y: Tensor, y_next: Tensor, h: float, ks: Stages, fractions: Sequence[float]) -> list[Tensor]:
         """The states at fractions in (0, 1] of a step; at 1 y_next itself."""
+
+    def inside_steps(self, parts: Sequence[Part]) -> list[list[Tensor]]:
+        """What `inside` gives for each of several steps; a scheme may compute them together."""
+        return [self.inside(p.y, p.y_next, p.h, p.ks, p.fractions) for p in parts]
 
     @abc.abstractmethod
     def carried(self, ks: Stages) -> Tensor | None:
@@ -66,8 +85,8 @@ class AbstractScheme(abc.ABC):
 class ExplicitScheme(AbstractScheme):
     """An explicit Runge-Kutta method.
 
-    One addition per weight: a product of the weights with the stages in one buffer takes fewer operations, but copying
-    the stages there costs more than that saves, for small states and for large ones.
+    A stage's argument is built by one addition per weight: a product of the weights with the stages in one buffer takes
+    fewer operations, but copying the stages there costs more than that saves, for small states and for large ones.
     """
 
     def __init__(self, tableau: ButcherTableau) -> None:
@@ -81,24 +100,34 @@ class ExplicitScheme(AbstractScheme):
     def step(self, rhs, t, h, y, k_first=None, *, last_stage=True):
         return step(rhs, self.tableau, t, h, y, k_first, last_stage=last_stage)
 
-    @torch.no_grad()
     def error(self, y, h, ks):
         return combine(None, h, self.tableau.b_error, ks)
 
     def inside(self, y, y_next, h, ks, fractions):
-        within = [f for f in fractions if f != 1.0]
-        if not within:
-            return [y_next] * len(fractions)
-        weights = (np.array(within)[:, None] ** self._powers) @ self._dense
-        if len(within) == 1:
-            states = [combine(y, h, weights[0].tolist(), ks)]
-        else:
-            weights = torch.from_numpy(weights).to(y.device, y.dtype)
-            block = torch.addmm(y.reshape(1, -1), weights, torch.stack(list(ks)).view(len(ks), -1), alpha=h)
-            states = list(block.view(-1, *y.shape).unbind())
-        for i, fraction in enumerate(fractions):
-            if fraction == 1.0:
-                states.insert(i, y_next)
+        return [y_next if f == 1.0 else combine(y, h, self._weights([f])[0].tolist(), ks) for f in fractions]
+
+    def _weights(self, fractions: Sequence[float]) -> np.ndarray:
+        return (np.array(fractions)[:, None] ** self._powers) @ self._dense
+
+    def inside_steps(self, parts):
+        within = [[f for f in part.fractions if f != 1.0] for part in parts]
+        counts = [len(fractions) for fractions in within]
+        wanted, most = sum(counts), max(counts, default=0)
+        # The steps are filled up to as many states as the fullest of them has, for one batched product.
+        if wanted < 4 or parts[0].y.numel() > SMALL or len(parts) * most > 4 * wanted:
+            return super().inside_steps(parts)
+        y = parts[0].y
+        weights = np.zeros((len(parts), most, len(parts[0].ks)))
+        weights[np.arange(most) < np.array(counts)[:, None]] = self._weights([f for fs in within for f in fs])
+        weights *= np.array([part.h for part in parts])[:, None, None]
+        stages = torch.stack([k for part in parts for k in part.ks]).view(len(parts), -1, y.numel())
+        starts = torch.stack([part.y for part in parts]).view(len(parts), 1, -1)
+        block = torch.baddbmm(starts, torch.from_numpy(weights).to(y.device, y.dtype), stages)
+        rows = block.view(len(parts), most, *y.shape)
+        states = []
+        for part, row in zip(parts, rows, strict=True):
+            inner = iter(row.unbind())
+            states.append([part.y_next if f == 1.0 else next(inner) for f in part.fractions])
         return states
 
     def carried(self, ks):
