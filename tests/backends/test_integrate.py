@@ -101,12 +101,12 @@ def test_adaptive_accuracy_at_every_save_time(cls, problem, tolerance, backend):
 @pytest.mark.parametrize("problem", EXACT_ODES, ids=lambda p: p.name)
 @pytest.mark.parametrize("cls", [cls for cls in PAIRS if cls.order == 2], ids=lambda c: c.__name__)
 def test_pairs_of_order_two(cls, problem):
-    """Fehlberg's estimate is about a hundredth of the error that Heun's states."""
-    ts, tolerance = np.linspace(problem.t0, problem.t1, 8), 1e-3
+    """Fehlberg's estimate is that of Heun's pair divided by 256, and its errors are larger by as much."""
+    ts, tolerance = np.linspace(problem.t0, problem.t1, 8), 1e-4
     solution = hj.solve(hj.ODEProblem(problem.f, problem.y0, ts), cls(rtol=tolerance, atol=tolerance))
     for t, y in zip(ts, solution.states, strict=True):
         exact = problem.exact(t)
-        allowed = 20 * tolerance if cls is hj.AdaptiveHeun else 150 * tolerance
+        allowed = 20 * tolerance if cls is hj.AdaptiveHeun else 256 * tolerance
         assert ((y - exact).abs() / (1 + exact.abs())).max() < allowed
 
 
