@@ -36,8 +36,8 @@ class Stats:
 
     Attributes:
         backend, algorithm, adjoint: names of what did it.
-        nfe: evaluations of the field in the forward solve, rejected steps included.
-        n_accepted, n_rejected: steps of the forward solve.
+        nfe: evaluations of the field in the forward solve, rejected steps included; calls, on however many rows.
+        n_accepted, n_rejected: steps of the forward solve; where every sample has its own, of the one that took most.
         seconds: wall time of the forward solve.
         nfe_backward: evaluations of the field for gradients alone (recomputed stages, backward solves).
         n_jvp: Jacobian-vector products of the field in the forward solve.
@@ -100,6 +100,24 @@ class StepSequence:
 
 
 @dataclass(frozen=True, eq=False)
+class Samples:
+    """How each sample of a solve with `batch="per-sample"` fared: B entries, one for each row of y0.
+
+    Attributes:
+        statuses: how each of them ended.
+        times: the last time that each reached, (B,), float64 on the CPU.
+        n_accepted, n_rejected: steps of each, (B,), int64 on the CPU.
+        nfe: evaluations of the field that its row took part in, (B,), int64 on the CPU.
+    """
+
+    statuses: tuple[Status, ...]
+    times: torch.Tensor
+    n_accepted: torch.Tensor
+    n_rejected: torch.Tensor
+    nfe: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
 class Solution:
     """What `solve` returns.
 
@@ -109,8 +127,10 @@ class Solution:
             gradients.
         status: how the solve ended; nothing but `Status.SUCCESS` reaches the caller unless `throw=False`.
         stats: what it cost.
-        steps: the accepted step sequence.
+        steps: the accepted step sequence; empty where every sample has its own.
         message: one line on what happened and what to try; empty on success.
+        samples: how each sample fared, where each had steps of its own; else None. One that stopped early has its last
+            accepted state at the save times that it did not reach.
     """
 
     ts: torch.Tensor
@@ -119,6 +139,7 @@ class Solution:
     stats: Stats
     steps: StepSequence = field(default_factory=StepSequence)
     message: str = ""
+    samples: Samples | None = None
 
     @property
     def value(self) -> torch.Tensor:
