@@ -15,6 +15,7 @@ from homojl.adjoints import (
 )
 from homojl.adjoints.inputs import check_form, native_to
 from homojl.adjoints.path import Linearised, differentiable_root
+from homojl.adjoints.per_sample import solve_per_sample
 from homojl.adjoints.times import Times
 from homojl.algorithms import (
     AbstractFixedPointAlgorithm,
@@ -34,7 +35,8 @@ def solve(
     algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
     *,
     adjoint: AbstractODEAdjoint | AbstractFixedPointAdjoint | None = None,
-    backend: str = "auto",
+    backend: str | AbstractBackend = "auto",
+    batch: str = "joint",
     throw: bool = True,
 ) -> Solution | EquilibriumSolution | PathSolution:
     """Solve a problem.
@@ -44,9 +46,16 @@ def solve(
         algorithm: how, with its tolerances; one for the problem's kind.
         adjoint: how gradients are computed; None: `DirectAdjoint()` for an ODE, `ImplicitAdjoint()` for an
             equilibrium. The end of a path has the implicit function theorem's gradient and takes no other.
-        backend: "pytorch", "julia", or "auto": Julia where it is installed and has the algorithm and the device; but
-            PyTorch for a `DirectAdjoint` or an `UnrolledAdjoint`, which go through its operations.
-        throw: raise when the solve does not reach its end; otherwise the solution's status says so.
+        backend: "pytorch", "pytorch-compiled" (see `CompiledBackend`), "julia", or "auto": Julia where it is installed
+            and has the algorithm and the device; but PyTorch for a `DirectAdjoint` or an `UnrolledAdjoint`, which go
+            through its operations. Or a backend of your own.
+        batch: for an ODE: "joint": one step size for the whole state, its error measured over all of it; "per-sample":
+            every row of y0, its first dimension, has steps, an error and an end of its own, and samples that have ended
+            cost no more evaluations. The field then receives the rows still at work, their times as (rows, 1, ..., 1),
+            and of those args that have as many rows as y0 the same ones; no sample may depend on another. Adaptive
+            explicit methods on the PyTorch backend, with `DirectAdjoint` or `CheckpointAdjoint`.
+        throw: raise when the solve does not reach its end; otherwise the solution's status says so, and that of each
+            sample, of which the others are not affected.
 
     Returns:
         The solution, its states on the device of the problem's.
@@ -61,13 +70,20 @@ def solve(
         raise ConfigError(
             f"problem must be one of {', '.join(k.__name__ for k in _KINDS)}, got {type(problem).__name__}"
         )
-    solution = solve_kind(problem, algorithm, adjoint, backend)
+    if batch not in ("joint", "per-sample"):
+        raise ConfigError(f"batch must be 'joint' or 'per-sample', got {batch!r}")
+    if batch == "joint":
+        solution = solve_kind(problem, algorithm, adjoint, backend)
+    elif solve_kind is _solve_ode:
+        solution = _solve_samples(problem, algorithm, adjoint, backend)
+    else:
+        raise ConfigError("batch='per-sample' is for an ODEProblem; a fixed point's samples always end one by one")
     if throw and not solution.status.ok:
         raise SolveError(solution.message, solution)
     return solution
 
 
-def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str) -> Solution:
+def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str | AbstractBackend) -> Solution:
     if not isinstance(algorithm, AbstractODEAlgorithm):
         raise ConfigError(f"algorithm must be one for ODEs such as Tsit5(), got {algorithm!r}")
     adjoint = DirectAdjoint() if adjoint is None else adjoint
@@ -90,7 +106,20 @@ def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str) -> Solutio
     )
 
 
-def _solve_fixed_point(problem: FixedPointProblem, algorithm, adjoint, backend: str) -> EquilibriumSolution:
+def _solve_samples(problem: ODEProblem, algorithm, adjoint, backend: str) -> Solution:
+    if backend not in ("auto", "pytorch"):
+        raise ConfigError(f"batch='per-sample' needs backend='pytorch' or 'auto', which takes it, got {backend!r}")
+    chosen = get_backend("pytorch")
+    if backend == "auto":
+        announce(chosen)
+    adjoint = DirectAdjoint() if adjoint is None else adjoint
+    stats = Stats(backend=chosen.name, algorithm=getattr(algorithm, "name", ""), adjoint=getattr(adjoint, "name", ""))
+    return solve_per_sample(problem, algorithm, adjoint, stats)
+
+
+def _solve_fixed_point(
+    problem: FixedPointProblem, algorithm, adjoint, backend: str | AbstractBackend
+) -> EquilibriumSolution:
     if not isinstance(algorithm, AbstractFixedPointAlgorithm):
         raise ConfigError(f"algorithm must be one for fixed points such as Anderson(), got {algorithm!r}")
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
@@ -118,7 +147,7 @@ def _solve_fixed_point(problem: FixedPointProblem, algorithm, adjoint, backend: 
     )
 
 
-def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str) -> PathSolution:
+def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str | AbstractBackend) -> PathSolution:
     if not isinstance(algorithm, AbstractPathAlgorithm):
         raise ConfigError(f"algorithm must be one for zero paths such as ArcLength(), got {algorithm!r}")
     if adjoint is not None:
@@ -167,7 +196,7 @@ def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str) -> P
 
 
 def choose_backend(
-    name: str,
+    name: str | AbstractBackend,
     algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
     device: torch.device,
     adjoint: object = None,
@@ -183,7 +212,7 @@ def choose_backend(
     through = isinstance(adjoint, DirectAdjoint | UnrolledAdjoint)
     if name == "auto" and through and TorchBackend().supports(algorithm, device):
         return announce(TorchBackend())
-    chosen = get_backend(name)
+    chosen = name if isinstance(name, AbstractBackend) else get_backend(name)
     if name == "auto":
         chosen = announce(chosen if chosen.supports(algorithm, device) else TorchBackend())
     if not chosen.supports(algorithm, device):

@@ -156,7 +156,7 @@ class UnrolledAdjoint(AbstractFixedPointAdjoint):
     """
 
     def find(self, problem, algorithm, backend, stats):
-        if backend.name != "pytorch":
+        if not backend.records:
             raise ConfigError(
                 f"{self.name} passes through the operations of the PyTorch backend, not the {backend.name} one; "
                 "use backend='pytorch' or ImplicitAdjoint()"

@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 
 from homojl.adjoints.inputs import Inputs, check_dependencies, check_form, gradients, jacobian_vector_product
-from homojl.algorithms import AbstractImplicit, AbstractODEAlgorithm
-from homojl.backends.base import AbstractBackend, EventCondition, Integration, RightHandSide
+from homojl.algorithms import AbstractErrorControlled, AbstractImplicit, AbstractODEAlgorithm, ErrorNorm
+from homojl.backends.base import AbstractBackend, EventCondition, Integration, OpenField, RightHandSide
 from homojl.problems import ODEProblem
 from homojl.solution import Stats
 
@@ -60,16 +60,27 @@ class Field(Inputs):
         if problem.event is not None:
             happens = problem.event.condition
             event = EventCondition(lambda t, y: happens(t, y, *args), problem.event.direction)
+        rhs = self.on(backend, evaluate)
+        if backend.opens and rhs is evaluate:
+            rhs = OpenField(evaluate, self._f, tuple(args), self._count_vjp)
         return backend.integrate(
-            self.on(backend, evaluate),
+            rhs,
             problem.y0,
             problem.ts,
             algorithm,
+            error_norm=algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm(),
             keep_states=keep_states,
             jvp=self._jvp if isinstance(algorithm, AbstractImplicit) else None,
             event=event,
             discontinuities=problem.discontinuities,
         )
+
+    @property
+    def discontinuities(self) -> tuple[float, ...]:
+        return self._problem.discontinuities
+
+    def _count_vjp(self, evaluations: int) -> None:
+        self._stats.n_vjp += evaluations
 
     def _jvp(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         self._stats.n_jvp += 1

@@ -44,6 +44,20 @@ def native_to(backend: AbstractBackend, function: Callable[..., Tensor], args: S
     return function.bind(tuple(args)) if getattr(function, "native_to", None) == backend.name else None
 
 
+def rows_of(args: Sequence[Any], rows: Tensor | None, count: int) -> list[Any]:
+    """The arguments at some rows of a batch of `count` samples: those of tensors that have as many, the others whole.
+
+    Args:
+        args: of the function.
+        rows: positions in the batch, (b,); None: all of it.
+        count: samples in the batch.
+    """
+    if rows is None:
+        return list(args)
+    per_sample = (isinstance(a, Tensor) and a.ndim > 0 and a.shape[0] == count for a in args)
+    return [a.index_select(0, rows) if chosen else a for a, chosen in zip(args, per_sample, strict=True)]
+
+
 def check_dependencies(function: str, value: Tensor, known: Sequence[Tensor], *, instead: str) -> None:
     """Raise a ConfigError if `value` was computed from tensors that require gradients other than those `known`.
 

@@ -19,8 +19,8 @@ import numpy as np
 import torch
 
 from homojl.adjoints.field import Field, gradients
-from homojl.algorithms import AbstractODEAlgorithm
-from homojl.backends.base import AbstractBackend, ErrorNorm, Integration, RightHandSide
+from homojl.algorithms import AbstractErrorControlled, AbstractODEAlgorithm, ErrorNorm
+from homojl.backends.base import AbstractBackend, Integration, RightHandSide
 from homojl.backends.pytorch.schemes import scheme_for
 from homojl.errors import ConfigError, SolveError
 from homojl.layout import Layout
@@ -67,7 +67,7 @@ class DirectAdjoint(AbstractODEAdjoint):
                 dy.register_hook(count)
             return dy
 
-        if backend.name == "pytorch":
+        if backend.records:
             return field.integrate(backend, algorithm, rhs)
         recording = torch.is_grad_enabled()
         wanted = recording and (problem.y0.requires_grad or bool(field.inputs))
@@ -261,7 +261,8 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
     Between two save times the state is integrated backwards from the later one, which is known.
 
     Attributes:
-        algorithm: for the backward solve; None: the forward solve's.
+        algorithm: for the backward solve; None: the forward solve's, unobserved. A norm of its own is given state,
+            costate and, with `BacksolveAdjoint`, all gradients as one flat vector.
     """
 
     algorithm: AbstractODEAlgorithm | None = None
@@ -283,10 +284,39 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         """From t1 back to t0: the costate at t0, and the inputs' gradients with this segment added."""
 
     def _integrate(self, solve: _Solve, rhs, y: Tensor, ts: tuple[float, ...], norm: ErrorNorm) -> list[Tensor]:
-        result = solve.backend.integrate(rhs, y, ts, self.algorithm or solve.algorithm, error_norm=norm)
+        algorithm = self.algorithm or replace(solve.algorithm, observer=None)
+        jumps = solve.field.discontinuities
+        result = solve.backend.integrate(rhs, y, ts, algorithm, error_norm=norm, discontinuities=jumps)
         if not result.status.ok:
             raise SolveError(f"the backward solve of {self.name} failed: {result.message}; or use CheckpointAdjoint()")
         return result.ys
+
+    def _norm(self, solve: _Solve, layout: Layout, watched: int) -> ErrorNorm:
+        """Of state, costate and gradients as one flat vector, of which the first `watched` parts count.
+
+        That of the backward algorithm where it has one of its own; else the state and the costate are each measured
+        as the forward solve measures the state.
+        """
+        own, forward = _norm_of(self.algorithm), _norm_of(solve.algorithm)
+        if own != ErrorNorm():
+            return own
+        parts = [part for part in layout.parts[:watched] if part[1] > part[0]]
+        if forward.function is not None:
+
+            def largest(flat: Tensor) -> float:
+                both = [float(forward.function(x)) for x in layout.unpack(flat, 2)]
+                rest = [float(torch.linalg.vector_norm(flat[i:j])) / (j - i) ** 0.5 for i, j in parts[2:]]
+                return max(both + rest)
+
+            return ErrorNorm(function=largest)
+        if forward.parts is not None:
+            within = [(start + i, start + j) for start, _ in layout.parts[:2] for i, j in forward.parts]
+            parts = within + parts[2:]
+        return ErrorNorm(tuple(parts))
+
+
+def _norm_of(algorithm: AbstractODEAlgorithm | None) -> ErrorNorm:
+    return algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -313,11 +343,12 @@ class BacksolveAdjoint(AbstractContinuousAdjoint):
             dy, grads = solve.field.vjp(t, y, a, inputs=True)
             return layout.pack([dy, *(g.neg() for g in grads)], dtype)
 
-        parts = layout.parts[:2] if self.seminorm else layout.parts
-        norm = ErrorNorm(tuple(part for part in parts if part[1] > part[0]))
+        norm = self._norm(solve, layout, 2 if self.seminorm else len(layout.parts))
         flat = layout.pack([y1, costate, *totals], dtype)
         end = self._integrate(solve, rhs, flat, (t1, t0), norm)[-1]
         _, costate, *ends = layout.unpack(end)
+        # In a complex state the real gradients of real tensors travel as complex numbers.
+        ends = [e if total.is_complex() or not e.is_complex() else e.real for e, total in zip(ends, totals, strict=True)]
         return costate, [e.to(total.dtype) for e, total in zip(ends, totals, strict=True)]
 
 
@@ -348,7 +379,7 @@ class GaussAdjoint(AbstractContinuousAdjoint):
             return layout.pack([dy, grad.neg()], y1.dtype)
 
         flat = layout.pack([y1, costate], y1.dtype)
-        states = self._integrate(solve, rhs, flat, (t1, *points, t0), ErrorNorm(tuple(layout.parts)))
+        states = self._integrate(solve, rhs, flat, (t1, *points, t0), self._norm(solve, layout, 2))
         if totals:
             for t, weight, state in zip(points, weights, states[1:-1], strict=True):
                 y, a = layout.unpack(state)

@@ -136,6 +136,30 @@ class Relaxation(AbstractFixedPointAlgorithm):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Homotopy(AbstractFixedPointAlgorithm):
+    """The zero path of a homotopy from z0 to the equilibrium, each sample along its own, by its length: for bad starts.
+
+    Only the end of the path is kept; `HomotopyProblem` gives the path itself. Here `max_steps` counts steps along it.
+
+    Attributes:
+        kind: "fixed-point": H = lambda (z - f(z)) + (1 - lambda)(z - z0), whose path cannot get lost where f is bounded;
+            "newton": H = z - f(z) - (1 - lambda)(z0 - f(z0)).
+        krylov_steps: most products for one linear system.
+
+    References: Ding et al. (2023), arXiv 2310.09583, (1), (23).
+    """
+
+    max_steps: int = 1000
+    kind: str = "fixed-point"
+    krylov_steps: int = 30
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.kind in ("fixed-point", "newton"), f"kind must be 'fixed-point' or 'newton', got {self.kind!r}")
+        require(self.krylov_steps >= 1, f"krylov_steps must be at least 1, got {self.krylov_steps}")
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrustRegion(AbstractFixedPointAlgorithm):
     """Newton's method within a region of trust, in Julia; from bad starts."""
 
@@ -198,6 +222,7 @@ FIXED_POINT_ALGORITHMS: dict[str, type[AbstractFixedPointAlgorithm]] = {
         NewtonKrylov,
         PseudoTransient,
         Relaxation,
+        Homotopy,
         TrustRegion,
         DFSane,
         ForwardBackward,

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
-from homojl import tableaus
+from homojl import implicit_tableaus, tableaus
 from homojl.algorithms.checks import by_name, require
+from homojl.implicit_tableaus import ImplicitTableau
 from homojl.tableaus import ButcherTableau
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,6 +29,8 @@ class PIController:
     Attributes:
         safety: in (0, 1]; how much of the largest admissible step is taken.
         min_factor, max_factor: bounds of the change from one step to the next.
+        floor: steps are not made shorter than this, in the unit of time, and one of this size is taken whatever its
+            error; only with the PyTorch backend.
         beta1, beta2: exponents; None: 0.85/order and 0.2/order, the 0.17 and 0.04 of Hairer's dopri5. beta3 is 0.
 
     References: Hairer, Norsett, Wanner (1993), II.4; Hairer, Wanner (1996), IV.2.
@@ -31,6 +39,7 @@ class PIController:
     safety: float = 0.9
     min_factor: float = 0.2
     max_factor: float = 10.0
+    floor: float = 0.0
     beta1: float | None = None
     beta2: float | None = None
 
@@ -42,6 +51,7 @@ class PIController:
     def __post_init__(self) -> None:
         require(0 < self.safety <= 1, f"safety must lie in (0, 1], got {self.safety}")
         require(0 < self.min_factor < 1, f"min_factor must lie in (0, 1), got {self.min_factor}")
+        require(self.floor >= 0, f"floor must be >= 0, got {self.floor}")
         require(self.max_factor > 1, f"max_factor must be greater than 1, got {self.max_factor}")
 
 
@@ -73,18 +83,84 @@ class PredictiveController(PIController):
 CONTROLLERS: dict[str, type[PIController]] = {"pi": PIController, "predictive": PredictiveController}
 
 
+@dataclass(frozen=True)
+class ErrorNorm:
+    """Which parts of a flat state the step-size control looks at.
+
+    The error ratio is the largest of the parts' root mean squares; elements outside every part are carried
+    along uncontrolled. Data rather than a function, so that any backend can apply it.
+
+    Attributes:
+        parts: (start, stop) pairs of positions in the flat state; None: the whole state, of any shape.
+        function: a norm of one's own in the place of all that, from the scaled error, of the state's shape, to a
+            number; for the PyTorch backend alone.
+    """
+
+    parts: tuple[tuple[int, int], ...] | None = None
+    function: Callable[[Tensor], Tensor | float] | None = None
+
+
+class StepObserver:
+    """What is told of every step as it is tried, with its start, its state there and its signed size.
+
+    For the PyTorch backend alone. What it does with the states is not part of any gradient.
+    """
+
+    def trying(self, t: float, y: Tensor, h: float) -> None:
+        """Before the step is tried."""
+
+    def accepted(self, t: float, y: Tensor, h: float) -> None:
+        """After it was accepted; not called by methods of fixed steps."""
+
+    def rejected(self, t: float, y: Tensor, h: float) -> None:
+        """After it was rejected."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grid:
+    """Steps from point to point of a grid that need not have the save times among its points.
+
+    Attributes:
+        points: from the save times to the grid's, in their order; the first and the last are those of the save times.
+        interpolation: how the state is found inside a step: "linear", or "cubic", the Hermite polynomial of the states
+            and derivatives at its ends.
+        apart: whether the field may jump at the points: each step then evaluates it strictly between its ends.
+    """
+
+    points: Callable[[tuple[float, ...]], Sequence[float]]
+    interpolation: str = "linear"
+    apart: bool = False
+
+    def __post_init__(self) -> None:
+        kinds = ("linear", "cubic")
+        require(self.interpolation in kinds, f"interpolation must be one of {kinds}, got {self.interpolation!r}")
+
+    def over(self, ts: tuple[float, ...]) -> tuple[float, ...]:
+        """The grid for those save times."""
+        points = tuple(float(t) for t in self.points(ts))
+        direction = 1.0 if ts[-1] > ts[0] else -1.0
+        ends = len(points) >= 2 and (points[0], points[-1]) == (ts[0], ts[-1])
+        require(ends, f"a grid must begin and end with the save times {ts[0]:.6g} and {ts[-1]:.6g}, got {points}")
+        ahead = all((b - a) * direction > 0 for a, b in itertools.pairwise(points))
+        require(ahead, "the points of a grid must be strictly increasing or strictly decreasing, as the save times are")
+        return points
+
+
 @dataclass(frozen=True, kw_only=True)
 class AbstractODEAlgorithm:
     """Base of every method for an `ODEProblem`.
 
     Attributes:
-        tableau: coefficients of an explicit Runge-Kutta method, which the PyTorch backend runs and with which a
-            gradient can take the steps again; None: a method that only Julia has.
+        observer: what is told of every step; None: nothing is.
+        tableau: coefficients of a Runge-Kutta method, which the PyTorch backend runs and with which a gradient can take
+            the steps again; None: a method that only Julia has.
         order: order of convergence.
     """
 
-    tableau: ClassVar[ButcherTableau | None] = None
+    tableau: ClassVar[ButcherTableau | ImplicitTableau | None] = None
     order: ClassVar[int]
+
+    observer: StepObserver | None = None
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
@@ -102,11 +178,14 @@ class AbstractFixedStep(AbstractODEAlgorithm):
 
     Attributes:
         step_size: the largest step to take, in the unit of time; None: one step from each save time to the next.
+        grid: the steps to take instead, with the PyTorch backend alone.
     """
 
     step_size: float | None = None
+    grid: Grid | None = None
 
     def __post_init__(self) -> None:
+        require(self.step_size is None or self.grid is None, "give step_size or grid, not both")
         ok = self.step_size is None or (math.isfinite(self.step_size) and self.step_size > 0)
         require(ok, f"step_size must be positive and finite, got {self.step_size}")
 
@@ -120,25 +199,31 @@ class AbstractErrorControlled(AbstractODEAlgorithm):
     or met exactly by a method without a continuous extension.
 
     Attributes:
-        rtol, atol: relative and absolute tolerance, not negative, not both zero.
+        rtol, atol: relative and absolute tolerance, not negative, not both zero. With the PyTorch backend also tensors
+            that broadcast to the state's shape, on its device.
         first_step: size of the first step, in the unit of time; None: Hairer's estimate, one more evaluation.
         min_step: smallest step before the solve stops; 0: what rounding of the time allows.
         max_step: largest step.
         max_steps: accepted and rejected steps together before the solve stops.
+        norm: another measure of the error.
     """
 
-    rtol: float = 1e-3
-    atol: float = 1e-6
+    rtol: float | Tensor = 1e-3
+    atol: float | Tensor = 1e-6
     first_step: float | None = None
     min_step: float = 0.0
     max_step: float = math.inf
     max_steps: int = 10_000
+    norm: ErrorNorm = ErrorNorm()
 
     def __post_init__(self) -> None:
         for name in ("rtol", "atol"):
             value = getattr(self, name)
-            require(math.isfinite(value) and value >= 0, f"{name} must be a finite number >= 0, got {value}")
-        require(self.rtol + self.atol > 0, "rtol and atol must not both be zero")
+            ends = (value.min().item(), value.max().item()) if hasattr(value, "min") else (value, value)
+            ok = math.isfinite(ends[0] + ends[1]) and ends[0] >= 0
+            require(ok, f"{name} must be a finite number >= 0, got {value}")
+        both = self.rtol + self.atol
+        require((both.min().item() if hasattr(both, "min") else both) > 0, "rtol and atol must not both be zero")
         ok = self.first_step is None or (math.isfinite(self.first_step) and self.first_step > 0)
         require(ok, f"first_step must be positive and finite, got {self.first_step}")
         require(self.min_step >= 0, f"min_step must be >= 0, got {self.min_step}")
@@ -159,14 +244,13 @@ class AbstractAdaptive(AbstractErrorControlled):
 
 
 @dataclass(frozen=True, kw_only=True)
-class AbstractImplicit(AbstractErrorControlled):
-    """Methods for stiff fields, in Julia: every step solves linear systems with the field's Jacobian.
+class AbstractJacobianBased(AbstractODEAlgorithm):
+    """Methods for stiff fields: every step solves linear systems with the field's Jacobian.
 
     The Jacobian is never asked for: its products with vectors come from PyTorch's automatic differentiation, or, for a
     field held in Julia, from Julia's.
 
     Attributes:
-        rtol, atol, first_step, min_step, max_step, max_steps: as in `AbstractErrorControlled`.
         linear_solver: "dense": the Jacobian column by column and an LU factorisation; "krylov": GMRES on
             Jacobian-vector products; "auto": dense for states of up to 64 elements.
     """
@@ -177,6 +261,56 @@ class AbstractImplicit(AbstractErrorControlled):
         super().__post_init__()
         kinds = ("auto", "dense", "krylov")
         require(self.linear_solver in kinds, f"linear_solver must be one of {kinds}, got {self.linear_solver!r}")
+
+    def solves_densely(self, n: int) -> bool:
+        """Whether the Jacobian of a state of n elements is made and factorised."""
+        return self.linear_solver == "dense" or (self.linear_solver == "auto" and n <= 64)
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractImplicit(AbstractJacobianBased, AbstractErrorControlled):
+    """Methods for stiff fields that choose their steps by an estimate of the error.
+
+    Attributes:
+        rtol, atol, first_step, min_step, max_step, max_steps: as in `AbstractErrorControlled`.
+        linear_solver: as in `AbstractJacobianBased`.
+    """
+
+    controller: ClassVar[PIController] = PIController()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractESDIRK(AbstractImplicit):
+    """Embedded diagonally implicit Runge-Kutta pairs with an explicit first stage, stiffly accurate, in PyTorch.
+
+    Attributes:
+        rtol, atol, first_step, min_step, max_step, max_steps: as in `AbstractErrorControlled`.
+        linear_solver: as in `AbstractJacobianBased`.
+        controller: the step-size control.
+    """
+
+    controller: PIController = PIController()
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractImplicitFixedStep(AbstractJacobianBased, AbstractFixedStep):
+    """Implicit Runge-Kutta methods with equal steps, in PyTorch.
+
+    Attributes:
+        step_size: as in `AbstractFixedStep`.
+        linear_solver: as in `AbstractJacobianBased`.
+        rtol, atol: how exactly the stages are solved for: Newton's iteration ends where its error is below a hundredth
+            of atol + rtol |y|, or what rounding allows.
+    """
+
+    rtol: float = 1e-8
+    atol: float = 1e-10
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("rtol", "atol"):
+            value = getattr(self, name)
+            require(math.isfinite(value) and value >= 0, f"{name} must be a finite number >= 0, got {value}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -279,9 +413,26 @@ class Rodas5P(AbstractImplicit):
 
 @dataclass(frozen=True, kw_only=True)
 class TRBDF2(AbstractImplicit):
-    """Trapezoidal rule and BDF2 in one step, order 2, L-stable, in Julia; for stiff systems at loose tolerances."""
+    """Trapezoidal rule and BDF2 in one step, 2(3), L-stable; for stiff systems at loose tolerances."""
 
-    order: ClassVar = 2
+    tableau: ClassVar = implicit_tableaus.TRBDF2
+
+
+@dataclass(frozen=True, kw_only=True)
+class KenCarp4(AbstractESDIRK):
+    """Kennedy and Carpenter's 4(3) pair, five implicit stages, L-stable; the first choice for stiff systems."""
+
+    tableau: ClassVar = implicit_tableaus.KENCARP4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Kvaerno5(AbstractESDIRK):
+    """Kvaerno's 5(4) pair, six implicit stages, L-stable; for stiff systems at rtol below 1e-5.
+
+    One stage lies 0.23 of a step behind the step's end: the field is evaluated beyond the last save time.
+    """
+
+    tableau: ClassVar = implicit_tableaus.KVAERNO5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +440,69 @@ class FBDF(AbstractImplicit):
     """Backward differentiation of order 1 to 5 with fixed leading coefficient, in Julia; for large stiff systems."""
 
     order: ClassVar = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImplicitEuler(AbstractImplicitFixedStep):
+    """Implicit Euler, order 1, L-stable."""
+
+    tableau: ClassVar = implicit_tableaus.IMPLICIT_EULER
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImplicitMidpoint(AbstractImplicitFixedStep):
+    """Implicit midpoint rule, order 2, A-stable, symplectic and symmetric."""
+
+    tableau: ClassVar = implicit_tableaus.IMPLICIT_MIDPOINT
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trapezoid(AbstractImplicitFixedStep):
+    """Trapezoidal rule, order 2, A-stable, symmetric."""
+
+    tableau: ClassVar = implicit_tableaus.TRAPEZOID
+
+
+@dataclass(frozen=True, kw_only=True)
+class SDIRK2(AbstractImplicitFixedStep):
+    """Alexander's singly diagonally implicit method, order 2, two stages, L-stable."""
+
+    tableau: ClassVar = implicit_tableaus.SDIRK2
+
+
+@dataclass(frozen=True, kw_only=True)
+class FixedTRBDF2(AbstractImplicitFixedStep):
+    """`TRBDF2` with equal steps: order 2, two implicit stages, L-stable."""
+
+    tableau: ClassVar = implicit_tableaus.TRBDF2
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadauIIA3(AbstractImplicitFixedStep):
+    """Radau IIA, order 3, two stages solved for together, L-stable."""
+
+    tableau: ClassVar = implicit_tableaus.RADAU_IIA_3
+
+
+@dataclass(frozen=True, kw_only=True)
+class RadauIIA5(AbstractImplicitFixedStep):
+    """Radau IIA, order 5, three stages solved for together, L-stable."""
+
+    tableau: ClassVar = implicit_tableaus.RADAU_IIA_5
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussLegendre4(AbstractImplicitFixedStep):
+    """Gauss-Legendre, order 4, two stages solved for together, A-stable, symplectic and symmetric."""
+
+    tableau: ClassVar = implicit_tableaus.GAUSS_LEGENDRE_4
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussLegendre6(AbstractImplicitFixedStep):
+    """Gauss-Legendre, order 6, three stages solved for together, A-stable, symplectic and symmetric."""
+
+    tableau: ClassVar = implicit_tableaus.GAUSS_LEGENDRE_6
 
 
 ODE_ALGORITHMS: dict[str, type[AbstractODEAlgorithm]] = {
@@ -310,11 +524,22 @@ ODE_ALGORITHMS: dict[str, type[AbstractODEAlgorithm]] = {
         Rodas5P,
         TRBDF2,
         FBDF,
+        KenCarp4,
+        Kvaerno5,
+        ImplicitEuler,
+        ImplicitMidpoint,
+        Trapezoid,
+        SDIRK2,
+        FixedTRBDF2,
+        RadauIIA3,
+        RadauIIA5,
+        GaussLegendre4,
+        GaussLegendre6,
     )
 }
 
 # Methods with a tableau of which HomoJL, in Julia, has no counterpart.
-PYTORCH_ONLY: tuple[type[AbstractODEAlgorithm], ...] = (Heun2, Heun3, RK38, AdaptiveHeun, Fehlberg2, Dopri8)
+PYTORCH_ONLY: tuple[type[AbstractODEAlgorithm], ...] = (Heun2, Heun3, RK38, AdaptiveHeun, Fehlberg2, Dopri8, AbstractESDIRK, AbstractImplicitFixedStep)
 
 
 def ode_algorithm(name: str, **options: object) -> AbstractODEAlgorithm:

@@ -9,14 +9,16 @@ from homojl.backends.pytorch.backend import TorchBackend
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 
-__all__ = ["AbstractBackend", "ErrorNorm", "Integration", "TorchBackend", "announce", "get_backend"]
+__all__ = ["BACKEND_NAMES", "AbstractBackend", "ErrorNorm", "Integration", "TorchBackend", "announce", "get_backend"]
+
+BACKEND_NAMES = ("auto", "pytorch", "pytorch-compiled", "julia")
 
 logger = logging.getLogger("homojl")
 _announced: set[str] = set()
 
 
 def get_backend(name: str) -> AbstractBackend:
-    """The backend called "pytorch", "julia" or "auto".
+    """The backend called "pytorch", "pytorch-compiled", "julia" or "auto".
 
     Raises:
         ConfigError: for an unknown name.
@@ -24,13 +26,17 @@ def get_backend(name: str) -> AbstractBackend:
     """
     if name == "pytorch":
         return TorchBackend()
+    if name == "pytorch-compiled":
+        from homojl.backends.pytorch.compiled import CompiledBackend
+
+        return CompiledBackend()
     if name == "julia":
         from homojl.backends.julia.backend import JuliaBackend
 
         return JuliaBackend()
     if name == "auto":
         return automatic_backend()
-    raise ConfigError(f"unknown backend {name!r}; {did_you_mean(name, ('auto', 'julia', 'pytorch'))}")
+    raise ConfigError(f"unknown backend {name!r}; {did_you_mean(name, BACKEND_NAMES)}")
 
 
 def automatic_backend() -> AbstractBackend:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 
-from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, AbstractPathAlgorithm
+from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, AbstractPathAlgorithm, ErrorNorm
 from homojl.solution import Status, StepSequence
 
 Tensor = torch.Tensor
@@ -23,23 +23,6 @@ ResidualJVP = Callable[[Tensor, Tensor], Tensor]  # (z, v) -> (dr/dz) v
 
 
 @dataclass(frozen=True)
-class ErrorNorm:
-    """Which parts of a flat state the step-size control looks at.
-
-    The error ratio is the largest of the parts' root mean squares; elements outside every part are carried
-    along uncontrolled. Data rather than a function, so that any backend can apply it.
-
-    Attributes:
-        parts: (start, stop) pairs of positions in the flat state; None: the whole state, of any shape.
-        function: a norm of one's own in the place of all that, from the scaled error, of the state's shape, to a
-            number; for the PyTorch backend alone.
-    """
-
-    parts: tuple[tuple[int, int], ...] | None = None
-    function: Callable[[Tensor], Tensor | float] | None = None
-
-
-@dataclass(frozen=True)
 class EventCondition:
     """An `Event` with the arguments bound.
 
@@ -50,6 +33,25 @@ class EventCondition:
 
     condition: Callable[[Tensor, Tensor], Tensor]
     direction: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class OpenField:
+    """A right-hand side that a backend may take apart: calling it is `evaluate`, whose value is `function`'s.
+
+    Attributes:
+        evaluate: what an adjoint gives a backend to call.
+        function, args: the problem's own function, called as `function(t, y, *args)`.
+        on_backward: to be called with the number of evaluations whose gradient is being computed.
+    """
+
+    evaluate: RightHandSide
+    function: Callable[..., Tensor]
+    args: tuple[Any, ...]
+    on_backward: Callable[[int], None]
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        return self.evaluate(t, y)
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,6 +112,8 @@ class AbstractBackend(abc.ABC):
     """Solves on tensors. It knows nothing of models or adjoints; those are written once, above it."""
 
     name: ClassVar[str]
+    records: ClassVar[bool] = False  # whether autograd passes through the operations of its solves
+    opens: ClassVar[bool] = False  # whether `integrate` takes an `OpenField` apart
 
     @abc.abstractmethod
     def supports(

@@ -29,7 +29,7 @@ from homojl.backends.base import (
 from homojl.backends.pytorch.fixed_point import METHODS, find_fixed_point
 from homojl.backends.pytorch.integrate import integrate_adaptive, integrate_fixed
 from homojl.backends.pytorch.path import trace_path
-from homojl.backends.pytorch.schemes import scheme_for
+from homojl.backends.pytorch.schemes import AbstractScheme, scheme_for
 
 Tensor = torch.Tensor
 
@@ -38,6 +38,7 @@ class TorchBackend(AbstractBackend):
     """Runs wherever the tensors are. Its operations are ordinary ones, so a gradient can pass through them."""
 
     name: ClassVar[str] = "pytorch"
+    records: ClassVar[bool] = True
 
     def supports(self, algorithm, device: torch.device) -> bool:
         if isinstance(algorithm, AbstractODEAlgorithm):
@@ -57,7 +58,7 @@ class TorchBackend(AbstractBackend):
         event: EventCondition | None = None,
         discontinuities: tuple[float, ...] = (),
     ) -> Integration:
-        scheme = scheme_for(algorithm)
+        scheme = self.scheme(rhs, y0, algorithm, error_norm)
         if not isinstance(algorithm, AbstractErrorControlled):
             return integrate_fixed(rhs, y0, ts, algorithm, scheme, keep_states=keep_states, event=event)
         return integrate_adaptive(
@@ -71,6 +72,12 @@ class TorchBackend(AbstractBackend):
             event=event,
             discontinuities=discontinuities,
         )
+
+    def scheme(
+        self, rhs: RightHandSide, y0: Tensor, algorithm: AbstractODEAlgorithm, norm: ErrorNorm
+    ) -> AbstractScheme:
+        """What takes the steps of one solve."""
+        return scheme_for(algorithm)
 
     def find_fixed_point(
         self, f: Map, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, *, jvp: MapJVP | None = None

@@ -17,6 +17,7 @@ from homojl.algorithms import (
     AbstractFixedPointAlgorithm,
     Anderson,
     Broyden,
+    Homotopy,
     NewtonKrylov,
     Picard,
     PseudoTransient,
@@ -24,6 +25,7 @@ from homojl.algorithms import (
 )
 from homojl.backends.base import FixedPoint, Map, MapJVP
 from homojl.backends.pytorch.history import AbstractMethod, AndersonMethod, BroydenMethod, PicardMethod
+from homojl.backends.pytorch.homotopy import HomotopyMethod
 from homojl.backends.pytorch.newton import NewtonKrylovMethod, PseudoTransientMethod
 from homojl.backends.pytorch.relaxation import RelaxationMethod
 from homojl.backends.pytorch.samples import Progress, Samples
@@ -38,6 +40,7 @@ METHODS: dict[type[AbstractFixedPointAlgorithm], type[AbstractMethod]] = {
     NewtonKrylov: NewtonKrylovMethod,
     PseudoTransient: PseudoTransientMethod,
     Relaxation: RelaxationMethod,
+    Homotopy: HomotopyMethod,
 }
 
 
@@ -70,9 +73,9 @@ def find_fixed_point(
             residual = residual[compaction.order]
             seen = seen[torch.from_numpy(compaction.order).to(seen.device)]
         advance = method.advance(z, fz, r, seen, residual, progress.active)
-        if advance.gave_up is not None:
-            progress.stop(advance.gave_up, method.gives_up_with, iteration)
-            if not progress.active.any():
-                return progress.result()
+        for status, rows in advance.ended.items():
+            progress.stop(rows, status, iteration)
+        if not progress.active.any():
+            return progress.result()
         z = advance.z
         fz = samples.evaluate(z) if advance.fz is None else advance.fz

@@ -7,8 +7,8 @@ residuals in one transfer, so that an iteration waits for the device once.
 from __future__ import annotations
 
 import abc
-from dataclasses import dataclass
-from typing import ClassVar
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
@@ -27,22 +27,16 @@ class Advance:
     Attributes:
         z: the next iterates (b, n).
         fz: the map there, where the method has evaluated it already.
-        gave_up: rows that cannot go on, (b,), bool.
+        ended: rows that cannot go on, (b,), bool, by why.
     """
 
     z: Tensor
     fz: Tensor | None = None
-    gave_up: np.ndarray | None = None
+    ended: Mapping[Status, np.ndarray] = field(default_factory=dict)
 
 
 class AbstractMethod(abc.ABC):
-    """A method at work on one batch.
-
-    Attributes:
-        gives_up_with: the status of a row that the method cannot go on with.
-    """
-
-    gives_up_with: ClassVar[Status] = Status.STALLED
+    """A method at work on one batch."""
 
     def __init__(self, algorithm: AbstractFixedPointAlgorithm, samples: Samples) -> None:
         self.algorithm, self.samples = algorithm, samples

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -49,6 +49,9 @@ class _ErrorRatio:
 
     @torch.no_grad()
     def __call__(self, y: Tensor, y_next: Tensor, h: float, ks: Stages) -> float:
+        known = self._scheme.known_ratio(ks)
+        if known is not None:
+            return known
         self._size_next = y_next.abs()
         scale = torch.maximum(self._size, self._size_next).mul_(self._rtol).add_(self._atol)
         return _ratio(self._scheme.error(y, h, ks), scale, self._norm)
@@ -96,6 +99,10 @@ class _Counted:
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         self.calls += 1
         return self.rhs(t, y)
+
+    def count(self, evaluations: int) -> None:
+        """Add evaluations that were made otherwise."""
+        self.calls += evaluations
 
 
 class _Record:
@@ -174,6 +181,20 @@ def _up_to_event(
     return h * fraction, 1.0, y_event
 
 
+def _steps_ahead(ts: tuple[float, ...], algorithm: AbstractFixedStep) -> Iterator[tuple[float, float, float]]:
+    """Start, size and end of each step."""
+    if algorithm.grid is not None:
+        for t, t_next in itertools.pairwise(algorithm.grid.over(ts)):
+            yield t, t_next - t, t_next
+        return
+    for t0, t1 in itertools.pairwise(ts):
+        # The small allowance keeps 0.3 / 0.1 from becoming four steps.
+        n = 1 if algorithm.step_size is None else max(1, math.ceil(abs(t1 - t0) / algorithm.step_size - 1e-9))
+        h = (t1 - t0) / n
+        for i in range(n):
+            yield t0 + i * h, h, t1 if i == n - 1 else t0 + (i + 1) * h
+
+
 def integrate_fixed(
     rhs: RightHandSide,
     y0: Tensor,
@@ -184,28 +205,33 @@ def integrate_fixed(
     keep_states: bool,
     event: EventCondition | None,
 ) -> Integration:
-    """Equal steps between save times; see `AbstractBackend.integrate`."""
+    """Equal steps between save times, or those of a grid; see `AbstractBackend.integrate`."""
     rhs, record, y = _Counted(rhs), _Record(ts, y0, keep_states), y0
     watch = None if event is None else EventWatch(event, ts[0], y0)
-    k_first, status = None, Status.SUCCESS
-    for t0, t1 in itertools.pairwise(ts):
-        # The small allowance keeps 0.3 / 0.1 from becoming four steps.
-        n = 1 if algorithm.step_size is None else max(1, math.ceil(abs(t1 - t0) / algorithm.step_size - 1e-9))
-        h = (t1 - t0) / n
-        for i in range(n):
-            t = t0 + i * h
-            y_next, ks = scheme.step(rhs, t, h, y, k_first)
-            if watch is not None and watch.happens_by(t + h, y_next):
-                h, fraction, y_event = _up_to_event(scheme, rhs, watch, t, h, y, y_next, ks)
-                record.accept(t, h, y)
-                record.save(t + fraction * h, y_event, fraction)
-                status = Status.EVENT
-                break
-            record.accept(t, h, y)
-            y, k_first = y_next, scheme.carried(ks)
-        if status is Status.EVENT:
+    k_first, status, next_save, observer = None, Status.SUCCESS, 1, algorithm.observer
+    direction = 1.0 if ts[-1] > ts[0] else -1.0
+    for t, h, t_next in _steps_ahead(ts, algorithm):
+        if observer is not None:
+            observer.trying(t, y.detach(), h)
+        y_next, ks = scheme.step(rhs, t, h, y, k_first)
+        h_taken, stopped = h, None
+        if watch is not None and watch.happens_by(t_next, y_next):
+            h_taken, *stopped = _up_to_event(scheme, rhs, watch, t, h, y, y_next, ks)
+            status, t_next = Status.EVENT, t + stopped[0] * h_taken
+        record.accept(t, h_taken, y)
+        first_save = next_save
+        while next_save < len(ts) and (ts[next_save] - t_next) * direction <= 0:
+            next_save += 1
+        if next_save > first_save:
+            times = ts[first_save:next_save]
+            fractions = [1.0 if s == t_next and stopped is None else (s - t) / h for s in times]
+            record.save_inside(scheme, times, Part(y, y_next, h, ks, fractions))
+        if stopped is not None:
+            if record.ts[-1] != t_next:
+                record.save(t_next, stopped[1], stopped[0])
             break
-        record.save(t1, y, 1.0)
+        y, k_first = y_next, scheme.carried(ks)
+    record.compute_pending(scheme)
     finite = torch.stack([torch.isfinite(y.detach()).all() for y in record.ys]).tolist()
     if all(finite):
         return record.finish(scheme, rhs, 0, status, "")
@@ -231,11 +257,11 @@ def _which_sample(tensors: Stages) -> str:
 def _sides_of(
     discontinuities: tuple[float, ...], t0: float, t1: float, dtype: torch.dtype
 ) -> list[tuple[float, float]]:
-    """The last time before and the first time after each jump between t0 and t1, the next jump last.
+    """The last time before and the first time after each jump after t0 up to t1, the next jump last.
 
     Times as the field can tell them apart, so that each step sees one side alone whichever side the jump itself is on.
     """
-    ahead = sorted((s for s in discontinuities if t0 < s < t1 or t0 > s > t1), reverse=t1 > t0)
+    ahead = sorted((s for s in discontinuities if t0 < s <= t1 or t0 > s >= t1), reverse=t1 > t0)
     times = torch.tensor([ahead, [t0] * len(ahead), [t1] * len(ahead)], dtype=dtype)
     before, after = torch.nextafter(times[0], times[1]), torch.nextafter(times[0], times[2])
     return list(zip(before.tolist(), after.tolist(), strict=True))
@@ -255,11 +281,14 @@ def integrate_adaptive(
 ) -> Integration:
     """Steps under PI control; see `AbstractBackend.integrate`."""
     rhs, record = _Counted(rhs), _Record(ts, y0, keep_states)
-    control, order = algorithm.controller, algorithm.order
+    control, order, observer = algorithm.controller, algorithm.order, algorithm.observer
     beta1, beta2, beta3 = control.exponents(order)
     t, t_end, y, ks = ts[0], ts[-1], y0, [y0]
     direction = 1.0 if t_end > t else -1.0
-    jumps = _sides_of(discontinuities, t, t_end, y0.dtype)
+    if t in discontinuities:
+        start, end = torch.tensor([t, t_end], dtype=y0.dtype.to_real())
+        t = torch.nextafter(start, end).item()
+    jumps = _sides_of(discontinuities, t, t_end, y0.dtype.to_real())
     watch = None if event is None else EventWatch(event, t, y0)
     error_ratio = _ErrorRatio(scheme, algorithm, y0, error_norm)
     rejected, next_save, ratio = 0, 1, 0.0
@@ -294,7 +323,7 @@ def integrate_adaptive(
         jumps_here = bool(jumps) and (target - jumps[-1][0]) * direction > 0
         if jumps_here:
             target = jumps[-1][0]
-        h = math.copysign(min(abs(h), algorithm.max_step), h)
+        h = math.copysign(min(max(abs(h), control.floor), algorithm.max_step), h)
         h_wanted = h
         lands = abs(h) >= abs(target - t) * (1 - 1e-12)
         if lands:
@@ -303,10 +332,16 @@ def integrate_adaptive(
             if not math.isfinite(ratio):
                 return stop(Status.DIVERGED, "the field returns NaN or infinity near this state; look at it there")
             return stop(Status.STEP_TOO_SMALL, "loosen rtol and atol, use float64, or suspect a stiff field")
+        if observer is not None:
+            observer.trying(t, y.detach(), h)
         y_next, ks = scheme.step(rhs, t, h, y, k_first)
         ratio = error_ratio(y, y_next, h, ks)
-        if not ratio <= 1.0:  # written so that NaN is rejected too
+        if abs(h) <= control.floor and not math.isfinite(ratio):
+            return stop(Status.DIVERGED, "the field returns NaN or infinity in a step of the controller's floor")
+        if not ratio <= 1.0 and abs(h) > control.floor:  # written so that NaN is rejected too
             rejected += 1
+            if observer is not None:
+                observer.rejected(t, y.detach(), h)
             shrink = ratio ** (1 / order) / control.safety if math.isfinite(ratio) else math.inf
             h /= min(1 / control.min_factor, max(shrink, 1.0 + 1e-3))
             k_first = ks[0]
@@ -318,6 +353,8 @@ def integrate_adaptive(
             t_next = t + stopped[0] * h_taken
         record.accept(t, h_taken, y)
         error_ratio.accept()
+        if observer is not None:
+            observer.accepted(t, y.detach(), h)
         jumped = jumps_here and lands and stopped is None
         reached = jumps.pop()[1] if jumped else t_next
         first_save = next_save

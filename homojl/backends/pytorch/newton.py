@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 
@@ -67,7 +65,7 @@ class NewtonKrylovMethod(AbstractMethod):
         if good.all():
             return Advance(trial, value)
         keep = torch.from_numpy(~good).to(z.device)[:, None]
-        return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), ~good)
+        return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), {Status.STALLED: ~good})
 
     def keep(self, compaction):
         self._forcing = self._forcing[compaction.order]
@@ -82,8 +80,6 @@ class PseudoTransientMethod(AbstractMethod):
 
     References: Kelley, Keyes (1998), SIAM J. Numer. Anal. 35(2).
     """
-
-    gives_up_with: ClassVar[Status] = Status.STEP_TOO_SMALL
 
     def __init__(self, algorithm, samples):
         super().__init__(algorithm, samples)
@@ -112,7 +108,9 @@ class PseudoTransientMethod(AbstractMethod):
             self._h[bad] /= 10
             if (gave_up := bad & (self._h < SHORTEST)).any():
                 keep = torch.from_numpy(bad).to(z.device)[:, None]
-                return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), gave_up)
+                return Advance(
+                    torch.where(keep, z, trial), torch.where(keep, fz, value), {Status.STEP_TOO_SMALL: gave_up}
+                )
 
     def keep(self, compaction):
         self._h = self._h[compaction.order]

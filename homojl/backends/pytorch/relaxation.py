@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import numpy as np
 import torch
 
@@ -24,8 +22,6 @@ class RelaxationMethod(AbstractMethod):
     the start lies in, and near rest, where it bounds the step by the field's stiffness, it keeps its accuracy
     relative to the shrinking residual, which a fixed tolerance would not.
     """
-
-    gives_up_with: ClassVar[Status] = Status.STEP_TOO_SMALL
 
     def __init__(self, algorithm, samples):
         super().__init__(algorithm, samples)
@@ -53,7 +49,7 @@ class RelaxationMethod(AbstractMethod):
         if not accepted.all():
             good = torch.from_numpy(accepted).to(z.device)[:, None]
             trial, value = torch.where(good, trial, z), torch.where(good, value, fz)
-        return Advance(trial, value, gave_up if gave_up.any() else None)
+        return Advance(trial, value, {Status.STEP_TOO_SMALL: gave_up})
 
     def keep(self, compaction):
         self._h = self._h[compaction.order]

@@ -26,8 +26,8 @@ def combine(y: Tensor | None, h: float, weights: Row, ks: Sequence[Tensor]) -> T
 
 
 def time_like(t: float, y: Tensor) -> Tensor:
-    """The time as the field receives it: a 0-d tensor of y's dtype and device, made without a host copy."""
-    return torch.full((), t, dtype=y.dtype, device=y.device)
+    """The time as the field receives it: a 0-d tensor of y's real dtype and its device, made without a host copy."""
+    return torch.full((), t, dtype=y.dtype.to_real(), device=y.device)
 
 
 def step(

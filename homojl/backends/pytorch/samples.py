@@ -10,7 +10,7 @@ import math
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractFixedPointAlgorithm, NewtonKrylov
+from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov
 from homojl.backends.base import FixedPoint, Map, MapJVP
 from homojl.errors import ConfigError
 from homojl.layout import is_dense
@@ -132,7 +132,10 @@ class Progress:
 
     def __init__(self, algorithm: AbstractFixedPointAlgorithm, samples: Samples) -> None:
         self._algorithm, self._samples = algorithm, samples
-        self._patience = max(PATIENCE, algorithm.max_steps // 10)
+        # The way along a path says nothing of how far off its end is.
+        self._patience = (
+            algorithm.max_steps if isinstance(algorithm, Homotopy) else max(PATIENCE, algorithm.max_steps // 10)
+        )
         count = len(samples.index)
         self.active = np.ones(count, dtype=bool)
         self._best: Tensor | None = None
@@ -214,7 +217,7 @@ class Progress:
         """The gravest end of any sample, and one line on what happened and what to try."""
         if converged.all():
             return Status.SUCCESS, ""
-        grave = (Status.DIVERGED, Status.STEP_TOO_SMALL, Status.STALLED, Status.MAX_STEPS)
+        grave = (Status.DIVERGED, Status.STEP_TOO_SMALL, Status.RETURNED, Status.STALLED, Status.MAX_STEPS)
         status = next(s for s in grave if s in self._statuses)
         missed, algorithm = np.flatnonzero(~converged), self._algorithm
         if status is Status.DIVERGED:
@@ -230,6 +233,7 @@ class Progress:
         other = "Relaxation()" if isinstance(algorithm, NewtonKrylov) else "NewtonKrylov()"
         advice = {
             Status.DIVERGED: "look at the map there, or try Anderson(), more damping or another z0",
+            Status.RETURNED: "try Homotopy() with the other kind, or another z0",
             Status.STEP_TOO_SMALL: "loosen rtol and atol, use float64, or suspect a map that is not smooth",
             Status.STALLED: f"loosen rtol and atol, use float64, or try another algorithm such as {other}",
             Status.MAX_STEPS: f"raise max_steps (now {algorithm.max_steps}), loosen rtol and atol, or try another "

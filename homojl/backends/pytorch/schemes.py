@@ -12,9 +12,9 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractODEAlgorithm
+from homojl.algorithms import AbstractFixedStep, AbstractODEAlgorithm, Grid
 from homojl.backends.base import RightHandSide
-from homojl.backends.pytorch.runge_kutta import combine, step
+from homojl.backends.pytorch.runge_kutta import combine, step, time_like
 from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
@@ -68,6 +68,10 @@ class AbstractScheme(abc.ABC):
     @abc.abstractmethod
     def error(self, y: Tensor, h: float, ks: Stages) -> Tensor:
         """The estimate of the step's error, of y's shape; called where no gradient is recorded."""
+
+    def known_ratio(self, ks: Stages) -> float | None:
+        """The error as a multiple of what is tolerated, where the step has computed it itself."""
+        return None
 
     @abc.abstractmethod
     def inside(self, y: Tensor, y_next: Tensor, h: float, ks: Stages, fractions: Sequence[float]) -> list[Tensor]:
@@ -134,6 +138,58 @@ class ExplicitScheme(AbstractScheme):
         return ks[-1] if self.tableau.fsal else None
 
 
+class GridScheme(AbstractScheme):
+    """The steps of another scheme, interpolated from their ends alone; see `Grid`.
+
+    With cubic interpolation the stages are followed by the derivatives at the start and at the end of the step.
+    """
+
+    interpolates = True
+
+    def __init__(self, scheme: AbstractScheme, grid: Grid) -> None:
+        self._scheme, self._grid = scheme, grid
+        self._cubic = grid.interpolation == "cubic"
+        self.order = scheme.order
+
+    def step(self, rhs, t, h, y, k_first=None, *, last_stage=True):
+        if self._grid.apart:
+            rhs = _within(rhs, time_like(t, y), time_like(t + h, y))
+        if not self._cubic:
+            return self._scheme.step(rhs, t, h, y, k_first, last_stage=last_stage)
+        first = rhs(time_like(t, y), y) if k_first is None else k_first
+        y_next, ks = self._scheme.step(rhs, t, h, y, first, last_stage=last_stage)
+        last = [rhs(time_like(t + h, y), y_next)] if last_stage else []
+        return y_next, [*ks, first, *last]
+
+    def error(self, y, h, ks):
+        return self._scheme.error(y, h, ks)
+
+    def inside(self, y, y_next, h, ks, fractions):
+        states, rise = [], y_next - y
+        for x in fractions:
+            if x == 1.0:
+                states.append(y_next)
+            elif self._cubic:
+                weights = (x * (1 - x) ** 2, x * x * (x - 1))
+                states.append(combine(torch.add(y, rise, alpha=x * x * (3 - 2 * x)), h, weights, ks[-2:]))
+            else:
+                states.append(torch.add(y, rise, alpha=x))
+        return states
+
+    def carried(self, ks):
+        return ks[-1] if self._cubic and not self._grid.apart else None
+
+
+def _within(rhs: RightHandSide, start: Tensor, end: Tensor) -> RightHandSide:
+    """The field at times strictly between two others."""
+    low, high = torch.nextafter(start, end), torch.nextafter(end, start)
+    low, high = torch.minimum(low, high), torch.maximum(low, high)
+    return lambda t, y: rhs(torch.clamp(t, low, high), y)
+
+
 def scheme_for(algorithm: AbstractODEAlgorithm) -> AbstractScheme:
     """The scheme of an algorithm that has a tableau."""
-    return ExplicitScheme(algorithm.tableau)
+    scheme = ExplicitScheme(algorithm.tableau)
+    if isinstance(algorithm, AbstractFixedStep) and algorithm.grid is not None:
+        return GridScheme(scheme, algorithm.grid)
+    return scheme

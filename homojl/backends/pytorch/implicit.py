@@ -1,0 +1,149 @@
+"""Implicit Runge-Kutta methods: stages that are solved for, one after the other or together."""
+
+from __future__ import annotations
+
+import functools
+
+import numpy as np
+import torch
+
+from homojl.algorithms import AbstractJacobianBased
+from homojl.backends.base import AbstractRightHandSideJVP
+from homojl.backends.pytorch.runge_kutta import combine, time_like
+from homojl.backends.pytorch.schemes import AbstractScheme
+from homojl.backends.pytorch.stage_equations import StageEquations
+from homojl.implicit_tableaus import ImplicitTableau
+
+Tensor = torch.Tensor
+
+
+class ImplicitStages(list[Tensor]):
+    """The derivatives at the stages, and what only the implicit scheme reads.
+
+    Attributes:
+        error: the step's error estimate; None: the method has none, or the step could not be taken.
+        unsolved: whether Newton's iteration failed though the field is finite.
+    """
+
+    error: Tensor | None = None
+    unsolved: bool = False
+
+
+class ImplicitScheme(AbstractScheme):
+    """An implicit Runge-Kutta method; its gradient is that of the implicit function theorem.
+
+    A step depends on nothing but its start, so that it can be taken again: no Jacobian and no guess outlives it, and
+    the derivative at its start is evaluated there, not carried on. A stage's derivative is (Y - base) / (h a), never
+    the field at the solved state Y, which would magnify the error that Newton's iteration leaves by the stiffness.
+    """
+
+    last_resort = "loosen rtol and atol, or use float64"
+
+    def __init__(self, algorithm: AbstractImplicit | AbstractImplicitFixedStep, jvp: AbstractRightHandSideJVP) -> None:
+        self.tableau: ImplicitTableau = algorithm.tableau
+        self.order = self.tableau.order
+        self.interpolates = self.tableau.dense_order is not None
+        self._algorithm, self._jvp = algorithm, jvp
+        self._guesses = predictors(self.tableau)
+
+    @property
+    def error_order(self) -> int:
+        return self.tableau.error_order
+
+    def step(self, rhs, t, h, y, k_first=None, *, last_stage=True):
+        a, c = self.tableau.a, self.tableau.c
+        ks, states = ImplicitStages(), []
+        equations = StageEquations(rhs, self._jvp, self._algorithm, t, h, y)
+        for block in self.tableau.blocks:
+            bases = [combine(y, h, a[i][: block.start], ks) for i in block]
+            weights = np.array([a[i][block.start : block.stop] for i in block])
+            if not weights.any():  # explicit, and the first: its state is y
+                ks.append(rhs(time_like(t, y), y) if k_first is None else k_first)
+                states.append(y)
+                continue
+            guesses = [combine(None, h * sum(a[i][block.start :]), self._guesses[i], ks) for i in block]
+            changes = equations.solve(weights, [t + c[i] * h for i in block], bases, guesses)
+            if changes is None:
+                ks.unsolved = equations.finite
+                return torch.full_like(y, torch.nan), ks
+            states += [base + change for base, change in zip(bases, changes, strict=True)]
+            ks += [combine(None, 1.0 / h, row, changes) for row in np.linalg.inv(weights).tolist()]
+        y_next = states[-1] if self.tableau.stiffly_accurate else combine(y, h, self.tableau.b, ks)
+        if self.tableau.b_error is not None:
+            ks.error = self._estimate(equations, h, ks)
+        return y_next, ks
+
+    @torch.no_grad()
+    def _estimate(self, equations: StageEquations, h: float, ks: ImplicitStages) -> Tensor:
+        error = combine(None, h, self.tableau.b_error, ks)
+        return equations.filtered(self.tableau.a[-1][-1], error) if self.tableau.filtered else error
+
+    def error(self, y, h, ks):
+        return torch.full_like(y, torch.nan) if ks.error is None else ks.error
+
+    def inside(self, y, y_next, h, ks, fractions):
+        dense = continuous_extension(self.tableau) if any(f != 1.0 for f in fractions) else None
+        states = []
+        for fraction in fractions:
+            if fraction == 1.0:
+                states.append(y_next)
+                continue
+            powers = fraction ** np.arange(1, dense.shape[1] + 1)
+            states.append(combine(y, h, (dense @ powers).tolist(), ks))
+        return states
+
+    def carried(self, ks):
+        return None
+
+    def trouble(self, ks):
+        return "Newton's iteration does not solve the stages' equations" if ks.unsolved else ""
+
+
+@functools.cache
+def predictors(tableau: ImplicitTableau) -> list[list[float]]:
+    """For each stage the weights of the earlier stages' derivatives in the guess of its own.
+
+    The polynomial in time through the last three stages at different times, the explicit first one left out where
+    there is another, since in stiff components it is far off; a stage without earlier ones starts from zero.
+    """
+    weights = []
+    for i in range(tableau.stages):
+        row = [0.0] * i
+        nodes: list[int] = []
+        for j in reversed(range(i)):
+            if len(nodes) < 3 and (j > 0 or not nodes) and all(abs(tableau.c[j] - tableau.c[n]) > 0.05 for n in nodes):
+                nodes.append(j)
+        for j in nodes:
+            others = [tableau.c[n] for n in nodes if n != j]
+            row[j] = float(np.prod([(tableau.c[i] - other) / (tableau.c[j] - other) for other in others]))
+        weights.append(row)
+    return weights
+
+
+@functools.cache
+def continuous_extension(tableau: ImplicitTableau) -> np.ndarray:
+    """Weights of a step's inside: (s, degree), as `ButcherTableau.dense` has them.
+
+    For methods with an explicit first stage and stage order 2. The weights b(th) satisfy the order conditions up to
+    `dense_order`, at th = 1 are the solution's, and meet one condition more: as the stiffness of a component goes to
+    infinity its value inside stays bounded, which the cubic Hermite polynomial's does not. Where that leaves freedom,
+    they are the smallest in the sum of squares.
+    """
+    a, b, c = np.array(tableau.a), np.array(tableau.b), np.array(tableau.c)
+    order = tableau.dense_order
+    # With stage order 2 the conditions of bushy trees are all, but for one of order 4.
+    rows = [c**k for k in range(order)]
+    sides = [_monomial(k + 1, order) / (k + 1) for k in range(order)]
+    if order == 4:
+        rows.append(a @ c**2)
+        sides.append(_monomial(4, order) / 12)
+    # h k_j = z Y_j for y' = (z/h) y: the first stage stays y, the others tend to -a[1:, 1:]^-1 a[1:, 0] y.
+    rows.append(np.concatenate([[1.0], -np.linalg.solve(a[1:, 1:], a[1:, 0])]))
+    sides.append(np.zeros(order))
+    dense = np.linalg.pinv(np.array(rows)) @ np.array(sides)
+    dense[:, -1] += b - dense.sum(axis=1)  # in the conditions' null space, so that they still hold
+    return dense
+
+
+def _monomial(power: int, degree: int) -> np.ndarray:
+    return np.eye(degree)[power - 1]

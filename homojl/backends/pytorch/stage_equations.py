@@ -1,0 +1,285 @@
+"""The equations of a step's implicit stages: Newton's method, and the derivative of what it finds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+
+from homojl.algorithms import AbstractJacobianBased
+from homojl.backends.base import AbstractRightHandSideJVP, RightHandSide
+from homojl.backends.pytorch.gmres import gmres
+from homojl.backends.pytorch.runge_kutta import time_like
+from homojl.errors import ConfigError, SolveError
+
+Tensor = torch.Tensor
+
+ITERATIONS = 12  # of Newton's method for one block of stages
+ACCURACY = 0.01  # of the tolerance: the error that Newton's method may leave
+KRYLOV_STEPS = 50  # products before GMRES starts again from where it is
+RESTARTS = 4
+SLOW = 0.3  # contraction from which on a Jacobian is no longer good enough
+
+
+class _Form:
+    """States as flat vectors of real numbers, in the order of their elements, and back."""
+
+    def __init__(self, like: Tensor) -> None:
+        self._like = like.detach()
+        self.n = like.numel() * (2 if like.is_complex() else 1)
+
+    def flat(self, x: Tensor) -> Tensor:
+        return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape(-1)
+
+    def state(self, v: Tensor) -> Tensor:
+        if self._like.is_complex():
+            v = torch.view_as_complex(v.reshape(-1, 2))
+        v = v.reshape(self._like.shape)
+        return v if self._like.is_contiguous() else torch.empty_like(self._like).copy_(v)
+
+    def all_flat(self, states: Sequence[Tensor]) -> Tensor:
+        return torch.stack([self.flat(x) for x in states])
+
+    def all_states(self, vectors: Tensor) -> list[Tensor]:
+        return [self.state(v) for v in vectors]
+
+
+class StageEquations:
+    """Z = h A F(base + Z), in blocks of stages, for one step.
+
+    Dense: simplified Newton iterations with the Jacobian at the step's start, which is replaced by one at the current
+    iterate where they contract slowly. Krylov: Newton's method, its systems by GMRES. Both measure in units of the
+    tolerance, element by element, and stop where the error that is left, estimated from the contraction, is below
+    `ACCURACY` or what rounding allows.
+
+    Attributes:
+        finite: whether the field has been finite at every iterate.
+
+    References: Hairer, Wanner (1996), IV.8; Hindmarsh et al. (2005), ACM Trans. Math. Softw. 31(3).
+    """
+
+    def __init__(
+        self,
+        rhs: RightHandSide,
+        jvp: AbstractRightHandSideJVP,
+        algorithm: AbstractJacobianBased,
+        t: float,
+        h: float,
+        y: Tensor,
+    ) -> None:
+        self._rhs, self._jvp, self._t, self._h, self._y = rhs, jvp, t, h, y.detach()
+        self._form = _Form(y)
+        self._dense = algorithm.solves_densely(self._form.n)
+        self.finite = True
+        size = self._form.flat(self._y).abs()
+        eps = torch.finfo(size.dtype).eps
+        # Below that no correction of Newton's can be told from rounding.
+        rounding = size * (8 * eps / ACCURACY)
+        self._scale = torch.maximum(size.mul_(algorithm.rtol).add_(algorithm.atol), rounding)
+        self._scale.clamp_(min=torch.finfo(size.dtype).tiny / eps)
+        self._jacobians: Tensor | None = None  # (1 or m, n, n)
+        self._factors: dict[bytes, tuple[Tensor, Tensor]] = {}
+        self._contraction = 1.0  # of the last block: what is left of an error after one iteration
+
+    def solve(
+        self, weights: np.ndarray, times: list[float], bases: list[Tensor], guesses: list[Tensor | None]
+    ) -> list[Tensor] | None:
+        """The changes Z of a block's stages, with gradients where they are recorded; None: not found.
+
+        Args:
+            weights: the block's A, (m, m).
+            times: of its m stages.
+            bases: their states without what they get from the block itself.
+            guesses: of their changes; None: zero.
+        """
+        with torch.no_grad():
+            z = self._newton(weights, times, bases, guesses)
+        if z is None:
+            return None
+        changes = self._form.all_states(z)
+        if not torch.is_grad_enabled():
+            return changes
+        return self._attached(weights, times, bases, changes)
+
+    # Newton's method
+
+    def _newton(self, weights, times, bases, guesses) -> Tensor | None:
+        form = self._form
+        a = torch.from_numpy(weights * self._h).to(self._scale)
+        base = form.all_flat([b.detach() for b in bases])
+        z = torch.zeros_like(base)
+        for row, guess in zip(z, guesses, strict=True):
+            if guess is not None:
+                row.copy_(form.flat(guess.detach()))
+        before, fresh = math.nan, False
+        for iteration in range(ITERATIONS):
+            states = form.all_states(base + z)
+            values = [self._rhs(time_like(t, self._y), x).detach() for t, x in zip(times, states, strict=True)]
+            residual = a @ form.all_flat(values) - z
+            correction = self._correction(weights, a, times, states, residual)
+            z = z + correction
+            size = (correction / self._scale).abs().max().item()
+            if not math.isfinite(size):
+                self.finite = bool(torch.isfinite(residual).all())
+                return None
+            if iteration > 0:
+                contraction = size / before if before > 0 else 0.0
+                if contraction >= 1:
+                    # Rounding in the field moves the iterates about: nothing better will come.
+                    if correction.abs().max() <= 64 * torch.finfo(z.dtype).eps * (base + z).abs().max():
+                        return z
+                    if fresh or (not self._dense and contraction > 2):
+                        return None
+                self._contraction = min(max(contraction / (1 - contraction), 1e-2), 1e3) if contraction < 1 else 1e3
+                fresh = self._dense and contraction > SLOW
+                if fresh:
+                    self._linearise(times, form.all_states(base + z))
+            if self._contraction * size <= ACCURACY:
+                return z
+            before = size
+        return None
+
+    def _correction(self, weights, a, times, states, residual) -> Tensor:
+        """The solution of (I - h A J) x = residual; (m, n)."""
+        m, n = residual.shape
+        if self._dense:
+            return torch.linalg.lu_solve(*self._factorised(weights, a), residual.reshape(-1, 1)).reshape(m, n)
+
+        def product(v: Tensor) -> Tensor:
+            v = v.view(m, n) * self._scale
+            return ((v - a @ self._pushed(times, states, v)) / self._scale).view(-1)
+
+        scaled = (residual / self._scale).view(-1)
+        mean = torch.linalg.vector_norm(scaled).item() / math.sqrt(m * n)
+        # As exactly as the last iteration needs it, within what pays.
+        rtol = min(0.1, max(1e-4, 0.3 * ACCURACY / mean)) if mean > 0 else 0.1
+        return _restarted(product, scaled, rtol).view(m, n) * self._scale
+
+    def _pushed(self, times: list[float], states: list[Tensor], v: Tensor) -> Tensor:
+        """J v for each stage; (m, n)."""
+        columns = zip(times, states, self._form.all_states(v), strict=True)
+        return self._form.all_flat([self._jvp(time_like(t, self._y), x, w) for t, x, w in columns])
+
+    def _linearise(self, times: list[float], states: list[Tensor]) -> None:
+        self._jacobians = torch.stack(
+            [self._jvp.matrix(time_like(t, self._y), x) for t, x in zip(times, states, strict=True)]
+        )
+        self._factors.clear()
+
+    def _factorised(self, weights: np.ndarray, a: Tensor) -> tuple[Tensor, Tensor]:
+        key = weights.tobytes()
+        if key not in self._factors:
+            if self._jacobians is None or len(self._jacobians) not in (1, len(a)):
+                self._linearise([self._t], [self._y])
+            self._factors[key] = torch.linalg.lu_factor_ex(_matrix(a, self._jacobians))[:2]
+        return self._factors[key]
+
+    @torch.no_grad()
+    def filtered(self, weight: float, x: Tensor) -> Tensor:
+        """(I - h weight J)^-1 x, with the Jacobian at the step's start; of the state's shape."""
+        weights = np.array([[weight]])
+        a, flat = torch.from_numpy(weights * self._h).to(self._scale), self._form.flat(x)[None]
+        return self._form.state(self._correction(weights, a, [self._t], [self._y], flat)[0])
+
+    # The implicit function theorem
+
+    def _attached(self, weights, times, bases, changes) -> list[Tensor]:
+        """The changes as functions of the bases and of whatever else the field depends on."""
+        states = [(base + change).detach() for base, change in zip(bases, changes, strict=True)]
+
+        def values() -> list[Tensor]:
+            return [self._rhs(time_like(t, self._y), x) for t, x in zip(times, states, strict=True)]
+
+        given = any(base.requires_grad for base in bases)
+        if self._dense or not given:
+            found = values()
+            if not given and not any(value.requires_grad for value in found):
+                return changes
+        if not self._dense:  # the products with J^T come from these graphs
+            for x in states:
+                x.requires_grad_()
+            found = values()
+        return list(_Implicit.apply(self, weights, times, states, *bases, *found, *changes))
+
+    def transposed(self, weights, times, states, values, cotangents: Tensor) -> Tensor:
+        """The solution of (I - h A J)^T x = cotangents, with the Jacobians at the stages; (m, n).
+
+        Raises:
+            SolveError: if GMRES does not find it.
+        """
+        m, n = cotangents.shape
+        a = torch.from_numpy(weights * self._h).to(self._scale)
+        if self._dense:
+            matrices = [self._jvp.matrix(time_like(t, self._y), x) for t, x in zip(times, states, strict=True)]
+            matrix = _matrix(a, torch.stack(matrices))
+            return torch.linalg.solve(matrix.mT, cotangents.reshape(-1, 1)).reshape(m, n)
+
+        def product(v: Tensor) -> Tensor:
+            v = v.view(m, n) / self._scale
+            pulled = [
+                _pulled(f, x, w) for f, x, w in zip(values, states, self._form.all_states(a.mT @ v), strict=True)
+            ]
+            return ((v - self._form.all_flat(pulled)) * self._scale).view(-1)
+
+        scaled = (cotangents * self._scale).view(-1)
+        rtol = torch.finfo(scaled.dtype).eps ** 0.75
+        solution, left = _restarted_with_rest(product, scaled, rtol)
+        if not left <= 1e3 * rtol:
+            raise SolveError(
+                f"the gradient of an implicit stage at t = {times[0]:.6g} stopped at a relative residual of {left:.1g}; "
+                "use linear_solver='dense', float64, or smaller steps"
+            )
+        return solution.view(m, n) / self._scale
+
+
+class _Implicit(torch.autograd.Function):
+    """Solved changes Z of m stages as a function of their bases and of the field's values at their states."""
+
+    @staticmethod
+    def forward(ctx, equations, weights, times, states, *tensors):
+        m = len(times)
+        ctx.equations, ctx.weights, ctx.times, ctx.states = equations, weights, times, states
+        ctx.save_for_backward(*tensors[m : 2 * m])
+        return tuple(z.view_as(z) for z in tensors[2 * m :])
+
+    @staticmethod
+    def backward(ctx, *cotangents):
+        if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack how the Jacobian changes
+            raise ConfigError("implicit methods have first derivatives only; take an explicit one for second ones")
+        equations, weights, m = ctx.equations, ctx.weights, len(ctx.times)
+        form = equations._form
+        nu = form.all_flat(cotangents)
+        mu = equations.transposed(weights, ctx.times, ctx.states, ctx.saved_tensors, nu)
+        a = torch.from_numpy(weights * equations._h).to(mu)
+        bases, values = form.all_states(mu - nu), form.all_states(a.mT @ mu)
+        return None, None, None, None, *bases, *values, *(None,) * m
+
+
+def _matrix(a: Tensor, jacobians: Tensor) -> Tensor:
+    """I - a J of m stages with n elements each, J the stages' own or one for all; (m n, m n)."""
+    m, n = len(a), jacobians.shape[-1]
+    blocks = a[:, :, None, None] * jacobians[None]  # (m, m, n, n)
+    return torch.eye(m * n, dtype=a.dtype, device=a.device) - blocks.transpose(1, 2).reshape(m * n, m * n)
+
+
+def _pulled(value: Tensor, state: Tensor, cotangent: Tensor) -> Tensor:
+    """cotangent^T d value / d state."""
+    if not value.requires_grad:
+        return torch.zeros_like(state)
+    (grad,) = torch.autograd.grad(value, state, cotangent, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(state) if grad is None else grad
+
+
+def _restarted(product: Callable[[Tensor], Tensor], rhs: Tensor, rtol: float) -> Tensor:
+    return _restarted_with_rest(product, rhs, rtol)[0]
+
+
+def _restarted_with_rest(product, rhs: Tensor, rtol: float) -> tuple[Tensor, float]:
+    x, left = gmres(product, rhs, steps=KRYLOV_STEPS, rtol=rtol)
+    for _ in range(RESTARTS - 1):
+        if left <= rtol or not math.isfinite(left):
+            break
+        x, left = gmres(product, rhs, steps=KRYLOV_STEPS, rtol=rtol, guess=x)
+    return x, left
