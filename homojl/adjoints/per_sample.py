@@ -35,8 +35,8 @@ from homojl.solution import Solution, Stats
 Tensor = torch.Tensor
 
 _SOME_ROWS = (
-    "f was given {} of {} samples, the others having ended; pass tensors with a row for each sample in args, so that the "
-    "same rows of them are taken, rather than from f itself"
+    "f was given {} of {} samples, the others having ended; pass tensors with a row for each sample in args, so that "
+    "the same rows of them are taken, rather than from f itself"
 )
 
 
@@ -146,9 +146,9 @@ class _RowField(Inputs):
 
         return f
 
-    def recorded(self) -> RowsField:
-        """With a graph that reaches everything the field uses; counts products as a gradient passes through them."""
-        plain = self.given(self._args)
+    def recorded(self, args: Sequence[Any] | None = None) -> RowsField:
+        """For a replay: with a graph, from those arguments or the problem's own; counts what the gradient costs."""
+        plain = self.given(self._args if args is None else args)
 
         def count(_: Tensor) -> None:
             self.stats.n_vjp += 1
@@ -253,7 +253,7 @@ def _backward(solve: _Solve, cotangent: Tensor) -> list[Tensor]:
     """Gradients with respect to y0 and each of the field's inputs; `cotangent` is the saved states', (T, B, n)."""
     field, result = solve.field, solve.result
     args, wrt = field.leaves()
-    replay = _Replay(field.counted(args), solve.algorithm, result, solve.ndim)
+    replay = _Replay(field.recorded(args), solve.algorithm, result, solve.ndim)
     totals = [torch.zeros_like(w) for w in wrt]
     costate, given = torch.zeros_like(cotangent[0]), cotangent.flatten(0, 1)
 
