@@ -9,11 +9,14 @@ from dataclasses import dataclass
 import torch
 
 from homojl.algorithms import ODE_ALGORITHMS
+from homojl.implicit_tableaus import ImplicitTableau
+from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
 
-# The methods that every backend runs but for those of PYTORCH_ONLY, which Julia lacks.
-EXPLICIT = {name: cls for name, cls in ODE_ALGORITHMS.items() if cls.tableau is not None}
+# The explicit methods that every backend runs but for those of PYTORCH_ONLY, which Julia lacks.
+EXPLICIT = {name: cls for name, cls in ODE_ALGORITHMS.items() if isinstance(cls.tableau, ButcherTableau)}
+IMPLICIT = {name: cls for name, cls in ODE_ALGORITHMS.items() if isinstance(cls.tableau, ImplicitTableau)}
 
 
 @dataclass(frozen=True, eq=False)

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from typing import Any
+
 import torch
 
 from homojl.adjoints.inputs import Inputs, check_dependencies, check_form, gradients, jacobian_vector_product
-from homojl.algorithms import AbstractErrorControlled, AbstractImplicit, AbstractODEAlgorithm, ErrorNorm
-from homojl.backends.base import AbstractBackend, EventCondition, Integration, OpenField, RightHandSide
+from homojl.algorithms import AbstractErrorControlled, AbstractJacobianBased, AbstractODEAlgorithm, ErrorNorm
+from homojl.backends.base import (
+    AbstractBackend,
+    AbstractRightHandSideJVP,
+    EventCondition,
+    Integration,
+    OpenField,
+    RightHandSide,
+    real_basis,
+)
 from homojl.problems import ODEProblem
 from homojl.solution import Stats
 
@@ -70,7 +81,7 @@ class Field(Inputs):
             algorithm,
             error_norm=algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm(),
             keep_states=keep_states,
-            jvp=self._jvp if isinstance(algorithm, AbstractImplicit) else None,
+            jvp=self.jvp if isinstance(algorithm, AbstractJacobianBased) else None,
             event=event,
             discontinuities=problem.discontinuities,
         )
@@ -82,9 +93,32 @@ class Field(Inputs):
     def _count_vjp(self, evaluations: int) -> None:
         self._stats.n_vjp += evaluations
 
-    def _jvp(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+    @property
+    def jvp(self) -> FieldJVP:
+        """The products of the field's Jacobian with vectors."""
+        return FieldJVP(self._f, self._args, self._stats)
+
+    def vjp_jvp(
+        self, t: Tensor, y: Tensor, cotangent: Tensor, v: Tensor, w: Tensor, *, inputs: bool
+    ) -> tuple[Tensor, list[Tensor]]:
+        """How what `vjp` returns changes where y changes by v and the cotangent by w.
+
+        The change of cotangent^T df/d(y, *inputs) is the gradient of cotangent^T (df/dy) v + w^T f.
+        """
+        args, wrt = self.leaves()
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            dy = self._f(t, y, *args)
+            total = (dy * w.conj()).real.sum() if dy.is_complex() else (dy * w).sum()
+            if dy.requires_grad:
+                (pulled,) = torch.autograd.grad(dy, y, cotangent, create_graph=True, allow_unused=True)
+                if pulled is not None:
+                    total = total + ((pulled * v.conj()).real.sum() if dy.is_complex() else (pulled * v).sum())
+        self._stats.nfe_backward += 1
+        self._stats.n_vjp += 2
         self._stats.n_jvp += 1
-        return jacobian_vector_product(lambda z: self._f(t, z, *self._args), y, v)
+        change = jacobian_vector_product(lambda z: self._f(t, z, *args), y, v)
+        return change, gradients([total], [y, *wrt] if inputs else [y], [torch.ones_like(total)])
 
     def vjp(self, t: Tensor, y: Tensor, cotangent: Tensor, *, inputs: bool) -> tuple[Tensor, list[Tensor]]:
         """f(t, y, *args), and cotangent^T df/d(y, *inputs): shapes of y and of each input; y alone if not `inputs`.
@@ -112,3 +146,34 @@ class Field(Inputs):
 
     def _check_form(self, dy: Tensor) -> None:
         check_form("f", dy, "y0", self._like)
+
+
+class FieldJVP(AbstractRightHandSideJVP):
+    """Of a problem's field by automatic differentiation, the whole Jacobian at once where PyTorch can vectorise it."""
+
+    def __init__(self, f: Callable[..., Tensor], args: Sequence[Any], stats: Stats) -> None:
+        self._f, self._args, self._stats = f, args, stats
+        self._vectorises = True
+
+    def __call__(self, t, y, v):
+        self._stats.n_jvp += 1
+        return jacobian_vector_product(lambda z: self._f(t, z, *self._args), y, v)
+
+    def matrix(self, t, y):
+        if self._vectorises:
+            try:
+                with torch.no_grad():
+                    columns = self._columns(t, y.detach())
+            except (NotImplementedError, RuntimeError, ValueError):
+                self._vectorises = False
+            else:
+                self._stats.n_jvp += len(columns)
+                return columns.mT
+        return super().matrix(t, y)
+
+    def _columns(self, t: Tensor, y: Tensor) -> Tensor:
+        def push(v: Tensor) -> Tensor:
+            return torch.func.jvp(lambda z: self._f(t, z, *self._args), (y,), (v,))[1]
+
+        columns = torch.func.vmap(push)(real_basis(y))
+        return (torch.view_as_real(columns.resolve_conj()) if y.is_complex() else columns).reshape(len(columns), -1)

@@ -539,7 +539,16 @@ ODE_ALGORITHMS: dict[str, type[AbstractODEAlgorithm]] = {
 }
 
 # Methods with a tableau of which HomoJL, in Julia, has no counterpart.
-PYTORCH_ONLY: tuple[type[AbstractODEAlgorithm], ...] = (Heun2, Heun3, RK38, AdaptiveHeun, Fehlberg2, Dopri8, AbstractESDIRK, AbstractImplicitFixedStep)
+PYTORCH_ONLY: tuple[type[AbstractODEAlgorithm], ...] = (
+    Heun2,
+    Heun3,
+    RK38,
+    AdaptiveHeun,
+    Fehlberg2,
+    Dopri8,
+    AbstractESDIRK,
+    AbstractImplicitFixedStep,
+)
 
 
 def ode_algorithm(name: str, **options: object) -> AbstractODEAlgorithm:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 from homojl.algorithms.checks import by_name, require
 from homojl.algorithms.ode import AbstractODEAlgorithm, Midpoint
+from homojl.tableaus import ButcherTableau
 
 _DENSE_UP_TO = 64
 
@@ -47,7 +48,7 @@ class AbstractPathAlgorithm:
             value = getattr(self, name)
             require(math.isfinite(value) and value >= 0, f"{name} must be a finite number >= 0, got {value}")
         require(self.rtol + self.atol > 0, "rtol and atol must not both be zero")
-        explicit = isinstance(self.predictor, AbstractODEAlgorithm) and self.predictor.tableau is not None
+        explicit = isinstance(getattr(self.predictor, "tableau", None), ButcherTableau)
         require(explicit, f"predictor must be an explicit Runge-Kutta method such as Tsit5(), got {self.predictor!r}")
         ok = math.isfinite(self.first_step) and self.first_step > 0
         require(ok, f"first_step must be positive and finite, got {self.first_step}")

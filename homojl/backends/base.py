@@ -15,11 +15,35 @@ from homojl.solution import Status, StepSequence
 Tensor = torch.Tensor
 
 RightHandSide = Callable[[Tensor, Tensor], Tensor]  # (t, y) -> dy/dt
-RightHandSideJVP = Callable[[Tensor, Tensor, Tensor], Tensor]  # (t, y, v) -> (df/dy) v
 Map = Callable[[Tensor, Tensor | None], Tensor]  # (z, rows) -> f(z), where z holds those rows of the batch; None: all
 MapJVP = Callable[[Tensor, Tensor, Tensor | None], Tensor]  # (z, v, rows) -> (df/dz) v
 Residual = Callable[[Tensor], Tensor]  # z -> r(z)
 ResidualJVP = Callable[[Tensor, Tensor], Tensor]  # (z, v) -> (dr/dz) v
+
+
+class AbstractRightHandSideJVP(abc.ABC):
+    """Products of the Jacobian df/dy of a right-hand side with vectors, without a graph."""
+
+    @abc.abstractmethod
+    def __call__(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
+        """(df/dy)(t, y) v, of y's shape."""
+
+    def matrix(self, t: Tensor, y: Tensor) -> Tensor:
+        """The Jacobian on states as flat vectors of n real numbers in the order of their elements, (n, n).
+
+        A complex state's real and imaginary parts are neighbours. Here column by column.
+        """
+        columns = [self(t, y, v) for v in real_basis(y)]
+        if y.is_complex():
+            columns = [torch.view_as_real(column.resolve_conj()) for column in columns]
+        return torch.stack([column.reshape(-1) for column in columns], dim=1)
+
+
+def real_basis(y: Tensor) -> Tensor:
+    """The unit vectors of y's space over the real numbers: (n, *shape of y)."""
+    n = y.numel() * (2 if y.is_complex() else 1)
+    eye = torch.eye(n, dtype=y.dtype.to_real(), device=y.device)
+    return torch.view_as_complex(eye.view(n, *y.shape, 2)) if y.is_complex() else eye.view(n, *y.shape)
 
 
 @dataclass(frozen=True)
@@ -133,7 +157,7 @@ class AbstractBackend(abc.ABC):
         *,
         error_norm: ErrorNorm = ErrorNorm(),
         keep_states: bool = False,
-        jvp: RightHandSideJVP | None = None,
+        jvp: AbstractRightHandSideJVP | None = None,
         event: EventCondition | None = None,
         discontinuities: tuple[float, ...] = (),
     ) -> Integration:

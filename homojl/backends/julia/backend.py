@@ -23,6 +23,7 @@ from homojl.algorithms import (
 from homojl.algorithms.ode import PIController
 from homojl.backends.base import (
     AbstractBackend,
+    AbstractRightHandSideJVP,
     ErrorNorm,
     EventCondition,
     FixedPoint,
@@ -33,7 +34,6 @@ from homojl.backends.base import (
     Residual,
     ResidualJVP,
     RightHandSide,
-    RightHandSideJVP,
 )
 from homojl.backends.julia import runtime
 from homojl.backends.julia.field import BoundJuliaField
@@ -88,7 +88,7 @@ class JuliaBackend(AbstractBackend):
         *,
         error_norm: ErrorNorm = ErrorNorm(),
         keep_states: bool = False,
-        jvp: RightHandSideJVP | None = None,
+        jvp: AbstractRightHandSideJVP | None = None,
         event: EventCondition | None = None,
         discontinuities: tuple[float, ...] = (),
     ) -> Integration:

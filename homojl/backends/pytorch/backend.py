@@ -9,11 +9,13 @@ import torch
 from homojl.algorithms import (
     AbstractErrorControlled,
     AbstractFixedPointAlgorithm,
+    AbstractJacobianBased,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
 )
 from homojl.backends.base import (
     AbstractBackend,
+    AbstractRightHandSideJVP,
     ErrorNorm,
     EventCondition,
     FixedPoint,
@@ -24,7 +26,6 @@ from homojl.backends.base import (
     Residual,
     ResidualJVP,
     RightHandSide,
-    RightHandSideJVP,
 )
 from homojl.backends.pytorch.fixed_point import METHODS, find_fixed_point
 from homojl.backends.pytorch.integrate import integrate_adaptive, integrate_fixed
@@ -54,11 +55,12 @@ class TorchBackend(AbstractBackend):
         *,
         error_norm: ErrorNorm = ErrorNorm(),
         keep_states: bool = False,
-        jvp: RightHandSideJVP | None = None,
+        jvp: AbstractRightHandSideJVP | None = None,
         event: EventCondition | None = None,
         discontinuities: tuple[float, ...] = (),
     ) -> Integration:
-        scheme = self.scheme(rhs, y0, algorithm, error_norm)
+        implicit = isinstance(algorithm, AbstractJacobianBased)
+        scheme = scheme_for(algorithm, jvp) if implicit else self.scheme(rhs, y0, algorithm, error_norm)
         if not isinstance(algorithm, AbstractErrorControlled):
             return integrate_fixed(rhs, y0, ts, algorithm, scheme, keep_states=keep_states, event=event)
         return integrate_adaptive(

@@ -22,11 +22,9 @@ class ImplicitStages(list[Tensor]):
 
     Attributes:
         error: the step's error estimate; None: the method has none, or the step could not be taken.
-        unsolved: whether Newton's iteration failed though the field is finite.
     """
 
     error: Tensor | None = None
-    unsolved: bool = False
 
 
 class ImplicitScheme(AbstractScheme):
@@ -39,18 +37,20 @@ class ImplicitScheme(AbstractScheme):
 
     last_resort = "loosen rtol and atol, or use float64"
 
-    def __init__(self, algorithm: AbstractImplicit | AbstractImplicitFixedStep, jvp: AbstractRightHandSideJVP) -> None:
+    def __init__(self, algorithm: AbstractJacobianBased, jvp: AbstractRightHandSideJVP) -> None:
         self.tableau: ImplicitTableau = algorithm.tableau
         self.order = self.tableau.order
         self.interpolates = self.tableau.dense_order is not None
         self._algorithm, self._jvp = algorithm, jvp
         self._guesses = predictors(self.tableau)
+        self._trouble = ""
 
     @property
     def error_order(self) -> int:
         return self.tableau.error_order
 
     def step(self, rhs, t, h, y, k_first=None, *, last_stage=True):
+        self._trouble = ""
         a, c = self.tableau.a, self.tableau.c
         ks, states = ImplicitStages(), []
         equations = StageEquations(rhs, self._jvp, self._algorithm, t, h, y)
@@ -64,7 +64,8 @@ class ImplicitScheme(AbstractScheme):
             guesses = [combine(None, h * sum(a[i][block.start :]), self._guesses[i], ks) for i in block]
             changes = equations.solve(weights, [t + c[i] * h for i in block], bases, guesses)
             if changes is None:
-                ks.unsolved = equations.finite
+                if equations.finite:
+                    self._trouble = "Newton's iteration does not solve the equations of the stages"
                 return torch.full_like(y, torch.nan), ks
             states += [base + change for base, change in zip(bases, changes, strict=True)]
             ks += [combine(None, 1.0 / h, row, changes) for row in np.linalg.inv(weights).tolist()]
@@ -95,8 +96,9 @@ class ImplicitScheme(AbstractScheme):
     def carried(self, ks):
         return None
 
-    def trouble(self, ks):
-        return "Newton's iteration does not solve the stages' equations" if ks.unsolved else ""
+    @property
+    def trouble(self):
+        return self._trouble
 
 
 @functools.cache

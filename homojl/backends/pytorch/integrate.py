@@ -214,6 +214,14 @@ def integrate_fixed(
         if observer is not None:
             observer.trying(t, y.detach(), h)
         y_next, ks = scheme.step(rhs, t, h, y, k_first)
+        if scheme.trouble:
+            record.compute_pending(scheme)
+            if record.ts[-1] != t:
+                record.ts.append(t)
+                record.ys.append(y)
+            where = f"at t = {t:.6g} after {len(record.starts)} steps of {abs(h):.2g}"
+            message = f"{algorithm.name}: {Status.STALLED.value} ({where}); {scheme.trouble}; try a smaller step_size"
+            return record.finish(scheme, rhs, 0, Status.STALLED, message)
         h_taken, stopped = h, None
         if watch is not None and watch.happens_by(t_next, y_next):
             h_taken, *stopped = _up_to_event(scheme, rhs, watch, t, h, y, y_next, ks)
@@ -281,7 +289,7 @@ def integrate_adaptive(
 ) -> Integration:
     """Steps under PI control; see `AbstractBackend.integrate`."""
     rhs, record = _Counted(rhs), _Record(ts, y0, keep_states)
-    control, order, observer = algorithm.controller, algorithm.order, algorithm.observer
+    control, order, observer = algorithm.controller, scheme.error_order, algorithm.observer
     beta1, beta2, beta3 = control.exponents(order)
     t, t_end, y, ks = ts[0], ts[-1], y0, [y0]
     direction = 1.0 if t_end > t else -1.0
@@ -316,7 +324,7 @@ def integrate_adaptive(
         if len(record.starts) + rejected >= algorithm.max_steps:
             return stop(
                 Status.MAX_STEPS,
-                f"raise max_steps (now {algorithm.max_steps}), loosen rtol and atol, or suspect a stiff field",
+                f"raise max_steps (now {algorithm.max_steps}), {scheme.last_resort}",
             )
         # Without a continuous extension the steps have to end on every save time.
         target = t_end if scheme.interpolates else ts[next_save]
@@ -329,9 +337,11 @@ def integrate_adaptive(
         if lands:
             h = target - t
         elif abs(h) <= max(algorithm.min_step, 8 * math.ulp(t)):
+            if scheme.trouble:
+                return stop(Status.STEP_TOO_SMALL, f"{scheme.trouble}; {scheme.last_resort}")
             if not math.isfinite(ratio):
                 return stop(Status.DIVERGED, "the field returns NaN or infinity near this state; look at it there")
-            return stop(Status.STEP_TOO_SMALL, "loosen rtol and atol, use float64, or suspect a stiff field")
+            return stop(Status.STEP_TOO_SMALL, scheme.last_resort)
         if observer is not None:
             observer.trying(t, y.detach(), h)
         y_next, ks = scheme.step(rhs, t, h, y, k_first)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractFixedStep, AbstractODEAlgorithm, Grid
-from homojl.backends.base import RightHandSide
+from homojl.backends.base import AbstractRightHandSideJVP, RightHandSide
 from homojl.backends.pytorch.runge_kutta import combine, step, time_like
+from homojl.implicit_tableaus import ImplicitTableau
 from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
@@ -41,10 +42,12 @@ class AbstractScheme(abc.ABC):
     Attributes:
         order: of the solution that is carried on; one more than that of its error estimate.
         interpolates: whether a step can be evaluated inside; else steps have to end on the save times.
+        last_resort: what to try where the steps have become too small.
     """
 
     order: int
     interpolates: bool
+    last_resort = "loosen rtol and atol, use float64, or take a method for stiff fields such as KenCarp4()"
 
     @abc.abstractmethod
     def step(
@@ -68,6 +71,16 @@ class AbstractScheme(abc.ABC):
     @abc.abstractmethod
     def error(self, y: Tensor, h: float, ks: Stages) -> Tensor:
         """The estimate of the step's error, of y's shape; called where no gradient is recorded."""
+
+    @property
+    def error_order(self) -> int:
+        """The power of the step size with which that estimate falls."""
+        return self.order
+
+    @property
+    def trouble(self) -> str:
+        """What else than a field that is not finite kept the last step from being taken; empty: nothing."""
+        return ""
 
     def known_ratio(self, ks: Stages) -> float | None:
         """The error as a multiple of what is tolerated, where the step has computed it itself."""
@@ -176,6 +189,10 @@ class GridScheme(AbstractScheme):
                 states.append(torch.add(y, rise, alpha=x))
         return states
 
+    @property
+    def trouble(self):
+        return self._scheme.trouble
+
     def carried(self, ks):
         return ks[-1] if self._cubic and not self._grid.apart else None
 
@@ -187,9 +204,14 @@ def _within(rhs: RightHandSide, start: Tensor, end: Tensor) -> RightHandSide:
     return lambda t, y: rhs(torch.clamp(t, low, high), y)
 
 
-def scheme_for(algorithm: AbstractODEAlgorithm) -> AbstractScheme:
-    """The scheme of an algorithm that has a tableau."""
-    scheme = ExplicitScheme(algorithm.tableau)
+def scheme_for(algorithm: AbstractODEAlgorithm, jvp: AbstractRightHandSideJVP | None = None) -> AbstractScheme:
+    """The scheme of an algorithm that has a tableau; an implicit one needs the products of the field's Jacobian."""
+    if isinstance(algorithm.tableau, ImplicitTableau):
+        from homojl.backends.pytorch.implicit import ImplicitScheme  # which is a scheme, and imports this module
+
+        scheme = ImplicitScheme(algorithm, jvp)
+    else:
+        scheme = ExplicitScheme(algorithm.tableau)
     if isinstance(algorithm, AbstractFixedStep) and algorithm.grid is not None:
         return GridScheme(scheme, algorithm.grid)
     return scheme

@@ -33,6 +33,10 @@ class _Form:
     def flat(self, x: Tensor) -> Tensor:
         return (torch.view_as_real(x.resolve_conj()) if x.is_complex() else x).reshape(-1)
 
+    def spread(self, sizes: Tensor) -> Tensor:
+        """One real number per element of a state as a flat vector."""
+        return sizes.reshape(-1).repeat_interleave(self.n // self._like.numel())
+
     def state(self, v: Tensor) -> Tensor:
         if self._like.is_complex():
             v = torch.view_as_complex(v.reshape(-1, 2))
@@ -73,12 +77,7 @@ class StageEquations:
         self._form = _Form(y)
         self._dense = algorithm.solves_densely(self._form.n)
         self.finite = True
-        size = self._form.flat(self._y).abs()
-        eps = torch.finfo(size.dtype).eps
-        # Below that no correction of Newton's can be told from rounding.
-        rounding = size * (8 * eps / ACCURACY)
-        self._scale = torch.maximum(size.mul_(algorithm.rtol).add_(algorithm.atol), rounding)
-        self._scale.clamp_(min=torch.finfo(size.dtype).tiny / eps)
+        self._scale = self._form.spread(self._tolerance(algorithm))
         self._jacobians: Tensor | None = None  # (1 or m, n, n)
         self._factors: dict[bytes, tuple[Tensor, Tensor]] = {}
         self._contraction = 1.0  # of the last block: what is left of an error after one iteration
@@ -102,6 +101,13 @@ class StageEquations:
         if not torch.is_grad_enabled():
             return changes
         return self._attached(weights, times, bases, changes)
+
+    def _tolerance(self, algorithm: AbstractJacobianBased) -> Tensor:
+        size = self._y.abs()
+        eps = torch.finfo(size.dtype).eps
+        # Below 8 eps no correction of Newton's can be told from rounding.
+        scale = torch.maximum(size * algorithm.rtol + algorithm.atol, size * (8 * eps / ACCURACY))
+        return scale.clamp(min=torch.finfo(size.dtype).tiny / eps)
 
     # Newton's method
 
@@ -218,9 +224,7 @@ class StageEquations:
 
         def product(v: Tensor) -> Tensor:
             v = v.view(m, n) / self._scale
-            pulled = [
-                _pulled(f, x, w) for f, x, w in zip(values, states, self._form.all_states(a.mT @ v), strict=True)
-            ]
+            pulled = [_pulled(f, x, w) for f, x, w in zip(values, states, self._form.all_states(a.mT @ v), strict=True)]
             return ((v - self._form.all_flat(pulled)) * self._scale).view(-1)
 
         scaled = (cotangents * self._scale).view(-1)
@@ -228,8 +232,8 @@ class StageEquations:
         solution, left = _restarted_with_rest(product, scaled, rtol)
         if not left <= 1e3 * rtol:
             raise SolveError(
-                f"the gradient of an implicit stage at t = {times[0]:.6g} stopped at a relative residual of {left:.1g}; "
-                "use linear_solver='dense', float64, or smaller steps"
+                f"GMRES left a relative residual of {left:.1g} in the gradient of an implicit stage at "
+                f"t = {times[0]:.6g}; use linear_solver='dense', float64, or smaller steps"
             )
         return solution.view(m, n) / self._scale
 
