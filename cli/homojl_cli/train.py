@@ -145,8 +145,10 @@ def _headline(run) -> str:
     config = run.config
     algorithm = config.solver.build_algorithm()
     tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""
-    epochs = f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
+    budget = f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
+    if config.train.seconds is not None:
+        budget = f"{config.train.seconds:g} s of training"
     return (
         f"{config.model.name} on {config.data.dataset}: {algorithm.name}{tolerance}, {config.solver.adjoint} adjoint, "
-        f"{config.solver.backend} backend, {epochs} -> {run.path}"
+        f"{config.solver.backend} backend, {budget} -> {run.path}"
     )

@@ -12,7 +12,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Metric:
-    """One number per epoch.
+    """One number per epoch, or per part of a time budget.
 
     Attributes:
         group: HDF5 group it is filed under.
@@ -28,7 +28,7 @@ class Metric:
 
 
 METRICS: dict[str, Metric] = {
-    "epoch": Metric("train", "1", "epochs completed"),
+    "epoch": Metric("train", "1", "epochs completed; a time budget has fractions"),
     "step": Metric("train", "1", "optimiser steps completed"),
     "lr": Metric("train", "1", "learning rate of the epoch's last step"),
     "train_loss": Metric("train", "nat", "mean cross-entropy over the epoch's training images, in training mode"),

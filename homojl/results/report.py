@@ -12,9 +12,10 @@ from urllib.parse import quote
 import numpy as np
 
 from homojl.files import replace_file
-from homojl.results.hdf5 import config_text, escape_markdown, run_names
+from homojl.results.hdf5 import config_text, run_names
 from homojl.results.plots import FIGURES, confusion_counts, most_confused
 from homojl.results.records import METRICS, Evaluation, RunRecord
+from homojl.results.schema import escape_markdown
 
 _ALL_CLASSES = 20  # up to so many, every class gets its line
 _WORST = 10
@@ -115,8 +116,9 @@ def _summary(record: RunRecord) -> list[tuple[str, str]]:
         ]
     seconds = [row["seconds"] for row in record.metrics if math.isfinite(row.get("seconds", math.nan))]
     if seconds:
-        mean = f"{_duration(float(np.mean(seconds)))} per epoch"
-        rows.append(("Training time", f"{mean}, {_duration(sum(seconds))} for {len(seconds):,}"))
+        epochs = record.metrics[-1]["epoch"]
+        mean = f"{_duration(sum(seconds) / epochs)} per epoch"
+        rows.append(("Training time", f"{mean}, {_duration(sum(seconds))} for {epochs:,.4g}"))
     # What an evaluation says is what was really used: "auto" has become a backend's name there.
     solver = {**record.config.get("solver", {}), **({} if answers is None else answers.solver)}
     settings = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in solver.items())
@@ -134,8 +136,8 @@ def _validation(record: RunRecord) -> str:
         return "no validation split" if record.metrics else "no epoch completed yet"
     measured = [row for row in record.metrics if math.isfinite(row.get("val_accuracy", math.nan))]
     best, last = max(measured, key=lambda row: row["val_accuracy"]), measured[-1]
-    text = f"{_percent(best['val_accuracy'])} after epoch {best['epoch']}, the highest"
-    return text if best is last else f"{text}; {_percent(last['val_accuracy'])} after the last, {last['epoch']}"
+    text = f"{_percent(best['val_accuracy'])} after epoch {best['epoch']:.4g}, the highest"
+    return text if best is last else f"{text}; {_percent(last['val_accuracy'])} after the last, {last['epoch']:.4g}"
 
 
 def _last_epoch(record: RunRecord) -> str:

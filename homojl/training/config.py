@@ -161,6 +161,9 @@ class TrainConfig:
     """The loop."""
 
     epochs: int = setting(10, "passes over the training images", low=1)
+    seconds: float | None = setting(
+        None, "training time that ends the run, whatever epochs, which then scales the schedule; absent: none", low=1e-3
+    )
     batch_size: int = setting(64, "images per training step; a last, smaller batch is left out", low=1)
     eval_batch_size: int = setting(250, "images per forward pass when evaluating", low=1)
     seed: int = setting(0, "seed of initial weights, split, order, augmentation and dropout", low=0)

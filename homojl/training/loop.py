@@ -1,7 +1,8 @@
 """The training loop, from top to bottom.
 
 Everything random in step n depends on the seed and on n alone, so a run can stop anywhere and go on from its
-last checkpoint with the numbers it would have had.
+last checkpoint with the numbers it would have had. A time budget (`train.seconds`) is the exception: how many steps
+it holds, and with them the learning rates, are the machine's.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from homojl.models.blocks import InitialPoint
 from homojl.results.records import METRICS, Evaluation
 from homojl.solution import EquilibriumSolution, Solution, Status
 from homojl.training.checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
-from homojl.training.config import ExperimentConfig, OptimConfig
+from homojl.training.config import ExperimentConfig, OptimConfig, TrainConfig
 from homojl.training.evaluation import evaluate, prepare
 from homojl.training.experiment import (
     ModelForm,
@@ -41,10 +42,12 @@ from homojl.training.experiment import (
 from homojl.training.progress import Progress
 from homojl.training.run import Run, checked_form, form_header, load_weights
 
+POINTS = 12  # lines of metrics that a time budget yields, evenly over its seconds
+
 
 @dataclass
 class Totals:
-    """Sums over the steps of one epoch so far."""
+    """Sums over the steps since the last line of metrics."""
 
     steps: int = 0
     images: int = 0
@@ -77,11 +80,11 @@ class Totals:
 class Position:
     """Where a run stands: what a checkpoint holds beside tensors."""
 
-    epoch: int = 0  # completed epochs
-    batch: int = 0  # completed batches of the next epoch
     step: int = 0  # completed steps in all
-    best_epoch: int = 0
-    best_score: float = 0.0  # validation accuracy of best_epoch
+    lines: int = 0  # of metrics
+    seconds: float = 0.0  # of training, validation and checkpoints not counted
+    best_epoch: float = 0  # epochs completed at the best line
+    best_score: float = 0.0  # validation accuracy there
     totals: Totals = field(default_factory=Totals)
 
 
@@ -114,7 +117,7 @@ def train(
     data = load_data(config) if data is None else data
     form = ModelForm.of(data)
     train_index, val_index = data.split(config.data.val_fraction, config.train.seed)
-    batch_size, epochs = config.train.batch_size, config.train.epochs
+    batch_size = config.train.batch_size
     batches = steps_per_epoch(data, config)
 
     model = build_model(config, form).to(device)
@@ -122,20 +125,15 @@ def train(
     point = initial_point(model)
     optimizer, point_sgd = build_optimizers(model, config)
     position = restore(run, model, optimizer, config) if run.last_checkpoint.exists() else Position()
-    run.keep_metrics_until(position.epoch)
+    run.keep_metrics(position.lines)
     checkpointed = time.monotonic()
 
-    while position.epoch < epochs:
+    while not is_complete(position, config.train, batches):
         model.train()
-        totals = position.totals
-        progress.start_epoch(position.epoch + 1, epochs, batches, position.batch)
+        epoch, done = divmod(position.step, batches)
+        progress.start_epoch(epoch + 1, config.train, batches, done)
         order = iterate_batches(
-            len(train_index),
-            batch_size,
-            seed=config.train.seed,
-            epoch=position.epoch,
-            first_batch=position.batch,
-            drop_last=True,
+            len(train_index), batch_size, seed=config.train.seed, epoch=epoch, first_batch=done, drop_last=True
         )
         for batch in order:
             started = time.perf_counter()
@@ -149,10 +147,11 @@ def train(
             )
             labels = data.y_train[index].to(device)
 
+            lr = learning_rate(config.optim, *schedule_place(position, config.train, batches))
             for group in optimizer.param_groups:
-                group["lr"] = learning_rate(config.optim, position.step, epochs * batches, batches)
+                group["lr"] = lr
             images = prepare(pixels, form, model)
-            if position.batch == 0:
+            if position.step % batches == 0:
                 model.begin_epoch(images)
             logits, solution = model(images, return_solution=True)
             loss = cross_entropy(logits, labels)
@@ -170,6 +169,7 @@ def train(
             loss.backward()
             optimizer.step()
             model.project_()
+            totals = position.totals
             if point_sgd is not None and position.step % config.initial_point.every == 0:
                 point_sgd.zero_grad(set_to_none=True)
                 point_loss = point.loss(solution.value)
@@ -180,46 +180,73 @@ def train(
 
             correct = int((logits.argmax(dim=1) == labels).sum())
             totals.add(loss.item(), correct, len(index), solution)
-            totals.seconds += time.perf_counter() - started
-            position.batch += 1
+            seconds = time.perf_counter() - started
+            totals.seconds += seconds
+            position.seconds += seconds
             position.step += 1
             progress.step(progress_numbers(totals, device))
-            stop = should_stop()
-            if stop or time.monotonic() - checkpointed >= config.train.checkpoint_seconds:
+
+            if line_is_due(position, config.train, batches):
+                started = time.perf_counter()
+                val = None
+                if len(val_index):
+                    val = evaluate(
+                        model,
+                        form,
+                        data.x_train[val_index],
+                        data.y_train[val_index],
+                        batch_size=config.train.eval_batch_size,
+                        split="val",
+                        solver=config.solver,
+                        checkpoint="",
+                    )
+                metrics = epoch_metrics(position, batches, lr, val, point, device, time.perf_counter() - started)
+                # Among equals the later one, which has seen more; without a validation split the last.
+                score = 0.0 if val is None else val.accuracy
+                best = score >= position.best_score
+                if best:
+                    position.best_epoch, position.best_score = metrics["epoch"], score
+                position.lines += 1
+                position.totals = Totals()
+                # In this order a kill in between costs work, never consistency: the last checkpoint is what counts.
+                run.append_metrics(metrics)
+                if best:
+                    save(run, "best", model, optimizer, position, form, config)
                 save(run, "last", model, optimizer, position, form, config)
                 checkpointed = time.monotonic()
+                progress.end_epoch(metrics)
+
+            stop = should_stop()
+            if position.totals.steps and (stop or time.monotonic() - checkpointed >= config.train.checkpoint_seconds):
+                save(run, "last", model, optimizer, position, form, config)
+                checkpointed = time.monotonic()
+            if is_complete(position, config.train, batches):
+                return True
             if stop:
                 return False
-
-        started = time.perf_counter()
-        val = None
-        if len(val_index):
-            val = evaluate(
-                model,
-                form,
-                data.x_train[val_index],
-                data.y_train[val_index],
-                batch_size=config.train.eval_batch_size,
-                split="val",
-                solver=config.solver,
-                checkpoint="",
-            )
-        position.epoch += 1
-        lr = learning_rate(config.optim, position.step - 1, epochs * batches, batches)
-        metrics = epoch_metrics(position, lr, val, point, device, time.perf_counter() - started)
-        # Among equals the later epoch, which has seen more; without a validation split the last.
-        score = 0.0 if val is None else val.accuracy
-        if score >= position.best_score:
-            position.best_epoch, position.best_score = position.epoch, score
-        position.batch, position.totals = 0, Totals()
-        # In this order a kill in between costs work, never consistency: the last checkpoint is what counts.
-        run.append_metrics(metrics)
-        if position.best_epoch == position.epoch:
-            save(run, "best", model, optimizer, position, form, config)
-        save(run, "last", model, optimizer, position, form, config)
-        checkpointed = time.monotonic()
-        progress.end_epoch(metrics)
     return True
+
+
+def is_complete(position: Position, config: TrainConfig, batches: int) -> bool:
+    """Whether the budget, of epochs or of seconds, is used up."""
+    if config.seconds is not None:
+        return position.seconds >= config.seconds
+    return position.step >= config.epochs * batches
+
+
+def line_is_due(position: Position, config: TrainConfig, batches: int) -> bool:
+    """Whether the step just completed ends an epoch, or with a time budget one of its parts."""
+    if config.seconds is None:
+        return position.step % batches == 0
+    part, before = config.seconds / POINTS, position.seconds - position.totals.seconds
+    return is_complete(position, config, batches) or position.seconds // part > before // part
+
+
+def schedule_place(position: Position, config: TrainConfig, batches: int) -> tuple[float, int, int]:
+    """The step that the schedule has come to, how many it has in all, and how many in an epoch."""
+    total = config.epochs * batches
+    step = position.step if config.seconds is None else position.seconds / config.seconds * total
+    return step, total, batches
 
 
 def seed_step(seed: int, step: int) -> torch.Generator:
@@ -228,8 +255,8 @@ def seed_step(seed: int, step: int) -> torch.Generator:
     return torch.Generator().manual_seed((1 << 62) + (seed << 32) + step)
 
 
-def learning_rate(config: OptimConfig, step: int, total_steps: int, steps_per_epoch: int) -> float:
-    """The learning rate of a step, a function of its number alone."""
+def learning_rate(config: OptimConfig, step: float, total_steps: int, steps_per_epoch: int) -> float:
+    """The learning rate at a place in the schedule."""
     if config.schedule == "cosine":
         floor = min(config.min_lr, config.lr)
         return floor + (config.lr - floor) * (1 + math.cos(math.pi * step / total_steps)) / 2
@@ -240,16 +267,18 @@ def learning_rate(config: OptimConfig, step: int, total_steps: int, steps_per_ep
 
 def epoch_metrics(
     position: Position,
+    batches: int,
     lr: float,
     val: Evaluation | None,
     point: InitialPoint | None,
     device: torch.device,
     val_seconds: float,
 ) -> dict[str, float]:
-    """The epoch's line in metrics.jsonl, keys in the order of `METRICS`; NaN where there is no number."""
+    """A line in metrics.jsonl, keys in the order of `METRICS`; NaN where there is no number."""
     t = position.totals
+    epochs, part = divmod(position.step, batches)
     numbers = {
-        "epoch": position.epoch,
+        "epoch": epochs + part / batches if part else epochs,
         "step": position.step,
         "lr": lr,
         "train_loss": t.loss / t.images,

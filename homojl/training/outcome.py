@@ -15,7 +15,7 @@ from homojl.results.records import Evaluation, RunRecord, Trajectories
 from homojl.results.report import write_report
 from homojl.training.config import with_solver
 from homojl.training.evaluation import evaluate, trace
-from homojl.training.experiment import ModelForm, load_data, resolve_device
+from homojl.training.experiment import ModelForm, load_data, resolve_device, steps_per_epoch
 from homojl.training.run import Run
 
 
@@ -33,7 +33,9 @@ def evaluate_run(run: Run, *, split: str = "test", which: str = "best", **solver
     model, form, header = run.load_model(which)
     model.algorithm, model.backend = config.solver.build_algorithm(), config.solver.backend
     model.to(resolve_device(config.train.device))
-    images, labels, index = _split(run, form, split)
+    data = _matching_data(run, form)
+    images, labels, index = _split(run, data, split)
+    epochs = header["position"]["step"] / steps_per_epoch(data, config)
     return evaluate(
         model,
         form,
@@ -42,7 +44,7 @@ def evaluate_run(run: Run, *, split: str = "test", which: str = "best", **solver
         batch_size=config.train.eval_batch_size,
         split=split,
         solver=config.solver,
-        checkpoint=f"{which}, epoch {header['position']['epoch']}",
+        checkpoint=f"{which}, epoch {epochs:.4g}",
         index=index,
     )
 
@@ -84,8 +86,7 @@ def _matching_data(run: Run, form: ModelForm) -> ImageDataset:
     return data
 
 
-def _split(run: Run, form: ModelForm, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    data = _matching_data(run, form)
+def _split(run: Run, data: ImageDataset, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     if split == "test":
         return data.x_test, data.y_test, torch.arange(len(data.x_test))
     train_index, val_index = data.split(run.config.data.val_fraction, run.config.train.seed)

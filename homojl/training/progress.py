@@ -3,40 +3,68 @@
 from __future__ import annotations
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from homojl.training.config import TrainConfig
 
 
 class Progress:
     """Shows nothing; the base of what does."""
 
-    def start_epoch(self, epoch: int, epochs: int, batches: int, done: int) -> None:
+    def start_epoch(self, epoch: int, config: TrainConfig, batches: int, done: int) -> None:
         """An epoch of `batches` steps begins, of which `done` were taken before a resume."""
 
     def step(self, numbers: dict[str, str]) -> None:
-        """A step is done; `numbers` are the epoch's figures so far."""
+        """A step is done; `numbers` are the figures since the last line of metrics."""
 
     def end_epoch(self, metrics: dict[str, Any]) -> None:
-        """An epoch is done."""
+        """A line of metrics is there: an epoch is done, or a part of a time budget."""
 
     def close(self) -> None:
         """The loop has ended, or was ended; take away what is on the screen."""
 
 
-class TerminalProgress(Progress):
-    """A line per epoch on stdout; on a terminal also a bar with the epoch's figures so far on stderr."""
+class LineProgress(Progress):
+    """A line of text for each line of metrics, on stdout."""
 
     def __init__(self) -> None:
-        self._bar = None
-        self._epochs = 0
+        self._epochs = ""
 
-    def start_epoch(self, epoch: int, epochs: int, batches: int, done: int) -> None:
+    def start_epoch(self, epoch: int, config: TrainConfig, batches: int, done: int) -> None:
+        self._epochs = "" if config.seconds is not None else f"/{config.epochs}"
+
+    def end_epoch(self, metrics: dict[str, Any]) -> None:
+        m = metrics
+        epoch = f"{m['epoch']:>{len(self._epochs) - 1}}" if self._epochs else f"{m['epoch']:.2f}"
+        validation = "" if m["val_loss"] != m["val_loss"] else (
+            f"  val loss {m['val_loss']:.4f} acc {100 * m['val_accuracy']:.2f} %"
+        )  # fmt: skip
+        print(
+            f"epoch {epoch}{self._epochs}  loss {m['train_loss']:.4f} "
+            f"acc {100 * m['train_accuracy']:.2f} %{validation}  evaluations {m['nfe_forward']:.1f} forward "
+            f"{m['nfe_backward']:.1f} backward  {m['images_per_second']:.0f} images/s  "
+            f"{m['peak_memory']:.0f} MiB",
+            flush=True,
+        )
+
+
+class TerminalProgress(LineProgress):
+    """The same, and on a terminal also a bar for each epoch with the figures so far on stderr."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._bar = None
+
+    def start_epoch(self, epoch: int, config: TrainConfig, batches: int, done: int) -> None:
         from tqdm import tqdm
 
-        self._epochs = epochs
+        super().start_epoch(epoch, config, batches, done)
+        self.close()
         self._bar = tqdm(
             total=batches,
             initial=done,
-            desc=f"epoch {epoch}/{epochs}",
+            desc=f"epoch {epoch}{self._epochs}",
             unit="step",
             leave=False,
             dynamic_ncols=True,
@@ -48,18 +76,8 @@ class TerminalProgress(Progress):
         self._bar.update()
 
     def end_epoch(self, metrics: dict[str, Any]) -> None:
-        self.close()
-        m = metrics
-        validation = "" if m["val_loss"] != m["val_loss"] else (
-            f"  val loss {m['val_loss']:.4f} acc {100 * m['val_accuracy']:.2f} %"
-        )  # fmt: skip
-        print(
-            f"epoch {m['epoch']:>{len(str(self._epochs))}}/{self._epochs}  loss {m['train_loss']:.4f} "
-            f"acc {100 * m['train_accuracy']:.2f} %{validation}  evaluations {m['nfe_forward']:.1f} forward "
-            f"{m['nfe_backward']:.1f} backward  {m['images_per_second']:.0f} images/s  "
-            f"{m['peak_memory']:.0f} MiB",
-            flush=True,
-        )
+        self._bar.clear()
+        super().end_epoch(metrics)
 
     def close(self) -> None:
         if self._bar is not None:

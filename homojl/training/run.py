@@ -38,7 +38,7 @@ class Run:
     """A run on disk.
 
     ```
-    config.toml          resolved, complete          metrics.jsonl   one line per epoch, append-only
+    config.toml          resolved, complete          metrics.jsonl   one line per epoch or part of a time budget
     environment.json     versions, device, commit    checkpoints/    last.safetensors, best.safetensors
     results.h5           see docs/hdf5.md            report.md       figures/
     ```
@@ -112,7 +112,10 @@ class Run:
 
     @property
     def metrics(self) -> list[dict[str, float]]:
-        """One dict per completed epoch, keys as in `homojl.results.records.METRICS`; absent values are NaN."""
+        """One dict per completed epoch, or part of a time budget, with the keys of `homojl.results.records.METRICS`.
+
+        What was not measured is NaN.
+        """
         lines = self._metric_lines()
         return [{k: float("nan") if v is None else v for k, v in json.loads(line).items()} for line in lines]
 
@@ -171,19 +174,20 @@ class Run:
             file.flush()
             os.fsync(file.fileno())
 
-    def keep_metrics_until(self, epoch: int) -> None:
+    def keep_metrics(self, count: int) -> None:
         """Drop what a killed run wrote after its last checkpoint, a half-written line included.
 
         Raises:
             CheckpointError: if lines are missing that the checkpoint says were written.
         """
-        kept = [line for line in self._metric_lines() if json.loads(line)["epoch"] <= epoch]
-        if len(kept) != epoch:
+        lines = self._metric_lines()
+        if len(lines) < count:
             raise CheckpointError(
-                f"{self.path / 'metrics.jsonl'} has {len(kept)} epochs but the checkpoint has completed {epoch}"
+                f"{self.path / 'metrics.jsonl'} has {len(lines)} lines but the last checkpoint "
+                f"was written after {count}"
             )
         with atomic_write(self.path / "metrics.jsonl") as temporary:
-            temporary.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
+            temporary.write_text("".join(line + "\n" for line in lines[:count]), encoding="utf-8")
 
     def _metric_lines(self) -> list[str]:
         """The complete lines; one that a kill cut short, which only the last can be, does not count."""

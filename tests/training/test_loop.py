@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import math
 import os
@@ -10,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import pytest
 import torch
@@ -39,6 +41,8 @@ def assert_same_end(a: Run, b: Run) -> None:
         assert tensors_a.keys() == tensors_b.keys()
         for name in tensors_a:
             assert torch.equal(tensors_a[name], tensors_b[name]), name
+        for header in (header_a, header_b):
+            header["position"].pop("seconds")
         assert header_a["position"] == header_b["position"]
 
 
@@ -164,7 +168,7 @@ def test_damage_is_refused(tiny, tmp_path):
     with pytest.raises(CheckpointError, match="damaged in line 1"):
         train(run)
     (run.path / "metrics.jsonl").write_text("")
-    with pytest.raises(CheckpointError, match="0 epochs but the checkpoint has completed 1"):
+    with pytest.raises(CheckpointError, match="0 lines but the last checkpoint was written after 1"):
         train(run)
     (run.path / "metrics.jsonl").write_text(good)
     bytes_ = run.last_checkpoint.read_bytes()
@@ -261,6 +265,52 @@ def test_learning_rates(schedule, rates):
     config = OptimConfig(lr=0.1, schedule=schedule, milestones=(2, 4))
     for step, rate in rates.items():
         assert learning_rate(config, step, 100, 10) == pytest.approx(rate)
+
+
+class TestTimeBudget:
+    """With a clock that ticks when it is read, so that every step takes 1/64 s on any machine."""
+
+    @pytest.fixture(autouse=True)
+    def _clock(self, monkeypatch):
+        ticks = itertools.count()
+        clock = types.SimpleNamespace(perf_counter=lambda: next(ticks) / 64, monotonic=time.monotonic)
+        monkeypatch.setattr(loop, "time", clock)
+
+    def test_ends_when_its_seconds_of_training_are_used_up(self, tiny, tmp_path):
+        run = Run.create(tmp_path / "r", changed(tiny, train={"seconds": 0.56}))
+        assert train(run)
+        steps = [m["step"] for m in run.metrics]
+        assert steps == sorted(set(steps))
+        assert len(steps) == loop.POINTS
+        assert steps[-1] == 36
+        position = read_checkpoint(run.last_checkpoint)[1]["position"]
+        assert (position["step"], position["lines"]) == (36, loop.POINTS)
+        assert position["seconds"] == 36 / 64
+        for m in run.metrics:
+            assert m["epoch"] == pytest.approx(m["step"] / 17)
+            assert m["images_per_second"] == 64 * 64
+            assert math.isfinite(m["val_accuracy"])
+        assert run.metrics[-1]["lr"] < 0.1 * run.metrics[0]["lr"], "the schedule follows the budget"
+
+    def test_a_resumed_run_gets_the_rest_and_the_same_numbers(self, tiny, tmp_path):
+        config = changed(tiny, train={"seconds": 0.56})
+        straight, broken, rng = Run.create(tmp_path / "a", config), Run.create(tmp_path / "b", config), random.Random(3)
+        train(straight)
+        stops = 0
+        while not train(broken, should_stop=lambda: rng.random() < 0.2):
+            stops += 1
+        assert stops > 2
+        assert train(broken), "there is nothing left to do"
+        assert_same_end(straight, broken)
+
+    def test_it_is_the_only_budget(self, tiny, tmp_path):
+        run = Run.create(tmp_path / "r", changed(tiny, train={"seconds": 0.15, "epochs": 1, "batch_size": 512}))
+        assert train(run)
+        assert run.metrics[-1]["epoch"] == 5
+
+    def test_must_be_positive(self, tiny):
+        with pytest.raises(ConfigError, match=r"train\.seconds must be at least 0\.001"):
+            changed(tiny, train={"seconds": 0.0})
 
 
 def test_progress_sees_every_step(tiny, tmp_path):
