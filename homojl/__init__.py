@@ -78,6 +78,7 @@ _EXPORTS = {
         "homojl.adjoints",
     ),
     **dict.fromkeys(["solve"], "homojl.solving"),
+    **dict.fromkeys(["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"], "homojl.compat"),
     **dict.fromkeys(["JuliaField"], "homojl.backends.julia.field"),
     **dict.fromkeys(["create_model", "model_names"], "homojl.models"),
     **dict.fromkeys(["load_dataset", "dataset_names"], "homojl.data"),
@@ -169,6 +170,7 @@ if TYPE_CHECKING:
         ode_algorithm,
     )
     from homojl.backends.julia.field import JuliaField
+    from homojl.compat import odeint, odeint_adjoint, odeint_dense, odeint_event
     from homojl.data import dataset_names, load_dataset
     from homojl.errors import (
         BackendUnavailable,

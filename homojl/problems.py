@@ -44,7 +44,8 @@ class ODEProblem:
     Args:
         f: vector field `f(t, y, *args) -> dy/dt`; `t` is a 0-d tensor of y0's real dtype, the result has y0's
             shape and dtype. It must be deterministic: adjoints evaluate it again.
-        y0: initial state, any shape, float32 or float64, any strides (the memory format is kept).
+        y0: initial state, any shape, float32 or float64, with the PyTorch backend complex64 or complex128 too, any
+            strides (the memory format is kept).
         ts: times to save the state at, at least two, strictly increasing or strictly decreasing; the first is
             the initial time. Numbers or a 1-D tensor, which receives a gradient where it requires one; dimension of
             time as in `f`. Kept as numbers.
@@ -70,7 +71,7 @@ class ODEProblem:
 
     def __post_init__(self) -> None:
         _check_function("f", self.f, "f(t, y, *args)")
-        _check_start("y0", self.y0)
+        _check_start("y0", self.y0, or_complex=True)
         _check_args(self.args)
         if getattr(self.ts, "requires_grad", False):
             object.__setattr__(self, "times", self.ts)
@@ -150,12 +151,12 @@ def _check_function(name: str, function: object, form: str) -> None:
         raise ConfigError(f"{name} must be callable as {form}, got {type(function).__name__}")
 
 
-def _check_start(name: str, start: object) -> None:
+def _check_start(name: str, start: object, *, or_complex: bool = False) -> None:
     import torch
 
     if not isinstance(start, torch.Tensor):
         raise ConfigError(f"{name} must be a torch.Tensor, got {type(start).__name__}")
-    if start.dtype not in (torch.float32, torch.float64):
+    if (start.dtype.to_real() if or_complex else start.dtype) not in (torch.float32, torch.float64):
         raise ConfigError(f"{name} must be float32 or float64, got {start.dtype}; convert it with {name}.float()")
     if start.numel() == 0:
         raise ConfigError(f"{name} is empty: its shape is {tuple(start.shape)}")

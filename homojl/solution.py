@@ -122,7 +122,7 @@ class Solution:
     """What `solve` returns.
 
     Attributes:
-        ts: save times that were reached, (T,), float64 on the CPU.
+        ts: save times that were reached, (T,), float64 on the CPU; that of an event carries gradients.
         states: the states at those times, T tensors of y0's shape, dtype, device and memory format; they carry
             gradients.
         status: how the solve ended; nothing but `Status.SUCCESS` reaches the caller unless `throw=False`.

@@ -16,7 +16,7 @@ from homojl.adjoints import (
 from homojl.adjoints.inputs import check_form, native_to
 from homojl.adjoints.path import Linearised, differentiable_root
 from homojl.adjoints.per_sample import solve_per_sample
-from homojl.adjoints.times import Times
+from homojl.adjoints.times import Times, at_event
 from homojl.algorithms import (
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
@@ -26,7 +26,7 @@ from homojl.algorithms import (
 from homojl.backends import AbstractBackend, TorchBackend, announce, get_backend
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem
-from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats
+from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
 from homojl.splitting import Lowered, lower
 
 
@@ -96,9 +96,15 @@ def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str | AbstractB
     result = adjoint.integrate(problem if times is None else times.problem(), algorithm, chosen, stats)
     stats.seconds = time.perf_counter() - started
     stats.nfe, stats.n_accepted, stats.n_rejected = result.nfe, len(result.steps), result.n_rejected
+    ts, states = torch.tensor(result.ts, dtype=torch.float64), result.ys
+    if times is not None:
+        states = times.attach(result.ts, states)
+    if result.status is Status.EVENT and torch.is_grad_enabled():
+        t_event, y_event = at_event(problem, result.ts[-1], states[-1], stats)
+        ts, states = torch.cat([ts[:-1], t_event[None]]), [*states[:-1], y_event]
     return Solution(
-        ts=torch.tensor(result.ts, dtype=torch.float64),
-        states=tuple(result.ys if times is None else times.attach(result.ts, result.ys)),
+        ts=ts,
+        states=tuple(states),
         status=result.status,
         stats=stats,
         steps=result.steps,

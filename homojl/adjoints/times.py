@@ -1,8 +1,9 @@
-"""Gradients with respect to the times of an ODE solve, the same for every adjoint and backend.
+"""Gradients through the times of an ODE solve, given ones and an event's: the same for every adjoint and backend.
 
 A saved state follows its time along the solution, dy(t_i)/dt_i = f(t_i, y_i), and the initial time acts as the initial
-state does, dy/dt_0 = -(dy/dy_0) f(t_0, y_0). So the times enter around the solve, whose own times are plain numbers.
-The field is evaluated for this in the backward pass alone, and only where a time's gradient is asked for.
+state does, dy/dt_0 = -(dy/dy_0) f(t_0, y_0). The time t of an event g(t, y(t)) = 0 changes by -dg / (dg/dt along the
+solution), by the implicit function theorem. So times enter around the solve, whose own times are plain numbers. The
+field is evaluated for this in the backward pass alone, and only where a time's gradient is asked for.
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ class Times:
     """
 
     def __init__(self, problem: ODEProblem, stats: Stats) -> None:
-        self._problem, self._stats = problem, stats
+        self._problem, self._field = problem, _counted_field(problem, stats)
         self._times = problem.times.unbind()
 
     def problem(self) -> ODEProblem:
@@ -50,9 +51,71 @@ class Times:
             states.append(y)
         return states
 
-    def _field(self, t: Tensor, y: Tensor) -> Tensor:
-        self._stats.nfe_backward += 1
-        return self._problem.f(t, y, *self._problem.args)
+
+def at_event(problem: ODEProblem, t: float, y: Tensor, stats: Stats) -> tuple[Tensor, Tensor]:
+    """Time and state of the event that ended a solve, with the gradient through that time.
+
+    Args:
+        problem: one with an event.
+        t, y: its time, and the state there as it depends on everything but that time.
+        stats: what counts the evaluations of the backward pass.
+
+    Returns:
+        The time, 0-d, float64 on the CPU, and the state.
+
+    References: Chen, Amos, Nickel (2021), arXiv 2011.03902, appendix A.
+    """
+    time = torch.tensor(t, dtype=torch.float64)
+    values = problem.event.condition(_like(time, y), y, *problem.args).reshape(-1)
+    if not values.requires_grad:
+        return time, y
+
+    def slope() -> Tensor:
+        """How fast the condition changes along the solution."""
+        stats.nfe_backward += 1
+        with torch.enable_grad():
+            inputs = [_like(time, y).requires_grad_(), y.detach().requires_grad_()]
+            value = problem.event.condition(*inputs, *problem.args).reshape(-1)[index]
+        by_time, by_state = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
+        dy = problem.f(_like(time, y), y.detach(), *problem.args).detach()
+        return by_time + _inner(by_state, dy)
+
+    index = int(values.detach().abs().argmin())
+    time = _EventTime.apply(slope, time, values[index])
+    return time, _Following.apply(_counted_field(problem, stats), 1.0, time, y)
+
+
+def _like(t: Tensor, y: Tensor) -> Tensor:
+    """The time as the field takes it, of y's real dtype and on its device."""
+    return t.detach().to(y.device, y.dtype.to_real(), copy=True)
+
+
+def _inner(cotangent: Tensor, dy: Tensor) -> Tensor:
+    """The change of a real number with that gradient, 0-d, by PyTorch's convention for complex gradients."""
+    return ((cotangent.conj() * dy).real if dy.is_complex() else cotangent * dy).sum()
+
+
+def _counted_field(problem: ODEProblem, stats: Stats) -> VectorField:
+    def field(t: Tensor, y: Tensor) -> Tensor:
+        stats.nfe_backward += 1
+        return problem.f(t, y, *problem.args)
+
+    return field
+
+
+class _EventTime(torch.autograd.Function):
+    """The time of an event as a function of its condition's value there, which is zero."""
+
+    @staticmethod
+    def forward(ctx, slope: Callable[[], Tensor], time: Tensor, value: Tensor) -> Tensor:
+        ctx.slope, ctx.like = slope, value.detach()
+        return time.clone()
+
+    @staticmethod
+    def backward(ctx, cotangent: Tensor):
+        if torch.is_grad_enabled():  # create_graph=True
+            raise ConfigError("the time of an event has first derivatives only")
+        return None, None, -cotangent.to(ctx.like) / ctx.slope().to(ctx.like)
 
 
 class _Following(torch.autograd.Function):
@@ -72,6 +135,5 @@ class _Following(torch.autograd.Function):
         if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack how f changes along the way
             raise ConfigError("ts has first derivatives only; pass ts.detach() to differentiate the others again")
         t, y = ctx.saved_tensors
-        dy = ctx.field(t.to(y.device, y.abs().dtype), y)
-        product = (cotangent.conj() * dy).real if y.is_complex() else cotangent * dy
-        return None, None, ctx.sign * product.sum().to(t), cotangent
+        dy = ctx.field(_like(t, y), y)
+        return None, None, ctx.sign * _inner(cotangent, dy).to(t), cotangent

@@ -100,3 +100,49 @@ def test_a_solve_that_stopped_early_has_the_gradients_of_the_times_it_reached():
     torch.testing.assert_close(gradient, torch.tensor([1.0, -1.0, 0.0]).double() * math.exp(-0.1), rtol=1e-8, atol=0)
     (gradient,) = torch.autograd.grad(solution.value.sum(), times)
     assert gradient[2] == 0
+
+
+def falling(t, y, gravity):
+    return torch.stack([y[1], -gravity])
+
+
+def ground(t, y, gravity):
+    return y[0]
+
+
+@each_adjoint
+def test_the_exact_gradient_of_the_time_of_a_fall(adjoint):
+    # The fall from rest lasts sqrt(2 height / gravity) and ends at -sqrt(2 height gravity).
+    height = torch.tensor(10.0, dtype=torch.float64, requires_grad=True)
+    gravity = torch.tensor(9.81, dtype=torch.float64, requires_grad=True)
+    start = torch.tensor([0.25, 50.0], dtype=torch.float64, requires_grad=True)
+    y0 = torch.stack([height, torch.zeros_like(height)])
+    problem = hj.ODEProblem(falling, y0, start, args=(gravity,), event=hj.Event(ground))
+    solution = hj.solve(problem, hj.Tsit5(**TIGHT), adjoint=adjoint, backend="pytorch")
+    duration = torch.sqrt(2 * height / gravity)
+    exact = [start[0] + duration, duration * 0, -duration * gravity]
+    for computed, known in zip([solution.ts[-1], *solution.value], exact, strict=True):
+        torch.testing.assert_close(computed, known)
+        wrt = (height, gravity, start)
+        got = torch.autograd.grad(computed, wrt, retain_graph=True)
+        expected = torch.autograd.grad(known, wrt, retain_graph=True, allow_unused=True, materialize_grads=True)
+        for g, e in zip(got, expected, strict=True):
+            torch.testing.assert_close(g, e, rtol=1e-8, atol=1e-9)
+
+
+def test_gradcheck_of_an_event_with_several_values_and_parameters_of_its_own():
+    def f(t, y, w, level):
+        return torch.stack([y[1], -w * y[0] + 0.1 * torch.sin(t)])
+
+    def condition(t, y, w, level):
+        return torch.stack([y[0] + 10.0, y[0] * t - level])
+
+    def end(y0, w, level):
+        problem = hj.ODEProblem(f, y0, (0.0, 9.0), args=(w, level), event=hj.Event(condition, direction=1))
+        solution = hj.solve(problem, hj.Dopri5(**TIGHT))
+        assert solution.status.name == "EVENT"
+        return solution.ts[-1], solution.value
+
+    values = [[0.3, 1.0], 2.0, 0.4]
+    inputs = [torch.tensor(v, dtype=torch.float64, requires_grad=True) for v in values]
+    assert torch.autograd.gradcheck(end, inputs, atol=1e-6)

@@ -1,0 +1,222 @@
+"""torchdiffeq's methods by name, and what its options say as algorithms."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from homojl.algorithms import (
+    RK38,
+    SDIRK2,
+    AbstractErrorControlled,
+    AbstractFixedStep,
+    AbstractImplicitFixedStep,
+    AbstractODEAlgorithm,
+    AdaptiveHeun,
+    Bosh3,
+    Dopri5,
+    Dopri8,
+    ErrorNorm,
+    Euler,
+    Fehlberg2,
+    FixedTRBDF2,
+    GaussLegendre4,
+    GaussLegendre6,
+    Grid,
+    Heun2,
+    Heun3,
+    ImplicitEuler,
+    ImplicitMidpoint,
+    Midpoint,
+    PIController,
+    RadauIIA3,
+    RadauIIA5,
+    Trapezoid,
+    Tsit5,
+)
+from homojl.compat.states import CALLBACKS
+from homojl.errors import ConfigError
+
+Tensor = torch.Tensor
+
+METHODS: dict[str, type[AbstractODEAlgorithm]] = {
+    "dopri8": Dopri8,
+    "dopri5": Dopri5,
+    "tsit5": Tsit5,
+    "bosh3": Bosh3,
+    "fehlberg2": Fehlberg2,
+    "adaptive_heun": AdaptiveHeun,
+    "euler": Euler,
+    "midpoint": Midpoint,
+    "heun2": Heun2,
+    "heun3": Heun3,
+    "rk4": RK38,  # torchdiffeq's rk4 is the 3/8 rule
+    "implicit_euler": ImplicitEuler,
+    "implicit_midpoint": ImplicitMidpoint,
+    "trapezoid": Trapezoid,
+    "radauIIA3": RadauIIA3,
+    "gl4": GaussLegendre4,
+    "radauIIA5": RadauIIA5,
+    "gl6": GaussLegendre6,
+    "sdirk2": SDIRK2,
+    "trbdf2": FixedTRBDF2,
+}
+
+# Options of the controlled methods and of the fixed ones; the others' own are ignored with a warning.
+ADAPTIVE_OPTIONS = (
+    *("min_step", "max_step", "first_step", "step_t", "jump_t", "safety", "ifactor", "dfactor", "max_num_steps"),
+    *("dtype", "norm"),
+)
+FIXED_OPTIONS = ("step_size", "grid_constructor", "interp", "perturb", "norm")
+MOST_EVENT_STEPS = 20_000  # of a fixed method on its way to an event, as in torchdiffeq
+MOST_STEPS = 2**31 - 1
+
+
+def method_named(name: str | None) -> type[AbstractODEAlgorithm]:
+    """The algorithm of one of torchdiffeq's method names; None: dopri5.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    name = "dopri5" if name is None else name
+    if name not in METHODS:
+        known = '{"' + '", "'.join(METHODS) + '"}'
+        raise ConfigError(f'Invalid method "{name}". Must be one of {known}.')
+    return METHODS[name]
+
+
+class Options:
+    """The `options` of a call, with its method and tolerances, as an algorithm and discontinuities.
+
+    Args:
+        method, options: as the user gave them; options that the method lacks are reported by a warning.
+        rtol, atol: tolerances for the joined state.
+        intervals: between the times to save at: torchdiffeq counts `max_num_steps` for each of them.
+    """
+
+    def __init__(
+        self,
+        method: str | None,
+        options: dict[str, Any] | None,
+        *,
+        rtol: float | Tensor,
+        atol: float | Tensor,
+        intervals: int,
+    ) -> None:
+        self.name = "dopri5" if method is None else method
+        self._cls = method_named(method)
+        self._options = dict(options or {})
+        self._rtol, self._atol, self._intervals = rtol, atol, intervals
+        self.adaptive = issubclass(self._cls, AbstractErrorControlled)
+        known = ADAPTIVE_OPTIONS if self.adaptive else FIXED_OPTIONS
+        if issubclass(self._cls, AbstractImplicitFixedStep):
+            known = (*known, "max_iters")
+        unused = {key: value for key, value in self._options.items() if key not in known}
+        if unused:
+            warnings.warn(f"{self.name}: Unexpected arguments {unused}", stacklevel=4)
+
+    @property
+    def callbacks(self) -> tuple[str, ...]:
+        """The callbacks that the method calls."""
+        return CALLBACKS if self.adaptive else CALLBACKS[:1]
+
+    @property
+    def norm(self) -> Callable[..., Tensor] | str | None:
+        return self._options.get("norm")
+
+    def algorithm(self, norm: ErrorNorm, grid: Callable[[Callable, tuple[float, ...]], list[float]], **more: Any):
+        """The algorithm.
+
+        Args:
+            norm: for the step-size control.
+            grid: makes a grid's points, given torchdiffeq's constructor of grids and the save times.
+            more: further attributes of the algorithm.
+        """
+        if self.adaptive:
+            return self._controlled(norm, **more)
+        if issubclass(self._cls, AbstractImplicitFixedStep) and "max_iters" in self._options:
+            more["max_iter"] = int(self._options["max_iters"])
+        return self._fixed(grid, **more)
+
+    def discontinuities(self) -> tuple[float, ...]:
+        """The times of `jump_t` and `step_t`: steps end there and start anew."""
+        times: list[float] = []
+        for name in ("step_t", "jump_t") if self.adaptive else ():
+            value = self._options.get(name)
+            times += [] if value is None else torch.as_tensor(value).reshape(-1).tolist()
+        if len(set(times)) < len(times):
+            raise ConfigError("`step_t` and `jump_t` must not have any repeated elements between them.")
+        return tuple(times)
+
+    def _controlled(self, norm: ErrorNorm, **more: Any) -> AbstractErrorControlled:
+        given = self._options
+        if given.get("dtype", torch.float64) not in (torch.float32, torch.float64):
+            raise ConfigError(f"dtype must be torch.float64 or torch.float32, got {given['dtype']}; times are float64")
+        first = given.get("first_step")
+        control = PIController(
+            safety=float(given.get("safety", 0.9)),
+            max_factor=float(given.get("ifactor", 10.0)),
+            min_factor=float(given.get("dfactor", 0.2)),
+            floor=float(given.get("min_step", 0.0)),
+        )
+        return self._cls(
+            rtol=self._rtol,
+            atol=self._atol,
+            first_step=None if first is None else float(first),
+            max_step=float(given.get("max_step", float("inf"))),
+            max_steps=min(int(given.get("max_num_steps", MOST_STEPS)) * self._intervals, MOST_STEPS),
+            controller=control,
+            norm=norm,
+            **more,
+        )
+
+    def _fixed(self, grid: Callable[[Callable, tuple[float, ...]], list[float]], **more: Any) -> AbstractFixedStep:
+        given = self._options
+        step_size, constructor = given.get("step_size"), given.get("grid_constructor")
+        if step_size is not None:
+            if constructor is not None:
+                raise ConfigError("step_size and grid_constructor are mutually exclusive arguments.")
+            constructor = uniform(step_size)
+        if constructor is None:
+            constructor = _save_times
+        interp = given.get("interp", "linear")
+        if interp not in ("linear", "cubic"):
+            raise ConfigError(f"Unknown interpolation method {interp}")
+        points = Grid(
+            points=lambda ts: grid(constructor, ts), interpolation=interp, apart=bool(given.get("perturb", False))
+        )
+        return self._cls(grid=points, **more)
+
+    def horizon(self, t0: float, direction: float) -> float:
+        """How far to look for an event.
+
+        Raises:
+            ConfigError: for a fixed method without a step size.
+        """
+        if self.adaptive:
+            return t0 + direction * 1e30
+        if self._options.get("step_size") is None:
+            raise ConfigError(
+                "Event handling for fixed step solvers currently requires `step_size` to be provided in options."
+            )
+        return t0 + direction * MOST_EVENT_STEPS * float(self._options["step_size"])
+
+
+def _save_times(func: Callable, y0: Tensor, t: Tensor) -> Tensor:
+    return t
+
+
+def uniform(step_size: float) -> Callable[[Callable, Tensor, Tensor], Tensor]:
+    """A constructor of grids: steps of that size from the first time, the last one shorter, up to the last time."""
+
+    def constructor(func: Callable, y0: Tensor, t: Tensor) -> Tensor:
+        span = t[-1] - t[0]
+        count = int(torch.ceil(span.abs() / step_size + 1).item())
+        points = t[0] + torch.arange(count, dtype=t.dtype, device=t.device) * step_size * torch.sign(span)
+        points[-1] = t[-1]
+        return points
+
+    return constructor

@@ -1,0 +1,113 @@
+"""States as torchdiffeq's users give them, tensors or tuples of tensors, and as `solve` takes them: one tensor."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+
+import torch
+
+from homojl.algorithms import ErrorNorm, StepObserver
+from homojl.errors import ConfigError
+
+Tensor = torch.Tensor
+State = Tensor | tuple[Tensor, ...]
+
+CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+
+
+class Form:
+    """The form of a user's state: a tuple is joined to one flat vector, a tensor is taken as it is."""
+
+    def __init__(self, y0: State) -> None:
+        self.shapes: list[torch.Size] | None = None
+        if isinstance(y0, torch.Tensor):
+            return
+        if not isinstance(y0, tuple) or not all(isinstance(y, torch.Tensor) for y in y0):
+            raise ConfigError(f"y0 must be either a torch.Tensor or a tuple of them, got {type(y0).__name__}")
+        self.shapes = [y.shape for y in y0]
+
+    def join(self, state: State) -> Tensor:
+        return state if self.shapes is None else torch.cat([y.reshape(-1) for y in state])
+
+    def split(self, joined: Tensor) -> State:
+        """The user's state; the joined one may have further dimensions in front, and so have its parts then."""
+        if self.shapes is None:
+            return joined
+        parts, sizes = [], [shape.numel() for shape in self.shapes]
+        for part, shape in zip(joined.split(sizes, dim=-1), self.shapes, strict=True):
+            parts.append(part.reshape(*joined.shape[:-1], *shape))
+        return tuple(parts)
+
+    def tolerance(self, name: str, value: object, like: Tensor) -> float | Tensor:
+        """A tolerance for the joined state, from a number, a tensor of y0's shape, or one value for each of a tuple."""
+        if isinstance(value, torch.Tensor) and value.requires_grad:
+            raise ConfigError(f"{name} cannot require gradient")
+        if self.shapes is not None and (isinstance(value, tuple | list) or getattr(value, "ndim", 0) > 0):
+            if len(value) != len(self.shapes):
+                raise ConfigError(
+                    f"If using tupled {name} it must have the same length as the tuple y0: got {len(value)} "
+                    f"for {len(self.shapes)}"
+                )
+            values = [torch.as_tensor(v).expand(s.numel()) for v, s in zip(value, self.shapes, strict=True)]
+            value = torch.cat([v.to(like.device, like.dtype.to_real()) for v in values])
+        if isinstance(value, torch.Tensor) and value.numel() > 1:
+            return value.to(like.device, like.dtype.to_real())
+        return float(value)
+
+    def norm(self, own: Callable[[State], Tensor] | None) -> ErrorNorm:
+        """A user's norm of a state, or torchdiffeq's own: the largest root mean square of the parts of a tuple."""
+        if own is not None:
+            return ErrorNorm(function=lambda joined: abs(own(self.split(joined))))
+        if self.shapes is None:
+            return ErrorNorm()
+        ends = itertools.accumulate((shape.numel() for shape in self.shapes), initial=0)
+        return ErrorNorm(tuple((i, j) for i, j in itertools.pairwise(ends) if j > i))
+
+
+class Field:
+    """A user's `func(t, y)` as a field of joined states.
+
+    Attributes:
+        recording: whether it may record operations for a gradient. The adjoint method's forward pass does not.
+    """
+
+    def __init__(self, func: Callable[[Tensor, State], State], form: Form) -> None:
+        self._func, self._form = func, form
+        self.recording = True
+
+    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
+        with torch.set_grad_enabled(self.recording and torch.is_grad_enabled()):
+            dy = self._form.join(self._func(t, self._form.split(y)))
+        if dy.shape != y.shape:
+            dy = dy.expand_as(y)
+        return dy if dy.dtype == y.dtype else dy.to(y.dtype)
+
+
+class Callbacks(StepObserver):
+    """The callbacks that a user's func has.
+
+    Attributes:
+        given: which, by their names in CALLBACKS.
+    """
+
+    def __init__(self, func: object, suffix: str, split: Callable[[Tensor], State]) -> None:
+        self._split = split
+        named = {name: getattr(func, name + suffix, None) for name in CALLBACKS}
+        self.given = {name: callback for name, callback in named.items() if callback is not None}
+
+    def trying(self, t, y, h):
+        self._call("callback_step", t, y, h)
+
+    def accepted(self, t, y, h):
+        self._call("callback_accept_step", t, y, h)
+
+    def rejected(self, t, y, h):
+        self._call("callback_reject_step", t, y, h)
+
+    def _call(self, name: str, t: float, y: Tensor, h: float) -> None:
+        callback = self.given.get(name)
+        if callback is not None:
+            time, size = torch.tensor([t, math.fabs(h)], dtype=torch.float64, device=y.device)
+            callback(time, self._split(y), size)
