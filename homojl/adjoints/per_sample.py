@@ -16,7 +16,7 @@ import torch
 
 from homojl.adjoints.inputs import Inputs, check_dependencies, check_form, gradients, rows_of
 from homojl.adjoints.ode import AbstractODEAdjoint, CheckpointAdjoint, DirectAdjoint
-from homojl.algorithms import AbstractAdaptive
+from homojl.algorithms import AbstractAdaptive, ErrorNorm
 from homojl.backends.pytorch.per_sample import (
     FlatField,
     Round,
@@ -78,19 +78,24 @@ def _check(problem: ODEProblem, algorithm: object, adjoint: object) -> None:
     what = "batch='per-sample'"
     if not isinstance(algorithm, AbstractAdaptive) or algorithm.tableau is None:
         raise ConfigError(f"{what} needs an adaptive explicit method such as Tsit5(), got {algorithm!r}")
-    if algorithm.norm.parts is not None or algorithm.norm.function is not None:
-        raise ConfigError(f"{what} measures the error of every row by itself and takes no other norm")
     if not isinstance(adjoint, DirectAdjoint | CheckpointAdjoint):
         raise ConfigError(f"{what} has gradients by DirectAdjoint() or CheckpointAdjoint(), got {adjoint!r}")
     if problem.y0.ndim == 0:
         raise ConfigError(f"{what} needs a first dimension of y0 that counts samples; write y0[None] for one sample")
     if getattr(problem.f, "native_to", None) is not None:
         raise ConfigError(f"{what} needs a field in PyTorch, got a {type(problem.f).__name__}")
-    for name, given in (("event", problem.event), ("discontinuities", problem.discontinuities)):
-        if given:
-            raise ConfigError(f"{what} takes no {name} yet; use batch='joint'")
-    if problem.times is not None and torch.is_grad_enabled():
-        raise ConfigError(f"{what} has no gradients with respect to ts; use batch='joint', or pass ts.detach()")
+    refused = {
+        "a norm of one's own": algorithm.norm != ErrorNorm(),
+        "tolerances in tensors": isinstance(algorithm.rtol, Tensor) or isinstance(algorithm.atol, Tensor),
+        "an observer": algorithm.observer is not None,
+        "a controller's floor": algorithm.controller.floor > 0,
+        "an event": problem.event is not None,
+        "discontinuities": bool(problem.discontinuities),
+        "gradients with respect to ts": problem.times is not None and torch.is_grad_enabled(),
+    }
+    for name, asked in refused.items():
+        if asked:
+            raise ConfigError(f"{what} does not go with {name}; use batch='joint'")
 
 
 class _RowField(Inputs):

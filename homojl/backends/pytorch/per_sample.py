@@ -119,8 +119,10 @@ def states_inside(
     if at_end.all():
         return ends
     dense = np.array(tableau.dense)
-    weights = (fractions[:, None] ** np.arange(1, dense.shape[1] + 1)) @ dense.T * h[at, None]
-    weights, states = _on(y, weights), y.index_select(0, rows)
+    weights = np.zeros((len(at), tableau.stages))
+    for m in reversed(range(dense.shape[1])):  # a matrix product would round by how many rows there are
+        weights = (weights + dense[:, m]) * fractions[:, None]
+    weights, states = _on(y, weights * h[at, None]), y.index_select(0, rows)
     for j in range(tableau.stages):
         if dense[j].any():
             states = torch.addcmul(states, ks[j].index_select(0, rows), weights[:, j : j + 1])
@@ -135,7 +137,7 @@ def indices(positions: np.ndarray, like: Tensor) -> Tensor:
 
 
 def _on(like: Tensor, numbers: np.ndarray) -> Tensor:
-    return torch.from_numpy(numbers).to(like.dtype).to(like.device, non_blocking=True)
+    return torch.from_numpy(numbers).to(like.dtype.to_real()).to(like.device, non_blocking=True)
 
 
 def _mask(rows: np.ndarray, like: Tensor) -> Tensor:
