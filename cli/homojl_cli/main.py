@@ -13,6 +13,7 @@ from homojl import __version__
 # name -> one-line help; the command itself is `command` in homojl_cli/<name>.py
 COMMANDS = {
     "train": "Train a model, evaluate it once on the test set, and leave a run folder.",
+    "compare": "Train several models or variations with one budget, and compare them.",
     "evaluate": "Evaluate a trained run.",
     "export": "Write a run's results to one HDF5 file.",
     "plot": "Draw a run's figures.",
@@ -57,6 +58,7 @@ def cli(debug: bool) -> None:
     Examples:
       homojl train                                   HomoODE on the digits that come along
       homojl train --model homoode --dataset svhn    the same on a dataset that is downloaded once
+      homojl compare --models homoode,deq --epochs 5 one table of several models
       homojl evaluate runs/NAME                      test accuracy and evaluations of a trained run
       homojl export runs/NAME --out results.h5       everything measured, for h5py or pandas
       homojl trace --problem arctan                  a root where Newton's method diverges

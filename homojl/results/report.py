@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
@@ -46,14 +46,15 @@ def write_report(path: str | Path, record: RunRecord, figures: Sequence[str | Pa
     answers = record.evaluation
     sections = [
         f"# {escape_markdown(' on '.join(run_names(record)))}\n",
-        _table(("", ""), _summary(record)),
+        markdown_table(("", ""), _summary(record)),
         "## After the last epoch\n",
         _last_epoch(record),
     ]
     if answers is not None:
         sections += _classes(record, answers)
     if figures:
-        sections += ["## Figures\n", *_figures(Path(path).parent, [Path(figure) for figure in figures])]
+        captions = {stem: (kind.title, kind.caption) for stem, kind in FIGURES.items()}
+        sections += ["## Figures\n", *figure_sections(Path(path).parent, [Path(f) for f in figures], captions)]
     config = config_text(record.config)
     sections += [
         "## What the numbers mean\n",
@@ -65,7 +66,7 @@ def write_report(path: str | Path, record: RunRecord, figures: Sequence[str | Pa
         + ", ".join(f"`{name}`" for name, metric in METRICS.items() if not metric.repeatable)
         + ".\n",
         "## Environment\n",
-        _table(("", ""), [(f"`{key}`", escape_markdown(value)) for key, value in _flat(record.environment)]),
+        markdown_table(("", ""), [(f"`{key}`", escape_markdown(value)) for key, value in flat(record.environment)]),
         "## Configuration\n",
         _code_block(config, "toml"),
     ]
@@ -148,7 +149,7 @@ def _last_epoch(record: RunRecord) -> str:
         metric = METRICS[name]
         unit = "" if metric.unit == "1" else metric.unit
         rows.append((f"`{name}`", _number(value), unit, escape_markdown(metric.description)))
-    return _table(("Metric", "Value", "Unit", "Meaning"), rows)
+    return markdown_table(("Metric", "Value", "Unit", "Meaning"), rows)
 
 
 def _classes(record: RunRecord, answers: Evaluation) -> list[str]:
@@ -170,18 +171,23 @@ def _classes(record: RunRecord, answers: Evaluation) -> list[str]:
         )
         for k in shown
     ]
-    sections = [heading, _table(("Class", "Images", "Right", "Accuracy"), rows)]
+    sections = [heading, markdown_table(("Class", "Images", "Right", "Accuracy"), rows)]
     if pairs := most_confused(counts, _WORST):
         rows = [(names[i], names[j], f"{n:,}", _percent(n / totals[i])) for i, j, n in pairs]
         sections += [
             "## The most frequent mistakes\n",
-            _table(("True class", "Taken for", "Images", "Share of the true class"), rows),
+            markdown_table(("True class", "Taken for", "Images", "Share of the true class"), rows),
         ]
     return sections
 
 
-def _figures(folder: Path, paths: list[Path]) -> Iterable[str]:
-    """Each figure once, with its caption and links to its other formats."""
+def figure_sections(folder: Path, paths: list[Path], captions: Mapping[str, tuple[str, str]]) -> Iterable[str]:
+    """Each figure once, with its caption and links to its other formats.
+
+    Args:
+        folder: that links are relative to.
+        captions: title and caption by the stem of the file.
+    """
     for stem in dict.fromkeys(path.stem for path in paths):
         links = {
             path.suffix[1:]: quote(Path(os.path.relpath(path, folder)).as_posix())
@@ -189,9 +195,7 @@ def _figures(folder: Path, paths: list[Path]) -> Iterable[str]:
             if path.stem == stem
         }
         shown = next((kind for kind in ("png", "svg") if kind in links), None)
-        kind = FIGURES.get(stem)
-        title = kind.title if kind else stem
-        caption = kind.caption if kind else ""
+        title, caption = captions.get(stem, (stem, ""))
         others = " ".join(f"[{name.upper()}]({link})" for name, link in links.items() if name != shown)
         yield f"### {title}\n"
         if shown:
@@ -241,18 +245,19 @@ def _plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _flat(values: dict, prefix: str = "") -> Iterable[tuple[str, str]]:
+def flat(values: dict, prefix: str = "") -> Iterable[tuple[str, str]]:
     """A nested table as lines: dotted key, value."""
     for key, value in values.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from flat(value, f"{prefix}{key}.")
         elif isinstance(value, list | tuple):
             yield f"{prefix}{key}", " ".join(map(str, value))
         else:
             yield f"{prefix}{key}", "none" if value is None else str(value)
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table in Markdown; the cells are escaped already."""
     lines = [head, ["---"] * len(head), *rows]
     return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 

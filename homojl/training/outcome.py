@@ -19,12 +19,24 @@ from homojl.training.experiment import ModelForm, load_data, resolve_device, ste
 from homojl.training.run import Run
 
 
-def evaluate_run(run: Run, *, split: str = "test", which: str = "best", **solver: object) -> Evaluation:
+def evaluate_run(
+    run: Run,
+    *,
+    split: str = "test",
+    which: str = "best",
+    throw: bool = True,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    **solver: object,
+) -> Evaluation:
     """Answer a split with a run's checkpoint.
 
     Args:
         split: "test", "val" or "train".
         which: "best" on the validation split, or "last".
+        throw: whether a solve that does not reach its end raises, or is only counted in the status.
+        batch_size: images per forward pass; None: the run's own.
+        limit: how many of the first images to answer; None: all.
         solver: settings of `SolverConfig` to use instead of the run's; None leaves one as it is.
     """
     if split not in ("test", "val", "train"):
@@ -33,15 +45,16 @@ def evaluate_run(run: Run, *, split: str = "test", which: str = "best", **solver
     model, form, header = run.load_model(which)
     model.algorithm, model.backend = config.solver.build_algorithm(), config.solver.backend
     model.to(resolve_device(config.train.device))
+    model.throw = throw
     data = _matching_data(run, form)
-    images, labels, index = _split(run, data, split)
+    images, labels, index = (part[:limit] for part in _split(run, data, split))
     epochs = header["position"]["step"] / steps_per_epoch(data, config)
     return evaluate(
         model,
         form,
         images,
         labels,
-        batch_size=config.train.eval_batch_size,
+        batch_size=batch_size or config.train.eval_batch_size,
         split=split,
         solver=config.solver,
         checkpoint=f"{which}, epoch {epochs:.4g}",

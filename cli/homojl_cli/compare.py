@@ -1,0 +1,113 @@
+"""homojl compare"""
+
+from __future__ import annotations
+
+import sys
+from importlib import resources
+from pathlib import Path
+
+import click
+
+from homojl_cli.options import BACKENDS
+
+SECONDS = 60.0  # of training for each run where no budget is given
+
+# Read without the package they belong to, which loads torch.
+_FILES = (resources.files("homojl") / "comparison" / "experiments").iterdir()
+EXPERIMENTS = ", ".join(sorted(file.name.removesuffix(".toml") for file in _FILES))
+
+
+@click.command("compare")
+@click.option("--dataset", help="Dataset by name, or the path of an .npz file or a folder. [default: digits]")
+@click.option("--models", help="Models, with commas. [default: the experiment's, or all]")
+@click.option("--experiment", help=f"What to vary: {EXPERIMENTS}, or a .toml file. [default: the model]")
+@click.option("--seeds", default="0", show_default=True, help="Seeds, with commas; each has its own split.")
+@click.option("--epochs", type=int, help="Budget of each run: passes over the training images.")
+@click.option("--seconds", type=float, help=f"Budget of each run: seconds of training. [default: {SECONDS:g}]")
+@click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
+@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting of all runs.")
+@click.option("--backend", type=click.Choice(BACKENDS), help="Where to solve.")
+@click.option("--device", help="cpu, cuda, cuda:1 or auto.")
+@click.option("--data-root", help="Folder of datasets. [default: $HOMOJL_DATA or the user's cache]")
+@click.option("--out", type=click.Path(path_type=Path), help="Folder. [default: runs/compare-<experiment>-<dataset>]")
+@click.option("--quiet", is_flag=True, help="Print nothing but the table and the folder.")
+def command(
+    dataset: str | None,
+    models: str | None,
+    experiment: str | None,
+    seeds: str,
+    epochs: int | None,
+    seconds: float | None,
+    jobs: int,
+    assignments: tuple[str, ...],
+    backend: str | None,
+    device: str | None,
+    data_root: str | None,
+    out: Path | None,
+    quiet: bool,
+) -> None:
+    """Train several models or variations on one dataset with one split and budget, and compare them.
+
+    Ends with a table, figures, one HDF5 file and a report beside the published figures. The same command, given
+    again after Ctrl-C or a kill, goes on: runs that have ended are kept, one that was stopped gets its rest.
+    A run whose loss is no longer finite is reported in the table; delete its file in outcomes/ to try it again.
+
+    \b
+    Examples:
+      homojl compare --dataset mnist --seeds 0,1 --seconds 240
+      homojl compare --models homoode,deq --epochs 20 --jobs 2
+      homojl compare --experiment initial-point --dataset mnist --seconds 240
+      homojl compare --experiment mine.toml --set optim.lr=3e-4
+    """
+    from homojl.comparison import collect, make_plan, read_experiment, run_all
+    from homojl.comparison.experiment import MODELS_ALONE
+    from homojl.comparison.publish import publish
+    from homojl.comparison.runner import fair_share
+    from homojl.comparison.table import plain_table
+    from homojl.errors import ConfigError
+    from homojl.training.config import parse_assignment
+
+    if epochs is not None and seconds is not None:
+        raise ConfigError("--epochs and --seconds are two budgets; give one")
+    if epochs is None and seconds is None:
+        seconds = SECONDS
+    chosen = MODELS_ALONE if experiment is None else read_experiment(experiment)
+    dataset = dataset or "digits"
+    options = {"solver": {"backend": backend}, "train": {"device": device}, "data": {"root": data_root}}
+    options = {s: {k: v for k, v in values.items() if v is not None} for s, values in options.items()}
+    plan = make_plan(
+        chosen,
+        out or Path("runs") / f"compare-{chosen.name}-{Path(dataset).stem}",
+        dataset=dataset,
+        seeds=_numbers(seeds),
+        models=None if models is None else [name.strip() for name in models.split(",")],
+        epochs=epochs,
+        seconds=seconds,
+        settings=[options, *(parse_assignment(text) for text in assignments)],
+        threads=fair_share(jobs),
+    )
+    plan.check()
+    say = (lambda _: None) if quiet else (lambda line: print(line, flush=True))
+    budget = f"{epochs} epochs" if seconds is None else f"{seconds:g} s of training"
+    say(
+        f"{chosen.title} on {dataset}: {len(plan.runs)} runs of {budget} ({', '.join(plan.labels)}; seeds {seeds}), "
+        f"{jobs} at a time -> {plan.folder}"
+    )
+    if not run_all(plan, jobs=jobs, say=say):
+        print("stopped and saved; the same command goes on")
+        sys.exit(130)
+    comparison = collect(plan)
+    publish(comparison, command=sys.argv)
+    print(plain_table(comparison), end="")
+    print(plan.folder)
+    if any(run.status == "broken off" for run in comparison.runs):
+        sys.exit(1)
+
+
+def _numbers(text: str) -> list[int]:
+    try:
+        return [int(part) for part in text.split(",")]
+    except ValueError:
+        raise click.BadParameter(
+            f"{text!r} is not a whole number, or several with commas", param_hint="--seeds"
+        ) from None

@@ -1,0 +1,214 @@
+"""Figures of a comparison, in colours, dashes and markers that tell its rows apart with any colour vision."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from homojl.comparison.record import Comparison, Row, RunResult, training_seconds
+from homojl.results.plots import PALETTE, new_figure, style, write_figures
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+_DASHES = ("-", "--", ":", "-.")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
+
+CAPTIONS: dict[str, tuple[str, str]] = {
+    "learning_curves": (
+        "Learning curves",
+        "Training loss and validation accuracy, one line for each run; seeds of a row look the same.",
+    ),
+    "evaluations": (
+        "Evaluations over training",
+        "What a training forward pass evaluates, and the vector-Jacobian products of a backward pass.",
+    ),
+    "accuracy_and_cost": (
+        "Accuracy and cost of inference",
+        "Each run on the test set: its accuracy against the evaluations of a forward pass and the time per image.",
+    ),
+    "variation": (
+        "Along the variation",
+        "Test accuracy and evaluations on the test set against the setting that varies; a dot for each run, lines "
+        "through the means.",
+    ),
+    "measurements": (
+        "Trained models with other settings",
+        "Time per image and evaluations of the same trained models; a dot for each run, lines through the means.",
+    ),
+}
+"""Title and caption by the stem of the file."""
+
+
+def draw_comparison(comparison: Comparison, folder: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Draw every figure that the comparison has the data for, each file whole or not at all.
+
+    Returns:
+        The files, a figure's formats in the order given.
+
+    Raises:
+        ConfigError: matplotlib is missing, or an unknown format.
+        DataError: a file cannot be written.
+    """
+    if comparison.first is None:
+        return []
+    drawers = {"learning_curves": _learning_curves, "evaluations": _evaluations, "accuracy_and_cost": _cost}
+    if comparison.plan.experiment.x is not None:
+        drawers["variation"] = _variation
+    if any(run.measurements for run in comparison.runs):
+        drawers["measurements"] = _measurements
+    return write_figures(
+        {stem: functools.partial(_drawn, stem, draw, comparison) for stem, draw in drawers.items()}, folder, formats
+    )
+
+
+def _drawn(stem: str, draw: Callable[[Comparison, Figure], None], comparison: Comparison) -> Figure:
+    plan = comparison.plan
+    with style():
+        figure = new_figure(f"{CAPTIONS[stem][0]}: {plan.experiment.title} on {Path(plan.dataset).stem}")
+        figure.set_size_inches(12, 5)
+        draw(comparison, figure)
+    return figure
+
+
+def _look(place: int) -> dict[str, object]:
+    """Of the row at a place: colour and marker repeat after 7 rows, together with another dash."""
+    return {
+        "color": PALETTE[place % len(PALETTE)],
+        "marker": _MARKERS[place % len(_MARKERS)],
+        "linestyle": _DASHES[place // len(PALETTE) % len(_DASHES)],
+    }
+
+
+def _finished(comparison: Comparison) -> list[tuple[int, Row]]:
+    return [(place, row) for place, row in enumerate(comparison.rows) if row.finished]
+
+
+def _legend(figure: Figure, axes: Axes) -> None:
+    """One legend for all panels, beside them."""
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center")
+
+
+def _curves(comparison: Comparison, figure: Figure, panels: dict[str, str]) -> list[Axes]:
+    """Metrics of all runs over training time, or over epochs where these are the budget."""
+    timed = comparison.plan.runs[0].config.train.seconds is not None
+    all_axes = list(figure.subplots(1, len(panels)))
+    for axes, (metric, label) in zip(all_axes, panels.items(), strict=True):
+        for place, row in _finished(comparison):
+            for number, run in enumerate(row.finished):
+                x = training_seconds(run) if timed else [m["epoch"] for m in run.record.metrics]
+                y = [m[metric] for m in run.record.metrics]
+                name = row.label if number == 0 else None
+                axes.plot(x, y, **_look(place), markevery=max(1, len(x) // 6), linewidth=1.6, markersize=5, label=name)
+        axes.set_xlabel("training time [s]" if timed else "epoch")
+        axes.set_ylabel(label)
+        axes.set_xlim(left=0)
+        axes.margins(y=0.08)
+    _legend(figure, all_axes[0])
+    return all_axes
+
+
+def _percent(axes: Axes) -> None:
+    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
+
+
+def _learning_curves(comparison: Comparison, figure: Figure) -> None:
+    loss, accuracy = _curves(
+        comparison, figure, {"train_loss": "training cross-entropy [nat]", "val_accuracy": "validation accuracy [%]"}
+    )
+    loss.set_ylim(bottom=0)
+    _percent(accuracy)
+
+
+def _evaluations(comparison: Comparison, figure: Figure) -> None:
+    panels = {"nfe_forward": "evaluations per forward pass", "nfe_backward": "products per backward pass"}
+    for axes in _curves(comparison, figure, panels):
+        axes.set_ylim(bottom=0)
+
+
+def _cost(comparison: Comparison, figure: Figure) -> None:
+    panels = figure.subplots(1, 2, sharey=True)
+    for axes, quantity, factor, label in (
+        (panels[0], "test_nfe", 1.0, "evaluations per forward pass"),
+        (panels[1], "inference_seconds", 1e3, "time per image [ms]"),
+    ):
+        for place, row in _finished(comparison):
+            x = [factor * value for value in row.values(quantity)]
+            axes.plot(
+                x, row.values("test_accuracy"), **_look(place) | {"linestyle": "none"}, markersize=9, label=row.label
+            )
+        axes.set_xlabel(label)
+        axes.set_xlim(0, 1.1 * axes.get_xlim()[1])
+    panels[0].set_ylabel("test accuracy [%]")
+    _percent(panels[0])
+    _legend(figure, panels[0])
+
+
+def _variation(comparison: Comparison, figure: Figure) -> None:
+    section, _, key = comparison.plan.experiment.x.partition(".")
+
+    def setting(run: RunResult) -> float:
+        return float(run.planned.config.to_dict()[section][key])
+
+    accuracy, work = figure.subplots(1, 2)
+    models = list(dict.fromkeys(row.model for row in comparison.rows))
+    for place, model in enumerate(models):
+        runs = [run for row in comparison.rows if row.model == model for run in row.finished]
+        points = [(setting(r), r.record.evaluation.accuracy, float(r.record.evaluation.nfe.mean())) for r in runs]
+        for axes, column in ((accuracy, 1), (work, 2)):
+            _through_means(axes, [(point[0], point[column]) for point in points], place, model)
+    for axes, label in ((accuracy, "test accuracy [%]"), (work, "evaluations per forward pass on the test set")):
+        axes.set_xlabel(f"{section}.{key}")
+        axes.set_ylabel(label)
+        _log_if_wide(axes, [setting(run) for run in comparison.runs])
+    _percent(accuracy)
+    work.set_ylim(bottom=0)
+    _legend(figure, accuracy)
+
+
+def _measurements(comparison: Comparison, figure: Figure) -> None:
+    time, work = figure.subplots(1, 2)
+    names = list(dict.fromkeys(m["name"] for run in comparison.runs for m in run.measurements))
+    sizes = {m["batch_size"] for run in comparison.runs for m in run.measurements}
+    sized = len(sizes) == len(names)
+    for place, row in _finished(comparison):
+        found = [m for run in row.finished for m in run.measurements]
+        x = [m["batch_size"] if sized else names.index(m["name"]) for m in found]
+        _through_means(
+            time, list(zip(x, [1e3 * m["seconds"] / m["images"] for m in found], strict=True)), place, row.label
+        )
+        _through_means(work, list(zip(x, [m["nfe"] for m in found], strict=True)), place, row.label)
+    for axes, label in ((time, "time per image [ms]"), (work, "evaluations per forward pass")):
+        axes.set_ylabel(label)
+        if sized:
+            axes.set_xlabel("images per forward pass")
+            axes.set_xscale("log", base=2)
+            axes.set_xticks(sorted(sizes), [str(size) for size in sorted(sizes)])
+        else:
+            axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
+    time.set_yscale("log")
+    work.set_ylim(bottom=0)
+    _legend(figure, time)
+
+
+def _through_means(axes: Axes, points: list[tuple[float, float]], place: int, label: str) -> None:
+    """A dot for each point, and a line through the mean at each x."""
+    if not points:
+        return
+    look = _look(place)
+    x = np.array([point[0] for point in points], dtype=float)
+    y = np.array([point[1] for point in points], dtype=float)
+    at = np.unique(x)
+    axes.plot(at, [y[x == value].mean() for value in at], **look, label=label)
+    axes.plot(x, y, **look | {"linestyle": "none"}, markersize=4, alpha=0.6)
+
+
+def _log_if_wide(axes: Axes, values: list[float]) -> None:
+    if min(values) > 0 and max(values) > 10 * min(values):
+        axes.set_xscale("log")

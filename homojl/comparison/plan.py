@@ -1,0 +1,172 @@
+"""From an experiment to runs: one configuration for each model, variation and seed, all on one split and budget."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from homojl.comparison.experiment import Experiment
+from homojl.errors import ConfigError
+from homojl.models import model_class
+from homojl.training.config import ExperimentConfig, merge, preset_names, read_preset
+from homojl.training.experiment import ModelForm, build_model, load_data, resolved, steps_per_epoch
+from homojl.training.run import Run
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run.
+
+    Attributes:
+        label: its row in the tables.
+        model, variation, seed: what makes it differ from the others; the variation is empty where there is one.
+        config: resolved, complete.
+    """
+
+    label: str
+    model: str
+    variation: str
+    seed: int
+    config: ExperimentConfig
+
+    @property
+    def name(self) -> str:
+        """Of its folder."""
+        return f"{_slug(self.label)}-seed{self.seed}"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A comparison on disk, finished or not.
+
+    ```
+    runs/NAME            the folder of each run          outcomes/NAME.json   how it ended, once it has
+    logs/NAME.log        what its process said           comparison.h5  report.md  figures/
+    ```
+    """
+
+    folder: Path
+    experiment: Experiment
+    dataset: str
+    runs: tuple[PlannedRun, ...]
+
+    def run_path(self, run: PlannedRun) -> Path:
+        return self.folder / "runs" / run.name
+
+    def outcome_path(self, run: PlannedRun) -> Path:
+        return self.folder / "outcomes" / f"{run.name}.json"
+
+    def log_path(self, run: PlannedRun) -> Path:
+        return self.folder / "logs" / f"{run.name}.log"
+
+    @property
+    def labels(self) -> list[str]:
+        """Of the rows, in order."""
+        return list(dict.fromkeys(run.label for run in self.runs))
+
+    def check(self) -> None:
+        """Load the data and build every model once; hold what is on disk against the plan.
+
+        Raises:
+            ConfigError, DataError, BackendUnavailable: whatever would stop a run at its start, or a run on disk that
+                has other settings.
+        """
+        form = data = None
+        for run in {run.label: run for run in self.runs}.values():
+            data = load_data(run.config) if data is None else data
+            form = ModelForm.of(data) if form is None else form
+            build_model(run.config, form)
+            steps_per_epoch(data, run.config)
+        for run in self.runs:
+            if (self.run_path(run) / "config.toml").exists():
+                _check_same(self.run_path(run), Run.open(self.run_path(run)).config, run.config)
+
+
+def make_plan(
+    experiment: Experiment,
+    folder: Path,
+    *,
+    dataset: str,
+    seeds: Sequence[int],
+    models: Sequence[str] | None = None,
+    epochs: int | None = None,
+    seconds: float | None = None,
+    settings: Sequence[dict[str, Any]] = (),
+    threads: int | None = None,
+) -> Plan:
+    """Every run of an experiment.
+
+    Args:
+        folder: of the comparison.
+        dataset: name or path.
+        seeds: each is also the seed of the split, which all models share.
+        models: in the place of the experiment's.
+        epochs, seconds: the budget of each run, one of the two.
+        settings: for all runs, later ones winning; a variation wins over them.
+        threads: of each run, where the settings do not say.
+
+    Raises:
+        ConfigError: for unknown names or settings, or runs that would not share a split.
+    """
+    if (epochs is None) == (seconds is None):
+        raise ConfigError("a comparison needs one budget: epochs, or seconds of training")
+    if not seeds or len(set(seeds)) < len(seeds):
+        raise ConfigError(f"seeds must be different whole numbers, got {', '.join(map(str, seeds)) or 'none'}")
+    budget = {"train": {"epochs": epochs} if seconds is None else {"seconds": seconds}}
+    runs = []
+    for model in dict.fromkeys(models or experiment.models):
+        model_class(model)
+        preset = f"{model}-{dataset}"
+        base = read_preset(preset) if preset in preset_names() else {"model": {"name": model}}
+        for variation in experiment.variations:
+            if not variation.applies(model, dataset):
+                continue
+            values = merge(
+                base,
+                {"data": {"dataset": dataset}, "train": {} if threads is None else {"threads": threads}},
+                budget,
+                *settings,
+                variation.settings,
+            )
+            config = _with_milestones(resolved(ExperimentConfig.from_dict(values)), base)
+            label = f"{model}, {variation.name}" if variation.name else model
+            for seed in seeds:
+                seeded = replace(config, train=replace(config.train, seed=seed))
+                runs.append(PlannedRun(label, model, variation.name, seed, seeded))
+    if not runs:
+        raise ConfigError(f"experiment {experiment.name!r} has no variation for these models on {dataset}")
+    split = {run.config.data.val_fraction for run in runs}
+    if len(split) > 1:
+        raise ConfigError(
+            f"the runs would not share a split: data.val_fraction is {', '.join(map(str, sorted(split)))}; "
+            "give one with --set data.val_fraction=..."
+        )
+    return Plan(folder, experiment, dataset, tuple(runs))
+
+
+def _with_milestones(config: ExperimentConfig, preset: dict[str, Any]) -> ExperimentConfig:
+    """With a preset's milestones at the same parts of a budget of other epochs."""
+    written = preset.get("train", {}).get("epochs")
+    if not written or config.optim.milestones != tuple(preset.get("optim", {}).get("milestones", ())):
+        return config
+    moved = tuple(max(1, round(m * config.train.epochs / written)) for m in config.optim.milestones)
+    return replace(config, optim=replace(config.optim, milestones=moved))
+
+
+def _check_same(path: Path, found: ExperimentConfig, planned: ExperimentConfig) -> None:
+    old, new = found.to_dict(), planned.to_dict()
+    for section in new:
+        for key in {**old[section], **new[section]}:
+            was, now = old[section].get(key), new[section].get(key)
+            if was != now:
+                raise ConfigError(
+                    f"{path} was made with {section}.{key} = {was}, now it is {now}; repeat the command as it was, "
+                    "or give another --out"
+                )
+
+
+def _slug(text: str) -> str:
+    return re.sub(r"[^a-z0-9.]+", "-", text.lower()).strip("-")

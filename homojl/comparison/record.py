@@ -1,0 +1,187 @@
+"""What came of a comparison: its runs as they lie on disk, and their numbers as rows of a table."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from homojl.comparison.plan import Plan, PlannedRun
+from homojl.comparison.runner import last_line
+from homojl.errors import DataError
+from homojl.results.hdf5 import read_results
+from homojl.results.records import RunRecord
+
+
+@dataclass(frozen=True, eq=False)
+class RunResult:
+    """One run.
+
+    Attributes:
+        planned: what it was to be.
+        status: "finished"; "failed": its loss was no longer finite, and trying again ends the same; "broken off": by
+            what may not happen again, such as a full disk.
+        message: why it failed.
+        record: all that is known of a finished run; None for others.
+        measurements: of the trained model with other settings, as `homojl.comparison.worker` writes them.
+    """
+
+    planned: PlannedRun
+    status: str
+    message: str
+    record: RunRecord | None
+    measurements: list[dict[str, Any]]
+
+
+@dataclass(frozen=True)
+class Quantity:
+    """One number of a finished run.
+
+    Attributes:
+        unit: "1" where it has none.
+        description: one sentence.
+        of: computes it; NaN where there is none.
+    """
+
+    unit: str
+    description: str
+    of: Callable[[RunResult], float]
+
+
+def _last(key: str) -> Callable[[RunResult], float]:
+    return lambda run: run.record.metrics[-1][key] if run.record.metrics else math.nan
+
+
+QUANTITIES: dict[str, Quantity] = {
+    "parameters": Quantity("1", "trained parameters, the initial point not counted", lambda r: r.record.parameters),
+    "test_accuracy": Quantity(
+        "1", "fraction of the test set classified correctly", lambda r: r.record.evaluation.accuracy
+    ),
+    "test_loss": Quantity("nat", "mean cross-entropy on the test set", lambda r: r.record.evaluation.loss),
+    "test_nfe": Quantity(
+        "evaluations",
+        "mean evaluations of the field per forward pass on the test set",
+        lambda r: float(r.record.evaluation.nfe.mean()),
+    ),
+    "inference_seconds": Quantity(
+        "s",
+        "wall time of the forward passes on the test set, per image",
+        lambda r: r.record.evaluation.seconds / len(r.record.evaluation.labels),
+    ),
+    "failed_solves": Quantity(
+        "solves",
+        "solves on the test set that did not reach their end",
+        lambda r: sum(n for status, n in r.record.evaluation.status.items() if status != "SUCCESS"),
+    ),
+    "nfe_forward": Quantity(
+        "evaluations", "mean evaluations of the field per training forward pass at the end", _last("nfe_forward")
+    ),
+    "nfe_backward": Quantity(
+        "evaluations",
+        "mean vector-Jacobian products of the field per training backward pass at the end",
+        _last("nfe_backward"),
+    ),
+    "nfe_recomputed": Quantity(
+        "evaluations",
+        "mean evaluations of the field that a backward pass repeats or adds, at the end",
+        _last("nfe_recomputed"),
+    ),
+    "val_accuracy": Quantity(
+        "1",
+        "highest fraction of the validation split classified correctly",
+        lambda r: max((m["val_accuracy"] for m in r.record.metrics), default=math.nan),
+    ),
+    "peak_memory": Quantity(
+        "MiB",
+        "largest resident memory of the run's process in training and validation, on a GPU allocated memory",
+        _last("peak_memory"),
+    ),
+    "train_seconds": Quantity("s", "training time", lambda r: training_seconds(r)[-1]),
+    "epochs": Quantity("1", "passes over the training images", _last("epoch")),
+}
+
+
+def training_seconds(run: RunResult) -> list[float]:
+    """Training time up to each line of the run's metrics, validation not counted."""
+    batch_size = run.record.config["train"]["batch_size"]
+    seconds, step, total = [], 0, 0.0
+    for row in run.record.metrics:
+        total += (row["step"] - step) * batch_size / row["images_per_second"]
+        step = row["step"]
+        seconds.append(total)
+    return seconds
+
+
+@dataclass(frozen=True, eq=False)
+class Row:
+    """One label's runs with all seeds."""
+
+    label: str
+    model: str
+    runs: tuple[RunResult, ...]
+
+    @property
+    def finished(self) -> list[RunResult]:
+        return [run for run in self.runs if run.record is not None]
+
+    def values(self, quantity: str) -> list[float]:
+        """Of the finished runs."""
+        return [QUANTITIES[quantity].of(run) for run in self.finished]
+
+    def mean(self, quantity: str) -> float:
+        """Over the finished runs; NaN without any."""
+        values = self.values(quantity)
+        return statistics.fmean(values) if values else math.nan
+
+    def sd(self, quantity: str) -> float:
+        """The standard deviation over seeds, with n - 1; NaN for fewer than two runs."""
+        values = self.values(quantity)
+        return statistics.stdev(values) if len(values) > 1 else math.nan
+
+
+@dataclass(frozen=True, eq=False)
+class Comparison:
+    """A whole comparison."""
+
+    plan: Plan
+    runs: tuple[RunResult, ...]
+
+    @property
+    def rows(self) -> list[Row]:
+        """In the order of the plan."""
+        rows = []
+        for label in self.plan.labels:
+            runs = tuple(run for run in self.runs if run.planned.label == label)
+            rows.append(Row(label, runs[0].planned.model, runs))
+        return rows
+
+    @property
+    def first(self) -> Row | None:
+        """The row of the highest mean test accuracy; None where nothing has finished."""
+        rows = [row for row in self.rows if row.finished]
+        return max(rows, key=lambda row: row.mean("test_accuracy"), default=None)
+
+
+def collect(plan: Plan) -> Comparison:
+    """What lies on disk of every run.
+
+    Raises:
+        DataError: for damaged files.
+    """
+    return Comparison(plan, tuple(_result(plan, run) for run in plan.runs))
+
+
+def _result(plan: Plan, run: PlannedRun) -> RunResult:
+    path = plan.outcome_path(run)
+    if not path.exists():
+        return RunResult(run, "broken off", last_line(plan, run), None, [])
+    try:
+        outcome = json.loads(path.read_text(encoding="utf-8"))
+        status, message, measurements = (outcome[key] for key in ("status", "message", "measurements"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path} cannot be read: {error}") from None
+    record = read_results(plan.run_path(run) / "results.h5") if status == "finished" else None
+    return RunResult(run, status, message, record, measurements)

@@ -1,0 +1,76 @@
+"""One run of a comparison, in a process of its own: its memory is its own, and its end ends nothing else.
+
+    python -m homojl.comparison.worker RUN OUTCOME MEASUREMENTS
+
+trains the run in folder RUN from wherever it stands, has it answer the test set once, and writes OUTCOME, a JSON file
+with how it ended. MEASUREMENTS, JSON, has the settings with which the trained model is measured once more.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+from typing import Any
+
+from homojl.errors import HomoJLError, SolveError
+from homojl.files import replace_file
+from homojl.training.loop import train
+from homojl.training.outcome import evaluate_run, publish
+from homojl.training.progress import LineProgress
+from homojl.training.run import Run
+
+STOPPED = 130  # the exit code of a run that was asked to stop, and is saved
+
+
+def main(run_path: str, outcome_path: str, measurements: str) -> int:
+    """See above; returns the exit code."""
+    stopped: list[int] = []
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, _: stopped.append(number))
+    parent = os.getppid()
+    run = Run.open(run_path)
+    try:
+        # Without its parent nobody waits for it, and the next one may start the same run again.
+        if not train(run, progress=LineProgress(), should_stop=lambda: bool(stopped) or os.getppid() != parent):
+            return STOPPED
+        evaluation = evaluate_run(run, throw=False)
+        print(f"test accuracy {100 * evaluation.accuracy:.2f} % ({evaluation.checkpoint})", flush=True)
+        publish(run, evaluation)
+        wanted = json.loads(measurements)
+        measured = [_measure(run, name, settings, wanted["images"]) for name, settings in wanted["settings"].items()]
+        outcome = {"status": "finished", "message": "", "measurements": measured}
+    except SolveError as error:
+        outcome = {"status": "failed", "message": " ".join(str(error).split()), "measurements": []}
+        print(outcome["message"], flush=True)
+    except HomoJLError as error:  # such as a full disk: the next attempt may go well
+        print(" ".join(str(error).split()), file=sys.stderr)
+        return 2
+    replace_file(outcome_path, json.dumps(outcome, indent=2).encode())
+    return 0
+
+
+def _measure(run: Run, name: str, settings: dict[str, dict[str, Any]], images: int) -> dict[str, Any]:
+    """The trained model's answers on the first test images with other settings; times without the first batch's."""
+    solver = settings.get("solver", {})
+    batch_size = settings.get("train", {}).get("eval_batch_size", run.config.train.eval_batch_size)
+    options = {**solver, "throw": False, "batch_size": batch_size}
+    evaluate_run(run, limit=batch_size, **options)
+    answers = evaluate_run(run, limit=images, **options)
+    return {
+        "name": name,
+        "algorithm": answers.solver["algorithm"],
+        "batch_size": batch_size,
+        "images": len(answers.labels),
+        "accuracy": answers.accuracy,
+        "nfe": float(answers.nfe.mean()),
+        "seconds": answers.seconds,
+        "failed_solves": sum(n for status, n in answers.status.items() if status != "SUCCESS"),
+    }
+
+
+if __name__ == "__main__":
+    Path(sys.argv[2]).parent.mkdir(parents=True, exist_ok=True)
+    sys.exit(main(*sys.argv[1:]))

@@ -1,0 +1,257 @@
+"""A small comparison from the command line: what it leaves, that it goes on, and what it says of failures."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from homojl.comparison.hdf5 import SCHEMA, read_comparison
+from homojl.errors import DataError
+from homojl.results.hdf5 import read_results
+from homojl.training.run import Run
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+EXPERIMENT = """
+title = "Step sizes"
+source = "a test"
+models = ["homoode", "pcdeq"]
+images = 100
+x = "optim.lr"
+
+[variations.low.optim]
+lr = 0.001
+
+[variations.high.optim]
+lr = 0.01
+
+[variations.absurd]
+models = ["pcdeq"]
+optim = { name = "sgd", lr = 1e30, schedule = "constant" }
+
+[measurements.fine.solver]
+rtol = 1e-5
+
+[measurements."50 at a time".train]
+eval_batch_size = 50
+"""
+OPTIONS = [
+    "--set", "model.channels=4", "--set", "train.batch_size=256", "--backend", "pytorch", "--device", "cpu",
+    "--set", "train.threads=1",
+]  # fmt: skip
+
+
+def compare(*args: object, cwd: Path) -> subprocess.CompletedProcess:
+    command = [sys.executable, "-m", "homojl_cli", "compare", *map(str, args)]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """A finished comparison: its folder, the arguments that made it, what it printed."""
+    cwd = tmp_path_factory.mktemp("compare")
+    (cwd / "mine.toml").write_text(EXPERIMENT)
+    args = ["--experiment", "mine.toml", "--seeds", "0,1", "--epochs", 1, "--jobs", 2, "--out", "out", *OPTIONS]
+    result = compare(*args, cwd=cwd)
+    assert result.returncode == 0, result.stderr + result.stdout
+    return cwd / "out", args, result
+
+
+LABELS = ["homoode, low", "homoode, high", "pcdeq, low", "pcdeq, high", "pcdeq, absurd"]
+
+
+def test_each_run_is_an_ordinary_run(made):
+    folder, _, _ = made
+    names = [f"{re.sub(', ', '-', label)}-seed{seed}" for label in LABELS for seed in (0, 1)]
+    assert sorted(p.name for p in (folder / "runs").iterdir()) == sorted(names)
+    for name in names:
+        run = Run.open(folder / "runs" / name)
+        assert run.config.train.seed == int(name[-1])
+        assert (run.results_path.exists(), len(run.metrics)) == ((False, 0) if "absurd" in name else (True, 1))
+
+
+def test_what_is_printed(made):
+    _, _, result = made
+    lines = result.stdout.splitlines()
+    assert lines[0] == (
+        "Step sizes on digits: 10 runs of 1 epochs (homoode, low, homoode, high, pcdeq, low, pcdeq, high, "
+        "pcdeq, absurd; seeds 0,1), 2 at a time -> out"
+    )
+    assert any(line.startswith("homoode, low, seed 1: epoch 1/1  loss ") for line in lines)
+    assert any(re.match(r"pcdeq, high, seed 0: test accuracy [\d.]+ % \(best, epoch 1\)", line) for line in lines)
+    assert "10 of 10 runs have ended" in lines
+    assert lines[-1] == "out"
+    table = lines[next(i for i, line in enumerate(lines) if "test accuracy [%]" in line) + 1 :][:5]
+    for label, line in zip(LABELS, table, strict=True):
+        assert line.startswith(label)
+    assert re.search(r"\d+\.\d\d ± \d+\.\d\d", table[0])
+    assert "failed" in table[-1]
+    assert sum(line.startswith("pcdeq, absurd, seed ") and "failed: the loss is " in line for line in lines) == 2
+
+
+def test_the_file_holds_the_numbers_of_the_runs(made):
+    folder, _, _ = made
+    data, attributes = read_comparison(folder / "comparison.h5")
+    assert attributes["dataset"] == "digits"
+    assert attributes["title"] == "Step sizes"
+    assert [label.decode() if isinstance(label, bytes) else label for label in data["/table/label"]] == LABELS
+    for i, name in enumerate(data["/runs/name"]):
+        if data["/runs/status"][i] == "failed":
+            assert "the loss is" in data["/runs/message"][i]
+            assert math.isnan(data["/runs/test_accuracy"][i])
+            assert not (data["/curves/run"] == i).any()
+            continue
+        record = read_results(folder / "runs" / name / "results.h5")
+        answers = record.evaluation
+        assert data["/runs/parameters"][i] == record.parameters
+        assert data["/runs/test_accuracy"][i] == answers.accuracy
+        assert data["/runs/inference_seconds"][i] == pytest.approx(answers.seconds / len(answers.labels))
+        assert data["/runs/test_nfe"][i] == answers.nfe.mean()
+        lines = data["/curves/run"] == i
+        for key in ("train_loss", "val_accuracy", "nfe_backward", "peak_memory"):
+            assert data[f"/curves/{key}"][lines].tolist() == [row[key] for row in record.metrics]
+        seconds = [row["step"] * 256 / row["images_per_second"] for row in record.metrics]
+        assert data["/curves/train_seconds"][lines] == pytest.approx(seconds)
+    accuracies = data["/runs/test_accuracy"]
+    assert data["/table/test_accuracy_mean"][0] == pytest.approx(accuracies[:2].mean())
+    assert data["/table/test_accuracy_sd"][0] == pytest.approx(statistics.stdev(accuracies[:2].tolist()))
+    assert data["/table/finished"].tolist() == [2, 2, 2, 2, 0]
+    assert math.isnan(data["/table/test_accuracy_mean"][4])
+    measured = list(zip(data["/measurements/run"].tolist(), data["/measurements/name"], strict=True))
+    assert measured == [(i, name) for i in range(8) for name in ("fine", "50 at a time")]
+    assert set(data["/measurements/images"]) == {100}
+    assert data["/measurements/batch_size"][:2].tolist() == [250, 50]
+    fine = data["/measurements/nfe"][data["/measurements/name"] == "fine"]
+    assert (fine > data["/runs/test_nfe"][:8]).all(), "a smaller tolerance costs more"
+
+
+def test_every_dataset_is_described_and_the_docs_show_the_schema(made):
+    folder, _, _ = made
+    with h5py.File(folder / "comparison.h5") as file:
+        assert all(file[name].attrs["unit"] and file[name].attrs["description"] for name in SCHEMA.entries)
+        assert all(file[name].attrs["description"] for name in SCHEMA.groups)
+    assert SCHEMA.describe() in (DOCS / "hdf5.md").read_text("utf-8")
+
+
+def test_a_damaged_file_is_refused(made, tmp_path):
+    content = bytearray((made[0] / "comparison.h5").read_bytes())
+    content[len(content) // 2] ^= 1
+    (tmp_path / "c.h5").write_bytes(content)
+    with pytest.raises(DataError, match="its checksum is wrong"):
+        read_comparison(tmp_path / "c.h5")
+
+
+def test_figures(made):
+    folder, _, _ = made
+    stems = ["accuracy_and_cost", "evaluations", "learning_curves", "measurements", "variation"]
+    assert sorted(p.name for p in (folder / "figures").iterdir()) == [f"{s}.{f}" for s in stems for f in ("png", "svg")]
+    for stem in stems:
+        texts = {
+            "".join(e.itertext())
+            for e in ET.parse(folder / "figures" / f"{stem}.svg").iter("{http://www.w3.org/2000/svg}text")
+        }
+        wanted = {"homoode", "pcdeq"} if stem == "variation" else set(LABELS[:4])
+        assert wanted <= texts
+        assert "pcdeq, absurd" not in texts
+        assert any("Step sizes on digits" in text for text in texts)
+
+
+def test_the_report(made):
+    folder, _, _ = made
+    text = (folder / "report.md").read_text("utf-8")
+    assert text.startswith("# Step sizes on digits\n")
+    for label in LABELS:
+        assert f"| {label} |" in text
+    assert "## Runs that did not finish" in text
+    assert "First by test accuracy: **" in text
+    assert "We know of none on digits." in text
+    assert "| Budget | 1 epochs for each run" in text
+    assert "| `optim.lr` | 0.001 | 0.01 | 0.001 | 0.01 | 1e+30 |" in text
+    links = re.findall(r"\]\((figures/.*?)\)", text)
+    assert len(links) == 10
+    assert all((folder / link).exists() for link in links)
+
+
+def test_the_same_command_keeps_what_has_ended(made):
+    folder, args, first = made
+    before = {p: p.stat().st_mtime_ns for p in folder.glob("[or]*/**/*") if p.is_file()}
+    again = compare(*args, cwd=folder.parent)
+    assert again.returncode == 0, again.stderr
+    assert "10 of 10 runs have ended before and are kept" in again.stdout
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    assert again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
+
+
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+    args = ["compare", "--models", "pcdeq", "--epochs", 3, "--seeds", "0,1", "--out", "out", *OPTIONS]
+    command = [sys.executable, "-m", "homojl_cli", *map(str, args), "--set", "train.checkpoint_seconds=0"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    run = tmp_path / "out" / "runs" / "pcdeq-seed0"
+    while not (run / "checkpoints" / "last.safetensors").exists():
+        assert process.poll() is None
+        time.sleep(0.002)
+    process.send_signal(signal.SIGINT)
+    stdout, stderr = process.communicate()
+    assert (process.returncode, stderr) == (130, "")
+    assert stdout.splitlines()[-2:] == [
+        "pcdeq, seed 0: stopped and saved",
+        "stopped and saved; the same command goes on",
+    ]
+    assert not (tmp_path / "out" / "outcomes").exists()
+    assert not (tmp_path / "out" / "runs" / "pcdeq-seed1").exists()
+
+    resumed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
+    assert [m["epoch"] for m in Run.open(run).metrics] == [1, 2, 3]
+    assert "2 of 2 runs have ended" in resumed.stdout
+    outcome = json.loads((tmp_path / "out" / "outcomes" / "pcdeq-seed0.json").read_text())
+    assert outcome == {"status": "finished", "message": "", "measurements": []}
+
+
+def test_a_run_that_breaks_off_is_reported_and_tried_again(made, tmp_path):
+    args = ["--models", "pcdeq", "--epochs", 1, "--out", "out", *OPTIONS]
+    (tmp_path / "out" / "outcomes" / "pcdeq-seed0.json").mkdir(parents=True)  # cannot be written
+    # A folder stands where the file should be, so the run looks as if it had ended.
+    broken = compare(*args, cwd=tmp_path)
+    assert broken.returncode == 2
+    assert broken.stderr.startswith("homojl: error: out/outcomes/pcdeq-seed0.json cannot be read")
+    (tmp_path / "out" / "outcomes" / "pcdeq-seed0.json").rmdir()
+    (tmp_path / "out" / "outcomes").rmdir()
+    (tmp_path / "out" / "outcomes").write_text("in the way")
+    broken = compare(*args, cwd=tmp_path)
+    assert broken.returncode == 1, broken.stderr
+    assert "pcdeq, seed 0: broken off: " in broken.stdout
+    (tmp_path / "out" / "outcomes").unlink()
+    assert compare(*args, cwd=tmp_path).returncode == 0
+
+
+def test_bad_input_gets_one_line(tmp_path):
+    for args, words in [
+        (["--epochs", 1, "--seconds", 1], "two budgets"),
+        (["--seeds", "0,x"], "'0,x' is not a whole number"),
+        (["--experiment", "adjoint"], "did you mean 'adjoints'"),
+        (["--models", "deq,homode"], "did you mean 'homoode'"),
+    ]:
+        result = compare(*args, cwd=tmp_path)
+        assert (result.returncode, result.stderr.count("\n")) == (2, 1), result.stderr
+        assert words in result.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_quantities_are_finite_where_a_run_finished(made):
+    data, _ = read_comparison(made[0] / "comparison.h5")
+    finished = data["/runs/status"] == "finished"
+    for name in ("test_loss", "nfe_forward", "nfe_backward", "peak_memory", "train_seconds", "val_accuracy"):
+        assert np.isfinite(data[f"/runs/{name}"][finished]).all()
+        assert (data[f"/runs/{name}"][finished] > 0).all()

@@ -1,0 +1,160 @@
+"""Experiments and plans: all that is shipped can be planned, one split and one budget for all, and clear errors."""
+
+from __future__ import annotations
+
+import pytest
+
+from homojl.comparison import experiment_names, make_plan, read_experiment
+from homojl.comparison.experiment import MODELS_ALONE, Experiment, Variation
+from homojl.comparison.published import PUBLISHED
+from homojl.data import dataset_names
+from homojl.errors import ConfigError
+from homojl.models import MODELS
+from homojl.training.config import preset_names, read_preset
+from homojl.training.run import Run
+
+
+def plan(experiment=MODELS_ALONE, folder="folder", **options):
+    from pathlib import Path
+
+    values = {"dataset": "digits", "seeds": [0], "epochs": 2, "settings": [{"solver": {"backend": "pytorch"}}]}
+    return make_plan(experiment, Path(folder), **values | options)
+
+
+@pytest.mark.parametrize("dataset", dataset_names())
+@pytest.mark.parametrize("name", experiment_names())
+def test_every_experiment_can_be_planned_on_every_dataset(name, dataset):
+    experiment = read_experiment(name)
+    assert experiment.title
+    assert experiment.source
+    made = plan(experiment, dataset=dataset, seeds=[0, 3])
+    assert {run.model for run in made.runs} == set(experiment.models)
+    assert len(made.labels) * 2 == len(made.runs) == len({run.name for run in made.runs})
+    for model in experiment.models:  # there is something to compare
+        count = len({run.variation for run in made.runs if run.model == model})
+        assert count > 1 or experiment.measurements
+
+
+@pytest.mark.parametrize("name", experiment_names())
+def test_a_variation_is_what_its_settings_say(name):
+    experiment = read_experiment(name)
+    by_name = {variation.name: variation for variation in experiment.variations}
+    for run in plan(experiment, settings=[{"solver": {"backend": "pytorch"}, "data": {"pad": 2}}]).runs:
+        config = run.config.to_dict()
+        for section, values in by_name[run.variation].settings.items():
+            for key, value in values.items():
+                assert config[section][key] == value
+
+
+def test_the_runs_of_a_plan_are_the_presets_but_for_budget_seed_and_threads():
+    made = plan(seeds=[4, 1], epochs=7, threads=3)
+    assert made.labels == list(MODELS)
+    assert [(run.model, run.seed) for run in made.runs] == [(m, s) for m in MODELS for s in (4, 1)]
+    for run in made.runs:
+        config, preset = run.config.to_dict(), read_preset(f"{run.model}-digits")
+        assert (config["train"]["epochs"], config["train"]["seed"], config["train"]["threads"]) == (7, run.seed, 3)
+        for section, values in preset.items():
+            for key, value in values.items():
+                if key not in ("epochs", "milestones"):
+                    assert config[section][key] == value, (run.model, section, key)
+
+
+@pytest.mark.parametrize("dataset", sorted({name.partition("-")[2] for name in preset_names()}))
+def test_the_presets_of_a_dataset_differ_in_the_model_alone(dataset):
+    """Same images, split, augmentation and batches; what a paper prescribes for its own model may differ."""
+    presets = [read_preset(name) for name in preset_names() if name.partition("-")[2] == dataset]
+    assert len({tuple(preset["data"].items()) for preset in presets}) == 1
+    assert len({preset["train"]["batch_size"] for preset in presets}) == 1
+
+
+def test_milestones_keep_their_place_in_a_budget_of_other_epochs():
+    def milestones(**options):
+        return plan(models=["pcdeq"], **options).runs[0].config.optim.milestones
+
+    assert read_preset("pcdeq-digits")["optim"]["milestones"] == [20, 32]
+    assert read_preset("pcdeq-digits")["train"]["epochs"] == 40
+    assert milestones(epochs=10) == (5, 8)
+    assert milestones(epochs=1) == (1, 1)
+    assert milestones(epochs=None, seconds=3.0) == (20, 32)  # of the 40 that scale the schedule
+    assert milestones(epochs=10, settings=[{"optim": {"milestones": [3]}}]) == (3,)
+
+
+def test_a_budget_of_seconds():
+    for run in plan(epochs=None, seconds=12.5).runs:
+        assert run.config.train.seconds == 12.5
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"epochs": None}, "needs one budget"),
+        ({"seconds": 3.0}, "needs one budget"),
+        ({"seeds": [0, 0]}, "seeds must be different"),
+        ({"seeds": []}, "seeds must be different whole numbers, got none"),
+        ({"models": ["homode"]}, "did you mean 'homoode'"),
+        ({"settings": [{"model": {"filters": 3}}]}, "unknown key model.filters"),
+        (
+            {"experiment": Experiment("e", "", "", ("deq",), tuple(
+                Variation(name, {"data": {"val_fraction": f}}) for name, f in (("a", 0.1), ("b", 0.2))
+            ))},
+            "would not share a split: data.val_fraction is 0.1, 0.2",
+        ),
+        ({"experiment": read_experiment("augmentation"), "models": ["deq"], "dataset": "svhn", "epochs": 0},
+         "train.epochs must be at least 1"),
+    ],
+)  # fmt: skip
+def test_refused(options, message):
+    with pytest.raises(ConfigError, match=message):
+        plan(**options)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("titel = 'x'", "unknown key titel; did you mean 'title'"),
+        ("models = 'deq'", "models must be a list"),
+        ("models = ['dek']", "did you mean 'deq'"),
+        ("images = 0", "images must be at least 1"),
+        ("[variations]\na = 1", "variations.a must be a table of sections"),
+        ("[variations.a]\nsolver = 1", "must be a table of sections such as"),
+        ("[variations.a]\ndatasets = ['mnits']", "did you mean 'mnist'"),
+        ("[measurements.a.optim]\nlr = 1.0", "measurements.a changes optim"),
+        ("[measurements.a.train]\nepochs = 1", "measurements.a changes epochs"),
+        ("title =", "is not valid TOML"),
+    ],
+)
+def test_a_users_experiment_that_is_not_one(text, message, tmp_path):
+    (tmp_path / "mine.toml").write_text(text)
+    with pytest.raises(ConfigError, match=message):
+        read_experiment(str(tmp_path / "mine.toml"))
+
+
+def test_unknown_experiment():
+    with pytest.raises(ConfigError, match="did you mean 'adjoints'"):
+        read_experiment("adjoint")
+
+
+def test_a_users_experiment(tmp_path):
+    (tmp_path / "mine.toml").write_text(
+        "[variations.single]\n"
+        "[variations.multi]\nmodels = ['mondeq']\nmodel = { form = 'multi', channels = [8, 8, 8] }\n"
+    )
+    made = plan(read_experiment(str(tmp_path / "mine.toml")), models=["deq", "mondeq"])
+    assert made.labels == ["deq, single", "mondeq, single", "mondeq, multi"]
+    assert made.runs[-1].name == "mondeq-multi-seed0"
+    assert made.runs[-1].config.model.options["channels"] == (8, 8, 8)
+
+
+def test_runs_on_disk_with_other_settings_are_not_taken_for_these(tmp_path):
+    made = plan(models=["deq"], folder=tmp_path)
+    Run.create(made.run_path(made.runs[0]), made.runs[0].config)
+    made.check()
+    with pytest.raises(ConfigError, match=r"was made with train\.epochs = 2, now it is 3"):
+        plan(models=["deq"], folder=tmp_path, epochs=3).check()
+
+
+def test_published_figures_are_of_models_and_datasets_that_exist():
+    assert set(PUBLISHED) <= set(dataset_names())
+    for figures in PUBLISHED.values():
+        assert {figure.model for figure in figures} <= {*MODELS, None}
+    assert all(f"mondeq-{dataset}" in preset_names() for dataset in PUBLISHED)
