@@ -6,8 +6,9 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from homojl.algorithms.base import AbstractODEAlgorithm
 from homojl.algorithms.checks import by_name, require
-from homojl.algorithms.ode import AbstractODEAlgorithm, Midpoint
+from homojl.algorithms.ode import Midpoint
 from homojl.tableaus import ButcherTableau
 
 _DENSE_UP_TO = 64

@@ -15,6 +15,8 @@ from homojl.algorithms import (
     AbstractFixedStep,
     AbstractImplicitFixedStep,
     AbstractODEAlgorithm,
+    AdamsBashforth,
+    AdamsMoulton,
     AdaptiveHeun,
     Bosh3,
     Dopri5,
@@ -34,6 +36,7 @@ from homojl.algorithms import (
     PIController,
     RadauIIA3,
     RadauIIA5,
+    SciPy,
     Trapezoid,
     Tsit5,
 )
@@ -54,6 +57,9 @@ METHODS: dict[str, type[AbstractODEAlgorithm]] = {
     "heun2": Heun2,
     "heun3": Heun3,
     "rk4": RK38,  # torchdiffeq's rk4 is the 3/8 rule
+    "explicit_adams": AdamsBashforth,
+    "implicit_adams": AdamsMoulton,
+    "fixed_adams": AdamsMoulton,
     "implicit_euler": ImplicitEuler,
     "implicit_midpoint": ImplicitMidpoint,
     "trapezoid": Trapezoid,
@@ -63,6 +69,7 @@ METHODS: dict[str, type[AbstractODEAlgorithm]] = {
     "gl6": GaussLegendre6,
     "sdirk2": SDIRK2,
     "trbdf2": FixedTRBDF2,
+    "scipy_solver": SciPy,
 }
 
 # Options of the controlled methods and of the fixed ones; the others' own are ignored with a warning.
@@ -71,6 +78,8 @@ ADAPTIVE_OPTIONS = (
     *("dtype", "norm"),
 )
 FIXED_OPTIONS = ("step_size", "grid_constructor", "interp", "perturb", "norm")
+SCIPY_OPTIONS = ("solver", "min_step", "max_step", "norm", "grid_points", "eps")  # the last three say nothing to it
+OWN_OPTIONS = {AdamsBashforth: ("max_order",), AdamsMoulton: ("max_order", "max_iters")}
 MOST_EVENT_STEPS = 20_000  # of a fixed method on its way to an event, as in torchdiffeq
 MOST_STEPS = 2**31 - 1
 
@@ -111,7 +120,9 @@ class Options:
         self._options = dict(options or {})
         self._rtol, self._atol, self._intervals = rtol, atol, intervals
         self.adaptive = issubclass(self._cls, AbstractErrorControlled)
-        known = ADAPTIVE_OPTIONS if self.adaptive else FIXED_OPTIONS
+        known = SCIPY_OPTIONS
+        if self._cls is not SciPy:
+            known = (*(ADAPTIVE_OPTIONS if self.adaptive else FIXED_OPTIONS), *OWN_OPTIONS.get(self._cls, ()))
         if issubclass(self._cls, AbstractImplicitFixedStep):
             known = (*known, "max_iters")
         unused = {key: value for key, value in self._options.items() if key not in known}
@@ -121,7 +132,14 @@ class Options:
     @property
     def callbacks(self) -> tuple[str, ...]:
         """The callbacks that the method calls."""
+        if self._cls is SciPy:
+            return ()
         return CALLBACKS if self.adaptive else CALLBACKS[:1]
+
+    @property
+    def outside(self) -> bool:
+        """Whether the solve leaves PyTorch, so that its operations give no gradient."""
+        return self._cls is SciPy
 
     @property
     def norm(self) -> Callable[..., Tensor] | str | None:
@@ -137,9 +155,22 @@ class Options:
         """
         if self.adaptive:
             return self._controlled(norm, **more)
-        if issubclass(self._cls, AbstractImplicitFixedStep) and "max_iters" in self._options:
+        if self._cls is SciPy:
+            bounds = {key: float(self._options[key]) for key in ("min_step", "max_step") if key in self._options}
+            return SciPy(solver=self._options.get("solver", "LSODA"), rtol=self._rtol, atol=self._atol, **bounds)
+        if "max_iters" in self._options:
             more["max_iter"] = int(self._options["max_iters"])
+        if issubclass(self._cls, AdamsBashforth):
+            more["max_order"] = self._max_order()
+        if self._cls is AdamsMoulton:
+            more |= {"rtol": self._rtol, "atol": self._atol}
         return self._fixed(grid, **more)
+
+    def _max_order(self) -> int:
+        order = int(self._options.get("max_order", 12))
+        if order < 4:
+            warnings.warn("max_order is below 4, so the solver reduces to `rk4`.", stacklevel=6)
+        return order
 
     def discontinuities(self) -> tuple[float, ...]:
         """The times of `jump_t` and `step_t`: steps end there and start anew."""

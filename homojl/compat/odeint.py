@@ -223,7 +223,7 @@ class _Call:
             event=event,
             discontinuities=self.options.discontinuities(),
         )
-        self.field.recording = isinstance(adjoint, DirectAdjoint)
+        self.field.recording = isinstance(adjoint, DirectAdjoint) and not self.options.outside
         try:
             return solve(problem, algorithm, adjoint=adjoint, backend="pytorch", **how)
         except SolveError as error:

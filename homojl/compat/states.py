@@ -37,7 +37,7 @@ class Form:
             return joined
         parts, sizes = [], [shape.numel() for shape in self.shapes]
         for part, shape in zip(joined.split(sizes, dim=-1), self.shapes, strict=True):
-            parts.append(part.reshape(*joined.shape[:-1], *shape))
+            parts.append(part.reshape((*joined.shape[:-1], *shape)))
         return tuple(parts)
 
     def tolerance(self, name: str, value: object, like: Tensor) -> float | Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import math
 from dataclasses import fields
 from types import SimpleNamespace as Job
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from homojl.algorithms import (
     PseudoTransient,
     TrustRegion,
 )
-from homojl.algorithms.ode import PIController
+from homojl.algorithms.control import PIController
 from homojl.backends.base import (
     AbstractBackend,
     AbstractRightHandSideJVP,
@@ -92,6 +93,7 @@ class JuliaBackend(AbstractBackend):
         event: EventCondition | None = None,
         discontinuities: tuple[float, ...] = (),
     ) -> Integration:
+        _require_plain(y0, algorithm)
         if event is not None or discontinuities or error_norm.function is not None:
             raise ConfigError("events, discontinuities and norms of one's own need backend='pytorch'")
         form = StateForm(y0)
@@ -223,12 +225,33 @@ def _keeper(form: StateForm, states: list[Tensor]):
     return keep
 
 
+# Options that only the PyTorch backend has, and the norm, which is an argument of the solve.
+_NOT_PASSED = ("observer", "grid", "norm", "max_step")
+
+
+def _require_plain(y0: Tensor, algorithm: AbstractODEAlgorithm) -> None:
+    """Raise a ConfigError for what HomoJL does not have."""
+    asked = {
+        "a complex state": y0.is_complex(),
+        "an observer": algorithm.observer is not None,
+        "a grid": getattr(algorithm, "grid", None) is not None,
+        "a largest step": getattr(algorithm, "max_step", math.inf) < math.inf,
+        "a floor of the step size": getattr(getattr(algorithm, "controller", None), "floor", 0.0) > 0,
+        "tolerances that are tensors": any(isinstance(getattr(algorithm, n, 0.0), Tensor) for n in ("rtol", "atol")),
+    }
+    for what, given in asked.items():
+        if given:
+            raise ConfigError(f"{what} needs backend='pytorch'")
+
+
 @functools.lru_cache(maxsize=256)
 def _algorithm(algorithm) -> Any:
     """The HomoJL algorithm of the same name and options."""
     julia = runtime.start()
     with runtime.calling(julia):
-        options = {f.name: _option(julia, algorithm, getattr(algorithm, f.name)) for f in fields(algorithm)}
+        skipped = _NOT_PASSED if isinstance(algorithm, AbstractODEAlgorithm) else ()
+        names = [f.name for f in fields(algorithm) if f.name not in skipped]
+        options = {name: _option(julia, algorithm, getattr(algorithm, name)) for name in names}
         # Ours has limited memory; NonlinearSolve, and HomoJL after it, give that method a name of its own.
         name = "LimitedMemoryBroyden" if isinstance(algorithm, Broyden) else algorithm.name
         return julia.bridge.algorithm_of(name, **options)

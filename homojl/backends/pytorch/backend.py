@@ -12,6 +12,8 @@ from homojl.algorithms import (
     AbstractJacobianBased,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
+    AdamsBashforth,
+    SciPy,
 )
 from homojl.backends.base import (
     AbstractBackend,
@@ -31,6 +33,8 @@ from homojl.backends.pytorch.fixed_point import METHODS, find_fixed_point
 from homojl.backends.pytorch.integrate import integrate_adaptive, integrate_fixed
 from homojl.backends.pytorch.path import trace_path
 from homojl.backends.pytorch.schemes import AbstractScheme, scheme_for
+from homojl.backends.pytorch.scipy_solvers import integrate_scipy
+from homojl.errors import ConfigError
 
 Tensor = torch.Tensor
 
@@ -43,7 +47,7 @@ class TorchBackend(AbstractBackend):
 
     def supports(self, algorithm, device: torch.device) -> bool:
         if isinstance(algorithm, AbstractODEAlgorithm):
-            return algorithm.tableau is not None
+            return algorithm.tableau is not None or isinstance(algorithm, AdamsBashforth | SciPy)
         return type(algorithm) in METHODS or isinstance(algorithm, AbstractPathAlgorithm)
 
     def integrate(
@@ -59,6 +63,10 @@ class TorchBackend(AbstractBackend):
         event: EventCondition | None = None,
         discontinuities: tuple[float, ...] = (),
     ) -> Integration:
+        if isinstance(algorithm, SciPy):
+            if event is not None or discontinuities:
+                raise ConfigError("SciPy() takes no events or discontinuities; use a method such as Tsit5()")
+            return integrate_scipy(rhs, y0, ts, algorithm)
         implicit = isinstance(algorithm, AbstractJacobianBased)
         scheme = scheme_for(algorithm, jvp) if implicit else self.scheme(rhs, y0, algorithm, error_norm)
         if not isinstance(algorithm, AbstractErrorControlled):

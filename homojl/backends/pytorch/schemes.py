@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractFixedStep, AbstractODEAlgorithm, Grid
+from homojl.algorithms import AbstractFixedStep, AbstractODEAlgorithm, AdamsBashforth, Grid
 from homojl.backends.base import AbstractRightHandSideJVP, RightHandSide
 from homojl.backends.pytorch.runge_kutta import combine, step, time_like
 from homojl.implicit_tableaus import ImplicitTableau
@@ -210,6 +210,10 @@ def scheme_for(algorithm: AbstractODEAlgorithm, jvp: AbstractRightHandSideJVP | 
         from homojl.backends.pytorch.implicit import ImplicitScheme  # which is a scheme, and imports this module
 
         scheme = ImplicitScheme(algorithm, jvp)
+    elif isinstance(algorithm, AdamsBashforth):
+        from homojl.backends.pytorch.adams import AdamsScheme
+
+        scheme = AdamsScheme(algorithm)
     else:
         scheme = ExplicitScheme(algorithm.tableau)
     if isinstance(algorithm, AbstractFixedStep) and algorithm.grid is not None:
