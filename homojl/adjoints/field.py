@@ -137,10 +137,15 @@ class Field(Inputs):
     def replay(self, args: list[object]):
         """A right-hand side with the given arguments that counts as part of the backward pass."""
 
+        def count(_: Tensor) -> None:
+            self._stats.n_vjp += 1
+
         def rhs(t: Tensor, y: Tensor) -> Tensor:
             self._stats.nfe_backward += 1
-            self._stats.n_vjp += 1
-            return self._f(t, y, *args)
+            dy = self._f(t, y, *args)
+            if dy.requires_grad:
+                dy.register_hook(count)
+            return dy
 
         return rhs
 

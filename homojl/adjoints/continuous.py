@@ -1,0 +1,195 @@
+"""Adjoints that integrate the adjoint equation: gradients of the exact solution, to the tolerance."""
+
+from __future__ import annotations
+
+import abc
+import itertools
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from homojl.adjoints.field import Field
+from homojl.adjoints.recomputing import AbstractRecomputingAdjoint, Solve, add
+from homojl.algorithms import AbstractErrorControlled, AbstractJacobianBased, AbstractODEAlgorithm, ErrorNorm
+from homojl.backends.base import AbstractRightHandSideJVP, RightHandSide
+from homojl.errors import ConfigError, SolveError
+from homojl.layout import Layout
+
+Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
+    """Adjoints that integrate the adjoint equation da/dt = -a^T df/dy backwards beside the state.
+
+    Between two save times the state is integrated backwards from the later one, which is known.
+
+    Attributes:
+        algorithm: for the backward solve; None: the forward solve's, unobserved. A norm of its own is given state,
+            costate and, with `BacksolveAdjoint`, all gradients as one flat vector.
+    """
+
+    algorithm: AbstractODEAlgorithm | None = None
+
+    def backward(self, solve, saved, cotangents):
+        times = solve.result.ts
+        costate = None
+        totals = [torch.zeros_like(i) for i in solve.field.inputs]
+        for i in reversed(range(1, len(times))):
+            costate = add(costate, cotangents[i - 1])
+            if costate is not None:
+                costate, totals = self.segment(solve, times[i], times[i - 1], saved[i], costate, totals)
+        return [torch.zeros_like(saved[0]) if costate is None else costate, *totals]
+
+    @abc.abstractmethod
+    def segment(
+        self, solve: Solve, t1: float, t0: float, y1: Tensor, costate: Tensor, totals: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
+        """From t1 back to t0: the costate at t0, and the inputs' gradients with this segment added."""
+
+    def _integrate(
+        self,
+        solve: Solve,
+        layout: Layout,
+        rhs: RightHandSide,
+        y: Tensor,
+        ts: tuple[float, ...],
+        norm: ErrorNorm,
+        *,
+        inputs: bool,
+    ) -> list[Tensor]:
+        """Integrate state, costate and, with `inputs`, their gradients, laid out in one vector, along ts."""
+        algorithm = self.algorithm or replace(solve.algorithm, observer=None)
+        jumps = solve.field.discontinuities
+        jvp = _BackwardJVP(solve.field, layout, inputs=inputs) if isinstance(algorithm, AbstractJacobianBased) else None
+        result = solve.backend.integrate(rhs, y, ts, algorithm, error_norm=norm, jvp=jvp, discontinuities=jumps)
+        if not result.status.ok:
+            raise SolveError(f"the backward solve of {self.name} failed: {result.message}; or use CheckpointAdjoint()")
+        return result.ys
+
+    def _norm(self, solve: Solve, layout: Layout, watched: int) -> ErrorNorm:
+        """Of state, costate and gradients as one flat vector, of which the first `watched` parts count.
+
+        That of the backward algorithm where it has one of its own; else the state and the costate are each measured
+        as the forward solve measures the state.
+        """
+        own, forward = _norm_of(self.algorithm), _norm_of(solve.algorithm)
+        if own != ErrorNorm():
+            return own
+        parts = [part for part in layout.parts[:watched] if part[1] > part[0]]
+        if forward.function is not None:
+
+            def largest(flat: Tensor) -> float:
+                both = [float(forward.function(x)) for x in layout.unpack(flat, 2)]
+                rest = [float(torch.linalg.vector_norm(flat[i:j])) / (j - i) ** 0.5 for i, j in parts[2:]]
+                return max(both + rest)
+
+            return ErrorNorm(function=largest)
+        if forward.parts is not None:
+            within = [(start + i, start + j) for start, _ in layout.parts[:2] for i, j in forward.parts]
+            parts = within + parts[2:]
+        return ErrorNorm(tuple(parts))
+
+
+class _BackwardJVP(AbstractRightHandSideJVP):
+    """Of the right-hand side of a continuous adjoint: the field is differentiated twice."""
+
+    def __init__(self, field: Field, layout: Layout, *, inputs: bool) -> None:
+        self._field, self._layout, self._inputs = field, layout, inputs
+
+    def __call__(self, t, y, v):
+        state, costate = self._layout.unpack(y, 2)
+        change, grads = self._field.vjp_jvp(t, state, costate, *self._layout.unpack(v, 2), inputs=self._inputs)
+        return self._layout.pack([change, *(g.neg() for g in grads)], y.dtype)
+
+
+def _norm_of(algorithm: AbstractODEAlgorithm | None) -> ErrorNorm:
+    return algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm()
+
+
+@dataclass(frozen=True, kw_only=True)
+class BacksolveAdjoint(AbstractContinuousAdjoint):
+    """The classic augmented system: state, costate and all gradients integrated backwards together.
+
+    Constant memory. The state is recovered by running the field backwards, which can lose accuracy where the
+    forward field contracts; compare with `CheckpointAdjoint`.
+
+    Attributes:
+        seminorm: leave the gradients of arguments and parameters out of the step-size control.
+
+    References: Chen et al. (2018); the HomoODE paper's Algorithm 1; for `seminorm`, Kidger et al. (2021).
+    """
+
+    seminorm: bool = False
+
+    def segment(self, solve, t1, t0, y1, costate, totals):
+        layout = Layout([y1, costate, *totals])
+        dtype = y1.dtype
+
+        def rhs(t: Tensor, flat: Tensor) -> Tensor:
+            y, a = layout.unpack(flat, 2)
+            dy, grads = solve.field.vjp(t, y, a, inputs=True)
+            return layout.pack([dy, *(g.neg() for g in grads)], dtype)
+
+        norm = self._norm(solve, layout, 2 if self.seminorm else len(layout.parts))
+        flat = layout.pack([y1, costate, *totals], dtype)
+        end = self._integrate(solve, layout, rhs, flat, (t1, t0), norm, inputs=True)[-1]
+        _, costate, *ends = layout.unpack(end)
+        # In a complex state the real gradients of real tensors travel as complex numbers.
+        pairs = zip(ends, totals, strict=True)
+        return costate, [(e if total.is_complex() else e.real).to(total.dtype) for e, total in pairs]
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussAdjoint(AbstractContinuousAdjoint):
+    """State and costate integrated backwards; the other gradients by Gauss-Legendre quadrature along the way.
+
+    The integrand a^T df/d(args, params) is evaluated at the quadrature nodes of each forward step, so the many
+    parameters never enter the step-size control, and rejected steps cost no gradient of theirs.
+
+    Attributes:
+        nodes: quadrature nodes per forward step; None: enough for the method's order.
+    """
+
+    nodes: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.nodes is not None and self.nodes < 1:
+            raise ConfigError(f"nodes must be at least 1, got {self.nodes}")
+
+    def segment(self, solve, t1, t0, y1, costate, totals):
+        points, weights = self._quadrature(solve, t1, t0)
+        layout = Layout([y1, costate])
+
+        def rhs(t: Tensor, flat: Tensor) -> Tensor:
+            y, a = layout.unpack(flat)
+            dy, (grad,) = solve.field.vjp(t, y, a, inputs=False)
+            return layout.pack([dy, grad.neg()], y1.dtype)
+
+        flat = layout.pack([y1, costate], y1.dtype)
+        norm = self._norm(solve, layout, 2)
+        states = self._integrate(solve, layout, rhs, flat, (t1, *points, t0), norm, inputs=False)
+        if totals:
+            for t, weight, state in zip(points, weights, states[1:-1], strict=True):
+                y, a = layout.unpack(state)
+                time_of_node = torch.full((), t, dtype=y.dtype, device=y.device)
+                _, (_, *grads) = solve.field.vjp(time_of_node, y, a, inputs=True)
+                for total, grad in zip(totals, grads, strict=True):
+                    total.add_(grad, alpha=weight)
+        return layout.unpack(states[-1])[1], totals
+
+    def _quadrature(self, solve: Solve, t1: float, t0: float) -> tuple[list[float], list[float]]:
+        """Nodes from t1 back to t0 and their weights, those of each forward step's part of that interval."""
+        steps = solve.result.steps
+        order = solve.algorithm.order
+        low, high = min(t0, t1), max(t0, t1)
+        inner = {start for start in steps.starts if low < start < high}
+        edges = sorted({t0, t1, *inner}, reverse=t1 > t0)
+        x, w = np.polynomial.legendre.leggauss(self.nodes or (order + 2) // 2)
+        points, weights = [], []
+        for a, b in itertools.pairwise(edges):
+            points += [a + (b - a) * (1 + node) / 2 for node in x.tolist()]
+            # The integral runs forward in the solve's own direction, from t0 to t1: hence (a - b).
+            weights += [(a - b) / 2 * weight for weight in w.tolist()]
+        return points, weights
