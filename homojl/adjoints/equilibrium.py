@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from homojl.adjoints.inputs import Inputs, check_dependencies, check_form, gradients, jacobian_vector_product
-from homojl.algorithms import AbstractFixedPointAlgorithm, NewtonKrylov, PseudoTransient
+from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov, PseudoTransient
 from homojl.algorithms.checks import require
 from homojl.backends.base import AbstractBackend, FixedPoint
 from homojl.errors import ConfigError, SolveError
@@ -161,7 +161,7 @@ class UnrolledAdjoint(AbstractFixedPointAdjoint):
                 f"{self.name} passes through the operations of the PyTorch backend, not the {backend.name} one; "
                 "use backend='pytorch' or ImplicitAdjoint()"
             )
-        if isinstance(algorithm, NewtonKrylov | PseudoTransient):
+        if isinstance(algorithm, Homotopy | NewtonKrylov | PseudoTransient):
             raise ConfigError(f"{self.name} cannot pass through {algorithm.name}; use ImplicitAdjoint()")
         rows = RowMap(problem, stats)
 

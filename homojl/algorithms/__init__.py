@@ -1,5 +1,6 @@
 """How to solve: one small frozen object per method, by the kind of problem it is for."""
 
+from homojl.algorithms import ode
 from homojl.algorithms.base import (
     AbstractAdaptive,
     AbstractErrorControlled,
@@ -38,7 +39,6 @@ from homojl.algorithms.equilibrium import (
 from homojl.algorithms.ode import (
     FBDF,
     ODE_ALGORITHMS,
-    PYTORCH_ONLY,
     RK4,
     RK38,
     SDIRK2,
@@ -77,6 +77,9 @@ from homojl.algorithms.path import (
     NaturalParameter,
     path_algorithm,
 )
+
+# Methods that Julia lacks.
+PYTORCH_ONLY = (*ode.PYTORCH_ONLY, Homotopy)
 
 __all__ = [
     "CONTROLLERS",

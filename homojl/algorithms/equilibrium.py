@@ -142,7 +142,7 @@ class Homotopy(AbstractFixedPointAlgorithm):
     Only the end of the path is kept; `HomotopyProblem` gives the path itself. Here `max_steps` counts steps along it.
 
     Attributes:
-        kind: "fixed-point": H = lambda (z - f(z)) + (1 - lambda)(z - z0), whose path cannot get lost where f is bounded;
+        kind: "fixed-point": H = lambda (z - f(z)) + (1 - lambda)(z - z0), whose path stays bounded where f is;
             "newton": H = z - f(z) - (1 - lambda)(z0 - f(z0)).
         krylov_steps: most products for one linear system.
 

@@ -1,8 +1,8 @@
 """Homotopy continuation of a batch: each sample follows its own zero path, step by step, to its equilibrium.
 
 Only the end of a path is wanted here, so that a step is one along the tangent and a few inexact corrections; where the
-path itself is, `homojl.backends.pytorch.path` follows it to a tolerance. A point is w = (z, mu) with mu = sqrt(n) lambda,
-so that one unit of lambda weighs as much as a change of z by 1 in every element.
+path itself is, `homojl.backends.pytorch.path` follows it to a tolerance. A point is w = (z, mu), mu = sqrt(n) lambda, so
+that one unit of lambda weighs as much as a change of z by 1 in every element.
 """
 
 from __future__ import annotations
@@ -21,10 +21,12 @@ Tensor = torch.Tensor
 FIRST_STEP = 0.1  # in lambda, or in z's root mean square
 SHORTEST = 1e-7  # step before a row gives up
 CORRECTIONS, LAST_CORRECTIONS = 4, 20  # of one step; at lambda = 1
-NEAR = 1e-2  # how near the path has to be kept, as norm(H) relative to norm(f(z))
+NEAR = 1e-3  # how near the path has to be kept, as norm(H) relative to norm(f(z))
 FORCING = 0.05  # what a linear system's residual is reduced to
-ANGLE, LARGEST_ANGLE = 0.3, 0.8  # that the path should turn by in one step; that it may, in radians
-KINK = 1e-3  # in steps shorter than this it may turn by any angle, as where the map has a kink
+ANGLE, LARGEST_ANGLE = 0.3, 0.6  # that the path should turn by in one step; that it may, in radians
+FARTHEST = 0.25  # correction of a step relative to its length: a longer one may lead to another part of the path
+CONTRACTION = 0.7  # what a correction reduces norm(H) to at least
+KINK = 1e-3  # in steps shorter than this the path may turn by any angle, as where the map has a kink
 
 
 class HomotopyMethod(AbstractMethod):
@@ -58,7 +60,11 @@ class HomotopyMethod(AbstractMethod):
         self._lam = np.where(ends, 1.0, before + h * slope)
         guess = z + _column(h * self._root, z) * self._tangent[:, :-1]
         border = torch.where(_column(ends, z), self._up, self._tangent)
+        predicted = self._lam
         point, value, good, corrections = self._corrected(guess, border, active, ends)
+        moved = np.hypot(_host(torch.linalg.vector_norm(point - guess, dim=1)) / self._root, self._lam - predicted)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            good &= ends | (h < KINK) | (moved <= FARTHEST * h)
         if self.algorithm.kind == "fixed-point":
             good &= self._lam > 0  # where only z0 solves H = 0 at lambda = 0: another path
         going = active & good & ~ends
@@ -98,7 +104,7 @@ class HomotopyMethod(AbstractMethod):
             arrived |= ~failed & (size <= asked)
             with np.errstate(invalid="ignore"):
                 failed |= ~arrived & (
-                    ~(size < np.where(ends, 1.0, 0.7) * before) | ~np.isfinite(size) | (taken >= most)
+                    ~(size < np.where(ends, 1.0, CONTRACTION) * before) | ~np.isfinite(size) | (taken >= most)
                 )
             need = ~failed & ~arrived
             if not need.any():
