@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -177,10 +176,10 @@ def _params(function: object, params: Sequence[torch.Tensor] | None) -> tuple[to
 
 def _finite_times(name: str, ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
     try:
-        times = tuple(float(t) for t in (ts.tolist() if hasattr(ts, "tolist") else ts))
+        times = tuple(map(float, ts.tolist() if hasattr(ts, "tolist") else ts))
     except (TypeError, ValueError):
         raise ConfigError(f"{name} must be a sequence of numbers or a 1-D tensor, got {ts!r}") from None
-    if not all(math.isfinite(t) for t in times):
+    if not all(map(math.isfinite, times)):
         raise ConfigError(f"{name} has a time that is not finite")
     return times
 
@@ -189,7 +188,7 @@ def _checked_times(ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
     times = _finite_times("ts", ts)
     if len(times) < 2:
         raise ConfigError(f"ts needs the initial time and at least one more, got {len(times)} time(s)")
-    ahead = [b > a for a, b in itertools.pairwise(times)]
-    if not (all(ahead) or all(b < a for a, b in itertools.pairwise(times))):
+    ahead = sorted(set(times), reverse=times[-1] < times[0])
+    if times != tuple(ahead):
         raise ConfigError("ts must be strictly increasing or strictly decreasing")
     return times

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
@@ -117,6 +117,26 @@ class Samples:
     nfe: torch.Tensor
 
 
+class StackedStates(Sequence):
+    """States that lie in one tensor, (T, *shape); each is made a tensor of its own, a view, when it is asked for.
+
+    Args:
+        stacked: that tensor.
+    """
+
+    def __init__(self, stacked: torch.Tensor) -> None:
+        self.stacked = stacked
+
+    def __len__(self) -> int:
+        return len(self.stacked)
+
+    def __getitem__(self, index: int | slice) -> torch.Tensor | StackedStates:
+        return StackedStates(self.stacked[index]) if isinstance(index, slice) else self.stacked[index]
+
+    def __iter__(self) -> Iterator[torch.Tensor]:
+        return iter(self.stacked.unbind())
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """What `solve` returns.
@@ -134,7 +154,7 @@ class Solution:
     """
 
     ts: torch.Tensor
-    states: tuple[torch.Tensor, ...]
+    states: Sequence[torch.Tensor]
     status: Status
     stats: Stats
     steps: StepSequence = field(default_factory=StepSequence)
@@ -151,7 +171,7 @@ class Solution:
         """All saved states as one tensor, (T, *shape of y0)."""
         import torch
 
-        return torch.stack(self.states)
+        return self.states.stacked if isinstance(self.states, StackedStates) else torch.stack(tuple(self.states))
 
 
 @dataclass(frozen=True, eq=False)

@@ -24,9 +24,10 @@ from homojl.algorithms import (
     AbstractSplitting,
 )
 from homojl.backends import AbstractBackend, TorchBackend, announce, get_backend
+from homojl.dense import DenseOutput
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem
-from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
+from homojl.solution import EquilibriumSolution, PathSolution, Solution, StackedStates, Stats, Status
 from homojl.splitting import Lowered, lower
 
 
@@ -37,6 +38,7 @@ def solve(
     adjoint: AbstractODEAdjoint | AbstractFixedPointAdjoint | None = None,
     backend: str | AbstractBackend = "auto",
     batch: str = "joint",
+    dense: bool = False,
     throw: bool = True,
 ) -> Solution | EquilibriumSolution | PathSolution:
     """Solve a problem.
@@ -54,6 +56,8 @@ def solve(
             cost no more evaluations. The field then receives the rows still at work, their times as (rows, 1, ..., 1),
             and of those args that have as many rows as y0 the same ones; no sample may depend on another. Adaptive
             explicit methods on the PyTorch backend, with `DirectAdjoint` or `CheckpointAdjoint`.
+        dense: for an ODE solved jointly: keep the states at which the steps start, so that `solution.at` gives the state
+            at any time.
         throw: raise when the solve does not reach its end; otherwise the solution's status says so, and that of each
             sample, of which the others are not affected.
 
@@ -72,8 +76,10 @@ def solve(
         )
     if batch not in ("joint", "per-sample"):
         raise ConfigError(f"batch must be 'joint' or 'per-sample', got {batch!r}")
+    if dense and (solve_kind is not _solve_ode or batch != "joint"):
+        raise ConfigError("dense=True is for an ODEProblem with batch='joint'")
     if batch == "joint":
-        solution = solve_kind(problem, algorithm, adjoint, backend)
+        solution = solve_kind(problem, algorithm, adjoint, backend, **({"dense": True} if dense else {}))
     elif solve_kind is _solve_ode:
         solution = _solve_samples(problem, algorithm, adjoint, backend)
     else:
@@ -83,7 +89,9 @@ def solve(
     return solution
 
 
-def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str | AbstractBackend) -> Solution:
+def _solve_ode(
+    problem: ODEProblem, algorithm, adjoint, backend: str | AbstractBackend, *, dense: bool = False
+) -> Solution:
     if not isinstance(algorithm, AbstractODEAlgorithm):
         raise ConfigError(f"algorithm must be one for ODEs such as Tsit5(), got {algorithm!r}")
     adjoint = DirectAdjoint() if adjoint is None else adjoint
@@ -93,7 +101,8 @@ def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str | AbstractB
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
     times = Times(problem, stats) if problem.times is not None and torch.is_grad_enabled() else None
     started = time.perf_counter()
-    result = adjoint.integrate(problem if times is None else times.problem(), algorithm, chosen, stats)
+    timed = problem if times is None else times.problem()
+    result = adjoint.integrate(timed, algorithm, chosen, stats, keep_states=dense)
     stats.seconds = time.perf_counter() - started
     stats.nfe, stats.n_accepted, stats.n_rejected = result.nfe, len(result.steps), result.n_rejected
     ts, states = torch.tensor(result.ts, dtype=torch.float64), result.ys
@@ -104,11 +113,12 @@ def _solve_ode(problem: ODEProblem, algorithm, adjoint, backend: str | AbstractB
         ts, states = torch.cat([ts[:-1], t_event[None]]), [*states[:-1], y_event]
     return Solution(
         ts=ts,
-        states=tuple(states),
+        states=states if isinstance(states, StackedStates) else tuple(states),
         status=result.status,
         stats=stats,
         steps=result.steps,
         message=result.message,
+        interpolant=DenseOutput(problem, algorithm, result, stats) if dense else None,
     )
 
 

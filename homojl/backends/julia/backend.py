@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
+from array import array
+from collections.abc import Sequence
 from dataclasses import fields
 from types import SimpleNamespace as Job
 from typing import Any, ClassVar
@@ -40,12 +41,9 @@ from homojl.backends.julia import runtime
 from homojl.backends.julia.field import BoundJuliaField
 from homojl.backends.julia.tensors import Callback, StateForm
 from homojl.errors import ConfigError
-from homojl.solution import Status, StepSequence
+from homojl.solution import StackedStates, Status, StepSequence
 
 Tensor = torch.Tensor
-
-# From this many save times on, the saved states are rows of one tensor.
-ONE_BLOCK_FROM = 8
 
 
 class JuliaBackend(AbstractBackend):
@@ -63,6 +61,8 @@ class JuliaBackend(AbstractBackend):
     def supports(self, algorithm, device: torch.device) -> bool:
         if isinstance(algorithm, PYTORCH_ONLY) or isinstance(getattr(algorithm, "predictor", None), PYTORCH_ONLY):
             return False
+        if isinstance(algorithm, AbstractODEAlgorithm) and _beyond_julia(algorithm):
+            return False
         return device.type == "cpu" or (device.type == "cuda" and self._has_cuda())
 
     def _has_cuda(self) -> bool:
@@ -72,7 +72,7 @@ class JuliaBackend(AbstractBackend):
     def _run(self, solve: str, job: Job) -> tuple:
         try:
             with runtime.calling(self._julia):
-                return getattr(self._julia.bridge, solve)(job)
+                return self._julia.solves[solve](job)
         finally:
             for value in vars(job).values():
                 if isinstance(value, Callback):
@@ -93,32 +93,36 @@ class JuliaBackend(AbstractBackend):
         event: EventCondition | None = None,
         discontinuities: tuple[float, ...] = (),
     ) -> Integration:
-        _require_plain(y0, algorithm)
+        beyond = "a complex state" if y0.is_complex() else _beyond_julia(algorithm)
         if event is not None or discontinuities or error_norm.function is not None:
-            raise ConfigError("events, discontinuities and norms of one's own need backend='pytorch'")
+            beyond = "an event, a discontinuity or a norm of one's own"
+        if beyond:
+            raise ConfigError(f"{beyond} needs backend='pytorch'")
         form = StateForm(y0)
         field = _native_or_callback(rhs, form, timed=True)
         product = None
         if jvp is not None:
             product = jvp if isinstance(rhs, BoundJuliaField) else Callback(jvp, form, n_inputs=2, timed=True)
-        flat, saved = _room_for_saves(form, len(ts) - 1)
+        out, saved = _room_for_saves(form, y0, len(ts) - 1)
+        save_times = array("d", ts)
         states: list[Tensor] = []
         keep = _keeper(form, states) if keep_states else None
         job = Job(
             field=field,
             jvp=product,
             u0=form.flat(y0),
-            out=flat,
-            ts=ts,
+            out=out,
+            ts=save_times.buffer_info(),
             algorithm=_algorithm(algorithm),
             parts=error_norm.parts,
             keep=keep,
         )
         answer = self._run("integrate", job)
-        times, starts, sizes, indices, fractions, status, message, nfe, n_rejected = answer
+        times, starts, sizes, fractions = (tuple(array("d", packed)) for packed in answer[:4])
+        indices, status, message, nfe, n_rejected = array("q", answer[4]), *answer[5:]
         return Integration(
             ts=times,
-            ys=[y0, *itertools.islice(saved, len(times) - 1)],
+            ys=saved[: len(times)],
             steps=StepSequence(starts, sizes, tuple(zip(indices, fractions, strict=True))),
             states=states,
             status=Status[status],
@@ -205,13 +209,15 @@ def _batch_form(z0: Tensor) -> StateForm:
     return form
 
 
-def _room_for_saves(form: StateForm, count: int) -> tuple[Tensor, list[Tensor]]:
-    """A flat tensor for `count` states, and those states: rows of one block, or where they are few tensors apart."""
+def _room_for_saves(form: StateForm, y0: Tensor, count: int) -> tuple[Tensor, Sequence[Tensor]]:
+    """A flat tensor for `count` states, and y0 with those states after it."""
     if count == 1:  # the usual case; a tensor that is nobody's view serves autograd best
         state = form.empty()
-        return form.flat(state), [state]
-    block = torch.empty(count * form.n, dtype=form.dtype, device=form.device)
-    return block, [form.state(row) for row in block.view(count, form.n).unbind()]
+        return form.flat(state), [y0, state]
+    block = torch.empty((count + 1) * form.n, dtype=form.dtype, device=form.device)
+    states = form.states(block, count + 1)
+    states[0] = y0
+    return block[form.n :], StackedStates(states)
 
 
 def _keeper(form: StateForm, states: list[Tensor]):
@@ -229,19 +235,17 @@ def _keeper(form: StateForm, states: list[Tensor]):
 _NOT_PASSED = ("observer", "grid", "norm", "max_step")
 
 
-def _require_plain(y0: Tensor, algorithm: AbstractODEAlgorithm) -> None:
-    """Raise a ConfigError for what HomoJL does not have."""
+@functools.lru_cache(maxsize=256)
+def _beyond_julia(algorithm: AbstractODEAlgorithm) -> str:
+    """What the algorithm asks for that HomoJL does not have; empty: nothing."""
     asked = {
-        "a complex state": y0.is_complex(),
         "an observer": algorithm.observer is not None,
         "a grid": getattr(algorithm, "grid", None) is not None,
         "a largest step": getattr(algorithm, "max_step", math.inf) < math.inf,
         "a floor of the step size": getattr(getattr(algorithm, "controller", None), "floor", 0.0) > 0,
-        "tolerances that are tensors": any(isinstance(getattr(algorithm, n, 0.0), Tensor) for n in ("rtol", "atol")),
+        "a tolerance that is a tensor": any(isinstance(getattr(algorithm, n, 0.0), Tensor) for n in ("rtol", "atol")),
     }
-    for what, given in asked.items():
-        if given:
-            raise ConfigError(f"{what} needs backend='pytorch'")
+    return next((what for what, given in asked.items() if given), "")
 
 
 @functools.lru_cache(maxsize=256)

@@ -148,7 +148,7 @@ class _Running:
     Attributes:
         jl: Julia's module `Main`.
         homojl: the package HomoJL.
-        bridge: its extension for Python.
+        bridge: its extension for Python; solves: the functions there that solve, by name.
         library, internals: Julia's C interface, in its two libraries.
         owner: the thread that started Julia.
     """
@@ -173,6 +173,7 @@ class _Running:
         self.error = juliacall.JuliaError
         self.homojl = self.jl.HomoJL
         self.bridge = self.jl.seval("Base.get_extension(HomoJL, :HomoJLPythonCallExt)")
+        self.solves = {name: getattr(self.bridge, name) for name in ("integrate", "fixed_point", "trace_path")}
         self.library = ctypes.CDLL(juliacall.CONFIG["libpath"])
         self.library.jl_get_pgcstack.restype = ctypes.c_void_p
         self.internals = ctypes.CDLL(str(self.jl.seval('import Libdl; Libdl.dlpath("libjulia-internal")')))

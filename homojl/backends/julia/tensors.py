@@ -62,6 +62,10 @@ class StateForm:
         """A block (n,) as a state: a view."""
         return flat.as_strided(self.shape, self.strides, flat.storage_offset())
 
+    def states(self, block: Tensor, count: int) -> Tensor:
+        """A block (count * n,) as that many states, (count, *shape): a view."""
+        return block.as_strided((count, *self.shape), (self.n, *self.strides), block.storage_offset())
+
 
 class Callback:
     """A function of states in Python, in the two ways in which Julia calls it.
