@@ -49,6 +49,7 @@ _EXPORTS = {
             "ode_algorithm",
             "PIController",
             "PredictiveController",
+            "StepMemory",
             "ErrorNorm",
             "Grid",
             "StepObserver",
@@ -69,7 +70,9 @@ _EXPORTS = {
         ],
         "homojl.algorithms",
     ),
-    **dict.fromkeys(["Solution", "EquilibriumSolution", "PathSolution", "Stats", "Status"], "homojl.solution"),
+    **dict.fromkeys(
+        ["Solution", "EquilibriumSolution", "PathSolution", "Samples", "Stats", "Status"], "homojl.solution"
+    ),
     **dict.fromkeys(
         [
             "DirectAdjoint",
@@ -172,6 +175,7 @@ if TYPE_CHECKING:
         RadauIIA5,
         Relaxation,
         Rodas5P,
+        StepMemory,
         Trapezoid,
         TrustRegion,
         Tsit5,
@@ -193,6 +197,6 @@ if TYPE_CHECKING:
     )
     from homojl.models import create_model, model_names
     from homojl.problems import Event, FixedPointProblem, HomotopyProblem, ODEProblem
-    from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
+    from homojl.solution import EquilibriumSolution, PathSolution, Samples, Solution, Stats, Status
     from homojl.solving import solve
     from homojl.training import load_run

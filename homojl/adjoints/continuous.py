@@ -11,7 +11,14 @@ import torch
 
 from homojl.adjoints.field import Field
 from homojl.adjoints.recomputing import AbstractRecomputingAdjoint, Solve, add
-from homojl.algorithms import AbstractErrorControlled, AbstractJacobianBased, AbstractODEAlgorithm, ErrorNorm
+from homojl.algorithms import (
+    AbstractErrorControlled,
+    AbstractJacobianBased,
+    AbstractODEAlgorithm,
+    ErrorNorm,
+    note_first_step,
+    with_first_step,
+)
 from homojl.backends.base import AbstractRightHandSideJVP, RightHandSide
 from homojl.errors import ConfigError, SolveError
 from homojl.layout import Layout
@@ -63,7 +70,9 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         algorithm = self.algorithm or replace(solve.algorithm, observer=None)
         jumps = solve.field.discontinuities
         jvp = _BackwardJVP(solve.field, layout, inputs=inputs) if isinstance(algorithm, AbstractJacobianBased) else None
-        result = solve.backend.integrate(rhs, y, ts, algorithm, error_norm=norm, jvp=jvp, discontinuities=jumps)
+        first = with_first_step(algorithm, ts)
+        result = solve.backend.integrate(rhs, y, ts, first, error_norm=norm, jvp=jvp, discontinuities=jumps)
+        note_first_step(algorithm, ts, result)
         if not result.status.ok:
             raise SolveError(f"the backward solve of {self.name} failed: {result.message}; or use CheckpointAdjoint()")
         return result.ys

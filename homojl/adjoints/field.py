@@ -8,7 +8,14 @@ from typing import Any
 import torch
 
 from homojl.adjoints.inputs import Inputs, check_dependencies, check_form, gradients, jacobian_vector_product
-from homojl.algorithms import AbstractErrorControlled, AbstractJacobianBased, AbstractODEAlgorithm, ErrorNorm
+from homojl.algorithms import (
+    AbstractErrorControlled,
+    AbstractJacobianBased,
+    AbstractODEAlgorithm,
+    ErrorNorm,
+    note_first_step,
+    with_first_step,
+)
 from homojl.backends.base import (
     AbstractBackend,
     AbstractRightHandSideJVP,
@@ -74,17 +81,19 @@ class Field(Inputs):
         rhs = self.on(backend, evaluate)
         if backend.opens and rhs is evaluate:
             rhs = OpenField(evaluate, self._f, tuple(args), self._count_vjp)
-        return backend.integrate(
+        result = backend.integrate(
             rhs,
             problem.y0,
             problem.ts,
-            algorithm,
+            with_first_step(algorithm, problem.ts),
             error_norm=algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm(),
             keep_states=keep_states,
             jvp=self.jvp if isinstance(algorithm, AbstractJacobianBased) else None,
             event=event,
             discontinuities=problem.discontinuities,
         )
+        note_first_step(algorithm, problem.ts, result)
+        return result
 
     @property
     def discontinuities(self) -> tuple[float, ...]:

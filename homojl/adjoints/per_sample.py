@@ -16,7 +16,7 @@ import torch
 
 from homojl.adjoints.inputs import Inputs, check_dependencies, check_form, gradients, rows_of
 from homojl.adjoints.ode import AbstractODEAdjoint, CheckpointAdjoint, DirectAdjoint
-from homojl.algorithms import AbstractAdaptive, ErrorNorm
+from homojl.algorithms import AbstractAdaptive, ErrorNorm, memory_of, with_first_step
 from homojl.backends.pytorch.per_sample import (
     FlatField,
     Round,
@@ -53,7 +53,11 @@ def solve_per_sample(
     field = _RowField(problem, stats)
     keep_states = field.wanted and isinstance(adjoint, CheckpointAdjoint)
     with torch.no_grad():
-        result = integrate_samples(field.checked(adjoint), problem.y0, problem.ts, algorithm, keep_states=keep_states)
+        first = with_first_step(algorithm, problem.ts)
+        result = integrate_samples(field.checked(adjoint), problem.y0, problem.ts, first, keep_states=keep_states)
+    memory = memory_of(algorithm)
+    if memory is not None and result.status.ok:
+        memory.learn(problem.ts, result.typical_first_step)
     saved = result.saved
     if keep_states:
         saved = _Recomputed.apply(_Solve(field, algorithm, result, problem.y0.ndim), problem.y0, *field.inputs)
@@ -89,6 +93,7 @@ def _check(problem: ODEProblem, algorithm: object, adjoint: object) -> None:
         "tolerances in tensors": isinstance(algorithm.rtol, Tensor) or isinstance(algorithm.atol, Tensor),
         "an observer": algorithm.observer is not None,
         "a controller's floor": algorithm.controller.floor > 0,
+        "max_states": isinstance(adjoint, CheckpointAdjoint) and adjoint.max_states is not None,
         "an event": problem.event is not None,
         "discontinuities": bool(problem.discontinuities),
         "gradients with respect to ts": problem.times is not None and torch.is_grad_enabled(),

@@ -77,6 +77,7 @@ from homojl.algorithms.path import (
     NaturalParameter,
     path_algorithm,
 )
+from homojl.algorithms.step_memory import StepMemory, memory_of, note_first_step, with_first_step
 
 # Methods that Julia lacks.
 PYTORCH_ONLY = (*ode.PYTORCH_ONLY, Homotopy)
@@ -141,12 +142,16 @@ __all__ = [
     "Relaxation",
     "Rodas5P",
     "SciPy",
+    "StepMemory",
     "StepObserver",
     "Trapezoid",
     "TrustRegion",
     "Tsit5",
     "Vern7",
     "fixed_point_algorithm",
+    "memory_of",
+    "note_first_step",
     "ode_algorithm",
     "path_algorithm",
+    "with_first_step",
 ]

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from homojl.algorithms.checks import require
 from homojl.algorithms.control import ErrorNorm, Grid, PIController, StepObserver
+from homojl.algorithms.step_memory import StepMemory
 from homojl.implicit_tableaus import ImplicitTableau
 from homojl.tableaus import ButcherTableau
 
@@ -70,7 +71,8 @@ class AbstractErrorControlled(AbstractODEAlgorithm):
     Attributes:
         rtol, atol: relative and absolute tolerance, not negative, not both zero. With the PyTorch backend also tensors
             that broadcast to the state's shape, on its device.
-        first_step: size of the first step, in the unit of time; None: Hairer's estimate, one more evaluation.
+        first_step: size of the first step, in the unit of time; None: Hairer's estimate, one more evaluation; a
+            `StepMemory`: what earlier solves found to be good.
         min_step: smallest step before the solve stops; 0: what rounding of the time allows.
         max_step: largest step.
         max_steps: accepted and rejected steps together before the solve stops.
@@ -79,7 +81,7 @@ class AbstractErrorControlled(AbstractODEAlgorithm):
 
     rtol: float | Tensor = 1e-3
     atol: float | Tensor = 1e-6
-    first_step: float | None = None
+    first_step: float | StepMemory | None = None
     min_step: float = 0.0
     max_step: float = math.inf
     max_steps: int = 10_000
@@ -93,8 +95,9 @@ class AbstractErrorControlled(AbstractODEAlgorithm):
             require(ok, f"{name} must be a finite number >= 0, got {value}")
         both = self.rtol + self.atol
         require((both.min().item() if hasattr(both, "min") else both) > 0, "rtol and atol must not both be zero")
-        ok = self.first_step is None or (math.isfinite(self.first_step) and self.first_step > 0)
-        require(ok, f"first_step must be positive and finite, got {self.first_step}")
+        if not isinstance(self.first_step, StepMemory | None):
+            ok = math.isfinite(self.first_step) and self.first_step > 0
+            require(ok, f"first_step must be positive and finite, got {self.first_step}")
         require(self.min_step >= 0, f"min_step must be >= 0, got {self.min_step}")
         require(self.max_step > self.min_step, f"max_step must be greater than min_step, got {self.max_step}")
         require(self.max_steps >= 1, f"max_steps must be at least 1, got {self.max_steps}")

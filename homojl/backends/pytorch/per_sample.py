@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractAdaptive
+from homojl.algorithms.step_memory import SMALLEST_CHANGE
 from homojl.backends.pytorch.runge_kutta import combine
 from homojl.backends.pytorch.samples import COMPACT_AT, RowLayout
 from homojl.solution import Samples, Status
@@ -59,6 +60,7 @@ class SampleIntegration:
         samples: how each of them fared.
         status, message: the gravest end of any sample, and one line on what to try.
         nfe: calls of the field, each on the rows still at work.
+        typical_first_step: the median over the samples of what `StepMemory` would learn of each; NaN without a step.
     """
 
     saved: Tensor
@@ -69,10 +71,13 @@ class SampleIntegration:
     status: Status
     message: str
     nfe: int
+    typical_first_step: float
 
 
 def flat_field(f: RowsField, layout: RowLayout, ndim: int, rows: Tensor | None) -> FlatField:
     """The field at those rows of the batch, for flat states; times go in as (b, 1, ..., 1), of `ndim` dimensions."""
+    if ndim == 2:  # states that are flat already
+        return lambda t, y: f(t.view(-1, 1), y, rows)
 
     def evaluate(t: Tensor, y: Tensor) -> Tensor:
         return layout.flatten(f(t.view(-1, *[1] * (ndim - 1)), layout.unflatten(y), rows))
@@ -91,7 +96,7 @@ def step_rows(
     last_stage: bool = True,
 ) -> tuple[Tensor, list[Tensor]]:
     """One step of every row, of its own size; as `runge_kutta.step`, with t and h of shape (b,) and y of (b, n)."""
-    times = _on(y, t + np.multiply.outer(np.array(tableau.c), h))
+    times = _on(y, t + np.multiply.outer(np.array(tableau.c), h)).unbind()
     size = _on(y, h)[:, None]
     ks = [rhs(times[0], y) if k_first is None else k_first]
     stages = tableau.stages - 1 if tableau.fsal else tableau.stages
@@ -190,6 +195,7 @@ class _Batch:
         self.h_old, self.ratio_old = np.full(count, math.nan), np.full(count, math.nan)  # of the last accepted step
         self.next_save = np.ones(count, dtype=np.int64)
         self.accepted, self.rejected, self.nfe = (np.zeros(count, dtype=np.int64) for _ in range(3))
+        self.opening = np.full(count, math.nan)  # the first step, then what the second says of it
         self.calls = 0
 
     def run(self) -> SampleIntegration:
@@ -312,6 +318,10 @@ class _Batch:
         if self.keep:
             starts = self.y if good.all() else self.y.index_select(0, indices(rows, self.y))
         self.rounds.append(Round(i, t, h, at, fractions, saves - 1, starts))
+        first, second = i[self.accepted[i] == 0], i[self.accepted[i] == 1]
+        self.opening[first] = np.abs(h[self.accepted[i] == 0])
+        second_size = np.abs(h[self.accepted[i] == 1])
+        self.opening[second] = np.maximum(second_size, SMALLEST_CHANGE * self.opening[second])
         self.t[i], self.next_save[i] = t_next, reached
         self.accepted[i] += 1
 
@@ -367,6 +377,7 @@ class _Batch:
             status=status,
             message=message,
             nfe=self.calls,
+            typical_first_step=float(np.nanmedian(self.opening)) if self.accepted.any() else math.nan,
         )
 
     def verdict(self) -> tuple[Status, str]:
