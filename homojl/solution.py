@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import TYPE_CHECKING
+
+from homojl.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
@@ -151,6 +153,7 @@ class Solution:
         message: one line on what happened and what to try; empty on success.
         samples: how each sample fared, where each had steps of its own; else None. One that stopped early has its last
             accepted state at the save times that it did not reach.
+        interpolant: what `at` asks; None without `dense=True`.
     """
 
     ts: torch.Tensor
@@ -160,11 +163,32 @@ class Solution:
     steps: StepSequence = field(default_factory=StepSequence)
     message: str = ""
     samples: Samples | None = None
+    interpolant: Callable[[float | torch.Tensor], torch.Tensor] | None = field(default=None, repr=False)
 
     @property
     def value(self) -> torch.Tensor:
         """The last state reached, (*shape of y0)."""
         return self.states[-1]
+
+    def at(self, t: float | torch.Tensor) -> torch.Tensor:
+        """The state at any time of the solve, which must have had `dense=True`.
+
+        Where the method has a continuous extension it is that one, else a step from the last one before t. Stages are
+        computed anew for the step that holds t and remembered until a time in another one is asked for.
+
+        Args:
+            t: a number or a 0-d tensor, or T times as a 1-D tensor, best in order; receives a gradient where it
+                requires one.
+
+        Returns:
+            The state, (*shape of y0), or states, (T, *shape of y0); with `DirectAdjoint` they carry gradients.
+
+        Raises:
+            ConfigError: outside the solve, without `dense=True`, or where another adjoint would miss a gradient.
+        """
+        if self.interpolant is None:
+            raise ConfigError("the states between the save times were not kept: solve(..., dense=True)")
+        return self.interpolant(t)
 
     @cached_property
     def ys(self) -> torch.Tensor:

@@ -56,8 +56,8 @@ def solve(
             cost no more evaluations. The field then receives the rows still at work, their times as (rows, 1, ..., 1),
             and of those args that have as many rows as y0 the same ones; no sample may depend on another. Adaptive
             explicit methods on the PyTorch backend, with `DirectAdjoint` or `CheckpointAdjoint`.
-        dense: for an ODE solved jointly: keep the states at which the steps start, so that `solution.at` gives the state
-            at any time.
+        dense: for an ODE solved jointly: keep the states at which the steps start, so that `solution.at` gives the
+            state at any time.
         throw: raise when the solve does not reach its end; otherwise the solution's status says so, and that of each
             sample, of which the others are not affected.
 

@@ -37,7 +37,7 @@ class DirectAdjoint(AbstractODEAdjoint):
     the accepted steps once more to record their operations, and those states are returned.
     """
 
-    def integrate(self, problem, algorithm, backend, stats):
+    def integrate(self, problem, algorithm, backend, stats, *, keep_states=False):
         field = Field(problem, stats)
 
         def count(_: Tensor) -> None:
@@ -50,7 +50,7 @@ class DirectAdjoint(AbstractODEAdjoint):
             return dy
 
         if backend.records:
-            return field.integrate(backend, algorithm, rhs)
+            return field.integrate(backend, algorithm, rhs, keep_states=keep_states)
         recording = torch.is_grad_enabled()
         wanted = recording and (problem.y0.requires_grad or bool(field.inputs))
 
@@ -65,7 +65,7 @@ class DirectAdjoint(AbstractODEAdjoint):
             return dy.detach()
 
         with torch.no_grad():
-            result = field.integrate(backend, algorithm, evaluate)
+            result = field.integrate(backend, algorithm, evaluate, keep_states=keep_states)
         if not wanted:
             return result
         _require_tableau(self, algorithm)
@@ -74,7 +74,8 @@ class DirectAdjoint(AbstractODEAdjoint):
             stats.nfe_backward += 1
             return rhs(t, y)
 
-        return replace(result, ys=_replay(counted, scheme_for(algorithm, field.jvp), result, problem.y0))
+        states, ys = _replay(counted, scheme_for(algorithm, field.jvp), result, problem.y0)
+        return replace(result, ys=ys, states=states if keep_states else [])
 
 
 def _require_tableau(adjoint: AbstractODEAdjoint, algorithm: AbstractODEAlgorithm) -> None:
@@ -85,15 +86,18 @@ def _require_tableau(adjoint: AbstractODEAdjoint, algorithm: AbstractODEAlgorith
         )
 
 
-def _replay(rhs: RightHandSide, scheme: AbstractScheme, result: Integration, y0: Tensor) -> list[Tensor]:
-    """The saved states of a solve, its accepted steps taken again from y0."""
-    steps, y, ys = result.steps, y0, [y0]
+def _replay(
+    rhs: RightHandSide, scheme: AbstractScheme, result: Integration, y0: Tensor
+) -> tuple[list[Tensor], list[Tensor]]:
+    """The states at which a solve's accepted steps start and the saved ones, the steps taken again from y0."""
+    steps, y, ys, states = result.steps, y0, [y0], []
     saves = iter([*steps.saves, (len(steps), 1.0)])
     index, fraction = next(saves)
     k_first = None
     for i, (t, h) in enumerate(zip(steps.starts, steps.sizes, strict=True)):
         inside = index == i and fraction != 1.0
         y_next, ks = scheme.step(rhs, t, h, y, k_first, last_stage=inside or i + 1 < len(steps))
+        states.append(y)
         fractions = []
         while index == i:
             fractions.append(fraction)
@@ -102,7 +106,7 @@ def _replay(rhs: RightHandSide, scheme: AbstractScheme, result: Integration, y0:
         y, k_first = y_next, scheme.carried(ks)
     if len(ys) < len(result.ts):  # the solve stopped early: its last accepted state
         ys.append(y)
-    return ys
+    return states, ys
 
 
 @dataclass(frozen=True, kw_only=True)

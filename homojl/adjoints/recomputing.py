@@ -28,9 +28,18 @@ class AbstractODEAdjoint(abc.ABC):
 
     @abc.abstractmethod
     def integrate(
-        self, problem: ODEProblem, algorithm: AbstractODEAlgorithm, backend: AbstractBackend, stats: Stats
+        self,
+        problem: ODEProblem,
+        algorithm: AbstractODEAlgorithm,
+        backend: AbstractBackend,
+        stats: Stats,
+        *,
+        keep_states: bool = False,
     ) -> Integration:
-        """Integrate the problem on the backend; the returned states carry gradients where any are wanted."""
+        """Integrate the problem on the backend; the returned states carry gradients where any are wanted.
+
+        With `keep_states` those at which the steps start are returned too; with `DirectAdjoint` they carry gradients.
+        """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,15 +48,15 @@ class AbstractRecomputingAdjoint(AbstractODEAdjoint):
 
     keep_states = False
 
-    def integrate(self, problem, algorithm, backend, stats):
+    def integrate(self, problem, algorithm, backend, stats, *, keep_states=False):
         field = Field(problem, stats)
         if not (torch.is_grad_enabled() and any(t.requires_grad for t in (problem.y0, *field.inputs))):
             with torch.no_grad():
-                return field.integrate(backend, algorithm, field.evaluate_detached)
+                return field.integrate(backend, algorithm, field.evaluate_detached, keep_states=keep_states)
         self.check(algorithm)
-        solve = Solve(self, field, algorithm, backend, stats)
+        solve = Solve(self, field, algorithm, backend, stats, keep_states or self.keep_states)
         saved = _Recomputed.apply(solve, problem.y0, *field.inputs)
-        return replace(solve.result, ys=[problem.y0, *saved], states=[])
+        return replace(solve.result, ys=[problem.y0, *saved], states=solve.result.states if keep_states else [])
 
     def check(self, algorithm: AbstractODEAlgorithm) -> None:
         """Raise a ConfigError if solves by this algorithm cannot be differentiated in this way."""
@@ -72,6 +81,7 @@ class Solve:
     algorithm: AbstractODEAlgorithm
     backend: AbstractBackend
     stats: Stats
+    keep_states: bool
     result: Integration | None = None
 
 
@@ -81,9 +91,7 @@ class _Recomputed(torch.autograd.Function):
     @staticmethod
     def forward(ctx, solve: Solve, y0: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
         field = solve.field
-        result = field.integrate(
-            solve.backend, solve.algorithm, field.evaluate_detached, keep_states=solve.adjoint.keep_states
-        )
+        result = field.integrate(solve.backend, solve.algorithm, field.evaluate_detached, keep_states=solve.keep_states)
         # Two saved states may be one tensor or views of one, and a kept state is often a saved one: autograd wants the
         # outputs distinct from each other and from the input, and we want no reference to them outside its care.
         saved, seen = [], {id(y0)}

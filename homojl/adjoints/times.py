@@ -52,6 +52,11 @@ class Times:
         return states
 
 
+def follow(field: VectorField, t: Tensor, y: Tensor) -> Tensor:
+    """The state y at the time t, its derivative by that time f(t, y)."""
+    return _Following.apply(field, 1.0, t, y)
+
+
 def at_event(problem: ODEProblem, t: float, y: Tensor, stats: Stats) -> tuple[Tensor, Tensor]:
     """Time and state of the event that ended a solve, with the gradient through that time.
 

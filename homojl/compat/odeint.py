@@ -210,7 +210,10 @@ class _Call:
         solution = self.solution(adjoint, times, params, event)
         if solution.status is not Status.EVENT:
             raise OdeintError(f"no event took place in {len(solution.steps)} steps, up to t = {end:.3g}", solution)
-        return solution.ts[-1].to(self.t), self.form.split(solution.ys)
+        t_event = solution.ts[-1].to(self.t)
+        if isinstance(adjoint, BacksolveAdjoint) and not t_event.requires_grad:
+            t_event = t_event + 0 * solution.value.sum().real.to(t_event)  # a gradient of zero, as torchdiffeq's has
+        return t_event, self.form.split(solution.ys)
 
     def solution(self, adjoint, times, params: tuple[Tensor, ...] = (), event: Event | None = None, **how) -> Solution:
         """The one `solve` of the call."""
