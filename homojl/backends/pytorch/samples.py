@@ -18,7 +18,7 @@ from homojl.solution import Status
 
 Tensor = torch.Tensor
 
-PATIENCE = 30  # iterations in which the best residual has to fall by a thousandth; a tenth of max_steps if more
+PATIENCE = 30  # iterations in which there has to be progress; a tenth of max_steps if more
 COMPACT_AT = 0.125  # the part of the batch that has to be done before the rest moves together
 
 
@@ -126,6 +126,10 @@ class Samples:
 class Progress:
     """Residuals, best iterates and ends of all samples, kept on the host.
 
+    A sample makes progress when its best residual falls by a thousandth, and also when norm(f(z)) grows by as much
+    beyond all that it has been: a small start may have a long way to go, as in a positive concave map, on which the
+    relative residual stays the same for a while.
+
     Attributes:
         active: which rows are still at work, (b,), bool.
     """
@@ -142,6 +146,7 @@ class Progress:
         self._score = np.full(count, math.inf)  # residual over what is tolerated, at the best iterate
         self._ratio = np.full(count, math.nan)  # residual over norm(f(z)), there
         self._mark = np.full(count, math.inf)  # the score that has to be undercut to count as progress
+        self._largest = np.zeros(count)  # norm(f(z)) that has to be exceeded to count as progress
         self._marked_at = np.zeros(count, dtype=int)
         self._pieces: list[tuple[np.ndarray, Tensor]] = []
         self._residuals = np.full(count, math.nan)
@@ -163,7 +168,9 @@ class Progress:
             self._best = torch.where(chosen[:, None], z, self._best)
         self._score[better], self._ratio[better] = score[better], ratio[better]
         fell = better & (score < 0.999 * self._mark)
-        self._mark[fell], self._marked_at[fell] = score[fell], iteration
+        grew = self.active & finite & (norm > 1.001 * self._largest)
+        self._mark[fell], self._largest[grew] = score[fell], norm[grew]
+        self._marked_at[fell | grew] = iteration
 
         converged = self.active & (self._score <= 1.0)
         self._end(converged, Status.SUCCESS, iteration)
@@ -189,7 +196,7 @@ class Progress:
         if self.active.sum() > (1 - COMPACT_AT) * len(self.active):
             return None
         compaction = Compaction(self.active, self._best.device)
-        for name in ("active", "_score", "_ratio", "_mark", "_marked_at"):
+        for name in ("active", "_score", "_ratio", "_mark", "_largest", "_marked_at"):
             setattr(self, name, getattr(self, name)[compaction.order])
         self._best = compaction.take(self._best)
         return compaction
