@@ -212,6 +212,15 @@ class TestHowSolvesEnd:
         # norm(f(z)) grows, so that norm(f(z) - z) is soon small beside it: a converged residual, no equilibrium.
         assert solution.status is Status.SUCCESS
 
+    def test_a_small_start_has_time_to_grow(self):
+        """Positive and concave: Picard's iterates double from 1e-15 on, their relative residual 1/2 all the way."""
+        z0 = torch.zeros(3, 1, dtype=torch.float64)
+        x = torch.tensor([[1e-15], [1e-5], [1.0]], dtype=torch.float64)
+        problem = hj.FixedPointProblem(lambda z, x: torch.tanh(2 * z + x), z0, args=(x,))
+        solution = hj.solve(problem, hj.Picard(rtol=1e-6, atol=0.0, max_steps=200), backend="pytorch")
+        assert solution.iterations[0] > 45
+        torch.testing.assert_close(torch.tanh(2 * solution.value + x), solution.value, rtol=2e-6, atol=0.0)
+
     @pytest.mark.parametrize("cls", [*QUASI.values(), hj.NewtonKrylov], ids=lambda c: c.__name__)
     def test_no_equilibrium(self, cls, backend):
         problem = hj.FixedPointProblem(lambda z: z + 1.0 + z * z, torch.full((1, 1), 0.5, dtype=torch.float64))
