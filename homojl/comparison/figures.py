@@ -14,6 +14,7 @@ from homojl.results.plots import PALETTE, new_figure, style, write_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 _DASHES = ("-", "--", ":", "-.")
@@ -97,6 +98,8 @@ def _legend(figure: Figure, axes: Axes) -> None:
 
 def _curves(comparison: Comparison, figure: Figure, panels: dict[str, str]) -> list[Axes]:
     """Metrics of all runs over training time, or over epochs where these are the budget."""
+    from matplotlib.ticker import MaxNLocator
+
     timed = comparison.plan.runs[0].config.train.seconds is not None
     all_axes = list(figure.subplots(1, len(panels)))
     for axes, (metric, label) in zip(all_axes, panels.items(), strict=True):
@@ -110,6 +113,8 @@ def _curves(comparison: Comparison, figure: Figure, panels: dict[str, str]) -> l
         axes.set_ylabel(label)
         axes.set_xlim(left=0)
         axes.margins(y=0.08)
+        if not timed:
+            axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     _legend(figure, all_axes[0])
     return all_axes
 
@@ -166,7 +171,11 @@ def _variation(comparison: Comparison, figure: Figure) -> None:
     for axes, label in ((accuracy, "test accuracy [%]"), (work, "evaluations per forward pass on the test set")):
         axes.set_xlabel(f"{section}.{key}")
         axes.set_ylabel(label)
-        _log_if_wide(axes, [setting(run) for run in comparison.runs])
+        values = sorted({setting(run) for run in comparison.runs})
+        if values[0] > 0 and values[-1] > 10 * values[0]:
+            axes.set_xscale("log")
+            axes.minorticks_off()
+        axes.set_xticks(values, [f"{value:g}" for value in values])
     _percent(accuracy)
     work.set_ylim(bottom=0)
     _legend(figure, accuracy)
@@ -175,8 +184,8 @@ def _variation(comparison: Comparison, figure: Figure) -> None:
 def _measurements(comparison: Comparison, figure: Figure) -> None:
     time, work = figure.subplots(1, 2)
     names = list(dict.fromkeys(m["name"] for run in comparison.runs for m in run.measurements))
-    sizes = {m["batch_size"] for run in comparison.runs for m in run.measurements}
-    sized = len(sizes) == len(names)
+    sizes = sorted({m["batch_size"] for run in comparison.runs for m in run.measurements})
+    sized = all(set(settings) == {"train"} for settings in comparison.plan.experiment.measurements.values())
     for place, row in _finished(comparison):
         found = [m for run in row.finished for m in run.measurements]
         x = [m["batch_size"] if sized else names.index(m["name"]) for m in found]
@@ -189,10 +198,12 @@ def _measurements(comparison: Comparison, figure: Figure) -> None:
         if sized:
             axes.set_xlabel("images per forward pass")
             axes.set_xscale("log", base=2)
-            axes.set_xticks(sorted(sizes), [str(size) for size in sorted(sizes)])
+            axes.set_xticks(sizes, [str(size) for size in sizes])
+            axes.minorticks_off()
         else:
             axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     time.set_yscale("log")
+    _log(time.yaxis)
     work.set_ylim(bottom=0)
     _legend(figure, time)
 
@@ -209,6 +220,10 @@ def _through_means(axes: Axes, points: list[tuple[float, float]], place: int, la
     axes.plot(x, y, **look | {"linestyle": "none"}, markersize=4, alpha=0.6)
 
 
-def _log_if_wide(axes: Axes, values: list[float]) -> None:
-    if min(values) > 0 and max(values) > 10 * min(values):
-        axes.set_xscale("log")
+def _log(axis: Axis) -> None:
+    """Plain numbers on a logarithmic axis, at 1, 2 and 5 times the powers of ten."""
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())

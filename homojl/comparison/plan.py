@@ -138,6 +138,12 @@ def make_plan(
                 runs.append(PlannedRun(label, model, variation.name, seed, seeded))
     if not runs:
         raise ConfigError(f"experiment {experiment.name!r} has no variation for these models on {dataset}")
+    if experiment.x is not None:
+        section, _, key = experiment.x.partition(".")
+        for run in runs:
+            value = run.config.to_dict().get(section, {}).get(key)
+            if type(value) not in (int, float):
+                raise ConfigError(f"x of experiment {experiment.name!r} must be a number; {experiment.x} is {value!r}")
     split = {run.config.data.val_fraction for run in runs}
     if len(split) > 1:
         raise ConfigError(

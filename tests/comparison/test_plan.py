@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from pathlib import Path
+
 import pytest
 
 from homojl.comparison import experiment_names, make_plan, read_experiment
@@ -15,8 +18,6 @@ from homojl.training.run import Run
 
 
 def plan(experiment=MODELS_ALONE, folder="folder", **options):
-    from pathlib import Path
-
     values = {"dataset": "digits", "seeds": [0], "epochs": 2, "settings": [{"solver": {"backend": "pytorch"}}]}
     return make_plan(experiment, Path(folder), **values | options)
 
@@ -99,6 +100,8 @@ def test_a_budget_of_seconds():
             ))},
             "would not share a split: data.val_fraction is 0.1, 0.2",
         ),
+        ({"experiment": Experiment("e", "", "", ("deq",), MODELS_ALONE.variations, x="model.init")},
+         "x of experiment 'e' must be a number; model.init is 'zero'"),
         ({"experiment": read_experiment("augmentation"), "models": ["deq"], "dataset": "svhn", "epochs": 0},
          "train.epochs must be at least 1"),
     ],
@@ -143,6 +146,18 @@ def test_a_users_experiment(tmp_path):
     assert made.labels == ["deq, single", "mondeq, single", "mondeq, multi"]
     assert made.runs[-1].name == "mondeq-multi-seed0"
     assert made.runs[-1].config.model.options["channels"] == (8, 8, 8)
+
+
+def test_the_example_in_the_docs(tmp_path):
+    text = (Path(__file__).parents[2] / "docs" / "compare.md").read_text("utf-8")
+    (example,) = re.findall(r"```toml\n(.*?)```", text, re.DOTALL)
+    (tmp_path / "docs.toml").write_text(example)
+    experiment = read_experiment(str(tmp_path / "docs.toml"))
+    assert plan(experiment).labels == ["mondeq, single", "mondeq, multi", "deq, single"]
+    assert experiment.images == 1000
+    assert experiment.measurements == {"fine": {"solver": {"rtol": 1e-5}}}
+    for name in experiment_names():
+        assert f"| `{name}` |" in text
 
 
 def test_runs_on_disk_with_other_settings_are_not_taken_for_these(tmp_path):
