@@ -11,46 +11,49 @@ import DLPack
 import HomoJL
 using PythonCall: PythonCall, C, Py, pybuiltins, pyconvert, pydel!, pyis, pytuple
 
-# ---- tensors ----
+# ---- what is borrowed ----
 
 """
-    borrow(action, tensor::Py)
+What one call has borrowed from Python: memory of tensors, references to objects, views of Julia's vectors.
 
-`action(vector)` with the flat tensor's memory as a vector, on the CPU through DLPack. Both the memory and this reference to the
-tensor are given back at the end, not when the garbage collector happens to run, which knows nothing of the memory behind them.
+All of it is given back at the end of the call, not when the garbage collector happens to run, which knows nothing of the memory
+behind a reference.
 """
-function borrow(action, tensor::Py)
+struct Loans
+    managers::Vector{DLPack.DLManagedTensor}
+    references::Vector{Py}
+end
+
+function give_back(loans::Loans)
+    foreach(finalize, loans.managers)
+    foreach(pydel!, loans.references)
+    return nothing
+end
+
+"`action(job, loans)` for a job of Python's, on the stream that PyTorch uses where its tensors are on a device."
+function with_loans(action, job::Py)
+    loans = Loans([], [])
     try
-        return pyconvert(Bool, tensor.is_cuda) ? borrow_from_device(action, tensor) : borrow_from_host(action, tensor)
+        pyis(job.on_device, pybuiltins.True) && return HomoJL.on_device_stream(() -> action(job, loans))
+        return action(job, loans)
     finally
-        pydel!(tensor)
+        give_back(loans)
     end
 end
 
-function borrow_from_host(action, tensor::Py)
+"The memory of a flat tensor as a vector, on the CPU through DLPack."
+function borrow(loans::Loans, tensor::Py)
+    push!(loans.references, tensor)
+    if pyis(tensor.is_cuda, pybuiltins.True)
+        return HomoJL.device_vector(element_type(tensor), address(tensor), pyconvert(Int, tensor.numel()))
+    end
     to_dlpack = tensor.__dlpack__
     capsule = to_dlpack()
     manager = DLPack.DLManagedTensor(capsule)
-    try
-        return GC.@preserve manager action(unsafe_wrap(Array, DLPack.DLManager(manager))::Vector)
-    finally
-        finalize(manager)
-        pydel!(capsule)
-        pydel!(to_dlpack)
-    end
-end
-
-function borrow_from_device(action, tensor::Py)
-    vector = HomoJL.device_vector(element_type(tensor), address(tensor), pyconvert(Int, tensor.numel()))
-    return HomoJL.on_device_stream(() -> action(vector))
-end
-
-borrow(action, tensors::Tuple{}) = action(())
-
-function borrow(action, tensors::Tuple)
-    return borrow(first(tensors)) do vector
-        borrow(rest -> action((vector, rest...)), Base.tail(tensors))
-    end
+    push!(loans.managers, manager)
+    pydel!(capsule)
+    pydel!(to_dlpack)
+    return unsafe_wrap(Array, DLPack.DLManager(manager))::Vector
 end
 
 element_type(tensor::Py) = pyconvert(Int, tensor.element_size()) == 4 ? Float32 : Float64
@@ -76,21 +79,18 @@ struct PyFunction{T, V <: AbstractVector{T}, K}
     time::Union{Nothing, V}
     inputs::NTuple{K, V}
     views::Union{Nothing, Dict{Ptr{T}, Py}}
+    loans::Loans
 end
 
-function with_function(action, callback::Py)
-    timed = !pyis(callback.time, pybuiltins.None)
-    tensors = Tuple(Py(x) for x in callback.inputs)
-    borrow(timed ? (callback.time, tensors...) : tensors) do vectors
-        T, V = eltype(first(vectors)), typeof(first(vectors))
-        time, inputs = timed ? (first(vectors), Base.tail(vectors)) : (nothing, vectors)
-        views = pyconvert(Bool, callback.views_pay) ? Dict{Ptr{T}, Py}() : nothing
-        try
-            action(PyFunction{T, V, length(inputs)}(callback, callback.buffered, time, inputs, views))
-        finally
-            isnothing(views) || foreach(pydel!, values(views))
-        end
-    end
+function borrow_function(loans::Loans, callback::Py)
+    time = pyis(callback.time, pybuiltins.None) ? nothing : borrow(loans, callback.time)
+    inputs = Tuple(borrow(loans, Py(x)) for x in callback.inputs)
+    return PyFunction(loans, callback, time, inputs)
+end
+
+function PyFunction(loans::Loans, callback::Py, time, inputs::NTuple{K, V}) where {K, T, V <: AbstractVector{T}}
+    views = pyis(callback.views_pay, pybuiltins.True) ? Dict{Ptr{T}, Py}() : nothing
+    return PyFunction{T, V, K}(callback, callback.buffered, time, inputs, views, loans)
 end
 
 function (f::PyFunction{T, V, K})(out, t, states::Vararg{Any, K}) where {T, V, K}
@@ -107,7 +107,13 @@ end
 can_view(views, out, states) = length(views) + 1 + length(states) <= MOST_VIEWS ||
     all(x -> haskey(views, pointer(x)), (out, states...))
 
-view_of(f::PyFunction, x::Vector) = get!(() -> DLPack.share(x, f.callback.view), f.views, pointer(x))
+function view_of(f::PyFunction, x::Vector)
+    return get!(f.views, pointer(x)) do
+        view = DLPack.share(x, f.callback.view)
+        push!(f.loans.references, view)
+        view
+    end
+end
 
 "The integer that a Python function without arguments returns; a tenth of the time of `pyconvert(Int, f())`."
 function call_for_address(f::Py)
@@ -117,6 +123,24 @@ function call_for_address(f::Py)
     C.Py_DecRef(result)
     return Int(address)
 end
+
+# Python's functions as HomoJL calls its fields, its maps and their Jacobian-vector products.
+struct PyField{F <: PyFunction}
+    f::F
+end
+struct PyFieldProduct{F <: PyFunction}
+    f::F
+end
+struct PyMap{F <: PyFunction}
+    f::F
+end
+struct PyMapProduct{F <: PyFunction}
+    f::F
+end
+(field::PyField)(du, u, t) = field.f(du, t, u)
+(product::PyFieldProduct)(out, v, u, t) = product.f(out, t, u, v)
+(map::PyMap)(out, z) = map.f(out, nothing, z)
+(product::PyMapProduct)(out, v, z) = product.f(out, nothing, z, v)
 
 # ---- functions in Julia ----
 
@@ -173,22 +197,16 @@ function evaluate_source(source::String)
 end
 
 """
-    with_native(action, field::Py)
+    borrow_native(loans, field::Py) -> NativeFunction
 
-`action(f)` with a [`NativeFunction`](@ref), from a `BoundJuliaField` of homojl; its tensors are borrowed meanwhile and seen in
-their shapes reversed: none as `nothing`, one as itself, several as a tuple.
+From a `BoundJuliaField` of homojl; its tensors are borrowed and seen in their shapes reversed: none as `nothing`, one as itself,
+several as a tuple.
 """
-function with_native(action, field::Py)
-    return borrow(Tuple(Py(x) for x in field.parameters)) do vectors
-        arrays = map((v, dims) -> reshape(v, size_of(dims)), vectors, Tuple(field.parameter_dims))
-        p = isempty(arrays) ? nothing : length(arrays) == 1 ? only(arrays) : arrays
-        # What follows is compiled for the function, the size and the parameters, which are known only now.
-        act_natively(action, pyconvert(Any, field.julia), p, size_of(field.dims))
-    end
-end
-
-function act_natively(@nospecialize(action), f!::F, p::P, dims::NTuple{N, Int}) where {F, P, N}
-    return action(NativeFunction{F, P, N}(f!, p, dims, 0))
+function borrow_native(loans::Loans, field::Py)
+    vectors = Tuple(borrow(loans, Py(x)) for x in field.parameters)
+    arrays = map((v, dims) -> reshape(v, size_of(dims)), vectors, Tuple(field.parameter_dims))
+    p = isempty(arrays) ? nothing : length(arrays) == 1 ? only(arrays) : arrays
+    return NativeFunction(pyconvert(Any, field.julia), p, size_of(field.dims), 0)
 end
 
 size_of(dims::Py) = Tuple(pyconvert(Vector{Int}, dims))
@@ -201,40 +219,40 @@ describe(exception::LoadError) = describe(exception.error)
 
 # ---- solves ----
 
-algorithm_of(name::String; options...) = getfield(HomoJL, Symbol(name))(; map(option, values(options))...)
+"The algorithm, or the controller, called `job.name`; `job.options` are pairs of a name and a value."
+function algorithm_of(job::Py)
+    options = Pair{Symbol, Any}[]
+    for pair in job.options
+        push!(options, Symbol(pyconvert(String, pair[0])) => option(pyconvert(Any, pair[1])))
+    end
+    return construct(Symbol(pyconvert(String, job.name)), options)
+end
+
+# Sorted, so that the types of the options are those that were compiled for.
+construct(name::Symbol, options::Vector{Pair{Symbol, Any}}) = getfield(HomoJL, name)(; sort!(options; by = first)...)
 
 option(value) = value
 option(velocity::Py) = s -> pyconvert(Float64, velocity(s))
 
-"`action(f, jvp!)` for a function in Julia, with ForwardDiff's product where one is asked for."
-function differentiable(action, f::NativeFunction, jvp::Py)
-    pyis(jvp, pybuiltins.None) && return action(f, nothing)
+"The field and its Jacobian-vector product or nothing, as HomoJL calls them: f!(du, u, t) and jvp!(out, v, u, t)."
+function borrow_field(loans::Loans, field::Py, jvp::Py)
+    is_native(field) && return with_product(borrow_native(loans, field), jvp)
+    product = pyis(jvp, pybuiltins.None) ? nothing : PyFieldProduct(borrow_function(loans, jvp))
+    return PyField(borrow_function(loans, field)), product
+end
+
+"As `borrow_field` for maps: f!(out, z) and jvp!(out, v, z)."
+function borrow_map(loans::Loans, map::Py, jvp::Py)
+    is_native(map) && return with_product(borrow_native(loans, map), jvp)
+    product = pyis(jvp, pybuiltins.None) ? nothing : PyMapProduct(borrow_function(loans, jvp))
+    return PyMap(borrow_function(loans, map)), product
+end
+
+"A function in Julia, with ForwardDiff's product where one is asked for."
+function with_product(f::NativeFunction, jvp::Py)
+    pyis(jvp, pybuiltins.None) && return f, nothing
     HomoJL.require_package(:ForwardDiff)
-    return Base.invokelatest(f -> action(f, HomoJL.forward_jvp(f)), f)
-end
-
-"A field and its Jacobian-vector product or nothing, as HomoJL calls them: f!(du, u, t) and jvp!(out, v, u, t)."
-function with_field(action, field::Py, jvp::Py)
-    is_native(field) && return with_native(f -> differentiable(action, f, jvp), field)
-    return with_function(field) do f
-        f!(du, u, t) = f(du, t, u)
-        pyis(jvp, pybuiltins.None) && return action(f!, nothing)
-        with_function(jvp) do g
-            action(f!, (out, v, u, t) -> g(out, t, u, v))
-        end
-    end
-end
-
-"As `with_field` for maps: f!(out, z) and jvp!(out, v, z)."
-function with_map(action, map::Py, jvp::Py)
-    is_native(map) && return with_native(f -> differentiable(action, f, jvp), map)
-    return with_function(map) do f
-        f!(out, z) = f(out, nothing, z)
-        pyis(jvp, pybuiltins.None) && return action(f!, nothing)
-        with_function(jvp) do g
-            action(f!, (out, v, z) -> g(out, nothing, z, v))
-        end
-    end
+    return f, Base.invokelatest(HomoJL.forward_jvp, f)
 end
 
 """
@@ -244,25 +262,24 @@ Integrate for `JuliaBackend.integrate`. The job has the attributes `field`, `jvp
 start and for all saved states, `ts`, the address and number of the save times, `algorithm`, `parts` or `None`, and `keep`: `None` or
 a function that returns the address of a new state. Returns a tuple of plain Python values, numbers by the many as bytes.
 """
-function integrate(job::Py)
+integrate(job::Py) = with_loans(integrate, job)
+
+function integrate(job::Py, loans::Loans)
     times = numbers_at(job.ts)
     algorithm = pyconvert(Any, job.algorithm)
     ranges = pyis(job.parts, pybuiltins.None) ? nothing :
         [(start + 1):stop for (start, stop) in pyconvert(Vector{Tuple{Int, Int}}, job.parts)]
-    keep = job.keep
-    keep_states = !pyis(keep, pybuiltins.None)
-    return with_field(job.field, job.jvp) do f!, jvp!
-        borrow((job.u0, job.out)) do (start, block)
-            integrate_on(f!, jvp!, start, block, times, algorithm, ranges, keep_states, keep)
-        end
-    end
+    f!, jvp! = borrow_field(loans, job.field, job.jvp)
+    start, block = borrow(loans, job.u0), borrow(loans, job.out)
+    # The functions, and a package that the algorithm needs, may be newer than this call.
+    return Base.invokelatest(integrate_on, f!, jvp!, start, block, times, algorithm, ranges, job.keep)::Py
 end
 
 # Apart, so that it is compiled for the types of the vectors; those of the functions are left open, as HomoJL leaves them.
 function integrate_on(
-        @nospecialize(f!), @nospecialize(jvp!), start::V, block::V, times, algorithm, parts, keep_states, keep_address
+        @nospecialize(f!), @nospecialize(jvp!), start::V, block::V, times, algorithm, parts, keep_address::Py
     ) where {V}
-    n = length(start)
+    n, keep_states = length(start), !pyis(keep_address, pybuiltins.None)
     out = V[view_block(block, i, n) for i in 1:(length(times) - 1)]
     keep(u) = copyto!(vector_at(start, call_for_address(keep_address), n), u)
     solution = if isnothing(jvp!)
@@ -285,7 +302,7 @@ end
 
 "A copy of the numbers that a Python array of doubles holds, from its address and its length."
 function numbers_at(place::Py)
-    address, n = pyconvert(Tuple{Int, Int}, place)
+    address, n = pyconvert(Int, place[0]), pyconvert(Int, place[1])
     return copy(unsafe_wrap(Array, Ptr{Float64}(address), n))
 end
 
@@ -307,20 +324,24 @@ device_block(block::AbstractVector{T}, offset::Int, n::Int) where {T} =
 As [`integrate`](@ref), for `JuliaBackend.find_fixed_point`: `map`, `jvp`, `z0`, `out`, where the equilibria go, `algorithm` and the
 number of `samples`.
 """
-function fixed_point(job::Py)
+fixed_point(job::Py) = with_loans(fixed_point, job)
+
+function fixed_point(job::Py, loans::Loans)
     algorithm, samples = pyconvert(Any, job.algorithm), pyconvert(Int, job.samples)
-    return with_map(job.map, job.jvp) do f!, jvp!
-        borrow((job.z0, job.out)) do (start, value)
-            solution = HomoJL.fixed_point(f!, start, algorithm; samples, jvp!, throw = false, first_sample = 0)
-            copyto!(value, solution.value)
-            pytuple(
-                (
-                    pytuple(solution.residuals), pytuple(solution.iterations), pytuple(solution.converged),
-                    string(solution.status), solution.message, solution.stats.nfe, solution.stats.n_jvp,
-                )
-            )
-        end
-    end
+    f!, jvp! = borrow_map(loans, job.map, job.jvp)
+    start, value = borrow(loans, job.z0), borrow(loans, job.out)
+    return Base.invokelatest(fixed_point_on, f!, jvp!, start, value, algorithm, samples)::Py
+end
+
+function fixed_point_on(@nospecialize(f!), @nospecialize(jvp!), start::V, value::V, algorithm, samples::Int) where {V}
+    solution = HomoJL.fixed_point(f!, start, algorithm; samples, jvp!, throw = false, first_sample = 0)
+    copyto!(value, solution.value)
+    return pytuple(
+        (
+            pytuple(solution.residuals), pytuple(solution.iterations), pytuple(solution.converged),
+            string(solution.status), solution.message, solution.stats.nfe, solution.stats.n_jvp,
+        )
+    )
 end
 
 """
@@ -329,35 +350,36 @@ end
 As [`integrate`](@ref), for `JuliaBackend.trace_path`: `map`, the residual, `jvp`, `z0`, `algorithm`, `kind`, and `keep`, which is asked
 for the address of a new state for each point of the path.
 """
-function trace_path(job::Py)
-    algorithm, keep = pyconvert(Any, job.algorithm), job.keep
-    kind = Symbol(replace(pyconvert(String, job.kind), '-' => '_'))
-    return with_map(job.map, job.jvp) do r!, jvp!
-        borrow(job.z0) do start
-            path = HomoJL.trace_path(r!, start, algorithm; kind, jvp!, throw = false)
-            for z in path.states
-                copyto!(vector_at(start, call_for_address(keep), length(start)), z)
-            end
-            pytuple(
-                (
-                    pytuple(path.s), pytuple(path.lambdas), pytuple(path.residuals), path.folds,
-                    string(path.status), path.message, path.stats.nfe, path.stats.n_jvp, path.stats.n_rejected,
-                )
-            )
-        end
+trace_path(job::Py) = with_loans(trace_path, job)
+
+function trace_path(job::Py, loans::Loans)
+    algorithm, kind = pyconvert(Any, job.algorithm), Symbol(replace(pyconvert(String, job.kind), '-' => '_'))
+    r!, jvp! = borrow_map(loans, job.map, job.jvp)
+    return Base.invokelatest(trace_path_on, r!, jvp!, borrow(loans, job.z0), algorithm, kind, job.keep)::Py
+end
+
+function trace_path_on(@nospecialize(r!), @nospecialize(jvp!), start::AbstractVector, algorithm, kind::Symbol, keep::Py)
+    path = HomoJL.trace_path(r!, start, algorithm; kind, jvp!, throw = false)
+    for z in path.states
+        copyto!(vector_at(start, call_for_address(keep), length(start)), z)
     end
+    return pytuple(
+        (
+            pytuple(path.s), pytuple(path.lambdas), pytuple(path.residuals), path.folds,
+            string(path.status), path.message, path.stats.nfe, path.stats.n_jvp, path.stats.n_rejected,
+        )
+    )
 end
 
 # ---- one evaluation of a function in Julia, for PyTorch's autograd ----
 
 "Evaluate `job.field`, a `BoundJuliaField`, at the flat tensor `job.state` into `job.out`; `job.t` is a number, or `None` for a map."
-function evaluate(job::Py)
-    with_native(job.field) do f
-        borrow((job.out, job.state)) do (out, state)
-            t = time_of(job, eltype(state))
-            isnothing(t) ? f(out, state) : f(out, state, t)
-        end
-    end
+evaluate(job::Py) = with_loans(evaluate, job)
+
+function evaluate(job::Py, loans::Loans)
+    f, out, state = borrow_native(loans, job.field), borrow(loans, job.out), borrow(loans, job.state)
+    t = time_of(job, eltype(state))
+    isnothing(t) ? Base.invokelatest(f, out, state) : Base.invokelatest(f, out, state, t)
     return nothing
 end
 
@@ -365,17 +387,16 @@ end
 The vector-Jacobian product of `job.field`: `cotangent' df/dstate` into `job.out`, and `cotangent' df/dp` into each of
 `job.parameters_out`, all flat tensors.
 """
-function vjp(job::Py)
+vjp(job::Py) = with_loans(vjp, job)
+
+function vjp(job::Py, loans::Loans)
     HomoJL.require_package(:ForwardDiff)
+    f = borrow_native(loans, job.field)
+    gradient, state, cotangent = (reshape(borrow(loans, x), f.dims) for x in (job.out, job.state, job.cotangent))
     shapes = Tuple(size_of(x) for x in job.field.parameter_dims)
-    with_native(job.field) do f
-        borrow((job.out, job.state, job.cotangent, (Py(x) for x in job.parameters_out)...)) do vectors
-            gradient, state, cotangent = map(x -> reshape(x, f.dims), vectors[1:3])
-            targets = map(reshape, vectors[4:end], shapes)
-            t = time_of(job, eltype(state))
-            Base.invokelatest(HomoJL.forward_vjp!, gradient, targets, f.f!, state, f.p, t, cotangent)
-        end
-    end
+    targets = map((x, dims) -> reshape(borrow(loans, Py(x)), dims), Tuple(job.parameters_out), shapes)
+    t = time_of(job, eltype(state))
+    Base.invokelatest(HomoJL.forward_vjp!, gradient, targets, f.f!, state, f.p, t, cotangent)
     return nothing
 end
 
@@ -383,18 +404,32 @@ time_of(job::Py, ::Type{T}) where {T} = pyis(job.t, pybuiltins.None) ? nothing :
 
 # ---- what a first solve would otherwise wait for ----
 
-# No workload can run here, since Python is not there while packages are compiled: the signatures are named instead.
-for solve in (integrate, fixed_point, trace_path, evaluate)
+# No workload can run here, since Python is not there while packages are compiled: signatures are named instead.
+for solve in (algorithm_of, integrate, fixed_point, trace_path, evaluate)
     precompile(solve, (Py,))
+    precompile(PythonCall.JlWrap.pyjlany_call, (typeof(solve), Py, Py))
 end
 for T in (Float32, Float64)
     V = Vector{T}
+    precompile(unsafe_wrap, (Type{Array}, DLPack.DLManager{T, 1}))
     for K in 1:2
-        precompile(Tuple{PyFunction{T, V, K}, V, T, Vararg{V, K}})
-        precompile(Tuple{PyFunction{T, V, K}, V, Nothing, Vararg{V, K}})
+        F = PyFunction{T, V, K}
+        precompile(PyFunction, (Loans, Py, V, NTuple{K, V}))
+        precompile(PyFunction, (Loans, Py, Nothing, NTuple{K, V}))
+        precompile(Tuple{F, V, T, Vararg{V, K}})
+        precompile(Tuple{F, V, Nothing, Vararg{V, K}})
     end
+    precompile(Tuple{PyField{PyFunction{T, V, 1}}, V, V, T})
+    precompile(Tuple{PyMap{PyFunction{T, V, 1}}, V, V})
     for A in (HomoJL.Euler, HomoJL.RK4, HomoJL.Bosh3, HomoJL.Dopri5, HomoJL.Tsit5)
-        precompile(integrate_on, (Function, Nothing, V, V, Vector{Float64}, A, Nothing, Bool, Py))
+        precompile(integrate_on, (Any, Nothing, V, V, Vector{Float64}, A, Nothing, Py))
+    end
+end
+let controller = Pair{Symbol, Any}[key => 0.5 for key in (:safety, :min_factor, :beta1, :beta2, :beta3)]
+    control = construct(:PIController, [controller; :max_factor => 2.0])
+    for name in (:Bosh3, :Dopri5, :Tsit5), first_step in (nothing, 0.1)
+        tolerances = Pair{Symbol, Any}[:rtol => 1.0e-3, :atol => 1.0e-6, :min_step => 0.0, :max_steps => 100]
+        construct(name, [tolerances; :first_step => first_step; :controller => control])
     end
 end
 

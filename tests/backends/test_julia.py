@@ -48,17 +48,20 @@ class TestMemory:
     def test_julia_borrows_the_memory_of_a_tensor(self, julia, dtype):
         tensor = torch.arange(6, dtype=dtype)
         pointer_and_type = julia.jl.seval(
-            "(bridge, job) -> bridge.borrow(v -> (Int(pointer(v)), string(eltype(v))), job.tensor)"
+            "function (bridge, job); bridge.with_loans(job) do job, loans; v = bridge.borrow(loans, job.tensor); "
+            "(Int(pointer(v)), string(eltype(v))) end end"
         )
-        address, kind = pointer_and_type(julia.bridge, SimpleNamespace(tensor=tensor))
+        address, kind = pointer_and_type(julia.bridge, SimpleNamespace(tensor=tensor, on_device=False))
         assert address == tensor.data_ptr()
         assert kind == {torch.float32: "Float32", torch.float64: "Float64"}[dtype]
 
     def test_the_memory_is_given_back_at_once(self, julia):
         tensor = torch.zeros(4)
         references = sys.getrefcount(tensor)
-        sevens = julia.jl.seval("(bridge, job) -> bridge.borrow(v -> (v .= 7; nothing), job.tensor)")
-        job = SimpleNamespace(tensor=tensor)
+        sevens = julia.jl.seval(
+            "(bridge, job) -> bridge.with_loans((job, loans) -> (bridge.borrow(loans, job.tensor) .= 7; nothing), job)"
+        )
+        job = SimpleNamespace(tensor=tensor, on_device=False)
         sevens(julia.bridge, job)
         del job.tensor
         assert tensor.tolist() == [7.0] * 4

@@ -108,6 +108,7 @@ class JuliaBackend(AbstractBackend):
         states: list[Tensor] = []
         keep = _keeper(form, states) if keep_states else None
         job = Job(
+            on_device=form.device.type == "cuda",
             field=field,
             jvp=product,
             u0=form.flat(y0),
@@ -143,6 +144,7 @@ class JuliaBackend(AbstractBackend):
             product = jvp if native else Callback(lambda z, v: jvp(z, v, None), form, n_inputs=2, timed=False)
         value = form.empty()
         job = Job(
+            on_device=form.device.type == "cuda",
             map=function,
             jvp=product,
             z0=form.flat(z0),
@@ -172,6 +174,7 @@ class JuliaBackend(AbstractBackend):
         product = jvp if isinstance(r, BoundJuliaField) else Callback(jvp, form, n_inputs=2, timed=False)
         states: list[Tensor] = []
         job = Job(
+            on_device=form.device.type == "cuda",
             map=function,
             jvp=product,
             z0=form.flat(z0),
@@ -258,7 +261,7 @@ def _algorithm(algorithm) -> Any:
         options = {name: _option(julia, algorithm, getattr(algorithm, name)) for name in names}
         # Ours has limited memory; NonlinearSolve, and HomoJL after it, give that method a name of its own.
         name = "LimitedMemoryBroyden" if isinstance(algorithm, Broyden) else algorithm.name
-        return julia.bridge.algorithm_of(name, **options)
+        return julia.bridge.algorithm_of(Job(name=name, options=tuple(options.items())))
 
 
 def _option(julia, algorithm, value: object) -> object:
@@ -266,7 +269,8 @@ def _option(julia, algorithm, value: object) -> object:
         # The exponents depend on the order where they are left to it, and make a PredictiveController.
         beta1, beta2, beta3 = value.exponents(algorithm.order)
         bounds = {name: getattr(value, name) for name in ("safety", "min_factor", "max_factor")}
-        return julia.homojl.PIController(**bounds, beta1=beta1, beta2=beta2, beta3=beta3)
+        exponents = {"beta1": beta1, "beta2": beta2, "beta3": beta3}
+        return julia.bridge.algorithm_of(Job(name="PIController", options=(*bounds.items(), *exponents.items())))
     if isinstance(value, AbstractODEAlgorithm):  # a path's predictor, with tolerances of its own
         return _algorithm(value)
     return julia.jl.Symbol(value.replace("-", "_")) if isinstance(value, str) else value

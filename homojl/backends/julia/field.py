@@ -114,7 +114,7 @@ class _Evaluate(torch.autograd.Function):
         bound = field.bind(args).for_state(state)
         out = torch.empty(state.numel(), dtype=state.dtype)
         with runtime.calling(julia):
-            julia.bridge.evaluate(Job(field=bound, out=out, state=_contiguous(state), t=t))
+            julia.bridge.evaluate(Job(on_device=False, field=bound, out=out, state=_contiguous(state), t=t))
         ctx.field, ctx.t = field, t
         ctx.save_for_backward(state, *args)
         return StateForm(state).laid_out(out.reshape(state.shape))
@@ -128,6 +128,7 @@ class _Evaluate(torch.autograd.Function):
         out = torch.empty(state.numel(), dtype=state.dtype)
         outs = [torch.empty(arg.numel(), dtype=arg.dtype) for arg in args]
         job = Job(
+            on_device=False,
             field=bound,
             out=out,
             parameters_out=outs,
