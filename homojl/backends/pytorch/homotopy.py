@@ -1,8 +1,8 @@
 """Homotopy continuation of a batch: each sample follows its own zero path, step by step, to its equilibrium.
 
 Only the end of a path is wanted here, so that a step is one along the tangent and a few inexact corrections; where the
-path itself is, `homojl.backends.pytorch.path` follows it to a tolerance. A point is w = (z, mu), mu = sqrt(n) lambda, so
-that one unit of lambda weighs as much as a change of z by 1 in every element.
+path itself is, `homojl.backends.pytorch.path` follows it to a tolerance. A point is w = (z, mu), mu = sqrt(n) lambda:
+one unit of lambda weighs as much as a change of z by 1 in every element.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Tensor = torch.Tensor
 FIRST_STEP = 0.1  # in lambda, or in z's root mean square
 SHORTEST = 1e-7  # step before a row gives up
 CORRECTIONS, LAST_CORRECTIONS = 4, 20  # of one step; at lambda = 1
-NEAR = 1e-3  # how near the path has to be kept, as norm(H) relative to norm(f(z))
+NEAR = 1e-3  # how near the path has to be kept, as norm(H) relative to norm(f(z)) and to norm(f(z0) - z0)
 FORCING = 0.05  # what a linear system's residual is reduced to
 ANGLE, LARGEST_ANGLE = 0.3, 0.6  # that the path should turn by in one step; that it may, in radians
 FARTHEST = 0.25  # correction of a step relative to its length: a longer one may lead to another part of the path
@@ -41,11 +41,12 @@ class HomotopyMethod(AbstractMethod):
         self._lam, self._h = np.zeros(count), np.full(count, FIRST_STEP)
         self._z0: Tensor | None = None
         self._r0: Tensor | None = None
+        self._size0: np.ndarray | None = None
         self._tangent: Tensor | None = None
 
     def advance(self, z, fz, r, seen, residual, active):
         if self._z0 is None:
-            self._z0, self._r0 = z, -r
+            self._z0, self._r0, self._size0 = z, -r, residual
             self._up = z.new_zeros(z.shape[1] + 1)
             self._up[-1] = 1.0
             self._root = math.sqrt(z.shape[1])
@@ -64,7 +65,12 @@ class HomotopyMethod(AbstractMethod):
         point, value, good, corrections = self._corrected(guess, border, active, ends)
         moved = np.hypot(_host(torch.linalg.vector_norm(point - guess, dim=1)) / self._root, self._lam - predicted)
         with np.errstate(divide="ignore", invalid="ignore"):
-            good &= ends | (h < KINK) | (moved <= FARTHEST * h)
+            good &= (h < KINK) & ~ends | (moved <= FARTHEST * np.where(ends, 2 * self._h, h)) | (before >= 1)
+        # The path turned up sharply and is past its end: a step as long as leads nearly there is taken instead.
+        past = good & (self._lam > 1)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            shorter = np.where(past, 0.8 * (1 - before) / (self._lam - before), 0.5)
+        good &= ~past
         if self.algorithm.kind == "fixed-point":
             good &= self._lam > 0  # where only z0 solves H = 0 at lambda = 0: another path
         going = active & good & ~ends
@@ -75,7 +81,7 @@ class HomotopyMethod(AbstractMethod):
         returned = going & (self._lam <= 0)
         with np.errstate(divide="ignore", invalid="ignore"):
             growth = np.clip(np.minimum(ANGLE / angle, 2.0 ** (3 - corrections)), 0.5, 2.0)
-        self._h = np.where(good, np.where(ends, self._h, h * growth), h / 2)
+        self._h = np.where(good, np.where(ends, self._h, h * growth), h * shorter)
         self._lam = np.where(good, self._lam, before)
         self._tangent = torch.where(_column(going, z), tangent, self._tangent)
         ended = {Status.RETURNED: returned, Status.STEP_TOO_SMALL: active & ~good & (self._h < SHORTEST)}
@@ -100,7 +106,8 @@ class HomotopyMethod(AbstractMethod):
             h = self._h_at(z, fz)
             size, norm = _host(torch.linalg.vector_norm(h, dim=1)), _host(torch.linalg.vector_norm(fz, dim=1))
             # At the end the criterion is the caller's, which a hair's breadth of rounding must not miss.
-            asked = np.where(ends, 0.9 * algorithm.rtol, max(NEAR, algorithm.rtol)) * norm + 0.9 * algorithm.atol
+            asked = 0.9 * (algorithm.atol + algorithm.rtol * norm)
+            asked = np.where(ends, asked, np.maximum(asked, NEAR * np.minimum(norm, self._size0)))
             arrived |= ~failed & (size <= asked)
             with np.errstate(invalid="ignore"):
                 failed |= ~arrived & (
@@ -129,7 +136,7 @@ class HomotopyMethod(AbstractMethod):
         def product(v: Tensor) -> Tensor:
             return torch.cat([self._derivative(z, fz, v), (border * v).sum(dim=1, keepdim=True)], dim=1)
 
-        return gmres(product, right, np.where(wanted, FORCING, np.inf), self.algorithm.krylov_steps)
+        return gmres(product, right, np.where(wanted, FORCING, 1.0), self.algorithm.krylov_steps)
 
     def _h_at(self, z: Tensor, fz: Tensor) -> Tensor:
         lam = _column(self._lam, z)
@@ -148,6 +155,7 @@ class HomotopyMethod(AbstractMethod):
     def keep(self, compaction):
         self._lam, self._h = self._lam[compaction.order], self._h[compaction.order]
         if self._z0 is not None:
+            self._size0 = self._size0[compaction.order]
             self._z0, self._r0, self._tangent = map(compaction.take, (self._z0, self._r0, self._tangent))
 
 
