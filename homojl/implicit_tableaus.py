@@ -21,8 +21,9 @@ class ImplicitTableau:
         error_order: power of the step size with which the estimate falls.
         filtered: whether that estimate grows without bound in stiff components, so that it has to be multiplied
             with the inverse of I - h a_ss J.
-        dense_order: order of a continuous extension over the same stages that stays bounded in stiff components;
-            None: there is none.
+        dense: as in `ButcherTableau`. It is for steps that another backend has found; in steps of our own the states
+            to save are those at their ends, since a stiff component's steps may be long for what happens inside.
+        dense_order: order of that extension's value.
     """
 
     order: int
@@ -32,6 +33,7 @@ class ImplicitTableau:
     b_error: Row | None = None
     error_order: int | None = None
     filtered: bool = False
+    dense: tuple[Row, ...] | None = None
     dense_order: int | None = None
 
     @property
@@ -81,6 +83,8 @@ TRBDF2 = ImplicitTableau(
     b_error=_difference(_TRBDF2_A[-1], ((1 - _R2 / 4) / 3, (1 + 3 * _R2 / 4) / 3, (1 - _R2 / 2) / 3)),
     error_order=3,
     filtered=True,
+    # The parabola that stays bounded as a component's stiffness goes to infinity: its first two weights are equal.
+    dense=((_R2 / 2, -_R2 / 4), (_R2 / 2, -_R2 / 4), (1 - _R2, _R2 / 2)),
     dense_order=2,
 )
 
@@ -106,7 +110,6 @@ KENCARP4 = ImplicitTableau(
         ),
     ),
     error_order=4,
-    dense_order=4,
 )  # fmt: skip
 
 # ESDIRK5/4 with gamma = 0.26: Kvaerno (2004), BIT 44(3). The embedded solution is the last stage but one.
@@ -126,7 +129,6 @@ KVAERNO5 = ImplicitTableau(
     c=(0.0, 0.52, 1.230333209967908, 0.8957659843500759, 0.43639360985864756, 1.0, 1.0),
     b_error=_difference(_KVAERNO5_A[-1], _KVAERNO5_A[-2]),
     error_order=5,
-    dense_order=4,
 )
 
 # Hairer, Wanner (1996), IV.3, IV.5 and IV.6: the classical families, without error estimates.

@@ -171,7 +171,8 @@ class FieldJVP(AbstractRightHandSideJVP):
 
     def __call__(self, t, y, v):
         self._stats.n_jvp += 1
-        return jacobian_vector_product(lambda z: self._f(t, z, *self._args), y, v)
+        # Forward-mode differentiation of 0-d tensors and plain numbers may return float64.
+        return jacobian_vector_product(lambda z: self._f(t, z, *self._args), y, v).to(y.dtype)
 
     def matrix(self, t, y):
         if self._vectorises:
@@ -189,5 +190,5 @@ class FieldJVP(AbstractRightHandSideJVP):
         def push(v: Tensor) -> Tensor:
             return torch.func.jvp(lambda z: self._f(t, z, *self._args), (y,), (v,))[1]
 
-        columns = torch.func.vmap(push)(real_basis(y))
+        columns = torch.func.vmap(push)(real_basis(y)).to(y.dtype)
         return (torch.view_as_real(columns.resolve_conj()) if y.is_complex() else columns).reshape(len(columns), -1)

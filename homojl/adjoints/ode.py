@@ -143,7 +143,7 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
         self, solve: Solve, scheme: AbstractScheme, rhs: RightHandSide, y0: Tensor, count: int
     ) -> Iterator[tuple[int, Tensor]]:
         """The first `count` steps' numbers and states at their start, last one first."""
-        if self.keep_states:
+        if solve.keep_states:
             return ((index, solve.result.states[index]) for index in reversed(range(count)))
         steps, jumps = solve.result.steps, solve.field.discontinuities
 

@@ -35,12 +35,12 @@ class ImplicitScheme(AbstractScheme):
     the field at the solved state Y, which would magnify the error that Newton's iteration leaves by the stiffness.
     """
 
+    interpolates = False
     last_resort = "loosen rtol and atol, or use float64"
 
     def __init__(self, algorithm: AbstractJacobianBased, jvp: AbstractRightHandSideJVP) -> None:
         self.tableau: ImplicitTableau = algorithm.tableau
         self.order = self.tableau.order
-        self.interpolates = self.tableau.dense_order is not None
         self._algorithm, self._jvp = algorithm, jvp
         self._guesses = predictors(self.tableau)
         self._trouble = ""
@@ -83,14 +83,13 @@ class ImplicitScheme(AbstractScheme):
         return torch.full_like(y, torch.nan) if ks.error is None else ks.error
 
     def inside(self, y, y_next, h, ks, fractions):
-        dense = continuous_extension(self.tableau) if any(f != 1.0 for f in fractions) else None
         states = []
         for fraction in fractions:
             if fraction == 1.0:
                 states.append(y_next)
                 continue
-            powers = fraction ** np.arange(1, dense.shape[1] + 1)
-            states.append(combine(y, h, (dense @ powers).tolist(), ks))
+            dense = np.array(self.tableau.dense)
+            states.append(combine(y, h, (dense @ fraction ** np.arange(1, dense.shape[1] + 1)).tolist(), ks))
         return states
 
     def carried(self, ks):
@@ -120,32 +119,3 @@ def predictors(tableau: ImplicitTableau) -> list[list[float]]:
             row[j] = float(np.prod([(tableau.c[i] - other) / (tableau.c[j] - other) for other in others]))
         weights.append(row)
     return weights
-
-
-@functools.cache
-def continuous_extension(tableau: ImplicitTableau) -> np.ndarray:
-    """Weights of a step's inside: (s, degree), as `ButcherTableau.dense` has them.
-
-    For methods with an explicit first stage and stage order 2. The weights b(th) satisfy the order conditions up to
-    `dense_order`, at th = 1 are the solution's, and meet one condition more: as the stiffness of a component goes to
-    infinity its value inside stays bounded, which the cubic Hermite polynomial's does not. Where that leaves freedom,
-    they are the smallest in the sum of squares.
-    """
-    a, b, c = np.array(tableau.a), np.array(tableau.b), np.array(tableau.c)
-    order = tableau.dense_order
-    # With stage order 2 the conditions of bushy trees are all, but for one of order 4.
-    rows = [c**k for k in range(order)]
-    sides = [_monomial(k + 1, order) / (k + 1) for k in range(order)]
-    if order == 4:
-        rows.append(a @ c**2)
-        sides.append(_monomial(4, order) / 12)
-    # h k_j = z Y_j for y' = (z/h) y: the first stage stays y, the others tend to -a[1:, 1:]^-1 a[1:, 0] y.
-    rows.append(np.concatenate([[1.0], -np.linalg.solve(a[1:, 1:], a[1:, 0])]))
-    sides.append(np.zeros(order))
-    dense = np.linalg.pinv(np.array(rows)) @ np.array(sides)
-    dense[:, -1] += b - dense.sum(axis=1)  # in the conditions' null space, so that they still hold
-    return dense
-
-
-def _monomial(power: int, degree: int) -> np.ndarray:
-    return np.eye(degree)[power - 1]

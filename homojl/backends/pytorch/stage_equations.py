@@ -20,7 +20,7 @@ ITERATIONS = 12  # of Newton's method for one block of stages
 ACCURACY = 0.01  # of the tolerance: the error that Newton's method may leave
 KRYLOV_STEPS = 50  # products before GMRES starts again from where it is
 RESTARTS = 4
-SLOW = 0.3  # contraction from which on a Jacobian is no longer good enough
+PATIENCE = 3  # iterations that may be left before a new Jacobian is made
 
 
 class _Form:
@@ -139,7 +139,7 @@ class StageEquations:
                     if fresh or (not self._dense and contraction > 2):
                         return None
                 self._contraction = min(max(contraction / (1 - contraction), 1e-2), 1e3) if contraction < 1 else 1e3
-                fresh = self._dense and contraction > SLOW
+                fresh = self._dense and size * contraction**PATIENCE > ACCURACY
                 if fresh:
                     self._linearise(times, form.all_states(base + z))
             if self._contraction * size <= ACCURACY:
