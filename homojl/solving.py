@@ -15,7 +15,7 @@ from homojl.adjoints import (
 )
 from homojl.adjoints.inputs import check_form, native_to
 from homojl.adjoints.path import Linearised, differentiable_root
-from homojl.adjoints.per_sample import solve_per_sample
+from homojl.adjoints.per_sample import check_per_sample, solve_per_sample
 from homojl.adjoints.times import Times, at_event
 from homojl.algorithms import (
     AbstractFixedPointAlgorithm,
@@ -29,6 +29,8 @@ from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, StackedStates, Stats, Status
 from homojl.splitting import Lowered, lower
+
+BATCHES = ("joint", "per-sample")
 
 
 def solve(
@@ -74,7 +76,7 @@ def solve(
         raise ConfigError(
             f"problem must be one of {', '.join(k.__name__ for k in _KINDS)}, got {type(problem).__name__}"
         )
-    if batch not in ("joint", "per-sample"):
+    if batch not in BATCHES:
         raise ConfigError(f"batch must be 'joint' or 'per-sample', got {batch!r}")
     if dense and (solve_kind is not _solve_ode or batch != "joint"):
         raise ConfigError("dense=True is for an ODEProblem with batch='joint'")
@@ -122,15 +124,12 @@ def _solve_ode(
     )
 
 
-def _solve_samples(problem: ODEProblem, algorithm, adjoint, backend: str) -> Solution:
-    if backend not in ("auto", "pytorch"):
-        raise ConfigError(f"batch='per-sample' needs backend='pytorch' or 'auto', which takes it, got {backend!r}")
-    chosen = get_backend("pytorch")
-    if backend == "auto":
-        announce(chosen)
+def _solve_samples(problem: ODEProblem, algorithm, adjoint, backend: str | AbstractBackend) -> Solution:
     adjoint = DirectAdjoint() if adjoint is None else adjoint
-    stats = Stats(backend=chosen.name, algorithm=getattr(algorithm, "name", ""), adjoint=getattr(adjoint, "name", ""))
-    return solve_per_sample(problem, algorithm, adjoint, stats)
+    chosen = choose_backend(backend, algorithm, problem.y0.device, adjoint, batch="per-sample")
+    return solve_per_sample(
+        problem, algorithm, adjoint, Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
+    )
 
 
 def _solve_fixed_point(
@@ -216,13 +215,20 @@ def choose_backend(
     algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
     device: torch.device,
     adjoint: object = None,
+    *,
+    batch: str = "joint",
 ) -> AbstractBackend:
     """The backend that `solve` takes for a name.
 
     Raises:
-        ConfigError: for an unknown name.
+        ConfigError: for an unknown name, or for steps of each sample's own with what has none.
         BackendUnavailable: if it cannot be used here, or has not that algorithm on that device.
     """
+    if batch == "per-sample":
+        check_per_sample(algorithm, adjoint)
+        if name not in ("auto", "pytorch"):
+            raise ConfigError(f"batch='per-sample' needs backend='pytorch' or 'auto', which takes it, got {name!r}")
+        return get_backend("pytorch") if name == "pytorch" else announce(get_backend("pytorch"))
     if isinstance(algorithm, AbstractSplitting):
         algorithm = algorithm.iteration()
     through = isinstance(adjoint, DirectAdjoint | UnrolledAdjoint)

@@ -46,9 +46,9 @@ def solve_per_sample(
     """`solve` with `batch="per-sample"`, on the PyTorch backend.
 
     Raises:
-        ConfigError: for what has no meaning, or no method, for steps of each sample's own.
+        ConfigError: for a problem that has no steps of each sample's own; `check_per_sample` has the methods.
     """
-    _check(problem, algorithm, adjoint)
+    _check_problem(problem)
     started = time.perf_counter()
     field = _RowField(problem, stats)
     keep_states = field.wanted and isinstance(adjoint, CheckpointAdjoint)
@@ -78,29 +78,42 @@ def solve_per_sample(
     )
 
 
-def _check(problem: ODEProblem, algorithm: object, adjoint: object) -> None:
-    what = "batch='per-sample'"
+_WHAT = "batch='per-sample'"
+
+
+def check_per_sample(algorithm: object, adjoint: object) -> None:
+    """Raise a ConfigError for methods that have no steps of each sample's own."""
     if not isinstance(algorithm, AbstractAdaptive) or algorithm.tableau is None:
-        raise ConfigError(f"{what} needs an adaptive explicit method such as Tsit5(), got {algorithm!r}")
+        raise ConfigError(f"{_WHAT} needs an adaptive explicit method such as Tsit5(), got {algorithm!r}")
     if not isinstance(adjoint, DirectAdjoint | CheckpointAdjoint):
-        raise ConfigError(f"{what} has gradients by DirectAdjoint() or CheckpointAdjoint(), got {adjoint!r}")
-    if problem.y0.ndim == 0:
-        raise ConfigError(f"{what} needs a first dimension of y0 that counts samples; write y0[None] for one sample")
-    if getattr(problem.f, "native_to", None) is not None:
-        raise ConfigError(f"{what} needs a field in PyTorch, got a {type(problem.f).__name__}")
+        raise ConfigError(f"{_WHAT} has gradients by DirectAdjoint() or CheckpointAdjoint(), got {adjoint!r}")
     refused = {
         "a norm of one's own": algorithm.norm != ErrorNorm(),
         "tolerances in tensors": isinstance(algorithm.rtol, Tensor) or isinstance(algorithm.atol, Tensor),
         "an observer": algorithm.observer is not None,
         "a controller's floor": algorithm.controller.floor > 0,
         "max_states": isinstance(adjoint, CheckpointAdjoint) and adjoint.max_states is not None,
+    }
+    _refuse(refused)
+
+
+def _check_problem(problem: ODEProblem) -> None:
+    if problem.y0.ndim == 0:
+        raise ConfigError(f"{_WHAT} needs a first dimension of y0 that counts samples; write y0[None] for one sample")
+    if getattr(problem.f, "native_to", None) is not None:
+        raise ConfigError(f"{_WHAT} needs a field in PyTorch, got a {type(problem.f).__name__}")
+    refused = {
         "an event": problem.event is not None,
         "discontinuities": bool(problem.discontinuities),
         "gradients with respect to ts": problem.times is not None and torch.is_grad_enabled(),
     }
+    _refuse(refused)
+
+
+def _refuse(refused: dict[str, bool]) -> None:
     for name, asked in refused.items():
         if asked:
-            raise ConfigError(f"{what} does not go with {name}; use batch='joint'")
+            raise ConfigError(f"{_WHAT} does not go with {name}; use batch='joint'")
 
 
 class _RowField(Inputs):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import abc
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
 from torch import nn
 
 from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
-from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
+from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, StepMemory, memory_of
 from homojl.errors import ConfigError
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, Solution
@@ -18,6 +19,25 @@ from homojl.solving import solve
 Tensor = torch.Tensor
 Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm
 Adjoint = AbstractODEAdjoint | AbstractFixedPointAdjoint
+
+
+class RememberedStep(nn.Module):
+    """Has a `StepMemory` in the model's state, to the bit, whatever the model's dtype and device; 0 is not known.
+
+    Args:
+        memory: of the model's algorithm.
+    """
+
+    def __init__(self, memory: StepMemory) -> None:
+        super().__init__()
+        self.memory = memory
+
+    def get_extra_state(self) -> Tensor:
+        sizes = (self.memory.onwards, self.memory.backwards)
+        return torch.tensor([size or 0.0 for size in sizes], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        self.memory.onwards, self.memory.backwards = (size or None for size in state.tolist())
 
 
 class AbstractImplicitModel(nn.Module, abc.ABC):
@@ -34,6 +54,10 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         algorithm, adjoint, backend: how, with which gradient and where the problem is solved.
         throw: raise when a solve does not reach its end (the default), or return its last state; the solution's
             status says which.
+        batch: whether the steps of an ODE's solve are the batch's or every sample's own: "joint" (the default) or
+            "per-sample".
+        remembered: what the algorithm's `StepMemory` has learned in training mode; None without one. Evaluation uses
+            it and leaves it as it is, so that its results do not depend on the order of the batches.
 
     Raises:
         ConfigError: for an algorithm or an adjoint of the other kind.
@@ -50,6 +74,9 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         self.adjoint = self.default_adjoint if adjoint is None else adjoint
         self.backend = backend
         self.throw = True
+        self.batch = "joint"
+        memory = memory_of(self.algorithm)
+        self.remembered = None if memory is None else RememberedStep(memory)
         ode = self.states_ode()
         kinds = (AbstractODEAlgorithm, AbstractODEAdjoint)
         if not ode:
@@ -119,7 +146,11 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         """Put the parameters back where the model is well posed; called after each step of the optimiser."""
 
     def _solved(self, problem: ODEProblem | FixedPointProblem) -> Solution | EquilibriumSolution:
-        return solve(problem, self.algorithm, adjoint=self.adjoint, backend=self.backend, throw=self.throw)
+        algorithm, memory = self.algorithm, memory_of(self.algorithm)
+        if memory is not None:
+            memory = memory if self.remembered is None else self.remembered.memory
+            algorithm = replace(algorithm, first_step=memory if self.training else memory.copy())
+        return solve(problem, algorithm, adjoint=self.adjoint, backend=self.backend, batch=self.batch, throw=self.throw)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -21,12 +21,15 @@ from homojl.algorithms import (
     CONTROLLERS,
     FIXED_POINT_ALGORITHMS,
     ODE_ALGORITHMS,
+    AbstractErrorControlled,
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
+    StepMemory,
 )
 from homojl.errors import ConfigError
 from homojl.models import model_class
 from homojl.names import did_you_mean
+from homojl.solving import BATCHES
 
 
 def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
@@ -59,7 +62,12 @@ class SolverConfig:
     rtol: float | None = setting(None, "relative tolerance; absent: the model's own")
     atol: float | None = setting(None, "absolute tolerance; absent: the model's own")
     controller: str | None = setting("pi", "step-size control of an adaptive method", choices=tuple(CONTROLLERS))
-    first_step: float | None = setting(None, "first step of an adaptive method; absent: estimated")
+    first_step: float | str | None = setting(
+        None, 'first step of an adaptive method; "remember": that of earlier solves; absent: estimated'
+    )
+    batch: str | None = setting(
+        "joint", "whether an adaptive method's steps are the batch's or every sample's own", choices=BATCHES
+    )
     max_steps: int | None = setting(None, "steps or iterations before a solve fails; absent: the model's own")
     step_size: float | None = setting(None, "step of a fixed-step method; absent: one step")
     memory: int | None = setting(None, "iterates that anderson combines, or updates that broyden keeps")
@@ -87,6 +95,13 @@ class SolverConfig:
         settings = {f.name: getattr(self, f.name, None) for f in fields(cls)}
         if settings.get("controller") is not None:
             settings["controller"] = CONTROLLERS[self.controller]()
+        if isinstance(settings.get("first_step"), str):
+            if self.first_step != "remember" or not issubclass(cls, AbstractErrorControlled):
+                raise ConfigError(
+                    'solver.first_step must be a number, or for an adaptive ODE method "remember", got '
+                    f"{self.first_step!r} for {self.algorithm}"
+                )
+            settings["first_step"] = StepMemory()
         return cls(**{k: v for k, v in settings.items() if v is not None})
 
     def build_adjoint(self) -> AbstractODEAdjoint | AbstractFixedPointAdjoint:
@@ -108,7 +123,7 @@ class SolverConfig:
         algorithms, adjoints = (ODE_ALGORITHMS, ODE_ADJOINTS) if ode else (FIXED_POINT_ALGORITHMS, FIXED_POINT_ADJOINTS)
         absent = {name: getattr(own, name) for name in ("rtol", "atol", "max_steps") if getattr(self, name) is None}
         if not ode:
-            absent["controller"] = None  # there are no step sizes
+            absent["controller"] = absent["batch"] = None  # there are no step sizes
         if self.algorithm == "auto":
             absent["algorithm"] = own.name.lower()
         if self.adjoint == "auto":
@@ -275,7 +290,8 @@ def _checked(cls: type, section: str, content: dict[str, Any]) -> dict[str, Any]
 
 def _converted(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, types.UnionType):
-        hint = next(h for h in typing.get_args(hint) if h is not types.NoneType)
+        hints = [h for h in typing.get_args(hint) if h is not types.NoneType]
+        hint = str if str in hints and isinstance(value, str) else hints[0]
     if typing.get_origin(hint) is tuple:
         if isinstance(value, list | tuple):
             return tuple(_converted(v, typing.get_args(hint)[0], where) for v in value)

@@ -56,7 +56,8 @@ def evaluate(
     for batch in torch.arange(len(images)).split(batch_size):
         out, solution = model(prepare(images[batch], form, model), return_solution=True)
         logits.append(out.float().cpu())
-        nfe += [solution.stats.nfe] * len(batch)
+        samples = getattr(solution, "samples", None)
+        nfe += [solution.stats.nfe] * len(batch) if samples is None else samples.nfe.tolist()
         status[solution.status.name] += 1
         backend = solution.stats.backend
     seconds = time.perf_counter() - started
@@ -69,6 +70,7 @@ def evaluate(
         "rtol": solver.rtol,
         "atol": solver.atol,
         "adjoint": model.adjoint.name,
+        "batch": None if model.batch == "joint" else model.batch,
         "batch_size": batch_size,
     }
     return Evaluation(

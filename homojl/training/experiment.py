@@ -11,7 +11,7 @@ from homojl.errors import ConfigError
 from homojl.models import AbstractImplicitModel, create_model
 from homojl.models.blocks import InitialPoint
 from homojl.solving import choose_backend
-from homojl.training.config import ExperimentConfig, OptimConfig, with_solver
+from homojl.training.config import ExperimentConfig, OptimConfig, SolverConfig, with_solver
 
 Tensor = torch.Tensor
 
@@ -75,7 +75,8 @@ def resolved(config: ExperimentConfig) -> ExperimentConfig:
 def _backend_name(config: ExperimentConfig) -> str:
     solver = config.solver
     device = resolve_device(config.train.device)
-    return choose_backend(solver.backend, solver.build_algorithm(), device, solver.build_adjoint()).name
+    algorithm, adjoint = solver.build_algorithm(), solver.build_adjoint()
+    return choose_backend(solver.backend, algorithm, device, adjoint, batch=solver.batch or "joint").name
 
 
 def check(config: ExperimentConfig) -> ImageDataset:
@@ -109,7 +110,7 @@ def steps_per_epoch(data: ImageDataset, config: ExperimentConfig) -> int:
 def build_model(config: ExperimentConfig, form: ModelForm) -> AbstractImplicitModel:
     """The configured model with initial weights that depend on `train.seed` alone; on the CPU."""
     torch.manual_seed(config.train.seed)
-    return create_model(
+    model = create_model(
         config.model.name,
         input_shape=form.input_shape,
         n_classes=form.n_classes,
@@ -118,6 +119,13 @@ def build_model(config: ExperimentConfig, form: ModelForm) -> AbstractImplicitMo
         backend=config.solver.backend,
         **config.model.options,
     )
+    model.batch = config.solver.batch or "joint"
+    return model
+
+
+def solve_as(model: AbstractImplicitModel, solver: SolverConfig) -> None:
+    """Let a model that was built with other settings solve with these; what it remembers stays its own."""
+    model.algorithm, model.backend, model.batch = solver.build_algorithm(), solver.backend, solver.batch or "joint"
 
 
 def initial_point(model: AbstractImplicitModel) -> InitialPoint | None:

@@ -15,7 +15,7 @@ from homojl.results.records import Evaluation, RunRecord, Trajectories
 from homojl.results.report import write_report
 from homojl.training.config import with_solver
 from homojl.training.evaluation import evaluate, trace
-from homojl.training.experiment import ModelForm, load_data, resolve_device, steps_per_epoch
+from homojl.training.experiment import ModelForm, load_data, resolve_device, solve_as, steps_per_epoch
 from homojl.training.run import Run
 
 
@@ -43,7 +43,7 @@ def evaluate_run(
         raise ConfigError(f"split must be test, val or train, got {split!r}")
     config = with_solver(run.config, **solver)
     model, form, header = run.load_model(which)
-    model.algorithm, model.backend = config.solver.build_algorithm(), config.solver.backend
+    solve_as(model, config.solver)
     model.to(resolve_device(config.train.device))
     model.throw = throw
     data = _matching_data(run, form)
@@ -70,7 +70,7 @@ def trace_run(run: Run, count: int, **solver: object) -> tuple[Trajectories, np.
     """
     config = with_solver(run.config, **solver)
     model, form, _ = run.load_model("best")
-    model.algorithm, model.backend = config.solver.build_algorithm(), config.solver.backend
+    solve_as(model, config.solver)
     data = _matching_data(run, form)
     if not 1 <= count <= len(data.x_test):
         raise ConfigError(f"trajectories must be between 1 and {len(data.x_test)}, got {count}")
