@@ -133,6 +133,8 @@ class ExplicitScheme(AbstractScheme):
         # The steps are filled up to as many states as the fullest of them has, for one batched product.
         if wanted < 4 or parts[0].y.numel() > SMALL or len(parts) * most > 4 * wanted:
             return super().inside_steps(parts)
+        if not all(x.is_contiguous() for part in parts for x in (part.y, *part.ks)):  # their memory format is kept
+            return super().inside_steps(parts)
         y = parts[0].y
         weights = np.zeros((len(parts), most, len(parts[0].ks)))
         weights[np.arange(most) < np.array(counts)[:, None]] = self._weights([f for fs in within for f in fs])
