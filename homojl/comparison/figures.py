@@ -105,8 +105,9 @@ def _curves(comparison: Comparison, figure: Figure, panels: dict[str, str]) -> l
     for axes, (metric, label) in zip(all_axes, panels.items(), strict=True):
         for place, row in _finished(comparison):
             for number, run in enumerate(row.finished):
-                x = training_seconds(run) if timed else [m["epoch"] for m in run.record.metrics]
-                y = [m[metric] for m in run.record.metrics]
+                x = np.array(training_seconds(run) if timed else [m["epoch"] for m in run.record.metrics])
+                y = np.array([m[metric] for m in run.record.metrics], dtype=float)
+                x, y = x[np.isfinite(y)], y[np.isfinite(y)]  # a time budget does not validate at every line
                 name = row.label if number == 0 else None
                 axes.plot(x, y, **_look(place), markevery=max(1, len(x) // 6), linewidth=1.6, markersize=5, label=name)
         axes.set_xlabel("training time [s]" if timed else "epoch")

@@ -92,7 +92,9 @@ QUANTITIES: dict[str, Quantity] = {
     "val_accuracy": Quantity(
         "1",
         "highest fraction of the validation split classified correctly",
-        lambda r: max((m["val_accuracy"] for m in r.record.metrics), default=math.nan),
+        lambda r: max(
+            (m["val_accuracy"] for m in r.record.metrics if not math.isnan(m["val_accuracy"])), default=math.nan
+        ),
     ),
     "peak_memory": Quantity(
         "MiB",

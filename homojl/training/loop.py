@@ -43,6 +43,7 @@ from homojl.training.progress import Progress
 from homojl.training.run import Run, checked_form, form_header, load_weights
 
 POINTS = 12  # lines of metrics that a time budget yields, evenly over its seconds
+VALIDATION_SHARE = 0.1  # of training time, that validation may cost beside a time budget before the last line
 
 
 @dataclass
@@ -83,6 +84,8 @@ class Position:
     step: int = 0  # completed steps in all
     lines: int = 0  # of metrics
     seconds: float = 0.0  # of training, validation and checkpoints not counted
+    validations: int = 0
+    validation_seconds: float = 0.0
     best_epoch: float = 0  # epochs completed at the best line
     best_score: float = 0.0  # validation accuracy there
     totals: Totals = field(default_factory=Totals)
@@ -189,7 +192,7 @@ def train(
             if line_is_due(position, config.train, batches):
                 started = time.perf_counter()
                 val = None
-                if len(val_index):
+                if len(val_index) and validation_is_due(position, config.train, batches, len(val_index)):
                     val = evaluate(
                         model,
                         form,
@@ -200,10 +203,14 @@ def train(
                         solver=config.solver,
                         checkpoint="",
                     )
-                metrics = epoch_metrics(position, batches, lr, val, point, device, time.perf_counter() - started)
+                val_seconds = time.perf_counter() - started
+                if val is not None:
+                    position.validations += 1
+                    position.validation_seconds += val_seconds
+                metrics = epoch_metrics(position, batches, lr, val, point, device, val_seconds)
                 # Among equals the later one, which has seen more; without a validation split the last.
                 score = 0.0 if val is None else val.accuracy
-                best = score >= position.best_score
+                best = score >= position.best_score and (val is not None or len(val_index) == 0)
                 if best:
                     position.best_epoch, position.best_score = metrics["epoch"], score
                 position.lines += 1
@@ -240,6 +247,21 @@ def line_is_due(position: Position, config: TrainConfig, batches: int) -> bool:
         return position.step % batches == 0
     part, before = config.seconds / POINTS, position.seconds - position.totals.seconds
     return is_complete(position, config, batches) or position.seconds // part > before // part
+
+
+def validation_is_due(position: Position, config: TrainConfig, batches: int, images: int) -> bool:
+    """Whether the line that is due has a validation: each after an epoch, and the last of a time budget.
+
+    Earlier ones of a time budget only where all validation together stays within its share. What the first will cost
+    is guessed: half of what as many images cost in training.
+    """
+    if config.seconds is None or is_complete(position, config, batches):
+        return True
+    if position.validations:
+        cost = position.validation_seconds / position.validations
+    else:
+        cost = 0.5 * images * position.seconds / (position.step * config.batch_size)
+    return position.validation_seconds + cost <= VALIDATION_SHARE * position.seconds
 
 
 def schedule_place(position: Position, config: TrainConfig, batches: int) -> tuple[float, int, int]:

@@ -29,7 +29,8 @@ REPEATABLE = [name for name, metric in METRICS.items() if metric.repeatable]
 
 
 def repeatable(run: Run) -> list[tuple]:
-    return [tuple(m[name] for name in REPEATABLE) for m in run.metrics]
+    """Of each line; None where nothing was measured, since NaN equals nothing."""
+    return [tuple(None if math.isnan(m[name]) else m[name] for name in REPEATABLE) for m in run.metrics]
 
 
 def assert_same_end(a: Run, b: Run) -> None:
@@ -42,7 +43,8 @@ def assert_same_end(a: Run, b: Run) -> None:
         for name in tensors_a:
             assert torch.equal(tensors_a[name], tensors_b[name]), name
         for header in (header_a, header_b):
-            header["position"].pop("seconds")
+            for name in ("seconds", "validation_seconds"):
+                header["position"].pop(name)
         assert header_a["position"] == header_b["position"]
 
 
@@ -289,7 +291,7 @@ class TestTimeBudget:
         for m in run.metrics:
             assert m["epoch"] == pytest.approx(m["step"] / 17)
             assert m["images_per_second"] == 64 * 64
-            assert math.isfinite(m["val_accuracy"])
+        assert math.isfinite(run.metrics[-1]["val_accuracy"])
         assert run.metrics[-1]["lr"] < 0.1 * run.metrics[0]["lr"], "the schedule follows the budget"
 
     def test_a_resumed_run_gets_the_rest_and_the_same_numbers(self, tiny, tmp_path):
@@ -302,6 +304,19 @@ class TestTimeBudget:
         assert stops > 2
         assert train(broken), "there is nothing left to do"
         assert_same_end(straight, broken)
+
+    def test_validation_keeps_to_its_share_but_for_the_last(self, tiny, tmp_path, monkeypatch):
+        run = Run.create(tmp_path / "r", changed(tiny, train={"seconds": 0.99}))
+        train(run)  # 64 steps; a validation takes a tick as a step does, and is first taken to take 2.25
+        validated = [m["step"] for m in run.metrics if math.isfinite(m["val_accuracy"])]
+        assert validated == [27, 32, 37, 43, 53, 64]
+        assert len(run.metrics) == loop.POINTS
+        assert read_checkpoint(run.last_checkpoint)[1]["position"]["validation_seconds"] == len(validated) / 64
+        monkeypatch.setattr(loop, "VALIDATION_SHARE", 0.0)
+        run = Run.create(tmp_path / "s", changed(tiny, train={"seconds": 0.56}))
+        train(run)
+        assert [math.isfinite(m["val_accuracy"]) for m in run.metrics] == [False] * (loop.POINTS - 1) + [True]
+        assert read_checkpoint(run.best_checkpoint)[1]["position"]["step"] == 36
 
     def test_it_is_the_only_budget(self, tiny, tmp_path):
         run = Run.create(tmp_path / "r", changed(tiny, train={"seconds": 0.15, "epochs": 1, "batch_size": 512}))
