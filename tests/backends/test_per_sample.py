@@ -187,6 +187,13 @@ def test_a_batch_of_numbers():
     torch.testing.assert_close(solution.value, y0 * math.exp(-1.5), rtol=1e-7, atol=1e-7)
 
 
+def test_complex_states():
+    y0 = torch.tensor([[1.0 + 1j], [2.0j]], dtype=torch.complex128)
+    speed = rates(1.0, 10.0)
+    solution = solve(lambda t, y, w: 1j * w * y, y0, (0.0, 1.0), hj.Tsit5(rtol=1e-9, atol=1e-9), args=(speed,))
+    torch.testing.assert_close(solution.value, y0 * torch.exp(1j * speed), rtol=1e-6, atol=1e-6)
+
+
 class TestFailure:
     """A sample that fails is named, and does not spoil the others."""
 
