@@ -200,6 +200,16 @@ class Kvaerno5(AbstractESDIRK):
 
 
 @dataclass(frozen=True, kw_only=True)
+class AutoSwitch(AbstractImplicit):
+    """The default of DifferentialEquations.jl, in Julia: an explicit method until the field turns out stiff.
+
+    For fields of which nothing is known. Its first solve compiles all that it may switch to, some ten seconds.
+    """
+
+    order: ClassVar = 7
+
+
+@dataclass(frozen=True, kw_only=True)
 class FBDF(AbstractImplicit):
     """Backward differentiation of order 1 to 5 with fixed leading coefficient, in Julia; for large stiff systems."""
 
@@ -291,6 +301,7 @@ ODE_ALGORITHMS: dict[str, type[AbstractODEAlgorithm]] = {
         Rodas5P,
         TRBDF2,
         FBDF,
+        AutoSwitch,
         KenCarp4,
         Kvaerno5,
         ImplicitEuler,

@@ -24,7 +24,7 @@ import SciMLLogging
 
 export integrate, Event, fixed_point, trace_path
 export ArcLength, NaturalParameter
-export PIController, Euler, Midpoint, RK4, Bosh3, Dopri5, Tsit5, Vern7, Rodas5P, TRBDF2, FBDF
+export PIController, Euler, Midpoint, RK4, Bosh3, Dopri5, Tsit5, Vern7, Rodas5P, TRBDF2, FBDF, AutoSwitch
 export Picard, Anderson, Broyden, LimitedMemoryBroyden, NewtonKrylov, TrustRegion, DFSane, PseudoTransient, Relaxation
 export Solution, FixedPointSolution, Stats, StepSequence, EventPoint, PathSolution, SolveError
 export Status, SUCCESS, DIVERGED, STEP_TOO_SMALL, MAX_STEPS, STALLED, LEFT_BOUNDS, RETURNED, FOLD

@@ -128,9 +128,9 @@ end
     Implicit{name}(; rtol = 1e-3, atol = 1e-6, first_step = nothing, min_step = 0, max_steps = 10_000,
         linear_solver = :auto)
 
-Methods for stiff fields: every step solves linear systems with the field's Jacobian. `Rodas5P`, `TRBDF2` and `FBDF` are of
-this kind. Each lives in a package of its own, which the first solve loads: OrdinaryDiffEqRosenbrock, OrdinaryDiffEqSDIRK,
-OrdinaryDiffEqBDF.
+Methods for stiff fields: every step solves linear systems with the field's Jacobian. `Rodas5P`, `TRBDF2`, `FBDF` and
+`AutoSwitch` are of this kind. Each lives in a package of its own, which the first solve loads: OrdinaryDiffEqRosenbrock,
+OrdinaryDiffEqSDIRK, OrdinaryDiffEqBDF, DifferentialEquations.
 
 Steps are accepted, and save times met, as by [`HomoJL.Adaptive`](@ref); the step size is controlled by OrdinaryDiffEq's own
 controller for the method. Where the Jacobian comes from, [`integrate`](@ref) says.
@@ -252,6 +252,16 @@ References: Shampine (2002), J. Comput. Appl. Math. 142(2).
 """
 const FBDF = Implicit{:FBDF}
 
+"""
+    AutoSwitch(; rtol, atol, ..., linear_solver)
+
+DifferentialEquations' default: an explicit method, Tsitouras' or Verner's by the tolerance, for as long as the field is not stiff,
+and one for stiff fields while it is, a Rosenbrock method or backward differentiation by the size of the state. For fields
+of which nothing is known. The first solve of a kind compiles all of them, some ten seconds. For the keywords see
+[`HomoJL.Implicit`](@ref).
+"""
+const AutoSwitch = Implicit{:AutoSwitch}
+
 name(::FixedStep{n}) where {n} = String(n)
 name(::Adaptive{n}) where {n} = String(n)
 name(::Implicit{n}) where {n} = String(n)
@@ -275,6 +285,7 @@ packages(::AbstractODEAlgorithm) = ()
 packages(::Rodas5P) = (:OrdinaryDiffEqRosenbrock, :LinearSolve)
 packages(::TRBDF2) = (:OrdinaryDiffEqSDIRK, :LinearSolve)
 packages(::FBDF) = (:OrdinaryDiffEqBDF, :LinearSolve)
+packages(::AutoSwitch) = (:DifferentialEquations, :LinearSolve)
 
 "Whether linear systems with a state of `n` elements are solved by a dense factorisation."
 is_dense(::AbstractODEAlgorithm, n::Int) = false

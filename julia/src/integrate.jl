@@ -118,7 +118,7 @@ Integrate du/dt = f(u, t) from u(ts[1]) = u0 and return the states at all of `ts
 - `ts`: times to save the state at, at least two, finite, strictly increasing or strictly decreasing; the first is the initial
   time. Kept as `Float64` whatever the type of the state.
 - `algorithm`: [`Euler`](@ref), [`Midpoint`](@ref), [`RK4`](@ref), [`Bosh3`](@ref), [`Dopri5`](@ref), [`Tsit5`](@ref),
-  [`Vern7`](@ref), or for a stiff field [`Rodas5P`](@ref), [`TRBDF2`](@ref) or [`FBDF`](@ref).
+  [`Vern7`](@ref), for a stiff field [`Rodas5P`](@ref), [`TRBDF2`](@ref) or [`FBDF`](@ref), or [`AutoSwitch`](@ref).
 - `jvp!`: for the methods for stiff fields, the product of the field's Jacobian with a vector, `jvp!(Jv, v, u, t)`, in place, all
   of u0's type and shape; [`HomoJL.forward_jvp`](@ref) makes one for a field written in Julia. `nothing`: finite differences.
   The derivative in time that `Rodas5P` needs is always by finite differences. Other methods have no use for it.

@@ -194,3 +194,18 @@ end
         @test Array(device.us[3]) ≈ host.us[3] rtol = 1.0e-2
     end
 end
+
+@testset "AutoSwitch" begin
+    for T in (Float32, Float64)
+        calm = integrate((du, u, t) -> du .= -u, T[1, 2], [0.0, 0.5, 1.0], AutoSwitch(rtol = 1.0e-5, atol = 1.0e-5))
+        @test calm.us[end] ≈ exp(-1) * [1, 2] rtol = 1.0e-4
+        @test calm.stats.n_jvp == 0 # explicit all the way
+    end
+    for linear_solver in LINEAR_SOLVERS
+        algorithm = AutoSwitch(rtol = 1.0e-6, atol = 1.0e-8; linear_solver)
+        stiff = integrate(van_der_pol_1000!, [2.0, 0.0], [0.0, 2000.0], algorithm)
+        @test stiff.us[end] ≈ [1.706167732170483, -0.8928097010247975e-3] rtol = 1.0e-3
+        # An explicit method alone would need more than a million steps.
+        @test stiff.stats.n_jvp > 0 && length(stiff.steps) < 10_000
+    end
+end

@@ -191,7 +191,7 @@ class TestStiff:
         r1, r2, r3 = 0.04 * a, 1e4 * b * c, 3e7 * b * b
         return torch.stack([r2 - r1, r1 - r2 - r3, r3])
 
-    @pytest.mark.parametrize("cls", [hj.Rodas5P, hj.TRBDF2, hj.FBDF], ids=lambda c: c.__name__)
+    @pytest.mark.parametrize("cls", [hj.Rodas5P, hj.TRBDF2, hj.FBDF, hj.AutoSwitch], ids=lambda c: c.__name__)
     @pytest.mark.parametrize("linear_solver", ["dense", "krylov"])
     def test_robertson(self, cls, linear_solver):
         y0 = torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64)
