@@ -247,7 +247,8 @@ def uniform(step_size: float) -> Callable[[Callable, Tensor, Tensor], Tensor]:
         span = t[-1] - t[0]
         count = int(torch.ceil(span.abs() / step_size + 1).item())
         points = t[0] + torch.arange(count, dtype=t.dtype, device=t.device) * step_size * torch.sign(span)
-        points[-1] = t[-1]
-        return points
+        # Rounding may put the last whole step on the end, or past it.
+        inside = (points - t[-1]) * torch.sign(span) < 0
+        return torch.cat([points[inside], t[-1:]])
 
     return constructor

@@ -168,7 +168,7 @@ class GridScheme(AbstractScheme):
 
     def step(self, rhs, t, h, y, k_first=None, *, last_stage=True):
         if self._grid.apart:
-            rhs = _within(rhs, time_like(t, y), time_like(t + h, y))
+            rhs, t = _within(rhs, t, h, y.dtype.to_real())
         if not self._cubic:
             return self._scheme.step(rhs, t, h, y, k_first, last_stage=last_stage)
         first = rhs(time_like(t, y), y) if k_first is None else k_first
@@ -199,11 +199,12 @@ class GridScheme(AbstractScheme):
         return ks[-1] if self._cubic and not self._grid.apart else None
 
 
-def _within(rhs: RightHandSide, start: Tensor, end: Tensor) -> RightHandSide:
-    """The field at times strictly between two others."""
-    low, high = torch.nextafter(start, end), torch.nextafter(end, start)
-    low, high = torch.minimum(low, high), torch.maximum(low, high)
-    return lambda t, y: rhs(torch.clamp(t, low, high), y)
+def _within(rhs: RightHandSide, t: float, h: float, dtype: torch.dtype) -> tuple[RightHandSide, float]:
+    """The field at times of that dtype strictly inside a step from t, and the first of them."""
+    ends = torch.tensor([t, t + h], dtype=dtype)
+    first, last = torch.nextafter(ends, ends.flip(0)).tolist()
+    low, high = min(first, last), max(first, last)
+    return lambda s, y: rhs(s.clamp(low, high), y), first
 
 
 def scheme_for(algorithm: AbstractODEAlgorithm, jvp: AbstractRightHandSideJVP | None = None) -> AbstractScheme:
