@@ -42,7 +42,10 @@ ENTRIES: dict[str, Entry] = {
     "/test/predictions": Entry("int64", ("image",), "1", "predicted class, counted from 0"),
     "/test/logits": Entry("float32", ("image", "class"), "nat", "log-probabilities up to a constant"),
     "/test/nfe": Entry(
-        "int64", ("image",), "evaluations", "evaluations of the field for the batch that each image was in"
+        "int64",
+        ("image",),
+        "evaluations",
+        "evaluations of the field for the batch that each image was in; where each has its own steps, its own",
     ),
     "/initial_point": Entry("float32", ("channel",), "1", "the shared start of every solve, z(0)"),
     "/trajectories/s": Entry("float64", ("s",), "1", "where on the way from 0 to 1 the states are"),

@@ -74,7 +74,8 @@ class Evaluation:
         logits: (N, K), float32.
         loss: mean cross-entropy, nat.
         accuracy: fraction correct.
-        nfe: evaluations of the field for the batch that each image was in, (N,), int64.
+        nfe: evaluations of the field for the batch that each image was in, (N,), int64; where each
+            has its own steps, its own.
         seconds: wall time of the forward passes.
         solver: names and settings: backend, algorithm, rtol, atol and such.
         checkpoint: which checkpoint answered, e.g. "best, epoch 2".
