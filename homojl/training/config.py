@@ -14,7 +14,7 @@ from typing import Any
 
 import tomlkit
 
-from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint, ImplicitAdjoint
+from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint, CheckpointAdjoint, ImplicitAdjoint
 from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
 from homojl.adjoints.ode import ODE_ADJOINTS
 from homojl.algorithms import (
@@ -80,6 +80,7 @@ class SolverConfig:
         "how gradients are computed; auto: the model's own",
         choices=("auto", *ODE_ADJOINTS, *FIXED_POINT_ADJOINTS),
     )
+    checkpoints: int | None = setting(None, "states that adjoint checkpoint keeps at a time; absent: all", low=1)
     backend: str = setting("auto", "where the solve runs", choices=("auto", "pytorch", "julia"))
 
     def __post_init__(self) -> None:
@@ -109,6 +110,8 @@ class SolverConfig:
         if self.adjoint == "implicit":
             # As a forward solve's, its failures are counted: training goes on with the best iterate.
             return ImplicitAdjoint(throw=False)
+        if self.adjoint == "checkpoint":
+            return CheckpointAdjoint(max_states=self.checkpoints)
         return (ODE_ADJOINTS | FIXED_POINT_ADJOINTS)[self.adjoint]()
 
     def resolved(self, model: str) -> SolverConfig:

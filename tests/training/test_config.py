@@ -102,6 +102,7 @@ def test_toml_round_trip(name):
         ({"solver": {"algorithm": "tsit"}}, "unknown algorithm 'tsit'; did you mean 'tsit5'"),
         ({"solver": {"rtol": -1e-3}}, "rtol must be a finite number >= 0"),
         ({"solver": {"adjoint": "forward"}}, "solver.adjoint must be one of"),
+        ({"solver": {"checkpoints": 0}}, "solver.checkpoints must be at least 1"),
         ({"train": 3}, r"\[train\] must be a section"),
     ],
 )
@@ -152,3 +153,10 @@ def test_later_layers_win_setting_by_setting():
 def test_fixed_step_methods_ignore_tolerances():
     config = ExperimentConfig.from_dict({"solver": {"algorithm": "rk4", "step_size": 0.25}})
     assert config.solver.build_algorithm().step_size == 0.25
+
+
+def test_how_many_states_the_checkpoint_adjoint_keeps():
+    config = ExperimentConfig.from_dict({"solver": {"adjoint": "checkpoint", "checkpoints": 12}})
+    assert config.solver.build_adjoint().max_states == 12
+    assert "checkpoints" not in ExperimentConfig().to_dict()["solver"]
+    assert ExperimentConfig.from_dict({"solver": {"adjoint": "checkpoint"}}).solver.build_adjoint().max_states is None
