@@ -55,8 +55,8 @@ def test_it_ends_where_the_path_of_each_sample_ends():
 def test_a_map_that_is_far_from_a_contraction():
     """tanh(W z + x) with spectral radius near 2: bounded, so that every path is."""
     generator = torch.Generator().manual_seed(1)
-    w, x, z0 = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((20, 20), (6, 20), (6, 20)))
-    w = 2 * w / math.sqrt(20)
+    w, x, z0 = (torch.randn(s, generator=generator, dtype=torch.float64) for s in ((8, 8), (6, 8), (6, 8)))
+    w = 2 * w / math.sqrt(8)
     problem = hj.FixedPointProblem(lambda z, x: torch.tanh(z @ w + x), 10 * z0, args=(x,))
     assert not hj.solve(problem, hj.Picard(max_steps=500), backend="pytorch", throw=False).converged.all()
     solution = hj.solve(problem, hj.Homotopy(rtol=1e-6), backend="pytorch")
@@ -101,15 +101,15 @@ def test_a_path_without_an_end_says_so_and_the_others_arrive():
 
 def test_gradients_are_those_of_the_equilibrium():
     w = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
-    x = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
-    z0 = torch.randn(2, 2, dtype=torch.float64)
+    x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+    z0 = torch.randn(3, 2, dtype=torch.float64)
 
     def end(w, x):
         problem = hj.FixedPointProblem(lambda z, w, x: torch.tanh(z @ w + x), z0, args=(w, x))
         adjoint = hj.ImplicitAdjoint(algorithm=hj.NewtonKrylov(rtol=1e-10, atol=0.0))
         return hj.solve(problem, hj.Homotopy(rtol=1e-10, atol=0.0), adjoint=adjoint, backend="pytorch").value
 
-    assert torch.autograd.gradcheck(end, (w, x), eps=1e-6, atol=1e-5)
+    assert torch.autograd.gradcheck(end, (w, x), eps=1e-4, atol=1e-5)
 
 
 def test_what_does_not_fit_is_refused():
