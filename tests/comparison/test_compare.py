@@ -31,11 +31,13 @@ models = ["homoode", "pcdeq"]
 images = 100
 x = "optim.lr"
 
-[variations.low.optim]
-lr = 0.001
+[variations.low]
+models = ["homoode"]
+optim = { lr = 0.001 }
 
-[variations.high.optim]
-lr = 0.01
+[variations.high]
+models = ["homoode"]
+optim = { lr = 0.01 }
 
 [variations.absurd]
 models = ["pcdeq"]
@@ -70,7 +72,7 @@ def made(tmp_path_factory):
     return cwd / "out", args, result
 
 
-LABELS = ["homoode, low", "homoode, high", "pcdeq, low", "pcdeq, high", "pcdeq, absurd"]
+LABELS = ["homoode, low", "homoode, high", "pcdeq, absurd"]
 
 
 def test_each_run_is_an_ordinary_run(made):
@@ -87,14 +89,14 @@ def test_what_is_printed(made):
     _, _, result = made
     lines = result.stdout.splitlines()
     assert lines[0] == (
-        "Step sizes on digits: 10 runs of 1 epochs (homoode, low, homoode, high, pcdeq, low, pcdeq, high, "
-        "pcdeq, absurd; seeds 0,1), 2 at a time -> out"
+        "Step sizes on digits: 6 runs of 1 epochs (homoode, low, homoode, high, pcdeq, absurd; seeds 0,1), "
+        "2 at a time -> out"
     )
     assert any(line.startswith("homoode, low, seed 1: epoch 1/1  loss ") for line in lines)
-    assert any(re.match(r"pcdeq, high, seed 0: test accuracy [\d.]+ % \(best, epoch 1\)", line) for line in lines)
-    assert "10 of 10 runs have ended" in lines
+    assert any(re.match(r"homoode, high, seed 0: test accuracy [\d.]+ % \(best, epoch 1\)", line) for line in lines)
+    assert "6 of 6 runs have ended" in lines
     assert lines[-1] == "out"
-    table = lines[next(i for i, line in enumerate(lines) if "test accuracy [%]" in line) + 1 :][:5]
+    table = lines[next(i for i, line in enumerate(lines) if "test accuracy [%]" in line) + 1 :][:3]
     for label, line in zip(LABELS, table, strict=True):
         assert line.startswith(label)
     assert re.search(r"\d+\.\d\d ± \d+\.\d\d", table[0])
@@ -128,14 +130,14 @@ def test_the_file_holds_the_numbers_of_the_runs(made):
     accuracies = data["/runs/test_accuracy"]
     assert data["/table/test_accuracy_mean"][0] == pytest.approx(accuracies[:2].mean())
     assert data["/table/test_accuracy_sd"][0] == pytest.approx(statistics.stdev(accuracies[:2].tolist()))
-    assert data["/table/finished"].tolist() == [2, 2, 2, 2, 0]
-    assert math.isnan(data["/table/test_accuracy_mean"][4])
+    assert data["/table/finished"].tolist() == [2, 2, 0]
+    assert math.isnan(data["/table/test_accuracy_mean"][2])
     measured = list(zip(data["/measurements/run"].tolist(), data["/measurements/name"], strict=True))
-    assert measured == [(i, name) for i in range(8) for name in ("fine", "50 at a time")]
+    assert measured == [(i, name) for i in range(4) for name in ("fine", "50 at a time")]
     assert set(data["/measurements/images"]) == {100}
     assert data["/measurements/batch_size"][:2].tolist() == [250, 50]
     fine = data["/measurements/nfe"][data["/measurements/name"] == "fine"]
-    assert (fine > data["/runs/test_nfe"][:8]).all(), "a smaller tolerance costs more"
+    assert (fine > data["/runs/test_nfe"][:4]).all(), "a smaller tolerance costs more"
 
 
 def test_every_dataset_is_described_and_the_docs_show_the_schema(made):
@@ -163,7 +165,7 @@ def test_figures(made):
             "".join(e.itertext())
             for e in ET.parse(folder / "figures" / f"{stem}.svg").iter("{http://www.w3.org/2000/svg}text")
         }
-        wanted = {"homoode", "pcdeq"} if stem == "variation" else set(LABELS[:4])
+        wanted = {"homoode"} if stem == "variation" else set(LABELS[:2])
         assert wanted <= texts
         assert "pcdeq, absurd" not in texts
         assert any("Step sizes on digits" in text for text in texts)
@@ -180,7 +182,7 @@ def test_the_report(made):
     assert "First by test accuracy: **" in text
     assert "We know of none on digits." in text
     assert "| Budget | 1 epochs for each run" in text
-    assert "| `optim.lr` | 0.001 | 0.01 | 0.001 | 0.01 | 1e+30 |" in text
+    assert "| `optim.lr` | 0.001 | 0.01 | 1e+30 |" in text
     links = re.findall(r"\]\((figures/.*?)\)", text)
     assert len(links) == 10
     assert all((folder / link).exists() for link in links)
@@ -191,9 +193,9 @@ def test_the_same_command_keeps_what_has_ended(made):
     before = {p: p.stat().st_mtime_ns for p in folder.glob("[or]*/**/*") if p.is_file()}
     again = compare(*args, cwd=folder.parent)
     assert again.returncode == 0, again.stderr
-    assert "10 of 10 runs have ended before and are kept" in again.stdout
+    assert "6 of 6 runs have ended before and are kept" in again.stdout
     assert {p: p.stat().st_mtime_ns for p in before} == before
-    assert again.stdout.splitlines()[-8:] == first.stdout.splitlines()[-8:]
+    assert again.stdout.splitlines()[-6:] == first.stdout.splitlines()[-6:]
 
 
 def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
