@@ -1,0 +1,121 @@
+"""Memory, measured in processes of their own: what one solve takes, and whether many solves leave something behind.
+
+    python -m homojl.benchmark.memory peak SOLVER VARIANT STEPS SEED THREADS
+    python -m homojl.benchmark.memory leak SOLVES
+
+Each prints one line of JSON.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from homojl.errors import HomoJLError
+
+
+class MeasurementFailed(HomoJLError):
+    """The process that was to measure ended early; the message is its last line."""
+
+
+def peak_of_steps(solver: str, variant: str, steps: int, *, seed: int, threads: int) -> float:
+    """MiB that one gradient through `steps` equal steps adds to the peak resident memory of a fresh process.
+
+    Raises:
+        MeasurementFailed: if that process fails.
+    """
+    return _in_process("peak", solver, variant, str(steps), str(seed), str(threads))
+
+
+def leak(solves: int) -> list[float]:
+    """Resident memory in MiB after each hundredth of `solves` small solves with gradients, in a fresh process.
+
+    The solves are adaptive and take `DirectAdjoint`, `CheckpointAdjoint` and `GaussAdjoint` in turn.
+
+    Raises:
+        MeasurementFailed: if that process fails.
+    """
+    return _in_process("leak", str(solves))
+
+
+def _in_process(*arguments: str):
+    command = [sys.executable, "-m", "homojl.benchmark.memory", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    if result.returncode:
+        lines = result.stderr.strip().splitlines()
+        raise MeasurementFailed(lines[-1] if lines else f"exit code {result.returncode}")
+    return json.loads(result.stdout.splitlines()[-1])
+
+
+# ---- what those processes do
+
+
+def _resident() -> float:
+    """Resident memory of this process in MiB, after what can be given back has been."""
+    gc.collect()
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError):  # another C library than glibc
+            ctypes.CDLL(None).malloc_trim(0)
+        status = Path("/proc/self/status").read_text(encoding="ascii")
+        return int(status.partition("VmRSS:")[2].split()[0]) / 1024
+    return int(subprocess.check_output(["ps", "-o", "rss=", "-p", str(os.getpid())])) / 1024
+
+
+def _peak(solver: str, variant: str, steps: int, seed: int, threads: int) -> float:
+    import torch
+
+    from homojl.benchmark.experiments import steps_case
+    from homojl.benchmark.measure import use_threads
+    from homojl.benchmark.solvers import SOLVERS
+    from homojl.training.loop import peak_memory
+
+    use_threads(threads)
+
+    def ready(count: int):
+        return SOLVERS[solver].variants(steps_case(count, seed))[variant]()
+
+    small = 100 if variant == "30 states" else 2  # loads libraries and makes their buffers
+    ready(small)()
+    solve = ready(steps)
+    before = _resident()
+    try:  # the peak so far is forgotten
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    except OSError:
+        before = max(before, peak_memory(torch.device("cpu")))
+    solve()
+    return max(0.0, peak_memory(torch.device("cpu")) - before)
+
+
+def _leak(solves: int) -> list[float]:
+    import torch
+
+    import homojl as hj
+
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+    field = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh())
+    adjoints = (hj.DirectAdjoint(), hj.CheckpointAdjoint(), hj.GaussAdjoint())
+    algorithm = hj.Bosh3(rtol=1e-2, atol=1e-2)
+    y0, weights = torch.randn(2, 4, requires_grad=True), tuple(field.parameters())
+    resident, every = [], max(1, solves // 100)
+    for i in range(solves):
+        problem = hj.ODEProblem(lambda t, y: field(y), y0, (0.0, 0.5), params=weights)
+        value = hj.solve(problem, algorithm, adjoint=adjoints[i % 3], backend="pytorch").value
+        torch.autograd.grad(value.sum(), [y0, *weights])
+        if (i + 1) % every == 0:
+            resident.append(_resident())
+    return resident
+
+
+if __name__ == "__main__":
+    what, *given = sys.argv[1:]
+    if what == "leak":
+        print(json.dumps(_leak(int(given[0]))))
+    else:
+        print(json.dumps(_peak(given[0], given[1], *map(int, given[2:]))))
