@@ -40,6 +40,7 @@ from homojl.algorithms import (
     Trapezoid,
     Tsit5,
 )
+from homojl.backends.pytorch.stage_equations import ITERATIONS
 from homojl.compat.states import CALLBACKS
 from homojl.errors import ConfigError
 
@@ -158,12 +159,14 @@ class Options:
         if self._cls is SciPy:
             bounds = {key: float(self._options[key]) for key in ("min_step", "max_step") if key in self._options}
             return SciPy(solver=self._options.get("solver", "LSODA"), rtol=self._rtol, atol=self._atol, **bounds)
-        if "max_iters" in self._options:
-            more["max_iter"] = int(self._options["max_iters"])
+        if issubclass(self._cls, AbstractImplicitFixedStep) and int(self._options.get("max_iters", 100)) < ITERATIONS:
+            raise ConfigError(
+                f"max_iters must be at least {ITERATIONS}: Newton's iteration here takes no more than that"
+            )
         if issubclass(self._cls, AdamsBashforth):
             more["max_order"] = self._max_order()
         if self._cls is AdamsMoulton:
-            more |= {"rtol": self._rtol, "atol": self._atol}
+            more |= {"rtol": self._rtol, "atol": self._atol, "max_iter": int(self._options.get("max_iters", 4))}
         return self._fixed(grid, **more)
 
     def _max_order(self) -> int:
