@@ -9,7 +9,7 @@ of the processor time and of its ratio are printed, and what the evaluations alo
 each returns is evaluated afterwards by the same function, norm(f(z) - z) / norm(f(z)) of the worst sample. torchdeq
 returns f of the iterate that met the tolerance, one application further than what it checked; homojl returns the
 iterate whose residual it has found, so it is also run at the tolerance that torchdeq's result really has, where its
-own worst residual is equal or smaller. Inputs: normal numbers, alike for all samples; and the same times 0.1 to 10,
+own worst residual is equal or smaller. Inputs: normal numbers, alike for all samples; and the same times 1 to 10,
 so that samples converge at different times.
 
 Compaction: a batch of 64 in which a tenth of the samples converges ten times slower, Picard's iteration at 1e-4. Cost
@@ -86,7 +86,7 @@ def beside_torchdeq(repetitions: int, seeds: int) -> None:
         for seed in range(seeds):
             torch.manual_seed(seed)
             f, x = Layer(), torch.randn(BATCH, CHANNELS, SIZE, SIZE)
-            x = x * torch.logspace(-spread, spread, BATCH)[:, None, None, None]
+            x = x * torch.logspace(0, spread, BATCH)[:, None, None, None]
             one(f"{inputs} {seed}", f, x, repetitions)
 
 

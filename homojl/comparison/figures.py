@@ -112,8 +112,8 @@ def _curves(comparison: Comparison, figure: Figure, panels: dict[str, str]) -> l
                 axes.plot(x, y, **_look(place), markevery=max(1, len(x) // 6), linewidth=1.6, markersize=5, label=name)
         axes.set_xlabel("training time [s]" if timed else "epoch")
         axes.set_ylabel(label)
-        axes.set_xlim(left=0)
         axes.margins(y=0.08)
+        axes.set_xlim(0, 1.05 * axes.dataLim.x1)
         if not timed:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
     _legend(figure, all_axes[0])
@@ -128,14 +128,14 @@ def _learning_curves(comparison: Comparison, figure: Figure) -> None:
     loss, accuracy = _curves(
         comparison, figure, {"train_loss": "training cross-entropy [nat]", "val_accuracy": "validation accuracy [%]"}
     )
-    loss.set_ylim(bottom=0)
+    loss.set_ylim(0, 1.08 * loss.dataLim.y1)
     _percent(accuracy)
 
 
 def _evaluations(comparison: Comparison, figure: Figure) -> None:
     panels = {"nfe_forward": "evaluations per forward pass", "nfe_backward": "products per backward pass"}
     for axes in _curves(comparison, figure, panels):
-        axes.set_ylim(bottom=0)
+        axes.set_ylim(0, 1.08 * axes.dataLim.y1)
 
 
 def _cost(comparison: Comparison, figure: Figure) -> None:

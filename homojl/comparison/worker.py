@@ -36,12 +36,19 @@ def main(run_path: str, outcome_path: str, measurements: str) -> int:
         # Without its parent nobody waits for it, and the next one may start the same run again.
         if not train(run, progress=LineProgress(), should_stop=lambda: bool(stopped) or os.getppid() != parent):
             return STOPPED
+        # What follows is short and begins anew the next time.
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, _interrupt)
+        if stopped:
+            return STOPPED
         evaluation = evaluate_run(run, throw=False)
         print(f"test accuracy {100 * evaluation.accuracy:.2f} % ({evaluation.checkpoint})", flush=True)
         publish(run, evaluation)
         wanted = json.loads(measurements)
         measured = [_measure(run, name, settings, wanted["images"]) for name, settings in wanted["settings"].items()]
         outcome = {"status": "finished", "message": "", "measurements": measured}
+    except KeyboardInterrupt:
+        return STOPPED
     except SolveError as error:
         outcome = {"status": "failed", "message": " ".join(str(error).split()), "measurements": []}
         print(outcome["message"], flush=True)
@@ -50,6 +57,10 @@ def main(run_path: str, outcome_path: str, measurements: str) -> int:
         return 2
     replace_file(outcome_path, json.dumps(outcome, indent=2).encode())
     return 0
+
+
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
 
 
 def _measure(run: Run, name: str, settings: dict[str, dict[str, Any]], images: int) -> dict[str, Any]:
