@@ -42,7 +42,7 @@ class Stats:
         n_accepted, n_rejected: steps of the forward solve; where every sample has its own, of the one that took most.
         seconds: wall time of the forward solve.
         nfe_backward: evaluations of the field for gradients alone (recomputed stages, backward solves).
-        n_jvp: Jacobian-vector products of the field in the forward solve.
+        n_jvp: Jacobian-vector products of the field, in the forward solve and for gradients of implicit steps.
         n_vjp: vector-Jacobian products of the field.
         unconverged_backward: samples whose linear system an `ImplicitAdjoint(throw=False)` did not solve.
         seconds_backward: wall time of an adjoint's own backward pass (0 for `DirectAdjoint`, whose backward
