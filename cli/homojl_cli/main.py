@@ -17,6 +17,8 @@ COMMANDS = {
     "evaluate": "Evaluate a trained run.",
     "export": "Write a run's results to one HDF5 file.",
     "plot": "Draw a run's figures.",
+    "tune": "Find the method and tolerance that answer a trained run's images with the fewest evaluations.",
+    "bench": "Measure the solvers and their peers on the same problems, side by side.",
     "trace": "Follow the zero path of a problem in the gallery to its root.",
     "models": "List the models.",
     "datasets": "List the datasets and where their files are looked for.",

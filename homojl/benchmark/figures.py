@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from homojl.benchmark.record import Measurement, Report
-from homojl.results.plots import BLUE, GREEN, PURPLE, VERMILLION, new_figure, style, write_figures
+from homojl.results.plots import BLUE, GREEN, PURPLE, VERMILLION, log_axis, new_figure, style, write_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -87,6 +87,9 @@ def _lines(
             axes.plot(*zip(*points, strict=True), **_look(key[0], dashes.index(dash)))
     axes.set_xscale("log")
     axes.set_yscale("log")
+    axes.margins(0.1)
+    log_axis(axes.xaxis)
+    log_axis(axes.yaxis)
 
 
 def _legend(figure: Figure, found: Sequence[Measurement], dash_by: str = "method") -> None:
@@ -114,6 +117,7 @@ def _batch(figure: Figure, found: list[Measurement]) -> None:
         for axes, problem in zip(row, problems, strict=True):
             chosen = [m for m in found if (m.problem, m.tolerance) == (problem, tolerance)]
             _lines(axes, chosen, lambda m: m.batch, lambda m: 1e3 * m.seconds)
+            axes.set_xticks(sorted({m.batch for m in chosen}))
             axes.set_title(f"{problem}, {tolerance:g}")
             axes.set_xlabel("batch")
         row[0].set_ylabel("time of a solve [ms]")
@@ -179,6 +183,7 @@ def _accuracy(figure: Figure, found: list[Measurement]) -> None:
         axes.plot(x, [m.error_over_tolerance for m in chosen], **_look(solver) | {"linestyle": "none"}, label=solver)
     axes.axhline(10, color="black", linewidth=1, linestyle=":")
     axes.set_yscale("log")
+    log_axis(axes.yaxis)
     axes.set_xticks(range(len(problems)), problems)
     axes.grid(False, axis="x")
     axes.set_ylabel("largest error / tolerance")

@@ -20,6 +20,7 @@ from homojl.results.records import METRICS, Evaluation, RunRecord
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
 # Okabe & Ito (2008): colours that people with any colour vision tell apart; without yellow, pale on white.
@@ -154,6 +155,19 @@ def new_figure(title: str) -> Figure:
     FigureCanvasAgg(figure)
     figure.suptitle(title)
     return figure
+
+
+def log_axis(axis: Axis) -> None:
+    """Plain numbers at the ticks of a logarithmic axis, since `_STYLE` parses no mathematics.
+
+    At powers of ten, and where there are few of them also at 2 and 5 times those. Call it when all is drawn.
+    """
+    from matplotlib.ticker import LogLocator, NullFormatter
+
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _figure(title: str, caption: str, has: Callable[[RunRecord], bool]) -> Callable:

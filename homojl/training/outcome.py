@@ -46,8 +46,8 @@ def evaluate_run(
     solve_as(model, config.solver)
     model.to(resolve_device(config.train.device))
     model.throw = throw
-    data = _matching_data(run, form)
-    images, labels, index = (part[:limit] for part in _split(run, data, split))
+    data = matching_data(run, form)
+    images, labels, index = (part[:limit] for part in split_of(run, data, split))
     epochs = header["position"]["step"] / steps_per_epoch(data, config)
     return evaluate(
         model,
@@ -71,7 +71,7 @@ def trace_run(run: Run, count: int, **solver: object) -> tuple[Trajectories, np.
     config = with_solver(run.config, **solver)
     model, form, _ = run.load_model("best")
     solve_as(model, config.solver)
-    data = _matching_data(run, form)
+    data = matching_data(run, form)
     if not 1 <= count <= len(data.x_test):
         raise ConfigError(f"trajectories must be between 1 and {len(data.x_test)}, got {count}")
     model.to(resolve_device(run.config.train.device))
@@ -92,14 +92,24 @@ def publish(run: Run, evaluation: Evaluation) -> None:
     write_report(run.path / "report.md", record, figures)
 
 
-def _matching_data(run: Run, form: ModelForm) -> ImageDataset:
+def matching_data(run: Run, form: ModelForm) -> ImageDataset:
+    """The run's dataset.
+
+    Raises:
+        DataError: if it is not there, or not the one that the run was trained on.
+    """
     data = load_data(run.config)
     if ModelForm.of(data) != form:
         raise DataError(f"the dataset {run.config.data.dataset!r} is not the one that {run.path} was trained on")
     return data
 
 
-def _split(run: Run, data: ImageDataset, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+def split_of(run: Run, data: ImageDataset, split: str) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Images, labels and positions of the run's "test", "val" or "train" split.
+
+    Raises:
+        ConfigError: if the run has none of that name.
+    """
     if split == "test":
         return data.x_test, data.y_test, torch.arange(len(data.x_test))
     train_index, val_index = data.split(run.config.data.val_fraction, run.config.train.seed)

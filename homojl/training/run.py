@@ -30,7 +30,7 @@ _CONFIG_END = "\n# end of the configuration\n"
 
 _CONTENTS = {
     *("config.toml", "environment.json", "metrics.jsonl", "checkpoints"),
-    *("results.h5", "report.md", "figures"),
+    *("results.h5", "report.md", "figures", "tune.h5"),
 }
 
 
@@ -41,6 +41,7 @@ class Run:
     config.toml          resolved, complete          metrics.jsonl   one line per epoch or part of a time budget
     environment.json     versions, device, commit    checkpoints/    last.safetensors, best.safetensors
     results.h5           see docs/hdf5.md            report.md       figures/
+    tune.h5              of `homojl tune`
     ```
     """
 

@@ -1,0 +1,215 @@
+"""What `homojl tune` found: its records, its HDF5 file, of which docs/hdf5.md has the schema, and its figure."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import h5py
+import numpy as np
+
+from homojl.results.plots import PALETTE, VERMILLION, log_axis, new_figure, style, write_figures
+from homojl.results.schema import Entry, Schema
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+NAN = float("nan")
+_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trained model solved in one way.
+
+    Attributes:
+        settings: of `SolverConfig` that were changed; none: as the run is configured.
+        algorithm: the method.
+        accuracy: fraction of the validation images classified correctly.
+        agreement: fraction of them with the reference's prediction.
+        logit_error: root mean square of the logits' difference from the reference's, over the reference's.
+        evaluations: of the field, or of the map and its Jacobian's products, per forward pass of a batch.
+        seconds: wall time per image.
+        failed: solves that did not reach their end.
+        message: why there are no numbers; empty if there are.
+    """
+
+    settings: Mapping[str, object]
+    algorithm: str
+    accuracy: float = NAN
+    agreement: float = NAN
+    logit_error: float = NAN
+    evaluations: float = NAN
+    seconds: float = NAN
+    failed: int = 0
+    message: str = ""
+
+    @property
+    def label(self) -> str:
+        """The settings in few words."""
+        if not self.settings:
+            return f"{self.algorithm}, as configured"
+        if "step_size" in self.settings:
+            return f"{self.algorithm}, steps of {self.settings['step_size']:g}"
+        return f"{self.algorithm} at {self.settings['rtol']:g}"
+
+    @property
+    def assignments(self) -> str:
+        """The settings as options of `homojl train`."""
+        return " ".join(f"--set solver.{key}={value}" for key, value in self.settings.items())
+
+
+@dataclass(frozen=True)
+class Tuning:
+    """All that was tried on one run.
+
+    Attributes:
+        reference: the tight solve that the others are held against.
+        configured: as the run is configured.
+        trials: the others, in the order tried.
+        within: how much less accuracy than the reference's is accepted, as a fraction.
+        images, batch_size: of the validation split, and of a forward pass.
+    """
+
+    reference: Trial
+    configured: Trial
+    trials: tuple[Trial, ...]
+    within: float
+    images: int
+    batch_size: int
+
+    def accepts(self, trial: Trial) -> bool:
+        """Whether it is as accurate as asked for, and every solve reached its end."""
+        # Accuracies are fractions of whole images: a thousandth of an image is rounding.
+        lowest = self.reference.accuracy - self.within - 1e-3 / self.images
+        return not trial.message and trial.failed == 0 and trial.accuracy >= lowest
+
+    @property
+    def choice(self) -> Trial | None:
+        """The accepted trial of the fewest evaluations, of several the one of most agreement; None: there is none."""
+        accepted = [trial for trial in self.trials if self.accepts(trial)]
+        return min(accepted, key=lambda t: (t.evaluations, -t.agreement), default=None)
+
+
+_TRIAL = ("trial",)
+
+SCHEMA = Schema(
+    "homojl-tune",
+    1,
+    groups={
+        "/": "one trained model, solved in several ways; the first trial is the reference, the second as configured"
+    },
+    entries={
+        "/settings": Entry("text", _TRIAL, "1", "options of homojl train that solve so; empty: as configured"),
+        "/algorithm": Entry("text", _TRIAL, "1", "the method"),
+        "/rtol": Entry("float64", _TRIAL, "1", "relative tolerance; NaN where it is the run's own or there is none"),
+        "/step_size": Entry("float64", _TRIAL, "1", "step of a method with equal steps, in the unit of time; else NaN"),
+        "/accuracy": Entry("float64", _TRIAL, "1", "fraction of the validation images classified correctly"),
+        "/agreement": Entry("float64", _TRIAL, "1", "fraction of them with the reference's prediction"),
+        "/logit_error": Entry(
+            "float64",
+            _TRIAL,
+            "1",
+            "root mean square difference of the logits from the reference's, relative",
+        ),
+        "/evaluations": Entry(
+            "float64",
+            _TRIAL,
+            "evaluations",
+            "of the field, or of the map and its Jacobian, per forward pass",
+        ),
+        "/seconds": Entry("float64", _TRIAL, "s", "wall time per image"),
+        "/failed": Entry("int64", _TRIAL, "solves", "solves that did not reach their end"),
+        "/chosen": Entry("int64", _TRIAL, "1", "1: the accepted trial of the fewest evaluations, else 0"),
+        "/message": Entry("text", _TRIAL, "1", "why there are no numbers; empty if there are"),
+    },
+    attributes={
+        "/": {
+            "within": "how much less accuracy than the reference's is accepted, as a fraction",
+            "images": "images of the validation split",
+            "batch_size": "images per forward pass",
+        }
+    },
+)
+
+
+def write_tuning(path: str | Path, tuning: Tuning) -> None:
+    """Write what was found, whole or not at all.
+
+    Raises:
+        DataError: the file cannot be written; one that was there is untouched.
+    """
+    trials = [tuning.reference, tuning.configured, *tuning.trials]
+    parts: dict[str, object] = {
+        "/settings": [trial.assignments for trial in trials],
+        "/chosen": [int(trial is tuning.choice) for trial in trials],
+    }
+    for name in ("rtol", "step_size"):
+        parts[f"/{name}"] = [float(trial.settings.get(name, NAN)) for trial in trials]
+    for name in ("algorithm", "accuracy", "agreement", "logit_error", "evaluations", "seconds", "failed", "message"):
+        parts[f"/{name}"] = [getattr(trial, name) for trial in trials]
+    arrays, _ = SCHEMA.arrays(parts)
+    root = {"within": tuning.within, "images": tuning.images, "batch_size": tuning.batch_size}
+    SCHEMA.write(path, arrays, {"/": root})
+
+
+def read_tuning(path: str | Path) -> tuple[dict[str, np.ndarray | str], dict[str, object]]:
+    """The datasets by name and the attributes of the root of what `write_tuning` wrote.
+
+    Raises:
+        DataError: no such file, not a whole file of this schema, or one of a later version.
+    """
+
+    def build(file: h5py.File) -> tuple[dict[str, np.ndarray | str], dict[str, object]]:
+        return SCHEMA.datasets(file), {key: file.attrs[key] for key in SCHEMA.attributes["/"]}
+
+    return SCHEMA.read(path, build)
+
+
+def draw_tuning(tuning: Tuning, folder: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+    """Draw `tune.png` and so on: accuracy, and agreement of the logits, against evaluations.
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: matplotlib is missing, or an unknown format.
+        DataError: a file cannot be written.
+    """
+    return write_figures({"tune": functools.partial(_figure_of, tuning)}, folder, formats)
+
+
+def _figure_of(tuning: Tuning) -> Figure:
+    with style():
+        figure = new_figure(f"Ways to solve the trained model, {tuning.images:,} validation images")
+        figure.set_size_inches(12.5, 5)
+        accuracy, error = figure.subplots(1, 2)
+        tried = [t for t in (tuning.reference, *tuning.trials) if not t.message]
+        for place, name in enumerate(dict.fromkeys(t.algorithm for t in tried)):
+            trials = sorted((t for t in tried if t.algorithm == name), key=lambda t: t.evaluations)
+            look = {"color": PALETTE[place % len(PALETTE)], "marker": _MARKERS[place % len(_MARKERS)], "label": name}
+            x = [t.evaluations for t in trials]
+            accuracy.plot(x, [100 * t.accuracy for t in trials], **look)
+            error.plot(x, [t.logit_error or NAN for t in trials], **look)
+        lowest = 100 * (tuning.reference.accuracy - tuning.within)
+        accuracy.axhline(lowest, color="#555555", linewidth=1, linestyle=":", label="lowest accepted")
+        configured, chosen = tuning.configured, tuning.choice
+        rings = [(configured, "black", "as configured")] + ([] if chosen is None else [(chosen, VERMILLION, "chosen")])
+        for size, (trial, color, name) in zip((17, 13), rings, strict=False):
+            look = {"marker": "o", "markersize": size, "fillstyle": "none", "linestyle": "none", "color": color}
+            accuracy.plot([trial.evaluations], [100 * trial.accuracy], **look, label=name)
+            error.plot([trial.evaluations], [trial.logit_error or NAN], **look)
+        accuracy.set_ylabel("validation accuracy [%]")
+        error.set_ylabel("error of the logits, relative")
+        error.set_yscale("log")
+        log_axis(error.yaxis)
+        for axes in (accuracy, error):
+            axes.set_xscale("log")
+            log_axis(axes.xaxis)
+            axes.set_xlabel("evaluations per forward pass")
+        handles, labels = accuracy.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside right center")
+        return figure

@@ -1,0 +1,146 @@
+"""Which method and tolerance answer a trained run's validation images with the fewest evaluations."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from homojl.algorithms import (
+    FIXED_POINT_ALGORITHMS,
+    ODE_ALGORITHMS,
+    AbstractFixedStep,
+    AbstractSplitting,
+)
+from homojl.errors import BackendUnavailable, ConfigError
+from homojl.models import AbstractImplicitModel
+from homojl.names import did_you_mean
+from homojl.results.tuning import Trial, Tuning
+from homojl.training.config import with_solver
+from homojl.training.evaluation import prepare
+from homojl.training.experiment import ModelForm, resolve_device, solve_as
+from homojl.training.outcome import matching_data, split_of
+from homojl.training.run import Run
+
+Tensor = torch.Tensor
+Answers = tuple[Tensor, float, float, int]  # logits (N, K), evaluations per pass, seconds per image, failed solves
+
+ODE_METHODS = ("adaptiveheun", "fehlberg2", "bosh3", "dopri5", "tsit5", "dopri8")  # of order 2 to 8
+FIXED_POINT_METHODS = ("picard", "anderson", "broyden", "newtonkrylov", "relaxation")
+SPLITTINGS = ("forwardbackward", "peacemanrachford")
+TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
+STEP_SIZES = (1.0, 0.5, 0.25, 0.125)  # of methods with equal steps, which have no tolerance; models solve from 0 to 1
+
+
+def tune(
+    run: Run,
+    *,
+    within: float = 1e-3,
+    algorithms: Sequence[str] | None = None,
+    tolerances: Sequence[float] = TOLERANCES,
+    batch_size: int | None = None,
+    limit: int | None = None,
+    backend: str | None = None,
+    say: Callable[[Trial], None] = lambda _: None,
+) -> Tuning:
+    """Answer the validation split of a run with its best checkpoint in several ways. The test set is not touched.
+
+    An ODE is held against Dopri8 at 1e-6, an equilibrium against the run's own method at 1e-5.
+
+    Args:
+        within: how much less accuracy than the reference's is accepted, as a fraction.
+        algorithms: names of the methods; None: adaptive ones of order 2 to 8, or those for equilibria.
+        tolerances: relative ones, for an ODE also absolute; a method with equal steps takes `STEP_SIZES` instead.
+        batch_size: images per forward pass; None: the run's own.
+        limit: how many of the first validation images to answer; None: all.
+        backend: where to solve; None: where the run did.
+        say: receives each trial as it ends, the reference first.
+
+    Raises:
+        ConfigError: for an unknown method, one for the other kind of problem, or a run without a validation split.
+    """
+    if not 0 <= within < 1:
+        raise ConfigError(f"within must lie in [0, 1), a fraction of the images, got {within}")
+    model, form, _ = run.load_model("best")
+    ode = model.states_ode()
+    names = _methods(model) if algorithms is None else tuple(algorithms)
+    known = ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS
+    for name in names:
+        if name not in known:
+            kind = "an ODE" if ode else "a fixed point"
+            raise ConfigError(f"{run.path} states {kind}, which {name!r} is not for; {did_you_mean(name, known)}")
+    config = run.config
+    model.to(resolve_device(config.train.device))
+    model.throw = False
+    size = batch_size or config.train.eval_batch_size
+    images, labels, _ = (part[:limit] for part in split_of(run, matching_data(run, form), "val"))
+    where = {} if backend is None else {"backend": backend}
+    expected: Tensor | None = None
+
+    def attempt(settings: Mapping[str, object]) -> Trial:
+        nonlocal expected
+        solver = with_solver(config, **settings, **where).solver
+        solve_as(model, solver)
+        blank = Trial(settings, model.algorithm.name)
+        try:
+            logits, evaluations, seconds, failed = _answers(model, form, images, size)
+        except (ConfigError, BackendUnavailable) as error:
+            if expected is None:
+                raise
+            trial = replace(blank, message=str(error))
+        else:
+            expected = logits if expected is None else expected
+            trial = replace(
+                blank,
+                accuracy=_share(logits.argmax(1) == labels),
+                agreement=_share(logits.argmax(1) == expected.argmax(1)),
+                logit_error=((logits - expected).norm() / expected.norm()).item(),
+                evaluations=evaluations,
+                seconds=seconds,
+                failed=failed,
+            )
+        say(trial)
+        return trial
+
+    tight = {"rtol": 1e-6, "atol": 1e-6, "algorithm": "dopri8"} if ode else {"rtol": 1e-5, "max_steps": 1000}
+    solve_as(model, with_solver(config, **tight, **where).solver)
+    _answers(model, form, images[:size], size)  # what only a first pass does is in no time
+    reference = attempt(tight)
+    configured = attempt({})
+    trials = [attempt(settings) for name in names for settings in _settings(name, known[name], tolerances, ode)]
+    return Tuning(reference, configured, tuple(trials), within, len(images), size)
+
+
+def _methods(model: AbstractImplicitModel) -> tuple[str, ...]:
+    if model.states_ode():
+        return ODE_METHODS
+    split = isinstance(model.default_algorithm, AbstractSplitting)
+    return FIXED_POINT_METHODS + (SPLITTINGS if split else ())
+
+
+def _settings(name: str, kind: type, tolerances: Sequence[float], ode: bool) -> list[dict[str, object]]:
+    """The solver settings to try for a method."""
+    if issubclass(kind, AbstractFixedStep):
+        return [{"algorithm": name, "step_size": size} for size in STEP_SIZES]
+    if ode:
+        return [{"algorithm": name, "rtol": tolerance, "atol": tolerance} for tolerance in tolerances]
+    return [{"algorithm": name, "rtol": tolerance} for tolerance in tolerances]
+
+
+@torch.no_grad()
+def _answers(model: AbstractImplicitModel, form: ModelForm, images: Tensor, batch_size: int) -> Answers:
+    logits, evaluations, failed = [], [], 0
+    started = time.perf_counter()
+    for batch in images.split(batch_size):
+        out, solution = model(prepare(batch, form, model), return_solution=True)
+        logits.append(out.double().cpu())
+        evaluations.append(solution.stats.nfe + solution.stats.n_jvp)
+        failed += not solution.status.ok
+    seconds = time.perf_counter() - started
+    return torch.cat(logits), sum(evaluations) / len(evaluations), seconds / len(images), failed
+
+
+def _share(hits: Tensor) -> float:
+    return hits.double().mean().item()
