@@ -242,13 +242,15 @@ def test_install_where_all_is_there_ends_with_the_self_test(tmp_path):
 def test_a_run_on_julia_equals_one_on_pytorch_but_for_rounding(tmp_path):
     outcomes = {}
     for backend in ("pytorch", "julia"):
-        result = homojl("train", *SMALL, "--backend", backend, "--out", tmp_path / backend, cwd=tmp_path)
+        # Training magnifies rounding: two epochs are 34 steps, after which it stands at 1e-4 of the loss.
+        options = ("--epochs", 2, "--backend", backend, "--out", tmp_path / backend)
+        result = homojl("train", *SMALL, *options, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert f"{backend} backend" in result.stdout
         lines = (tmp_path / backend / "metrics.jsonl").read_text().splitlines()
         outcomes[backend] = [json.loads(line) for line in lines]
     for ours, theirs in zip(outcomes["pytorch"], outcomes["julia"], strict=True):
-        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=2e-2)
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], rel=1e-3)
 
 
 def test_without_a_network_the_error_says_what_to_put_where(tmp_path):
