@@ -133,6 +133,19 @@ def _several(name: str) -> Example:
     )
 
 
+def _ripples(name: str) -> Example:
+    # Its slope 1 + 4 cos(5 (z - 1)) lies between -3 and 5; no second root, since 4 < 4.6 = -1 / min(sin(x) / x).
+    return Example(
+        name,
+        "z - 1 + 0.8 sin(5 (z - 1)) = 0: one root, on whose ripples Newton's method loses its way",
+        r=lambda z: z - 1 + 0.8 * torch.sin(5 * (z - 1)),
+        z0=_vector(4.0),
+        roots=(_vector(1.0),),
+        low=-9,
+        high=11,
+    )
+
+
 def _himmelblau(name: str) -> Example:
     def r(z: Tensor) -> Tensor:
         x, y = z
@@ -232,6 +245,7 @@ _BUILDERS: dict[str, Callable[[str], Example]] = {
     "cubic": _cubic,
     "fold": _fold,
     "several": _several,
+    "ripples": _ripples,
     "himmelblau": _himmelblau,
     "rosenbrock": _rosenbrock,
     "freudenstein-roth": _freudenstein_roth,

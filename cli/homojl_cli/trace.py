@@ -11,41 +11,63 @@ from homojl_cli.options import BACKENDS
 
 
 @click.command("trace")
+@click.argument("run", required=False, type=click.Path(path_type=str))
 @click.option("--problem", help="Name of a problem in the gallery. [default: list them]")
 @click.option("--homotopy", type=click.Choice(("fixed-point", "newton")), help="[default: the problem's own]")
-@click.option("--velocity", default="1", show_default=True, help="Speed along the path; several with commas.")
+@click.option("--velocity", help="Speed along the path; several with commas. For RUN: natural or constant.")
 @click.option("--start", help="Where to start: one number for all elements, or all of them with commas.")
 @click.option("--algorithm", default="arclength", show_default=True, help="arclength or naturalparameter.")
 @click.option("--predictor", default="midpoint", show_default=True, help="ODE method that takes the predictor steps.")
+@click.option("--samples", type=click.IntRange(1), help="For RUN: test images to follow. [default: 5]")
+@click.option("--augmented", is_flag=True, help="For RUN, an ANODE: its appended channels alone.")
 @click.option("--max-step", type=float, default=0.05, show_default=True, help="Largest step along the path.")
 @click.option("--rtol", type=float, help="Relative tolerance.")
 @click.option("--atol", type=float, help="Absolute tolerance.")
 @click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Where to solve.")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for a figure, PNG and SVG.")
 def command(
+    run: str | None,
     problem: str | None,
     homotopy: str | None,
-    velocity: str,
+    velocity: str | None,
     start: str | None,
     algorithm: str,
     predictor: str,
+    samples: int | None,
+    augmented: bool,
     max_step: float,
     rtol: float | None,
     atol: float | None,
     backend: str,
     out: Path | None,
 ) -> None:
-    """Follow the zero path of a problem in the gallery to its root.
+    """Follow the zero path of a problem in the gallery to its root, or those of a trained model.
 
-    Prints, for each velocity, how the path ended, its length in s, its folds, what it cost and how far it lies from the
-    first one. Exits with 1 if a path does not reach lambda = 1.
+    Of a problem it prints, for each velocity, how the path ended, its length in s, its folds, what it cost and how far
+    it lies from the first one. Exits with 1 if a path does not reach lambda = 1.
+
+    RUN is a run folder. A DEQ's paths lead to its equilibria; the trajectories of a HomoODE, a Neural ODE or an ANODE
+    are read as zero paths: lambda(s) and v(s) of equations (11) and (12), natural (lambda = s) or of constant velocity,
+    and what they miss of norm(H) and of (12), relative to norm(z - z0) and norm(dz/ds).
 
     \b
     Examples:
       homojl trace
       homojl trace --problem fold --velocity 1,5,10 --out figures
       homojl trace --problem himmelblau --start 2,-3 --homotopy newton
+      homojl trace runs/NAME --samples 3 --out figures
+      homojl trace runs/ANODE --augmented
     """
+    if run is not None:
+        from homojl_cli.trace_run import trace_run
+
+        if problem is not None:
+            raise click.UsageError("RUN and --problem are two ways to say what to follow: give one")
+        read = "natural" if velocity is None else velocity
+        trace_run(run, samples=samples or 5, velocity=read, augmented=augmented, rtol=rtol, out=out)
+        return
+    if samples is not None or augmented:
+        raise click.UsageError("--samples and --augmented are for a RUN")
     from homojl import gallery
 
     if problem is None:
@@ -62,7 +84,7 @@ def command(
     options = {"predictor": ode_algorithm(predictor), "max_step": max_step, "rtol": rtol, "atol": atol}
     options["max_steps"] = max(2000, int(200 / max_step)) if max_step > 0 else None
     paths = {}
-    for v in _numbers("velocity", velocity):
+    for v in _numbers("velocity", "1" if velocity is None else velocity):
         speed = {} if v == 1 else {"velocity": v}  # lambda's own path has none
         chosen = path_algorithm(algorithm, **options, **speed)
         paths[f"v = {v:g}"] = solve(example.problem(z0, kind=homotopy), chosen, backend=backend, throw=False)

@@ -1,4 +1,4 @@
-"""What zero paths show: how far apart two of them lie, and figures of them."""
+"""What zero paths show: how far apart two of them lie, and figures of them and of trajectories read as such."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from homojl.solution import PathSolution
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+
+    from homojl.correspondence import Correspondence
 
 _DASHES = ("-", "--", ":")
 _ELEMENTS = len(_DASHES)  # of a state; of a larger one the distance from the end is drawn
@@ -62,6 +64,64 @@ def draw_paths(
     return write_figures({"path": lambda: _figure_of(paths, title)}, folder, formats)
 
 
+def draw_correspondence(
+    read: Correspondence,
+    folder: str | Path,
+    *,
+    title: str,
+    names: Sequence[str] | None = None,
+    formats: Sequence[str] = ("png", "svg"),
+) -> list[Path]:
+    """Draw trajectories read as zero paths, `correspondence.png` and so on.
+
+    Lambda(s), v(s), and the residual of H = 0; where that is zero by construction, how far f(z(s)) is from the output.
+
+    Args:
+        read: what `homojl.correspondence.recover` found.
+        folder: made where it does not exist.
+        title: above all.
+        names: of the samples, for the legend; None: their positions.
+        formats: "png", "svg", "pdf".
+
+    Returns:
+        The files.
+
+    Raises:
+        ConfigError: matplotlib is missing, or an unknown format.
+        DataError: a file cannot be written.
+    """
+    names = [f"sample {i}" for i in range(read.lambdas.shape[1])] if names is None else names
+    return write_figures({"correspondence": lambda: _correspondence_figure(read, names, title)}, folder, formats)
+
+
+def _correspondence_figure(read: Correspondence, names: Sequence[str], title: str) -> Figure:
+    with style():
+        figure = new_figure(title)
+        figure.set_size_inches(14, 4.6)
+        table, speed, missed = figure.subplots(1, 3)
+        s, given = read.s.numpy(), bool((read.residuals.nan_to_num() > 1e-9).any())
+        for i, name in enumerate(names):
+            look = {"color": PALETTE[i % len(PALETTE)], "linestyle": _DASHES[i // len(PALETTE) % len(_DASHES)]}
+            table.plot(s, read.lambdas[:, i].numpy(), **look, linewidth=_width(i, len(names)))
+            speed.plot(s, read.velocities[:, i].numpy(), label=name, **look)
+            if given:
+                missed.plot(s[1:], read.residuals[1:, i].numpy(), **look)
+            else:
+                off = (read.targets[:, i] - read.states[-1, i]).flatten(1).norm(dim=1)
+                missed.plot(s, (off / (read.states[-1, i] - read.states[0, i]).norm()).numpy(), **look)
+        table.set_title("how far the problem is deformed")
+        table.set_ylabel("λ(s)")
+        speed.set_title("how fast the path is followed")
+        speed.set_ylabel("v(s)")
+        missed.set_title("what of the way no λ explains" if given else "the equilibrium map on the way")
+        missed.set_ylabel("‖H‖ / ‖z − z0‖" if given else "‖f(z(s)) − z(1)‖ / ‖z(1) − z0‖")
+        for axes in (table, speed, missed):
+            axes.set_xlabel("s")
+            axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
+        figure.legend(*speed.get_legend_handles_labels(), loc="outside right center")
+        return figure
+
+
 def _figure_of(paths: Mapping[str, PathSolution], title: str) -> Figure:
     with style():
         figure = new_figure(title)
@@ -70,14 +130,13 @@ def _figure_of(paths: Mapping[str, PathSolution], title: str) -> Figure:
         for i, (name, path) in enumerate(paths.items()):
             points, color = points_of(path), PALETTE[i % len(PALETTE)]
             lambdas, z = points[:, -1], points[:, :-1]
-            # Paths that coincide are all seen: the later ones are thinner and lie on top.
-            width = 2 + 3 * (len(paths) - 1 - i)
+            width = _width(i, len(paths))
             if z.shape[1] <= _ELEMENTS:
                 for element in range(z.shape[1]):
                     state.plot(lambdas, z[:, element], _DASHES[element], color=color, linewidth=width)
             else:
                 state.plot(lambdas, np.linalg.norm(z - z[-1], axis=1), color=color, linewidth=width)
-            along.plot(path.s.numpy(), lambdas, color=color, label=name)
+            along.plot(path.s.numpy(), lambdas, color=color, label=name, linewidth=min(width, 4))
             along.plot(path.s[-1:].numpy(), lambdas[-1:], "o", color=color)
         first = points_of(next(iter(paths.values())))
         if first.shape[1] - 1 <= _ELEMENTS:
@@ -85,20 +144,25 @@ def _figure_of(paths: Mapping[str, PathSolution], title: str) -> Figure:
                 state.plot(0, first[0, element], "o", color="black", markerfacecolor="white", zorder=3)
                 state.plot(first[-1, -1], first[-1, element], "o", color="black", zorder=3)
                 state.annotate(
-                    f"z{element + 1}",
+                    f"z{element + 1}" if first.shape[1] > 2 else "",
                     (first[-1, -1], first[-1, element]),
                     xytext=(8, 0),
                     textcoords="offset points",
                     va="center",
                 )
-            state.set_ylabel("elements of z")
+            state.set_ylabel("elements of z" if first.shape[1] > 2 else "z")
         else:
             state.set_ylabel("distance of z from the end")
-        state.set_xlabel("lambda")
-        state.set_title("the state as lambda deforms the problem")
+        state.set_xlabel("λ")
+        state.set_title("the state as λ deforms the problem")
         along.set_xlabel("s")
-        along.set_ylabel("lambda")
-        along.set_title("lambda along the path")
+        along.set_ylabel("λ")
+        along.set_title("λ along the path")
         along.axhline(1, color="black", linewidth=1, linestyle=":")
         along.legend(loc="lower right")
         return figure
+
+
+def _width(i: int, count: int) -> float:
+    """Of the i-th of several lines: those that coincide are all seen, the later ones thinner and on top."""
+    return 2 + min(3, 8 / count) * (count - 1 - i)

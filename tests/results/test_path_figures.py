@@ -56,4 +56,4 @@ def test_figures_of_small_and_large_states(name, tmp_path):
     assert [file.name for file in files] == ["path.png", "path.svg"]
     assert files[0].read_bytes().startswith(b"\x89PNG")
     text = files[1].read_text()
-    assert all(word in text for word in ("v = 1", "v = 5", "lambda", name))
+    assert all(word in text for word in ("v = 1", "v = 5", "λ", name))

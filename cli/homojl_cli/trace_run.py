@@ -1,0 +1,86 @@
+"""homojl trace RUN: what zero paths a trained model follows."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+
+def trace_run(run: str, *, samples: int, velocity: str, augmented: bool, rtol: float | None, out: Path | None) -> None:
+    """Print, and draw, the zero paths of a run's model for the first images of its test set."""
+    from homojl.training.evaluation import prepare
+    from homojl.training.experiment import load_data
+    from homojl.training.run import Run
+
+    opened = Run.open(run)
+    model, form, _ = opened.load_model()
+    data = load_data(opened.config)
+    image = prepare(data.x_test[:samples], form, model)
+    names = [f"image {i}: {form.class_names[label]}" for i, label in enumerate(data.y_test[:samples].tolist())]
+    title = f"{opened.config.model.name} on {Path(opened.config.data.dataset).stem}"
+    if model.states_ode():
+        _read_trajectories(model, image, names, title, velocity=velocity, augmented=augmented, out=out)
+    else:
+        _follow_paths(model, image, names, title, rtol=rtol, out=out)
+
+
+def _read_trajectories(model, image, names, title, *, velocity: str, augmented: bool, out: Path | None) -> None:
+    """The trajectories of a model that states an ODE, read as zero paths (equations (11) and (12))."""
+    from homojl.correspondence import recover_from_model
+    from homojl.results.paths import draw_correspondence
+
+    read = recover_from_model(model, image, velocity=velocity, augmented=augmented)
+    what = "its appended channels" if augmented else "its state"
+    print(f"{title}: {what} from s = 0 to 1 read as a zero path, {velocity} velocity")
+    print(f"{'sample':<18}{'v(0)':>9}{'v(1)':>9}{'lambda(1/2)':>13}{'norm(z-z0)':>12}{'norm(H)':>10}{'(12)':>10}")
+    moved = (read.states[-1] - read.states[0]).flatten(1).norm(dim=1)
+    middle = len(read.s) // 2
+    for i, name in enumerate(names):
+        numbers = read.velocities[0, i], read.velocities[-1, i], read.lambdas[middle, i], moved[i]
+        left, tangent = read.residuals[:, i].max(), read.tangent_residuals[1:, i].max()
+        text = "".join(f"{x:>{w}.4g}" for x, w in zip(numbers, (9, 9, 13, 12), strict=True))
+        print(f"{name:<18}{text}{left:>10.1e}{tangent:>10.1e}")
+    if out is not None:
+        for file in draw_correspondence(read, out, title=f"{title}: {what} read as a zero path", names=names):
+            print(file)
+    if not read.fits.all():
+        missing = int((~read.fits).sum())
+        print(
+            f"homojl: no constant velocity fits {missing} of {len(names)} samples, whose speed varies too much; "
+            "--velocity natural fits all",
+            file=sys.stderr,
+        )
+        sys.exit(1)
+
+
+def _follow_paths(model, image, names, title, *, rtol: float | None, out: Path | None) -> None:
+    """The zero paths to the equilibria of a model that states a fixed point, each image's own."""
+    import torch
+
+    from homojl.algorithms import ArcLength
+    from homojl.problems import HomotopyProblem
+    from homojl.results.paths import draw_paths
+    from homojl.solving import solve
+
+    algorithm = ArcLength(rtol=1e-4 if rtol is None else rtol, atol=1e-6)
+    paths = {}
+    print(f"{title}: the zero path of z - f(z) from the model's own start")
+    print(f"{'sample':<18}{'ended':<16}{'s':>9}{'points':>8}{'folds':>7}{'nfe':>7}{'jvp':>7}{'norm(H)':>10}")
+    for i, name in enumerate(names):
+        with torch.no_grad():
+            problem = model.problem(model.encode(image[i : i + 1]))
+        f, args = problem.f, problem.args
+        residual = HomotopyProblem(lambda z, f=f, args=args: z - f(z, *args), problem.z0)
+        with torch.no_grad():
+            path = paths[name] = solve(residual, algorithm, backend="pytorch", throw=False)
+        print(
+            f"{name:<18}{path.status.name:<16}{path.s[-1]:>9.4g}{len(path.s):>8}{path.folds:>7}{path.stats.nfe:>7}"
+            f"{path.stats.n_jvp:>7}{path.residuals[-1]:>10.1e}"
+        )
+    if out is not None:
+        for file in draw_paths(paths, out, title=f"{title}: zero paths to the equilibria"):
+            print(file)
+    failed = [path.message for path in paths.values() if not path.status.ok]
+    if failed:
+        print(f"homojl: {failed[0]}", file=sys.stderr)
+        sys.exit(1)
