@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import os
+from importlib.util import find_spec
 
 import pytest
 import torch
@@ -10,6 +12,8 @@ import torch
 from homojl.algorithms import PYTORCH_ONLY
 
 AVAILABLE = {"cuda": torch.cuda.is_available}
+for peer in ("torchdiffeq", "torchode", "diffrax", "torchdeq"):  # of the extra `bench`
+    AVAILABLE[peer] = functools.partial(lambda name: find_spec(name) is not None, peer)
 
 
 def pytest_configure(config):

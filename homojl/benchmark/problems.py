@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from homojl.models.blocks import ConditionedField
-from homojl.names import did_you_mean
 
 Array = Any  # of torch, JAX or NumPy
 Formula = Callable[[Any, Array, Array], Sequence[Array]]  # (module, t, y (..., D)) -> D derivatives, (...) each
@@ -298,17 +297,6 @@ SYSTEMS: dict[str, System] = {
 }
 """References: Kaps' system in Dekker, Verwer (1984), "Stability of Runge-Kutta methods for stiff nonlinear differential
 equations", 7.5; the others in Hairer, Norsett, Wanner (1993)."""
-
-
-def system(name: str) -> System:
-    """A system by its name.
-
-    Raises:
-        KeyError: for an unknown name.
-    """
-    if name not in SYSTEMS:
-        raise KeyError(f"unknown system {name!r}; {did_you_mean(name, SYSTEMS)}")
-    return SYSTEMS[name]
 
 
 # ---- networks

@@ -1,0 +1,35 @@
+"""Solves leave nothing behind, and memory is measured where it is taken."""
+
+from __future__ import annotations
+
+import pytest
+
+from homojl.benchmark import memory
+from homojl.benchmark.bars import ALLOWED_GROWTH, leak_growth
+
+SOLVES = 2000  # `homojl bench --problem leak` makes 10,000; what is allowed is the same for each of them
+
+
+def test_solves_with_gradients_leave_nothing_behind():
+    resident = memory.leak(SOLVES)
+    assert len(resident) == 100
+    assert leak_growth(resident) <= ALLOWED_GROWTH * SOLVES / 10_000, resident
+
+
+def test_growth_is_what_the_last_tenth_adds():
+    steady = [100.0] * 10 + [120.0] * 90
+    assert leak_growth(steady) == 0
+    assert leak_growth([*steady[:-1], 123.0]) == pytest.approx(3.0)
+
+
+def test_kept_states_take_less_memory_than_the_graph():
+    peaks = {
+        name: memory.peak_of_steps("homojl-pytorch", name, 1000, seed=0, threads=1) for name in ("direct", "30 states")
+    }
+    assert peaks["direct"] > 10  # MiB
+    assert peaks["30 states"] < 0.2 * peaks["direct"]
+
+
+def test_a_process_that_fails_says_why():
+    with pytest.raises(memory.MeasurementFailed, match="KeyError"):
+        memory.peak_of_steps("homojl-pytorch", "no such adjoint", 3, seed=0, threads=1)

@@ -1,0 +1,79 @@
+"""homojl bench and homojl tune as a person runs them."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+from click.testing import CliRunner
+
+from homojl.benchmark.hdf5 import read_bench
+from homojl.results.tuning import read_tuning
+from homojl_cli import bench, tune
+from tests.cli.test_cli import NO_JULIA, SMALL, assert_one_line_error, homojl
+
+
+def test_bench_writes_a_table_a_file_and_figures(tmp_path):
+    result = homojl(
+        "bench", "--quick", "--problem", "layer", "--solver", "homojl-pytorch,homojl-julia", "--threads", 1,
+        "--out", tmp_path / "b", env=os.environ | NO_JULIA,
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    lines = result.stdout.splitlines()
+    assert lines[0].startswith("homojl-julia is missing: ")
+    assert any(line.startswith("  homojl-pytorch, direct, dopri5 at 0.001") for line in lines)
+    assert (tmp_path / "b" / "bench.md").read_text("utf-8") in result.stdout
+    arrays, _ = read_bench(tmp_path / "b" / "bench.h5")
+    assert list(arrays["/measurements/variant"]) == ["", "direct", "checkpoint"]
+    assert (arrays["/measurements/seconds"] > 0).all()
+    assert (arrays["/measurements/gradient_error"][1:] < 0.5).all()
+    assert {p.name for p in (tmp_path / "b" / "figures").iterdir()} == {"layer.png", "layer.svg"}
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["bench", "--problem", "vanderpool"], ["did you mean 'vanderpol'"]),
+        (["bench", "--solver", "torchdifeq"], ["did you mean 'torchdiffeq'"]),
+        (["bench", "--threads", "0"], ["--threads"]),
+        (["tune", "none"], ["none is not a run"]),
+        (["tune", "none", "--tolerances", "small"], ["--tolerances"]),
+    ],
+    ids=" ".join,
+)
+def test_bad_input(args, words, tmp_path):
+    assert_one_line_error(homojl(*args, cwd=tmp_path), *words)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_help_names_what_there_is():
+    from homojl.benchmark.experiments import PROBLEMS
+    from homojl.benchmark.solvers import SOLVERS
+
+    assert bench.PROBLEMS.split(", ") == list(PROBLEMS)
+    assert bench.SOLVERS.split(", ") == list(SOLVERS)
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tune") / "run"
+    result = homojl("train", "--epochs", 2, "--out", folder, *SMALL)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def test_tune_prints_options_that_train_takes(run):
+    arguments = [str(run), "--algorithms", "bosh3,dopri5,rk4", "--tolerances", "1e-1,1e-3", "--within", "2"]
+    result = CliRunner().invoke(tune.command, arguments)
+    assert result.exit_code == 0, result.output
+    lines = result.output.splitlines()
+    assert lines[1].startswith("Dopri8 at 1e-06, reference")
+    assert lines[2].startswith("Bosh3, as configured")
+    assert len(lines) == 1 + 2 + 2 * 2 + 4 + 2
+    arrays, attributes = read_tuning(run / "tune.h5")
+    assert attributes["within"] == pytest.approx(0.02)
+    (chosen,) = arrays["/chosen"].nonzero()[0]
+    assert lines[-1] == f"use: homojl train ... {arrays['/settings'][chosen]}"
+    assert (run / "figures" / "tune.png").stat().st_size > 1000
+    again = homojl("train", "--epochs", 1, "--quiet", "--out", run, "--overwrite", *SMALL, *lines[-1].split()[4:])
+    assert again.returncode == 0, again.stderr
