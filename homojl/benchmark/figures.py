@@ -85,6 +85,8 @@ def _lines(
         if points:
             dash = key[1] if dash_by == "variant" else key[2]
             axes.plot(*zip(*points, strict=True), **_look(key[0], dashes.index(dash)))
+    if not axes.lines:
+        return  # a logarithmic axis cannot be empty
     axes.set_xscale("log")
     axes.set_yscale("log")
     axes.margins(0.1)

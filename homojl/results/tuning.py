@@ -204,8 +204,9 @@ def _figure_of(tuning: Tuning) -> Figure:
             error.plot([trial.evaluations], [trial.logit_error or NAN], **look)
         accuracy.set_ylabel("validation accuracy [%]")
         error.set_ylabel("error of the logits, relative")
-        error.set_yscale("log")
-        log_axis(error.yaxis)
+        if any(t.logit_error > 0 for t in tried):
+            error.set_yscale("log")
+            log_axis(error.yaxis)
         for axes in (accuracy, error):
             axes.set_xscale("log")
             log_axis(axes.xaxis)

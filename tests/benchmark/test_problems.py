@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import pytest
 import torch
 
 import homojl as hj
-from homojl.benchmark.problems import SYSTEMS, layer_problem, network_problem, system_problem
+from homojl.benchmark.problems import SYSTEMS, Problem, layer_problem, network_problem, system_problem
 
 TOLERANCES = (1e-3, 1e-5, 1e-7)
 EXACT = [name for name, system in SYSTEMS.items() if system.exact is not None]
 
 
+@functools.cache
+def one_sample(name: str) -> Problem:
+    """A system from its own start; its reference is computed once."""
+    return system_problem(name, batch=1, saves=50, dtype="float64")
+
+
 @pytest.mark.parametrize("name", EXACT)
 def test_the_reference_is_the_exact_solution(name):
-    problem = system_problem(name, batch=1, saves=7, dtype="float64")
+    problem = one_sample(name)
     exact = np.array([SYSTEMS[name].exact(float(t)) for t in problem.ts])
     np.testing.assert_allclose(problem.reference[:, 0], exact, rtol=1e-9, atol=1e-11)
 
@@ -23,7 +31,7 @@ def test_the_reference_is_the_exact_solution(name):
 @pytest.mark.parametrize("name", EXACT)
 @pytest.mark.parametrize("tolerance", TOLERANCES)
 def test_errors_at_every_save_time_stay_within_ten_times_the_tolerance(name, tolerance):
-    problem = system_problem(name, batch=1, saves=50, dtype="float64")
+    problem = one_sample(name)
     field, reference = problem.torch_field(1), torch.from_numpy(problem.reference)
     methods = (hj.KenCarp4, hj.Kvaerno5) if problem.stiff else (hj.Bosh3, hj.Dopri5, hj.Tsit5, hj.Dopri8)
     for method in methods:
