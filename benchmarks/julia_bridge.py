@@ -40,15 +40,20 @@ def seconds(work, repetitions: int) -> float:
 
 # One call after another inside Julia, as a solver makes them.
 CALLS = """
-(bridge, callback, n, count, T) -> begin
-    u, du = fill(T(0.5), n), zeros(T, n)
-    bridge.with_function(callback) do f
+function (bridge, callback, n, count, T)
+    function timed(f, du, u)
         f(du, T(0), u)
         started = time_ns()
         for _ in 1:count
             f(du, T(0), u)
         end
-        (time_ns() - started) / count / 1.0e9
+        return (time_ns() - started) / count / 1.0e9
+    end
+    loans = bridge.Loans([], [])
+    try
+        return timed(bridge.borrow_function(loans, callback), zeros(T, n), fill(T(0.5), n))
+    finally
+        bridge.give_back(loans)
     end
 end
 """
