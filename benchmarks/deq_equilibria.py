@@ -6,9 +6,9 @@ RUN is the folder of a run of `deq`, for example
 
     homojl train --model deq --epochs 20 --out runs/deq
 
-The first test images, one by one, so that what is counted is each image's own: the share whose residual norm(f(z) - z)
-/ norm(f(z)), evaluated again afterwards, is at most rtol; the means of evaluations and Jacobian-vector products; and the
-processor time of a solve. Then all of them as one batch: processor time per image. Starts: the model's own; standard
+The first test images, one by one, so that what is counted is each image's own: the share whose residual, norm(f(z) - z)
+over norm(f(z)), evaluated again afterwards, is at most rtol; the means of evaluations and Jacobian-vector products; and
+the processor time of a solve. Then all of them as one batch, time per image. Starts: the model's own, standard
 normal numbers; the same times `far`. The homotopies follow each image's zero path by its length.
 """
 

@@ -10,7 +10,7 @@ TUTORIAL = Path(__file__).resolve().parent.parent / "docs" / "homotopy.md"
 
 def test_every_block_runs():
     blocks = re.findall(r"```python\n(.*?)```", TUTORIAL.read_text(encoding="utf-8"), flags=re.DOTALL)
-    assert len(blocks) == 6
+    assert len(blocks) == 11
     namespace: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(TUTORIAL), "exec"), namespace)

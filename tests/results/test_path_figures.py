@@ -9,7 +9,8 @@ import torch
 
 import homojl as hj
 from homojl import gallery
-from homojl.results.paths import draw_paths, hausdorff_distance, points_of
+from homojl.correspondence import recover
+from homojl.results.paths import draw_correspondence, draw_paths, hausdorff_distance, points_of
 from homojl.solution import PathSolution, Stats, Status
 
 
@@ -57,3 +58,25 @@ def test_figures_of_small_and_large_states(name, tmp_path):
     assert files[0].read_bytes().startswith(b"\x89PNG")
     text = files[1].read_text()
     assert all(word in text for word in ("v = 1", "v = 5", "λ", name))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_figures_of_trajectories(given, tmp_path):
+    s = torch.linspace(0, 1, 11, dtype=torch.float64)
+    z, g = torch.stack([s, s**2, 3 * s**3], dim=1)[:, :, None], torch.stack([s**0, 2 * s, 9 * s**2], dim=1)[:, :, None]
+    z, g = torch.cat([z, z**2], dim=2), torch.cat([g, 2 * z * g], dim=2)
+    # Of constant velocities only the first sample has one; the others leave gaps in the figure, and no warning.
+    read = recover(s, z, g, velocity="constant", f=(lambda z: z + 1) if given else None)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        files = draw_correspondence(read, tmp_path, title="cubes", names=["one", "two", "three"])
+    assert [file.name for file in files] == ["correspondence.png", "correspondence.svg"]
+    text = files[1].read_text()
+    assert all(word in text for word in ("cubes", "three", "λ(s)", "v(s)"))
+    assert ("no λ explains" in text) == given
+
+
+def test_a_missing_tree_of_folders_is_made(tmp_path):
+    path = _path((0, 0), (1, 1))
+    files = draw_paths({"only": path}, tmp_path / "a" / "b", title="t", formats=("svg",))
+    assert files == [tmp_path / "a" / "b" / "path.svg"]
