@@ -226,9 +226,11 @@ class _Call:
             event=event,
             discontinuities=self.options.discontinuities(),
         )
-        self.field.recording = isinstance(adjoint, DirectAdjoint) and not self.options.outside
+        direct = isinstance(adjoint, DirectAdjoint)
+        self.field.recording = direct
         try:
-            return solve(problem, algorithm, adjoint=adjoint, backend="pytorch", **how)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not (direct and self.options.outside)):
+                return solve(problem, algorithm, adjoint=adjoint, backend="pytorch", **how)
         except SolveError as error:
             raise OdeintError(str(error), error.solution) from None
         finally:

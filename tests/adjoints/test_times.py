@@ -16,7 +16,7 @@ ADJOINTS = {
     "gauss": hj.GaussAdjoint(),
 }
 each_adjoint = pytest.mark.parametrize("adjoint", ADJOINTS.values(), ids=ADJOINTS)
-TIGHT = {"rtol": 1e-11, "atol": 1e-11}
+TIGHT = {"rtol": 1e-10, "atol": 1e-10}
 
 
 def forced(t, y, w):

@@ -130,7 +130,7 @@ class TestMethods:
         assert all(r.dtype is torch.float32 for r in results[1])
         assert_same(results, 1e-3)
 
-    @pytest.mark.parametrize("solver", ["RK45", "LSODA"])
+    @pytest.mark.parametrize("solver", ["RK45", "LSODA", "BDF"])
     def test_scipy(self, solver):
         options = {"method": "scipy_solver", "options": {"solver": solver}}
         values = [lib.odeint(Net(), start(), T, **options) for lib in LIBRARIES]

@@ -40,7 +40,8 @@ class CompiledBackend(TorchBackend):
         explicit = isinstance(algorithm, AbstractAdaptive | AbstractFixedStep) and isinstance(
             algorithm.tableau, ButcherTableau
         )
-        if not isinstance(rhs, OpenField) or not explicit:
+        plain = getattr(algorithm, "grid", None) is None and not y0.is_complex()
+        if not isinstance(rhs, OpenField) or not explicit or not plain:
             return super().scheme(rhs, y0, algorithm, norm)
         return CompiledScheme(rhs, y0, algorithm, norm, cuda_graphs=self._cuda_graphs and y0.is_cuda)
 

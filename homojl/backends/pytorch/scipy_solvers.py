@@ -26,14 +26,18 @@ def integrate_scipy(rhs: RightHandSide, y0: Tensor, ts: tuple[float, ...], algor
     except ImportError:
         raise BackendUnavailable("SciPy is not installed; run: pip install scipy") from None
     calls = 0
+    missed = "no gradient passes through SciPy's solvers; use BacksolveAdjoint() or GaussAdjoint()"
+    if torch.is_grad_enabled() and y0.requires_grad:
+        raise ConfigError(missed)
 
     def on_arrays(t: float, flat: np.ndarray) -> np.ndarray:
         nonlocal calls
         calls += 1
-        y = torch.from_numpy(flat).to(y0.device, y0.dtype).view(y0.shape)
+        # A copy, because SciPy also passes columns of arrays, and works on its own.
+        y = torch.from_numpy(flat.copy()).to(y0.device, y0.dtype).view(y0.shape)
         dy = rhs(time_like(t, y0), y)
         if dy.requires_grad:
-            raise ConfigError("no gradient passes through SciPy's solvers; use BacksolveAdjoint() or GaussAdjoint()")
+            raise ConfigError(missed)
         return dy.reshape(-1).cpu().numpy().astype(flat.dtype)
 
     options = {"min_step": algorithm.min_step} if algorithm.solver == "LSODA" else {}
