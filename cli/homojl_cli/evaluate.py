@@ -40,5 +40,7 @@ def command(run: str, split: str, checkpoint: str, **solver: object) -> None:
         "time": f"{1e3 * evaluation.seconds / len(evaluation.labels):.3f} ms per image",
     }.items():
         print(f"{name:<12} {value}")
+    if evaluation.failed:
+        print(f"{'solves':<12} {evaluation.failed}")
     if split == "test" and checkpoint == "best" and all(value is None for value in solver.values()):
         publish(opened, evaluation)

@@ -87,6 +87,8 @@ def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool,
         f"test accuracy {100 * evaluation.accuracy:.2f} % on {len(evaluation.labels)} images "
         f"({evaluation.checkpoint}; {evaluation.nfe.mean():.1f} evaluations per forward pass)"
     )
+    if evaluation.failed:
+        show(evaluation.failed)
     print(run.path)
 
 

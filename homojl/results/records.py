@@ -95,6 +95,15 @@ class Evaluation:
     checkpoint: str
     status: dict[str, int]
 
+    @property
+    def failed(self) -> str:
+        """A sentence on the solves that did not reach their end; empty where all did."""
+        bad = {name: count for name, count in self.status.items() if name not in ("SUCCESS", "EVENT") and count}
+        if not bad:
+            return ""
+        counts = ", ".join(f"{count} {name}" for name, count in bad.items())
+        return f"{sum(bad.values())} of {sum(self.status.values())} solves did not reach their end ({counts})"
+
 
 @dataclass(frozen=True, eq=False)
 class Trajectories:

@@ -24,7 +24,7 @@ def evaluate_run(
     *,
     split: str = "test",
     which: str = "best",
-    throw: bool = True,
+    throw: bool = False,
     batch_size: int | None = None,
     limit: int | None = None,
     **solver: object,
@@ -34,7 +34,7 @@ def evaluate_run(
     Args:
         split: "test", "val" or "train".
         which: "best" on the validation split, or "last".
-        throw: whether a solve that does not reach its end raises, or is only counted in the status.
+        throw: whether a solve that does not reach its end raises; otherwise it is counted in the result's `status`.
         batch_size: images per forward pass; None: the run's own.
         limit: how many of the first images to answer; None: all.
         solver: settings of `SolverConfig` to use instead of the run's; None leaves one as it is.

@@ -49,6 +49,7 @@ def test_trains_and_its_loss_falls(name, tmp_path):
     assert last["failed_solves"] <= 2  # of nine: nothing bounds the slope of a DEQ's layer
     assert min(last[key] for key in ("nfe_forward", "nfe_backward", "nfe_val")) > 0
     evaluation = evaluate_run(run)
+    assert (evaluation.failed == "") == (set(evaluation.status) == {"SUCCESS"})
     assert evaluation.accuracy > 0.15
     assert evaluation.solver["rtol"] == run.config.solver.rtol
     publish(run, evaluation)
