@@ -30,8 +30,8 @@ METHODS = {
     "Broyden": hj.Broyden(max_steps=200),
     "Newton-Krylov": hj.NewtonKrylov(max_steps=100),
     "pseudo-transient": hj.PseudoTransient(max_steps=200),
-    "homotopy, fixed-point": hj.Homotopy(max_steps=200),
-    "homotopy, Newton": hj.Homotopy(kind="newton", max_steps=200),
+    "homotopy, fixed-point": hj.Homotopy(max_steps=100),
+    "homotopy, Newton": hj.Homotopy(kind="newton", max_steps=100),
 }
 
 

@@ -6,6 +6,12 @@ Roots: from random starts, how many end in a known root by arc length (fixed-poi
 a dense Jacobian, at most 100 iterations, both to the same tolerance; evaluations and Jacobian-vector products per path,
 and the largest residual anywhere on a path over its tolerance.
 
+Velocities: from the problem's own start, the paths of v = 5 and 10 beside that of v = 1: the larger of their Hausdorff
+distance and of the distance of their ends, over the tolerance at the root.
+
+Newton's step: the Newton homotopy by one Euler step of length 1 without corrections, from the problem's own start,
+beside Newton's step with a dense Jacobian: the norm of their difference over that of the step.
+
 Time: from the problem's own start, the median of repetitions taken in turn in one process, over that of
 `scipy.optimize.root` (hybrid Powell, whether or not it finds the root) and of a plain trace: the path's ODE in lambda
 by `scipy.integrate.solve_ivp` (DOP853 at rtol 1e-6), which is only tried where the path does not fold.
@@ -24,6 +30,7 @@ from scipy.optimize import root
 
 import homojl as hj
 from homojl import gallery
+from homojl.results.paths import hausdorff_distance
 
 RTOL, ATOL = 1e-6, 1e-8
 
@@ -70,6 +77,26 @@ def roots_from_random_starts(example: gallery.Example, count: int, backend: str)
         worst = max(worst, (solution.residuals / torch.tensor(sizes)).max().item())
         by_newton += is_answer(example, newton(example, z0))
     return f"{by_path:>5} of {count:<5}{by_newton:>7}{evaluations / count:>9.0f}{products / count:>9.0f}{worst:>9.2f}"
+
+
+def apart(example: gallery.Example, backend: str) -> float:
+    """How far the paths of v = 1, 5 and 10 lie from each other, over the tolerance."""
+    first, *others = (
+        hj.solve(example.problem(), hj.ArcLength(velocity=v, rtol=RTOL, atol=ATOL), backend=backend)
+        for v in (1.0, 5.0, 10.0)
+    )
+    farthest = max(max(hausdorff_distance(first, p), (first.value - p.value).norm().item()) for p in others)
+    return farthest / tolerance(first.value)
+
+
+def off_newtons_step(example: gallery.Example, backend: str) -> float:
+    """One Euler step of the Newton homotopy beside Newton's step, relative."""
+    z0 = example.z0
+    algorithm = hj.NaturalParameter(first_step=1.0, predictor=hj.Euler(), max_corrections=0, linear_solver="dense")
+    path = hj.solve(example.problem(kind="newton"), algorithm, backend=backend, throw=False)
+    jacobian = torch.autograd.functional.jacobian(lambda u: example.r(u.reshape(z0.shape)).reshape(-1), z0.reshape(-1))
+    step = torch.linalg.solve(jacobian, -example.r(z0).reshape(-1)).reshape(z0.shape)
+    return ((path.value - z0 - step).norm() / step.norm()).item()
 
 
 def traced_by_scipy(example: gallery.Example) -> None:
@@ -119,11 +146,15 @@ def main() -> None:
     parser.add_argument("--backend", default="pytorch")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(f"{'':<18}{'roots':>14}{'Newton':>7}{'nfe':>9}{'jvp':>9}{'res/tol':>9}{'ms':>9}{'/root':>9}{'/trace':>9}")
+    print(
+        f"{'':<18}{'roots':>14}{'Newton':>7}{'nfe':>9}{'jvp':>9}{'res/tol':>9}{'v apart':>9}{'N step':>9}"
+        f"{'ms':>9}{'/root':>9}{'/trace':>9}"
+    )
     for name in args.problems:
         example = gallery.get(name)
         counted = roots_from_random_starts(example, args.starts, args.backend)
-        print(f"{name:<18}{counted}{times(example, args.repetitions, args.backend)}", flush=True)
+        checked = f"{apart(example, args.backend):>9.1e}{off_newtons_step(example, args.backend):>9.1e}"
+        print(f"{name:<18}{counted}{checked}{times(example, args.repetitions, args.backend)}", flush=True)
 
 
 if __name__ == "__main__":
