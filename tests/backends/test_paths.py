@@ -51,7 +51,7 @@ def test_the_gallery_from_its_own_starts(name, backend):
     assert example.r(solution.value).square().mean().sqrt() <= _tolerances(solution, algorithm)[-1]
 
 
-@pytest.mark.parametrize("name", ["arctan", "cubic", "fold", "several", "himmelblau", "freudenstein-roth"])
+@pytest.mark.parametrize("name", ["arctan", "cubic", "fold", "several", "ripples", "himmelblau", "freudenstein-roth"])
 def test_random_starts_reach_a_root(name, backend):
     example = gallery.get(name)
     for z0 in example.random_starts(6, seed=1):
