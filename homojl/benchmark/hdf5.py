@@ -45,7 +45,7 @@ SCHEMA = Schema(
         "/solvers/package": Entry("text", _SOLVER, "1", "distribution on PyPI"),
         "/solvers/version": Entry("text", _SOLVER, "1", "of the package; empty where it is missing"),
         "/solvers/missing": Entry("text", _SOLVER, "1", "why it was not measured; empty if it was"),
-        "/leak/resident": Entry("float64", ("part",), "MiB", "resident memory after each hundredth of the solves"),
+        "/leak/resident": Entry("float64", ("part",), "MiB", "resident memory after each fiftieth of the solves"),
         "/environment": Entry("text", (), "1", "versions, processor, threads and command, JSON"),
     },
     attributes={

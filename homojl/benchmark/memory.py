@@ -34,7 +34,7 @@ def peak_of_steps(solver: str, variant: str, steps: int, *, seed: int, threads: 
 
 
 def leak(solves: int) -> list[float]:
-    """Resident memory in MiB after each hundredth of `solves` small solves with gradients, in a fresh process.
+    """Resident memory in MiB after each fiftieth of `solves` small solves with gradients, in a fresh process.
 
     The solves are adaptive and take `DirectAdjoint`, `CheckpointAdjoint` and `GaussAdjoint` in turn.
 
@@ -103,7 +103,7 @@ def _leak(solves: int) -> list[float]:
     adjoints = (hj.DirectAdjoint(), hj.CheckpointAdjoint(), hj.GaussAdjoint())
     algorithm = hj.Bosh3(rtol=1e-2, atol=1e-2)
     y0, weights = torch.randn(2, 4, requires_grad=True), tuple(field.parameters())
-    resident, every = [], max(1, solves // 100)
+    resident, every = [], max(1, solves // 50)
     for i in range(solves):
         problem = hj.ODEProblem(lambda t, y: field(y), y0, (0.0, 0.5), params=weights)
         value = hj.solve(problem, algorithm, adjoint=adjoints[i % 3], backend="pytorch").value

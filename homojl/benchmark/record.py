@@ -131,7 +131,7 @@ class Report:
         environment: versions, processor, threads and such, as of a training run.
         quick: whether sizes were small; the bars' sizes are not.
         seed: of starts and weights.
-        leak: resident memory in MiB after each hundredth of the solves of `memory.leak`; empty: not measured.
+        leak: resident memory in MiB after each fiftieth of the solves of `memory.leak`; empty: not measured.
         leak_solves: how many solves that were.
     """
 
