@@ -109,7 +109,7 @@ def write_comparison(path: str | Path, comparison: Comparison) -> None:
     if lines:
         parts["/curves/run"] = [i for i, _ in lines]
         parts["/curves/train_seconds"] = np.concatenate([training_seconds(r) for r in runs if r.record is not None])
-        parts |= {f"/curves/{name}": [float(row[name]) for _, row in lines] for name in METRICS}
+        parts |= {f"/curves/{name}": [float(row.get(name, math.nan)) for _, row in lines] for name in METRICS}
     measured = [(i, m) for i, r in enumerate(runs) for m in r.measurements]
     if measured:
         parts["/measurements/run"] = [i for i, _ in measured]

@@ -19,12 +19,19 @@ class Metric:
         unit: unit; "1" where it has none.
         description: one sentence.
         repeatable: whether the same run gives the same number again, bit for bit, on the same machine.
+        optional: whether runs from before it was measured lack it; it is NaN there.
     """
 
     group: str
     unit: str
     description: str
     repeatable: bool = True
+    optional: bool = False
+
+
+def _phase(description: str) -> Metric:
+    """Wall time of a part of an epoch."""
+    return Metric("cost", "s", f"wall time of the epoch's {description}", repeatable=False, optional=True)
 
 
 METRICS: dict[str, Metric] = {
@@ -60,6 +67,19 @@ METRICS: dict[str, Metric] = {
         "largest resident memory of the process so far, on a GPU allocated memory",
         repeatable=False,
     ),
+    "start_memory": Metric(
+        "cost",
+        "MiB",
+        "largest resident memory of the process before its first step, on a GPU allocated memory",
+        repeatable=False,
+        optional=True,
+    ),
+    "data_seconds": _phase("choosing, moving and augmenting of training images"),
+    "forward_seconds": _phase("training forward passes, with the loss"),
+    "solve_seconds": _phase("solves in the training forward passes, a part of forward_seconds"),
+    "backward_seconds": _phase("training backward passes"),
+    "optimizer_seconds": _phase("updates of parameters and initial point, with the counting of right answers"),
+    "validation_seconds": _phase("validation"),
 }
 
 

@@ -41,8 +41,10 @@ from homojl.training.experiment import (
 )
 from homojl.training.progress import Progress
 from homojl.training.run import Run, checked_form, form_header, load_weights
+from homojl.training.stopwatch import Stopwatch
 
 POINTS = 12  # lines of metrics that a time budget yields, evenly over its seconds
+PHASES = ("data_seconds", "forward_seconds", "solve_seconds", "backward_seconds", "optimizer_seconds")
 VALIDATION_SHARE = 0.1  # of training time, that validation may cost beside a time budget before the last line
 
 
@@ -63,6 +65,11 @@ class Totals:
     point_loss: float = 0.0
     point_updates: int = 0
     seconds: float = 0.0
+    data_seconds: float = 0.0
+    forward_seconds: float = 0.0
+    solve_seconds: float = 0.0
+    backward_seconds: float = 0.0
+    optimizer_seconds: float = 0.0
 
     def add(self, loss: float, correct: int, images: int, solution: Solution | EquilibriumSolution) -> None:
         self.steps += 1
@@ -74,7 +81,22 @@ class Totals:
         self.nfe_backward += solution.stats.nfe_backward
         self.accepted += solution.stats.n_accepted
         self.rejected += solution.stats.n_rejected
+        self.solve_seconds += solution.stats.seconds
         self.failed += (solution.status is not Status.SUCCESS) + (solution.stats.unconverged_backward > 0)
+
+    def numbers(self) -> dict[str, float]:
+        """What follows from the sums, under the names of `METRICS`."""
+        return {
+            "train_loss": self.loss / self.images,
+            "train_accuracy": self.correct / self.images,
+            "nfe_forward": self.nfe / self.steps,
+            "nfe_backward": self.n_vjp / self.steps,
+            "nfe_recomputed": self.nfe_backward / self.steps,
+            "accepted_steps": self.accepted / self.steps,
+            "rejected_steps": self.rejected / self.steps,
+            "failed_solves": self.failed,
+            "images_per_second": self.images / self.seconds,
+        }
 
 
 @dataclass
@@ -130,6 +152,7 @@ def train(
     position = restore(run, model, optimizer, config) if run.last_checkpoint.exists() else Position()
     run.keep_metrics(position.lines)
     checkpointed = time.monotonic()
+    start_memory = peak_memory(device)
 
     while not is_complete(position, config.train, batches):
         model.train()
@@ -139,7 +162,7 @@ def train(
             len(train_index), batch_size, seed=config.train.seed, epoch=epoch, first_batch=done, drop_last=True
         )
         for batch in order:
-            started = time.perf_counter()
+            started, watch, totals = time.perf_counter(), Stopwatch(device), position.totals
             generator = seed_step(config.train.seed, position.step)
             index = train_index[batch]
             pixels = augment(
@@ -154,6 +177,7 @@ def train(
             for group in optimizer.param_groups:
                 group["lr"] = lr
             images = prepare(pixels, form, model)
+            totals.data_seconds += watch.lap()
             if position.step % batches == 0:
                 model.begin_epoch(images)
             logits, solution = model(images, return_solution=True)
@@ -168,11 +192,12 @@ def train(
                     + "; lower optim.lr, or go on from the last checkpoint with --resume",
                     solution,
                 )
+            totals.forward_seconds += watch.lap()
             optimizer.zero_grad(set_to_none=True)
             loss.backward()
+            totals.backward_seconds += watch.lap()
             optimizer.step()
             model.project_()
-            totals = position.totals
             if point_sgd is not None and position.step % config.initial_point.every == 0:
                 point_sgd.zero_grad(set_to_none=True)
                 point_loss = point.loss(solution.value)
@@ -183,11 +208,15 @@ def train(
 
             correct = int((logits.argmax(dim=1) == labels).sum())
             totals.add(loss.item(), correct, len(index), solution)
+            totals.optimizer_seconds += watch.lap()
             seconds = time.perf_counter() - started
             totals.seconds += seconds
             position.seconds += seconds
             position.step += 1
             progress.step(progress_numbers(totals, device))
+            alone = Totals(seconds=seconds)
+            alone.add(loss.item(), correct, len(index), solution)
+            progress.measured(position.step, alone.numbers() | {"lr": lr})
 
             if line_is_due(position, config.train, batches):
                 started = time.perf_counter()
@@ -207,7 +236,7 @@ def train(
                 if val is not None:
                     position.validations += 1
                     position.validation_seconds += val_seconds
-                metrics = epoch_metrics(position, batches, lr, val, point, device, val_seconds)
+                metrics = epoch_metrics(position, batches, lr, val, point, device, val_seconds, start_memory)
                 # Among equals the later one, which has seen more; without a validation split the last.
                 score = 0.0 if val is None else val.accuracy
                 best = score >= position.best_score and (val is not None or len(val_index) == 0)
@@ -295,30 +324,24 @@ def epoch_metrics(
     point: InitialPoint | None,
     device: torch.device,
     val_seconds: float,
+    start_memory: float,
 ) -> dict[str, float]:
     """A line in metrics.jsonl, keys in the order of `METRICS`; NaN where there is no number."""
-    t = position.totals
     epochs, part = divmod(position.step, batches)
-    numbers = {
+    numbers = position.totals.numbers() | {
+        **{name: getattr(position.totals, name) for name in PHASES},
         "epoch": epochs + part / batches if part else epochs,
         "step": position.step,
         "lr": lr,
-        "train_loss": t.loss / t.images,
-        "train_accuracy": t.correct / t.images,
         "val_loss": math.nan if val is None else val.loss,
         "val_accuracy": math.nan if val is None else val.accuracy,
-        "initial_point_loss": t.point_loss / max(t.point_updates, 1),
+        "initial_point_loss": position.totals.point_loss / max(position.totals.point_updates, 1),
         "initial_point_norm": 0.0 if point is None else point.value.detach().norm().item(),
-        "nfe_forward": t.nfe / t.steps,
-        "nfe_backward": t.n_vjp / t.steps,
-        "nfe_recomputed": t.nfe_backward / t.steps,
         "nfe_val": math.nan if val is None else float(val.nfe.mean()),
-        "accepted_steps": t.accepted / t.steps,
-        "rejected_steps": t.rejected / t.steps,
-        "failed_solves": t.failed,
-        "images_per_second": t.images / t.seconds,
-        "seconds": t.seconds + val_seconds,
+        "seconds": position.totals.seconds + val_seconds,
         "peak_memory": peak_memory(device),
+        "start_memory": start_memory,
+        "validation_seconds": val_seconds,
     }
     return {name: numbers[name] for name in METRICS}
 

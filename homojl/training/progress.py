@@ -18,6 +18,9 @@ class Progress:
     def step(self, numbers: dict[str, str]) -> None:
         """A step is done; `numbers` are the figures since the last line of metrics."""
 
+    def measured(self, step: int, numbers: dict[str, float]) -> None:
+        """What that step alone measured, under the names of `METRICS`; `step` counts from 1 over the whole run."""
+
     def end_epoch(self, metrics: dict[str, Any]) -> None:
         """A line of metrics is there: an epoch is done, or a part of a time budget."""
 

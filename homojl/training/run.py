@@ -30,7 +30,7 @@ _CONFIG_END = "\n# end of the configuration\n"
 
 _CONTENTS = {
     *("config.toml", "environment.json", "metrics.jsonl", "checkpoints"),
-    *("results.h5", "report.md", "figures", "tune.h5"),
+    *("results.h5", "report.md", "report.html", "figures", "tune.h5", "tensorboard"),
 }
 
 
@@ -41,7 +41,8 @@ class Run:
     config.toml          resolved, complete          metrics.jsonl   one line per epoch or part of a time budget
     environment.json     versions, device, commit    checkpoints/    last.safetensors, best.safetensors
     results.h5           see docs/hdf5.md            report.md       figures/
-    tune.h5              of `homojl tune`
+    report.html          of `homojl report`          tune.h5         of `homojl tune`
+    tensorboard/         of `homojl train --tensorboard`
     ```
     """
 
@@ -117,8 +118,8 @@ class Run:
 
         What was not measured is NaN.
         """
-        lines = self._metric_lines()
-        return [{k: float("nan") if v is None else v for k, v in json.loads(line).items()} for line in lines]
+        rows = [json.loads(line) for line in self._metric_lines()]
+        return [{k: float("nan") if row.get(k) is None else row[k] for k in METRICS} for row in rows]
 
     @property
     def model(self) -> AbstractImplicitModel:
@@ -198,10 +199,11 @@ class Run:
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
         lines = text.split("\n")[:-1]
+        required = {name for name, metric in METRICS.items() if not metric.optional}
         for number, line in enumerate(lines, 1):
             try:
-                complete = set(json.loads(line)) == set(METRICS)
-            except (ValueError, TypeError):
+                complete = required <= json.loads(line).keys() <= METRICS.keys()
+            except (ValueError, AttributeError):
                 complete = False
             if not complete:
                 raise CheckpointError(f"{path} is damaged in line {number}")

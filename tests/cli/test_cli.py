@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+from homojl.results.records import METRICS
 from homojl_cli.main import COMMANDS
 
 SMALL = [
@@ -136,7 +137,7 @@ def test_interrupt_saves_and_resume_ends_like_the_undisturbed_run(trained, tmp_p
     resumed = homojl("train", "--resume", interrupted)
     assert resumed.returncode == 0, resumed.stderr
     numbers = [
-        [{k: v for k, v in json.loads(line).items() if k not in ("seconds", "images_per_second", "peak_memory")}
+        [{k: v for k, v in json.loads(line).items() if METRICS[k].repeatable}
          for line in (path / "metrics.jsonl").read_text().splitlines()]
         for path in (folder, interrupted)
     ]  # fmt: skip

@@ -116,6 +116,13 @@ def _row(epoch: int, epochs: int, rng: np.random.Generator) -> dict:
         "images_per_second": 650.0 - 12 * epoch,
         "seconds": 92.0 + 2 * epoch,
         "peak_memory": 812.5,
+        "start_memory": 420.25,
+        "data_seconds": 2.5,
+        "forward_seconds": 41.0 + epoch,
+        "solve_seconds": 33.0 + epoch,
+        "backward_seconds": 38.0 + epoch,
+        "optimizer_seconds": 4.0,
+        "validation_seconds": 6.5,
     }
     assert row.keys() == METRICS.keys()
     return {key: value.item() if isinstance(value, np.generic) else value for key, value in row.items()}

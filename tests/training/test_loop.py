@@ -72,7 +72,13 @@ def test_a_run_learns_and_records(finished):
         assert all(math.isfinite(v) for v in m.values())
         assert m["nfe_backward"] == pytest.approx(3 * m["accepted_steps"])  # bosh3, checkpointed
         assert m["failed_solves"] == 0
-        assert m["peak_memory"] > 10
+        assert m["peak_memory"] >= m["start_memory"] > 10
+        phases = [m[f"{name}_seconds"] for name in ("data", "forward", "backward", "optimizer")]
+        assert min(phases) > 0
+        training = m["step"] / m["epoch"] * 64 / m["images_per_second"]
+        assert m["seconds"] == pytest.approx(training + m["validation_seconds"])
+        assert 0.5 * training < sum(phases) <= training, "the phases are all of a step, but for the clock's own time"
+        assert m["solve_seconds"] < m["forward_seconds"]
     assert metrics[-1]["initial_point_norm"] > 0
     assert metrics[-1]["lr"] < metrics[0]["lr"] <= 2e-2
     assert sorted(p.name for p in finished.path.iterdir()) == [
@@ -158,6 +164,18 @@ def test_a_half_written_metrics_line_is_dropped(finished, tiny, tmp_path):
     line = json.dumps(dict.fromkeys(METRICS, 2))
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write(line + "\n" + line[:37])
+    assert train(run)
+    assert_same_end(finished, run)
+
+
+def test_runs_from_before_a_metric_was_measured_are_read_and_go_on(finished, tiny, tmp_path):
+    run = Run.create(tmp_path / "old", tiny)
+    assert not train(run, should_stop=lambda: len(run.metrics) == 1)
+    path = run.path / "metrics.jsonl"
+    old = {k: v for k, v in json.loads(path.read_text()).items() if not METRICS[k].optional}
+    path.write_text(json.dumps(old) + "\n")
+    assert list(run.metrics[0]) == list(METRICS)
+    assert math.isnan(run.metrics[0]["forward_seconds"])
     assert train(run)
     assert_same_end(finished, run)
 
