@@ -11,8 +11,9 @@ from homojl.comparison.published import CLAIMS, PUBLISHED, SOURCE
 from homojl.comparison.record import Comparison
 from homojl.comparison.table import HEAD, MEASURED_HEAD, cells, measured_cells, spread
 from homojl.files import replace_file
-from homojl.results.report import figure_sections, flat, markdown_table
+from homojl.results.report import figure_sections, markdown_table
 from homojl.results.schema import escape_markdown
+from homojl.results.wording import flat
 
 _MEANING = """\
 - **Test accuracy**: mean and, over more than one seed, standard deviation (n - 1). The epoch is chosen on the

@@ -16,22 +16,24 @@ from homojl.results.hdf5 import config_text, run_names
 from homojl.results.plots import FIGURES, confusion_counts, most_confused
 from homojl.results.records import METRICS, Evaluation, RunRecord
 from homojl.results.schema import escape_markdown
+from homojl.results.wording import duration, flat, number, percent, plain, wilson
 
 _ALL_CLASSES = 20  # up to so many, every class gets its line
 _WORST = 10
 
-_MEANING = """\
-- **Accuracy** is the share of images whose class got the largest logit. The 95 % interval (Wilson) says how
-  far chance in the choice of that many test images can move it; it does not cover what another seed changes.
-- **Loss** is the mean cross-entropy in nat: -ln of the probability that the model gave the true class.
-  Guessing among K classes costs ln K.
-- **Evaluations** count how often a solve called the model's vector field, rejected steps included. A batch is
-  solved as one system, so its images share the number.
-- **Training** numbers are means over the epoch while the weights changed, with dropout and augmentation where
-  they are used; validation and test numbers have neither.
-- A model is chosen on the **validation** split, which is part of the training data. The test set has no part
-  in training or choice.
-"""
+MEANING = (
+    "**Accuracy** is the share of images whose class got the largest logit. The 95 % interval (Wilson) says how "
+    "far chance in the choice of that many test images can move it; it does not cover what another seed changes.",
+    "**Loss** is the mean cross-entropy in nat: -ln of the probability that the model gave the true class. "
+    "Guessing among K classes costs ln K.",
+    "**Evaluations** count how often a solve called the model's vector field, rejected steps included. A batch is "
+    "solved as one system, so its images share the number.",
+    "**Training** numbers are means over the epoch while the weights changed, with dropout and augmentation where "
+    "they are used; validation and test numbers have neither.",
+    "A model is chosen on the **validation** split, which is part of the training data. The test set has no part "
+    "in training or choice.",
+)
+"""What the numbers of a report mean, a paragraph each, in Markdown."""
 
 
 def write_report(path: str | Path, record: RunRecord, figures: Sequence[str | Path] = ()) -> None:
@@ -58,7 +60,7 @@ def write_report(path: str | Path, record: RunRecord, figures: Sequence[str | Pa
     config = config_text(record.config)
     sections += [
         "## What the numbers mean\n",
-        _MEANING,
+        "".join(f"- {text}\n" for text in MEANING),
         "## How to reproduce it\n",
         "```bash\nhomojl train --config config.toml\n```\n",
         "`config.toml` lies beside this report and is printed below. On the same machine, with the same "
@@ -80,14 +82,14 @@ def _summary(record: RunRecord) -> list[tuple[str, str]]:
         rows.append(("Test accuracy", "not evaluated yet: `homojl evaluate RUN`"))
     else:
         n, right = len(answers.labels), int(np.sum(answers.labels == answers.predictions))
-        low, high = _wilson(right, n)
+        low, high = wilson(right, n)
         rows += [
             (
                 f"{answers.split.capitalize()} accuracy",
-                f"**{_percent(answers.accuracy)}** of {n:,} images ({right:,} right; 95 % interval "
+                f"**{percent(answers.accuracy)}** of {n:,} images ({right:,} right; 95 % interval "
                 f"{100 * low:.2f} to {100 * high:.2f} %)",
             ),
-            (f"{answers.split.capitalize()} loss", f"{_number(answers.loss)} nat"),
+            (f"{answers.split.capitalize()} loss", f"{number(answers.loss)} nat"),
         ]
     rows.append(("Validation accuracy", _validation(record)))
     parameters = f"{record.parameters:,}"
@@ -112,17 +114,17 @@ def _summary(record: RunRecord) -> list[tuple[str, str]]:
             ("Solves", ", ".join(f"{count:,} {name}" for name, count in answers.status.items() if count)),
             (
                 f"Time on the {answers.split} set",
-                f"{_duration(answers.seconds)} ({1e3 * answers.seconds / n:.3g} ms per image)",
+                f"{duration(answers.seconds)} ({1e3 * answers.seconds / n:.3g} ms per image)",
             ),
         ]
     seconds = [row["seconds"] for row in record.metrics if math.isfinite(row.get("seconds", math.nan))]
     if seconds:
         epochs = record.metrics[-1]["epoch"]
-        mean = f"{_duration(sum(seconds) / epochs)} per epoch"
-        rows.append(("Training time", f"{mean}, {_duration(sum(seconds))} for {epochs:,.4g}"))
+        mean = f"{duration(sum(seconds) / epochs)} per epoch"
+        rows.append(("Training time", f"{mean}, {duration(sum(seconds))} for {epochs:,.4g}"))
     # What an evaluation says is what was really used: "auto" has become a backend's name there.
     solver = {**record.config.get("solver", {}), **({} if answers is None else answers.solver)}
-    settings = ", ".join(f"{key.replace('_', ' ')} {_plain(value)}" for key, value in solver.items())
+    settings = ", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in solver.items())
     rows.append(("Solver", escape_markdown(settings)))
     return rows
 
@@ -137,8 +139,8 @@ def _validation(record: RunRecord) -> str:
         return "no validation split" if record.metrics else "no epoch completed yet"
     measured = [row for row in record.metrics if math.isfinite(row.get("val_accuracy", math.nan))]
     best, last = max(measured, key=lambda row: row["val_accuracy"]), measured[-1]
-    text = f"{_percent(best['val_accuracy'])} after epoch {best['epoch']:.4g}, the highest"
-    return text if best is last else f"{text}; {_percent(last['val_accuracy'])} after the last, {last['epoch']:.4g}"
+    text = f"{percent(best['val_accuracy'])} after epoch {best['epoch']:.4g}, the highest"
+    return text if best is last else f"{text}; {percent(last['val_accuracy'])} after the last, {last['epoch']:.4g}"
 
 
 def _last_epoch(record: RunRecord) -> str:
@@ -148,7 +150,7 @@ def _last_epoch(record: RunRecord) -> str:
     for name, value in record.metrics[-1].items():
         metric = METRICS[name]
         unit = "" if metric.unit == "1" else metric.unit
-        rows.append((f"`{name}`", _number(value), unit, escape_markdown(metric.description)))
+        rows.append((f"`{name}`", number(value), unit, escape_markdown(metric.description)))
     return markdown_table(("Metric", "Value", "Unit", "Meaning"), rows)
 
 
@@ -167,13 +169,13 @@ def _classes(record: RunRecord, answers: Evaluation) -> list[str]:
             names[k],
             f"{totals[k]:,}",
             f"{right[k]:,}",
-            _percent(right[k] / totals[k]) if totals[k] else "no images",
+            percent(right[k] / totals[k]) if totals[k] else "no images",
         )
         for k in shown
     ]
     sections = [heading, markdown_table(("Class", "Images", "Right", "Accuracy"), rows)]
     if pairs := most_confused(counts, _WORST):
-        rows = [(names[i], names[j], f"{n:,}", _percent(n / totals[i])) for i, j, n in pairs]
+        rows = [(names[i], names[j], f"{n:,}", percent(n / totals[i])) for i, j, n in pairs]
         sections += [
             "## The most frequent mistakes\n",
             markdown_table(("True class", "Taken for", "Images", "Share of the true class"), rows),
@@ -204,56 +206,7 @@ def figure_sections(folder: Path, paths: list[Path], captions: Mapping[str, tupl
             yield f"{text}\n"
 
 
-# ---- numbers and Markdown
-
-
-def _wilson(right: int, n: int) -> tuple[float, float]:
-    """The 95 % interval of a share.
-
-    References: Wilson (1927), J. Am. Stat. Assoc. 22(158).
-    """
-    z, share = 1.959964, right / n
-    centre = share + z**2 / (2 * n)
-    half = z * math.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return (centre - half) / (1 + z**2 / n), (centre + half) / (1 + z**2 / n)
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.2f} %"
-
-
-def _number(value: float | None) -> str:
-    """Four significant digits; whole numbers and large ones in full."""
-    if value is None or math.isnan(value):
-        return "not measured"
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.1f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
-
-
-def _duration(seconds: float) -> str:
-    if seconds < 60:
-        return f"{seconds:.3g} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60:,} h {minutes % 60:02d} min"
-
-
-def _plain(value: object) -> str:
-    """A setting as a user would write it."""
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def flat(values: dict, prefix: str = "") -> Iterable[tuple[str, str]]:
-    """A nested table as lines: dotted key, value."""
-    for key, value in values.items():
-        if isinstance(value, dict):
-            yield from flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            yield f"{prefix}{key}", " ".join(map(str, value))
-        else:
-            yield f"{prefix}{key}", "none" if value is None else str(value)
+# ---- Markdown
 
 
 def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
