@@ -68,6 +68,19 @@ class ODEProblem:
     discontinuities: tuple[float, ...] = ()
     times: torch.Tensor | None = field(init=False, repr=False, default=None)  # ts, where it requires a gradient
 
+    if TYPE_CHECKING:  # what may be given; the attributes say what is kept of it
+
+        def __init__(
+            self,
+            f: Callable[..., torch.Tensor],
+            y0: torch.Tensor,
+            ts: Sequence[float] | torch.Tensor,
+            args: tuple[Any, ...] = (),
+            params: Sequence[torch.Tensor] | None = None,
+            event: Event | None = None,
+            discontinuities: Sequence[float] | torch.Tensor = (),
+        ) -> None: ...
+
     def __post_init__(self) -> None:
         _check_function("f", self.f, "f(t, y, *args)")
         _check_start("y0", self.y0, or_complex=True)

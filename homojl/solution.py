@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, overload
 
 from homojl.errors import ConfigError
 
@@ -72,10 +72,10 @@ class TotalStats:
         parts: of the solves, which share backend, algorithm and adjoint.
     """
 
-    def __init__(self, parts: Sequence[Stats]) -> None:
+    def __init__(self, parts: Sequence[Stats | TotalStats]) -> None:
         self._parts = tuple(parts)
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         if name.startswith("_"):  # not yet set, as while unpickling
             raise AttributeError(name)
         values = [getattr(part, name) for part in self._parts]
@@ -119,7 +119,7 @@ class Samples:
     nfe: torch.Tensor
 
 
-class StackedStates(Sequence):
+class StackedStates(Sequence["torch.Tensor"]):
     """States that lie in one tensor, (T, *shape); each is made a tensor of its own, a view, when it is asked for.
 
     Args:
@@ -131,6 +131,12 @@ class StackedStates(Sequence):
 
     def __len__(self) -> int:
         return len(self.stacked)
+
+    @overload
+    def __getitem__(self, index: int) -> torch.Tensor: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> StackedStates: ...
 
     def __getitem__(self, index: int | slice) -> torch.Tensor | StackedStates:
         return StackedStates(self.stacked[index]) if isinstance(index, slice) else self.stacked[index]

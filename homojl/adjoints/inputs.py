@@ -20,11 +20,11 @@ class Inputs:
         inputs: the tensors other than the state that receive gradients: those of `args`, then `params`.
     """
 
-    def __init__(self, f: Callable[..., Tensor], args: tuple[Any, ...], params: tuple[Tensor, ...]) -> None:
+    def __init__(self, f: Callable[..., Tensor], args: tuple[Any, ...], params: Sequence[Tensor] | None) -> None:
         self._f = f
         self._args = list(args)
         self._slots = [i for i, a in enumerate(self._args) if isinstance(a, Tensor) and a.requires_grad]
-        self._params = tuple(p for p in params if p.requires_grad)
+        self._params = tuple(p for p in params or () if p.requires_grad)
         self.inputs: tuple[Tensor, ...] = (*(self._args[i] for i in self._slots), *self._params)
 
     def on(self, backend: AbstractBackend, evaluate: Callable[..., Tensor]) -> Callable[..., Tensor]:

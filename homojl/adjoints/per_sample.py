@@ -91,7 +91,7 @@ def check_per_sample(algorithm: object, adjoint: object) -> None:
         "a norm of one's own": algorithm.norm != ErrorNorm(),
         "tolerances in tensors": isinstance(algorithm.rtol, Tensor) or isinstance(algorithm.atol, Tensor),
         "an observer": algorithm.observer is not None,
-        "a controller's floor": algorithm.controller.floor > 0,
+        "a controller's floor": algorithm.step_control.floor > 0,
         "max_states": isinstance(adjoint, CheckpointAdjoint) and adjoint.max_states is not None,
     }
     _refuse(refused)

@@ -32,6 +32,9 @@ class AbstractODEAlgorithm:
 
     observer: StepObserver | None = None
 
+    def __post_init__(self) -> None:
+        """Check the options; a ConfigError names the first that is not acceptable."""
+
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         if cls.tableau is not None:
@@ -40,6 +43,12 @@ class AbstractODEAlgorithm:
     @property
     def name(self) -> str:
         return type(self).__name__
+
+    @property
+    def explicit_tableau(self) -> ButcherTableau:
+        """The tableau of a method that is known to be an explicit one."""
+        assert isinstance(self.tableau, ButcherTableau), self
+        return self.tableau
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +111,11 @@ class AbstractErrorControlled(AbstractODEAlgorithm):
         require(self.max_step > self.min_step, f"max_step must be greater than min_step, got {self.max_step}")
         require(self.max_steps >= 1, f"max_steps must be at least 1, got {self.max_steps}")
 
+    @property
+    def step_control(self) -> PIController:
+        """How the steps are chosen: the default where the method has no option for it."""
+        return PIController()
+
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractAdaptive(AbstractErrorControlled):
@@ -113,6 +127,10 @@ class AbstractAdaptive(AbstractErrorControlled):
     """
 
     controller: PIController = PIController()
+
+    @property
+    def step_control(self) -> PIController:
+        return self.controller
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,8 +166,6 @@ class AbstractImplicit(AbstractJacobianBased, AbstractErrorControlled):
         linear_solver: as in `AbstractJacobianBased`.
     """
 
-    controller: ClassVar[PIController] = PIController()
-
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractESDIRK(AbstractImplicit):
@@ -162,6 +178,10 @@ class AbstractESDIRK(AbstractImplicit):
     """
 
     controller: PIController = PIController()
+
+    @property
+    def step_control(self) -> PIController:
+        return self.controller
 
 
 @dataclass(frozen=True, kw_only=True)

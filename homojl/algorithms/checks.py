@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 
-Algorithm = TypeVar("Algorithm")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+Algorithm = TypeVar("Algorithm", bound="DataclassInstance")
 
 
 def require(condition: bool, message: str) -> None:

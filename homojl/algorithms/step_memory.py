@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, TypeVar
 
 if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
     from homojl.backends.base import Integration
     from homojl.solution import StepSequence
 
-    Algorithm = TypeVar("Algorithm")
+    Algorithm = TypeVar("Algorithm", bound=DataclassInstance)
 
 # After the first step a controller asks for no less than its safety factor times that step, 0.9 unless told otherwise.
 SMALLEST_CHANGE = 0.9

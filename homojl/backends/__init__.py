@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from homojl.backends.base import AbstractBackend, ErrorNorm, Integration
+from homojl.algorithms import ErrorNorm
+from homojl.backends.base import AbstractBackend, Integration
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import warnings
 from collections import deque
+from collections.abc import Sequence
 from fractions import Fraction
 
 import torch
@@ -12,7 +13,7 @@ import torch
 from homojl.algorithms import RK38, AdamsBashforth, AdamsMoulton
 from homojl.backends.base import RightHandSide
 from homojl.backends.pytorch.runge_kutta import combine, time_like
-from homojl.backends.pytorch.schemes import AbstractScheme, ExplicitScheme
+from homojl.backends.pytorch.schemes import AbstractScheme, ExplicitScheme, Stages
 
 Tensor = torch.Tensor
 
@@ -30,7 +31,16 @@ class AdamsScheme(AbstractScheme):
         self._start = ExplicitScheme(RK38.tableau)
         self._past: deque[tuple[float, Tensor]] = deque(maxlen=max(algorithm.max_order - 1, 1))  # the newest first
 
-    def step(self, rhs, t, h, y, k_first=None, *, last_stage=True):
+    def step(
+        self,
+        rhs: RightHandSide,
+        t: float,
+        h: float,
+        y: Tensor,
+        k_first: Tensor | None = None,
+        *,
+        last_stage: bool = True,
+    ) -> tuple[Tensor, Stages]:
         first = rhs(time_like(t, y), y) if k_first is None else k_first
         if not self._past or self._past[0][0] != t:
             self._past.appendleft((t, first))
@@ -39,13 +49,21 @@ class AdamsScheme(AbstractScheme):
         nodes, ks = [(time - t) / h for time, _ in self._past], [k for _, k in self._past]
         y_next = combine(y, h, weights(_exactly(nodes)), ks)
         if isinstance(self._algorithm, AdamsMoulton):
-            y_next = self._correct(rhs, t, h, y, y_next, nodes, ks)
+            y_next = self._correct(self._algorithm, rhs, t, h, y, y_next, nodes, ks)
         return y_next, ks
 
     def _correct(
-        self, rhs: RightHandSide, t: float, h: float, y: Tensor, y_next: Tensor, nodes: list[float], ks: list[Tensor]
+        self,
+        algorithm: AdamsMoulton,
+        rhs: RightHandSide,
+        t: float,
+        h: float,
+        y: Tensor,
+        y_next: Tensor,
+        nodes: list[float],
+        ks: list[Tensor],
     ) -> Tensor:
-        algorithm, end = self._algorithm, time_like(t + h, y)
+        end = time_like(t + h, y)
         newest, *others = weights(_exactly([1.0, *nodes]))
         known = combine(y, h, others, ks)
         for _ in range(algorithm.max_iter):
@@ -62,13 +80,13 @@ class AdamsScheme(AbstractScheme):
         )
         return y_next
 
-    def error(self, y, h, ks):
+    def error(self, y: Tensor, h: float, ks: Stages) -> Tensor:
         raise NotImplementedError("Adams methods take the steps they are told to")
 
-    def inside(self, y, y_next, h, ks, fractions):
+    def inside(self, y: Tensor, y_next: Tensor, h: float, ks: Stages, fractions: Sequence[float]) -> list[Tensor]:
         return [y_next for _ in fractions]  # all of them 1: steps end on the save times
 
-    def carried(self, ks):
+    def carried(self, ks: Stages) -> None:
         return None
 
 

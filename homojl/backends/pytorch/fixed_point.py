@@ -9,7 +9,7 @@ instead of writing to buffers. Which samples stop when is decided on values alon
 
 from __future__ import annotations
 
-import itertools
+from typing import Any
 
 import torch
 
@@ -33,7 +33,7 @@ from homojl.solution import Status
 
 Tensor = torch.Tensor
 
-METHODS: dict[type[AbstractFixedPointAlgorithm], type[AbstractMethod]] = {
+METHODS: dict[type[AbstractFixedPointAlgorithm], type[AbstractMethod[Any]]] = {
     Picard: PicardMethod,
     Anderson: AndersonMethod,
     Broyden: BroydenMethod,
@@ -53,7 +53,9 @@ def find_fixed_point(
     method = METHODS[type(algorithm)](algorithm, samples)
     z = samples.layout.flatten(z0)
     fz = samples.evaluate(z)
-    for iteration in itertools.count():
+    iteration = -1
+    while True:
+        iteration += 1
         r = fz - z
         norms = torch.linalg.vector_norm(r, dim=1), torch.linalg.vector_norm(fz, dim=1)
         observed = torch.stack([*norms, *method.observe(r, fz)], dim=1)

@@ -9,15 +9,17 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractFixedPointAlgorithm
+from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson, Broyden, Picard
 from homojl.backends.pytorch.samples import Compaction, Samples
 from homojl.solution import Status
 
 Tensor = torch.Tensor
+Algorithm = TypeVar("Algorithm", bound=AbstractFixedPointAlgorithm)
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,10 +37,10 @@ class Advance:
     ended: Mapping[Status, np.ndarray] = field(default_factory=dict)
 
 
-class AbstractMethod(abc.ABC):
+class AbstractMethod(abc.ABC, Generic[Algorithm]):
     """A method at work on one batch."""
 
-    def __init__(self, algorithm: AbstractFixedPointAlgorithm, samples: Samples) -> None:
+    def __init__(self, algorithm: Algorithm, samples: Samples) -> None:
         self.algorithm, self.samples = algorithm, samples
 
     def observe(self, r: Tensor, fz: Tensor) -> list[Tensor]:
@@ -102,8 +104,11 @@ class History:
             torch.sub(x, minus, out=self._buffer[:, slot])
 
     def stacked(self) -> Tensor:
-        """All vectors in ring order, (b, len, n)."""
-        return torch.stack(self._list, dim=1) if self._list else self._buffer[:, : len(self)]
+        """All vectors in ring order, (b, len, n); there must be one."""
+        if self._list:
+            return torch.stack(self._list, dim=1)
+        assert self._buffer is not None
+        return self._buffer[:, : len(self)]
 
     def products(self, r: Tensor) -> list[Tensor]:
         """The inner products of every vector with the newest one, then those with r (b, n): 2 len times (b,)."""
@@ -137,18 +142,20 @@ class History:
             self._buffer = compaction.shrink(self._buffer)
 
 
-class PicardMethod(AbstractMethod):
+class PicardMethod(AbstractMethod[Picard]):
     """z <- f(z) - damping (f(z) - z)."""
 
-    def advance(self, z, fz, r, seen, residual, active):
+    def advance(
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+    ) -> Advance:
         damping = self.algorithm.damping
         return Advance(fz if damping == 0.0 else torch.sub(fz, r, alpha=damping))
 
-    def keep(self, compaction):
+    def keep(self, compaction: Compaction) -> None:
         pass  # there is no history
 
 
-class AndersonMethod(AbstractMethod):
+class AndersonMethod(AbstractMethod[Anderson]):
     """Differences of residuals dR and of iterates; z <- z + mixing r - (dZ + mixing dR) gamma.
 
     gamma minimises norm(r - dR gamma), each difference scaled to length 1 and the scaled problem's diagonal raised by
@@ -158,14 +165,14 @@ class AndersonMethod(AbstractMethod):
     References: Walker, Ni (2011), SIAM J. Numer. Anal. 49(4).
     """
 
-    def __init__(self, algorithm, samples):
+    def __init__(self, algorithm: Anderson, samples: Samples) -> None:
         super().__init__(algorithm, samples)
         # One iterate fewer than are combined; a memory of 1 leaves nothing to combine.
         self._memory = algorithm.memory - 1
         self._differences, self._images = History(self._memory), History(self._memory)
         self._before: tuple[Tensor, Tensor] | None = None
 
-    def observe(self, r, fz):
+    def observe(self, r: Tensor, fz: Tensor) -> list[Tensor]:
         if self._before is None or self._memory == 0:
             return []
         # z + mixing r is what a step without a history would return.
@@ -178,7 +185,9 @@ class AndersonMethod(AbstractMethod):
         mixing = self.algorithm.mixing
         return fz if mixing == 1.0 else torch.sub(fz, r, alpha=1.0 - mixing)
 
-    def advance(self, z, fz, r, seen, residual, active):
+    def advance(
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+    ) -> Advance:
         image = self._image(fz, r)
         self._before = r, image
         if seen.shape[1] == 0:
@@ -193,14 +202,15 @@ class AndersonMethod(AbstractMethod):
         gamma = scale * torch.linalg.solve_ex(scaled, (scale * right)[:, :, None])[0][:, :, 0]
         return Advance(self._images.combine(image, -gamma))
 
-    def keep(self, compaction):
+    def keep(self, compaction: Compaction) -> None:
         self._differences.keep(compaction)
         self._images.keep(compaction)
         if self._before is not None:
-            self._before = tuple(compaction.take(x) for x in self._before)
+            r, image = self._before
+            self._before = compaction.take(r), compaction.take(image)
 
 
-class BroydenMethod(AbstractMethod):
+class BroydenMethod(AbstractMethod[Broyden]):
     """Broyden's "good" method from the Jacobian -I of f(z) - z, written in its steps s_0, ..., s_k alone.
 
     With z_0 = r, c_j = s_j.z_j / s_j.s_j and z_(j+1) = z_j + c_j s_(j+1), the next step is z_k / (1 - c_k). The c solve
@@ -211,15 +221,17 @@ class BroydenMethod(AbstractMethod):
     References: Kelley (1995), Iterative Methods for Linear and Nonlinear Equations, 7.3.
     """
 
-    def __init__(self, algorithm, samples):
+    def __init__(self, algorithm: Broyden, samples: Samples) -> None:
         super().__init__(algorithm, samples)
         self._steps = History(algorithm.memory)
         self._start = torch.zeros(len(samples.index), dtype=torch.int64)  # of each row, its first step that counts
 
-    def observe(self, r, fz):
+    def observe(self, r: Tensor, fz: Tensor) -> list[Tensor]:
         return self._steps.products(r) if len(self._steps) else []
 
-    def advance(self, z, fz, r, seen, residual, active):
+    def advance(
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+    ) -> Advance:
         if len(self._steps) == 0:
             return self._step(z, r)
         count = len(self._steps)
@@ -248,6 +260,6 @@ class BroydenMethod(AbstractMethod):
         self._steps.add(step)
         return Advance(z + step)
 
-    def keep(self, compaction):
+    def keep(self, compaction: Compaction) -> None:
         self._steps.keep(compaction)
         self._start = self._start[torch.from_numpy(compaction.order)]

@@ -12,8 +12,10 @@ import math
 import numpy as np
 import torch
 
+from homojl.algorithms import Homotopy
 from homojl.backends.pytorch.history import AbstractMethod, Advance
 from homojl.backends.pytorch.krylov import gmres
+from homojl.backends.pytorch.samples import Compaction, Samples
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -29,23 +31,31 @@ CONTRACTION = 0.7  # what a correction reduces norm(H) to at least
 KINK = 1e-3  # in steps shorter than this the path may turn by any angle, as where the map has a kink
 
 
-class HomotopyMethod(AbstractMethod):
+class HomotopyMethod(AbstractMethod[Homotopy]):
     """One step of each row's path per iteration; from lambda = 1, Newton's corrections of z = f(z) itself.
 
     References: Allgower, Georg (1990), Numerical Continuation Methods, chapters 4 to 6; Ding et al. (2023), (1), (23).
     """
 
-    def __init__(self, algorithm, samples):
+    # Known from the first step on: start, residual there and its norm, the path's tangents, that of lambda, sqrt(n).
+    _z0: Tensor
+    _r0: Tensor
+    _size0: np.ndarray
+    _tangent: Tensor
+    _up: Tensor
+    _root: float
+
+    def __init__(self, algorithm: Homotopy, samples: Samples) -> None:
         super().__init__(algorithm, samples)
         count = len(samples.index)
+        self._started = False
         self._lam, self._h = np.zeros(count), np.full(count, FIRST_STEP)
-        self._z0: Tensor | None = None
-        self._r0: Tensor | None = None
-        self._size0: np.ndarray | None = None
-        self._tangent: Tensor | None = None
 
-    def advance(self, z, fz, r, seen, residual, active):
-        if self._z0 is None:
+    def advance(
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+    ) -> Advance:
+        if not self._started:
+            self._started = True
             self._z0, self._r0, self._size0 = z, -r, residual
             self._up = z.new_zeros(z.shape[1] + 1)
             self._up[-1] = 1.0
@@ -152,9 +162,9 @@ class HomotopyMethod(AbstractMethod):
         top = v[:, :-1] - (pushed if newton else _column(self._lam, z) * pushed)
         return torch.addcmul(top, by_lambda, v[:, -1:], value=1 / self._root)
 
-    def keep(self, compaction):
+    def keep(self, compaction: Compaction) -> None:
         self._lam, self._h = self._lam[compaction.order], self._h[compaction.order]
-        if self._z0 is not None:
+        if self._started:
             self._size0 = self._size0[compaction.order]
             self._z0, self._r0, self._tangent = map(compaction.take, (self._z0, self._r0, self._tangent))
 

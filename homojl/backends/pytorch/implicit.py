@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractJacobianBased
-from homojl.backends.base import AbstractRightHandSideJVP
+from homojl.algorithms import AbstractImplicit, AbstractImplicitFixedStep
+from homojl.backends.base import AbstractRightHandSideJVP, RightHandSide
 from homojl.backends.pytorch.runge_kutta import combine, time_like
-from homojl.backends.pytorch.schemes import AbstractScheme
+from homojl.backends.pytorch.schemes import AbstractScheme, Stages
 from homojl.backends.pytorch.stage_equations import StageEquations
 from homojl.implicit_tableaus import ImplicitTableau
 
@@ -38,8 +39,9 @@ class ImplicitScheme(AbstractScheme):
     interpolates = False
     last_resort = "loosen rtol and atol, or use float64"
 
-    def __init__(self, algorithm: AbstractJacobianBased, jvp: AbstractRightHandSideJVP) -> None:
-        self.tableau: ImplicitTableau = algorithm.tableau
+    def __init__(self, algorithm: AbstractImplicit | AbstractImplicitFixedStep, jvp: AbstractRightHandSideJVP) -> None:
+        assert isinstance(algorithm.tableau, ImplicitTableau), algorithm
+        self.tableau = algorithm.tableau
         self.order = self.tableau.order
         self._algorithm, self._jvp = algorithm, jvp
         self._guesses = predictors(self.tableau)
@@ -47,9 +49,18 @@ class ImplicitScheme(AbstractScheme):
 
     @property
     def error_order(self) -> int:
-        return self.tableau.error_order
+        return self.order if self.tableau.error_order is None else self.tableau.error_order
 
-    def step(self, rhs, t, h, y, k_first=None, *, last_stage=True):
+    def step(
+        self,
+        rhs: RightHandSide,
+        t: float,
+        h: float,
+        y: Tensor,
+        k_first: Tensor | None = None,
+        *,
+        last_stage: bool = True,
+    ) -> tuple[Tensor, ImplicitStages]:
         self._trouble = ""
         a, c = self.tableau.a, self.tableau.c
         ks, states = ImplicitStages(), []
@@ -61,7 +72,10 @@ class ImplicitScheme(AbstractScheme):
                 ks.append(rhs(time_like(t, y), y) if k_first is None else k_first)
                 states.append(y)
                 continue
-            guesses = [combine(None, h * sum(a[i][block.start :]), self._guesses[i], ks) for i in block]
+            guesses = [
+                combine(None, h * sum(a[i][block.start :]), self._guesses[i], ks) if any(self._guesses[i]) else None
+                for i in block
+            ]
             changes = equations.solve(weights, [t + c[i] * h for i in block], bases, guesses)
             if changes is None:
                 if equations.finite:
@@ -76,13 +90,15 @@ class ImplicitScheme(AbstractScheme):
 
     @torch.no_grad()
     def _estimate(self, equations: StageEquations, h: float, ks: ImplicitStages) -> Tensor:
+        assert self.tableau.b_error is not None, self.tableau
         error = combine(None, h, self.tableau.b_error, ks)
         return equations.filtered(self.tableau.a[-1][-1], error) if self.tableau.filtered else error
 
-    def error(self, y, h, ks):
+    def error(self, y: Tensor, h: float, ks: Stages) -> Tensor:
+        assert isinstance(ks, ImplicitStages)
         return torch.full_like(y, torch.nan) if ks.error is None else ks.error
 
-    def inside(self, y, y_next, h, ks, fractions):
+    def inside(self, y: Tensor, y_next: Tensor, h: float, ks: Stages, fractions: Sequence[float]) -> list[Tensor]:
         states = []
         for fraction in fractions:
             if fraction == 1.0:
@@ -92,11 +108,11 @@ class ImplicitScheme(AbstractScheme):
             states.append(combine(y, h, (dense @ fraction ** np.arange(1, dense.shape[1] + 1)).tolist(), ks))
         return states
 
-    def carried(self, ks):
+    def carried(self, ks: Stages) -> None:
         return None
 
     @property
-    def trouble(self):
+    def trouble(self) -> str:
         return self._trouble
 
 

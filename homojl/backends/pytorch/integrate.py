@@ -13,8 +13,8 @@ from collections.abc import Iterator, Sequence
 
 import torch
 
-from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep
-from homojl.backends.base import ErrorNorm, EventCondition, Integration, RightHandSide
+from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep, ErrorNorm, StepMemory
+from homojl.backends.base import EventCondition, Integration, RightHandSide
 from homojl.backends.pytorch.events import EventWatch
 from homojl.backends.pytorch.runge_kutta import time_like
 from homojl.backends.pytorch.schemes import AbstractScheme, Part, Stages
@@ -90,7 +90,7 @@ def initial_step(
     return math.copysign(min(100 * abs(h0), h1, abs(span)), span)
 
 
-class _Counted:
+class Counted:
     """A right-hand side that counts its evaluations."""
 
     def __init__(self, rhs: RightHandSide) -> None:
@@ -146,7 +146,7 @@ class _Record:
                 self.ys[first : first + len(ys)] = ys
             self._pending.clear()
 
-    def finish(self, scheme: AbstractScheme, rhs: _Counted, rejected: int, status: Status, message: str) -> Integration:
+    def finish(self, scheme: AbstractScheme, rhs: Counted, rejected: int, status: Status, message: str) -> Integration:
         self.compute_pending(scheme)
         return Integration(
             ts=tuple(self.ts),
@@ -169,16 +169,16 @@ def _up_to_event(
     y: Tensor,
     y_next: Tensor,
     ks: Stages,
-) -> tuple[float, float, Tensor]:
-    """Where in an accepted step the event is: size of the step to record, fraction of it, state.
+) -> tuple[float, tuple[float, Tensor]]:
+    """Where in an accepted step the event is: size of the step to record; fraction of it, state.
 
     A method that cannot be evaluated inside a step takes a shorter one that ends at the event.
     """
     if scheme.interpolates:
         fraction, y_event = watch.locate(t, h, y_next, lambda f: scheme.inside(y, y_next, h, ks, [f])[0])
-        return h, fraction, y_event
+        return h, (fraction, y_event)
     fraction, y_event = watch.locate(t, h, y_next, lambda f: scheme.step(rhs, t, f * h, y, last_stage=False)[0])
-    return h * fraction, 1.0, y_event
+    return h * fraction, (1.0, y_event)
 
 
 def _steps_ahead(ts: tuple[float, ...], algorithm: AbstractFixedStep) -> Iterator[tuple[float, float, float]]:
@@ -206,7 +206,7 @@ def integrate_fixed(
     event: EventCondition | None,
 ) -> Integration:
     """Equal steps between save times, or those of a grid; see `AbstractBackend.integrate`."""
-    rhs, record, y = _Counted(rhs), _Record(ts, y0, keep_states), y0
+    rhs, record, y = Counted(rhs), _Record(ts, y0, keep_states), y0
     watch = None if event is None else EventWatch(event, ts[0], y0)
     k_first, status, next_save, observer = None, Status.SUCCESS, 1, algorithm.observer
     direction = 1.0 if ts[-1] > ts[0] else -1.0
@@ -224,7 +224,7 @@ def integrate_fixed(
             return record.finish(scheme, rhs, 0, Status.STALLED, message)
         h_taken, stopped = h, None
         if watch is not None and watch.happens_by(t_next, y_next):
-            h_taken, *stopped = _up_to_event(scheme, rhs, watch, t, h, y, y_next, ks)
+            h_taken, stopped = _up_to_event(scheme, rhs, watch, t, h, y, y_next, ks)
             status, t_next = Status.EVENT, t + stopped[0] * h_taken
         record.accept(t, h_taken, y)
         first_save = next_save
@@ -288,10 +288,12 @@ def integrate_adaptive(
     discontinuities: tuple[float, ...],
 ) -> Integration:
     """Steps under PI control; see `AbstractBackend.integrate`."""
-    rhs, record = _Counted(rhs), _Record(ts, y0, keep_states)
-    control, order, observer = algorithm.controller, scheme.error_order, algorithm.observer
+    rhs, record = Counted(rhs), _Record(ts, y0, keep_states)
+    control, order, observer = algorithm.step_control, scheme.error_order, algorithm.observer
     beta1, beta2, beta3 = control.exponents(order)
-    t, t_end, y, ks = ts[0], ts[-1], y0, [y0]
+    t, t_end, y = ts[0], ts[-1], y0
+    ks: Stages = [y0]
+    k_first: Tensor | None
     direction = 1.0 if t_end > t else -1.0
     if t in discontinuities:
         start, end = torch.tensor([t, t_end], dtype=y0.dtype.to_real())
@@ -318,6 +320,7 @@ def integrate_adaptive(
         if math.isnan(h):
             return stop(Status.DIVERGED, "the initial state or the field's value there has NaN or infinity in it")
     else:
+        assert not isinstance(algorithm.first_step, StepMemory), "with_first_step() puts a number in its place"
         h = direction * algorithm.first_step
 
     while next_save < len(ts):
@@ -359,7 +362,7 @@ def integrate_adaptive(
 
         t_next, stopped, h_taken = target if lands else t + h, None, h
         if watch is not None and watch.happens_by(t_next, y_next):
-            h_taken, *stopped = _up_to_event(scheme, rhs, watch, t, h, y, y_next, ks)
+            h_taken, stopped = _up_to_event(scheme, rhs, watch, t, h, y, y_next, ks)
             t_next = t + stopped[0] * h_taken
         record.accept(t, h_taken, y)
         error_ratio.accept()

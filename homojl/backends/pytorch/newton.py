@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 import torch
 
+from homojl.algorithms import NewtonKrylov, PseudoTransient
 from homojl.backends.pytorch.history import AbstractMethod, Advance
 from homojl.backends.pytorch.krylov import gmres
+from homojl.backends.pytorch.samples import Compaction, Samples
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -23,18 +25,20 @@ def _column(x: np.ndarray, like: Tensor) -> Tensor:
     return torch.from_numpy(x).to(like.device, like.dtype)[:, None]
 
 
-class NewtonKrylovMethod(AbstractMethod):
+class NewtonKrylovMethod(AbstractMethod[NewtonKrylov]):
     """(I - J) step = f(z) - z by GMRES, as exactly as the last step's progress deserves; halved until norm(r) falls.
 
     References: Eisenstat, Walker (1996), SIAM J. Sci. Comput. 17(1), choice 2; Armijo's rule for the line search.
     """
 
-    def __init__(self, algorithm, samples):
+    def __init__(self, algorithm: NewtonKrylov, samples: Samples) -> None:
         super().__init__(algorithm, samples)
         self._before: np.ndarray | None = None
         self._forcing = np.full(len(samples.index), 0.3)
 
-    def advance(self, z, fz, r, seen, residual, active):
+    def advance(
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+    ) -> Advance:
         if self._before is not None:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 wanted = 0.9 * np.nan_to_num(residual / self._before, nan=1.0) ** 2
@@ -67,13 +71,13 @@ class NewtonKrylovMethod(AbstractMethod):
         keep = torch.from_numpy(~good).to(z.device)[:, None]
         return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), {Status.STALLED: ~good})
 
-    def keep(self, compaction):
+    def keep(self, compaction: Compaction) -> None:
         self._forcing = self._forcing[compaction.order]
         if self._before is not None:
             self._before = self._before[compaction.order]
 
 
-class PseudoTransientMethod(AbstractMethod):
+class PseudoTransientMethod(AbstractMethod[PseudoTransient]):
     """((1 + 1/h) I - J) step = f(z) - z by GMRES; h grows as the residual falls (switched evolution relaxation).
 
     A step to where the map is not finite is taken back, and h becomes a tenth.
@@ -81,12 +85,14 @@ class PseudoTransientMethod(AbstractMethod):
     References: Kelley, Keyes (1998), SIAM J. Numer. Anal. 35(2).
     """
 
-    def __init__(self, algorithm, samples):
+    def __init__(self, algorithm: PseudoTransient, samples: Samples) -> None:
         super().__init__(algorithm, samples)
         self._h = np.full(len(samples.index), algorithm.first_step)
         self._before: np.ndarray | None = None
 
-    def advance(self, z, fz, r, seen, residual, active):
+    def advance(
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+    ) -> Advance:
         if self._before is not None:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 self._h = np.clip(self._h * np.nan_to_num(self._before / residual, nan=1.0), SHORTEST, 1e12)
@@ -112,7 +118,7 @@ class PseudoTransientMethod(AbstractMethod):
                     torch.where(keep, z, trial), torch.where(keep, fz, value), {Status.STEP_TOO_SMALL: gave_up}
                 )
 
-    def keep(self, compaction):
+    def keep(self, compaction: Compaction) -> None:
         self._h = self._h[compaction.order]
         if self._before is not None:
             self._before = self._before[compaction.order]

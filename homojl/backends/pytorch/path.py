@@ -16,7 +16,7 @@ import math
 
 import torch
 
-from homojl.algorithms import AbstractPathAlgorithm, ArcLength
+from homojl.algorithms import AbstractErrorControlled, AbstractPathAlgorithm, ArcLength
 from homojl.backends.base import Path, Residual, ResidualJVP
 from homojl.backends.pytorch.gmres import gmres
 from homojl.backends.pytorch.runge_kutta import combine, step
@@ -79,12 +79,12 @@ class _Homotopy:
         return self._layout.pack([self._r(z)], z.dtype)
 
     def value(self, p: _Point) -> Tensor:
-        if self._newton:
+        if self._r0 is not None:
             return p.r - (1 - p.lam) * self._r0
         return p.lam * p.r + (1 - p.lam) * (p.w[:-1] - self.u0)
 
     def by_lambda(self, p: _Point) -> Tensor:
-        return self._r0 if self._newton else p.r - (p.w[:-1] - self.u0)
+        return p.r - (p.w[:-1] - self.u0) if self._r0 is None else self._r0
 
     def by_state(self, p: _Point, v: Tensor) -> Tensor:
         self.n_jvp += 1
@@ -127,7 +127,8 @@ class _Tracker:
 
     def __init__(self, homotopy: _Homotopy, algorithm: AbstractPathAlgorithm) -> None:
         self.homotopy, self.algorithm = homotopy, algorithm
-        self.by_length = isinstance(algorithm, ArcLength)
+        self.arc_length = algorithm if isinstance(algorithm, ArcLength) else None
+        self.by_length = self.arc_length is not None
         self.dense = algorithm.solves_densely(homotopy.n)
         self.eps = torch.finfo(homotopy.start.dtype).eps
         self.along_lambda = torch.zeros_like(homotopy.start)
@@ -196,7 +197,7 @@ class _Tracker:
         Raises:
             _StepFailed: if that is more than 2, or something failed.
         """
-        algorithm, tableau = self.algorithm, self.algorithm.predictor.tableau
+        algorithm, tableau = self.algorithm, self.algorithm.predictor.explicit_tableau
 
         def field(_: Tensor, w: Tensor) -> Tensor:
             return self._tangent(_Point(self.homotopy, w), tangent)[0]
@@ -230,7 +231,10 @@ class _Tracker:
 
     def _error_ratio(self, w: Tensor, w_next: Tensor, h: float, ks: list[Tensor]) -> float:
         predictor = self.algorithm.predictor
-        error = combine(torch.zeros_like(w), h, predictor.tableau.b_error, ks)
+        assert isinstance(predictor, AbstractErrorControlled), predictor
+        weights = predictor.explicit_tableau.b_error
+        assert weights is not None, predictor
+        error = combine(torch.zeros_like(w), h, weights, ks)
         scale = torch.maximum(w.abs(), w_next.abs()).mul_(predictor.rtol).add_(predictor.atol)
         return _rms(error / scale)
 
@@ -308,8 +312,8 @@ class _Tracker:
 
     def _accept(self, point: _Point, length: float) -> None:
         """Write down a point that lies that far along the path; s grows by the integral of 1/v over the length."""
-        if self.by_length and length > 0:
-            velocity, s = self.algorithm.velocity_at, self.s
+        if self.arc_length is not None and length > 0:
+            velocity, s = self.arc_length.velocity_at, self.s
             k1 = 1 / velocity(s)
             k2 = 1 / velocity(s + length / 2 * k1)
             k3 = 1 / velocity(s + length / 2 * k2)
@@ -319,12 +323,14 @@ class _Tracker:
         self.lengths.append(self.s)
 
     def _outside(self, point: _Point) -> tuple[Status, str] | None:
-        if self.by_length and _rms(point.w[:-1]) > self.algorithm.bound:
+        if self.arc_length is None:
+            return None
+        if _rms(point.w[:-1]) > self.arc_length.bound:
             return (
                 Status.LEFT_BOUNDS,
-                f"raise bound (now {self.algorithm.bound:g}), start elsewhere, or try the other kind",
+                f"raise bound (now {self.arc_length.bound:g}), start elsewhere, or try the other kind",
             )
-        if self.by_length and point.lam <= 0:
+        if point.lam <= 0:
             return Status.RETURNED, "this path has no root: start elsewhere, or try the other kind"
         return None
 

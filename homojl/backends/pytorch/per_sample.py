@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractAdaptive
+from homojl.algorithms import AbstractAdaptive, StepMemory
 from homojl.algorithms.step_memory import SMALLEST_CHANGE
 from homojl.backends.pytorch.runge_kutta import combine
 from homojl.backends.pytorch.samples import COMPACT_AT, RowLayout
@@ -127,10 +127,10 @@ def states_inside(
     weights = np.zeros((len(at), tableau.stages))
     for m in reversed(range(dense.shape[1])):  # a matrix product would round by how many rows there are
         weights = (weights + dense[:, m]) * fractions[:, None]
-    weights, states = _on(y, weights * h[at, None]), y.index_select(0, rows)
+    sizes, states = _on(y, weights * h[at, None]), y.index_select(0, rows)
     for j in range(tableau.stages):
         if dense[j].any():
-            states = torch.addcmul(states, ks[j].index_select(0, rows), weights[:, j : j + 1])
+            states = torch.addcmul(states, ks[j].index_select(0, rows), sizes[:, j : j + 1])
     if at_end.any():
         states = torch.where(_mask(at_end, y), ends, states)
     return states
@@ -180,16 +180,18 @@ class _Batch:
 
     def __init__(self, f: RowsField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractAdaptive, keep: bool):
         count = len(y0)
-        self.f, self.algorithm, self.tableau, self.keep = f, algorithm, algorithm.tableau, keep
+        self.f, self.algorithm, self.tableau, self.keep = f, algorithm, algorithm.explicit_tableau, keep
         self.ts, self.direction = np.array(ts), 1.0 if ts[-1] > ts[0] else -1.0
         self.layout, self.ndim = RowLayout(y0), y0.ndim
-        self.y, self.k = self.layout.flatten(y0), None
+        self.y = self.layout.flatten(y0)
+        self.k: Tensor | None = None
         self.saved = torch.empty((len(ts) - 1, *self.y.shape), dtype=y0.dtype, device=y0.device)
         self.rounds: list[Round] = []
         self.held: list[tuple[int, int]] = []
         self.index = np.arange(count)
         self.rhs = flat_field(f, self.layout, self.ndim, None)
         self.status = np.full(count, None, dtype=object)
+        self.going = np.ones(count, dtype=bool)
         self.t, self.h = np.full(count, self.ts[0]), np.zeros(count)
         self.ratio = np.zeros(count)  # of the last try
         self.h_old, self.ratio_old = np.full(count, math.nan), np.full(count, math.nan)  # of the last accepted step
@@ -199,8 +201,8 @@ class _Batch:
         self.calls = 0
 
     def run(self) -> SampleIntegration:
-        self.k = self.evaluate(_on(self.y, self.t), self.y)
-        self.first_steps()
+        self.k = k = self.evaluate(_on(self.y, self.t), self.y)
+        self.first_steps(k)
         while True:
             h, wanted, target, lands = self.proposal()
             live = self.live()
@@ -219,25 +221,24 @@ class _Batch:
 
     def live(self) -> np.ndarray:
         """Which rows are still at work, (b,)."""
-        return np.equal(self.status[self.index], None)
+        return self.going[self.index]
 
-    def first_steps(self) -> None:
-        """Hairer's estimate for each sample; see `integrate.initial_step`."""
+    def first_steps(self, k: Tensor) -> None:
+        """Hairer's estimate for each sample, where the field's value is k; see `integrate.initial_step`."""
         algorithm, span = self.algorithm, abs(self.ts[-1] - self.ts[0])
         if algorithm.first_step is not None:
+            assert not isinstance(algorithm.first_step, StepMemory), "with_first_step() puts a number in its place"
             self.h[:] = self.direction * algorithm.first_step
             return
         scale = (self.y.abs() * algorithm.rtol).add_(algorithm.atol)
-        d0, d1 = _rms(self.y / scale, self.k / scale)
+        d0, d1 = _rms(self.y / scale, k / scale)
         finite = np.isfinite(d0) & np.isfinite(d1)
         with np.errstate(all="ignore"):
             h0 = np.where((d0 < 1e-5) | (d1 < 1e-5), 1e-6, 0.01 * d0 / d1)
             h0 = np.where(finite, np.minimum(h0, span), 0.0)
             signed = self.direction * h0
-            probe = self.evaluate(
-                _on(self.y, self.t + signed), torch.addcmul(self.y, self.k, _on(self.y, signed)[:, None])
-            )
-            d2 = _rms((probe - self.k) / scale)[0] / h0
+            probe = self.evaluate(_on(self.y, self.t + signed), torch.addcmul(self.y, k, _on(self.y, signed)[:, None]))
+            d2 = _rms((probe - k) / scale)[0] / h0
             steepest = np.maximum(d1, d2)
             h1 = (0.01 / steepest) ** (1 / algorithm.order)
             h1 = np.where(steepest <= 1e-15, np.maximum(1e-6, 1e-3 * h0), h1)
@@ -264,12 +265,15 @@ class _Batch:
         self.end(short & finite, Status.STEP_TOO_SMALL)
         return np.where(lands, target - t, wanted), wanted, target, lands
 
-    def advance(self, h: np.ndarray, wanted: np.ndarray, target: np.ndarray, lands: np.ndarray, live: np.ndarray):
+    def advance(
+        self, h: np.ndarray, wanted: np.ndarray, target: np.ndarray, lands: np.ndarray, live: np.ndarray
+    ) -> None:
         """Try a step of every row; h (b,) is zero where a sample has ended."""
         algorithm, tableau, y, i = self.algorithm, self.tableau, self.y, self.index
         t, order = self.t[i], algorithm.order
         y_next, ks = step_rows(self.evaluate, tableau, t, h, y, self.k)
         scale = torch.maximum(y.abs(), y_next.abs()).mul_(algorithm.rtol).add_(algorithm.atol)
+        assert tableau.b_error is not None, algorithm
         error = combine(None, 1.0, tableau.b_error, ks)
         with np.errstate(all="ignore"):
             ratio = _rms(error.div_(scale))[0] * np.abs(h)
@@ -278,7 +282,7 @@ class _Batch:
         good = live & (ratio <= 1.0)  # written so that NaN is rejected too
         bad = live & ~good
         self.ratio[i] = ratio
-        control = algorithm.controller
+        control = algorithm.step_control
         quotient = np.clip(shrink / control.safety, 1.0 + 1e-3, 1 / control.min_factor)
         self.h[i[bad]] = (h / quotient)[bad]
         self.rejected[i[bad]] += 1
@@ -298,7 +302,7 @@ class _Batch:
         self, good: np.ndarray, h: np.ndarray, t_next: np.ndarray, ratio: np.ndarray, y_next: Tensor, ks: list[Tensor]
     ) -> None:
         """Note the steps of the rows `good` (b,), save what lies in them, and choose the next sizes."""
-        rows, control = np.flatnonzero(good), self.algorithm.controller
+        rows, control = np.flatnonzero(good), self.algorithm.step_control
         i, h, t_next, ratio = self.index[rows], h[rows], t_next[rows], ratio[rows]
         t = self.t[i]
         reached = np.searchsorted(self.direction * self.ts, self.direction * t_next, side="right")
@@ -341,7 +345,7 @@ class _Batch:
         """The rows `which` (b,) end here; those that did not reach every save time hold their last state there."""
         if not which.any():
             return
-        self.status[self.index[which]] = status
+        self.status[self.index[which]], self.going[self.index[which]] = status, False
         if status is Status.SUCCESS:
             return
         held = [
@@ -368,11 +372,12 @@ class _Batch:
             nfe=torch.from_numpy(self.nfe),
         )
         status, message = self.verdict()
+        saves, held = np.array(self.held, dtype=np.int64).reshape(-1, 2).T
         return SampleIntegration(
             saved=self.saved,
             layout=self.layout,
             rounds=self.rounds,
-            held=tuple(np.array(self.held, dtype=np.int64).reshape(-1, 2).T),
+            held=(saves, held),
             samples=samples,
             status=status,
             message=message,

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 import torch
 
-from homojl import tableaus
+from homojl.algorithms import Bosh3, Relaxation
 from homojl.backends.pytorch.history import AbstractMethod, Advance
+from homojl.backends.pytorch.samples import Compaction, Samples
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -15,7 +18,7 @@ LARGEST_ERROR = 0.1  # of a step, relative to the step itself
 SHORTEST = 1e-10
 
 
-class RelaxationMethod(AbstractMethod):
+class RelaxationMethod(AbstractMethod[Relaxation]):
     """Bogacki and Shampine's pair; the last stage of a step is the next residual.
 
     The error of a step is held to a tenth of the step itself. That follows the flow closely enough to stay in the basin
@@ -23,21 +26,24 @@ class RelaxationMethod(AbstractMethod):
     relative to the shrinking residual, which a fixed tolerance would not.
     """
 
-    def __init__(self, algorithm, samples):
+    def __init__(self, algorithm: Relaxation, samples: Samples) -> None:
         super().__init__(algorithm, samples)
         self._h = np.full(len(samples.index), 1.0)
+        assert Bosh3.tableau.b_error is not None
+        self._error_weights = Bosh3.tableau.b_error
 
-    def advance(self, z, fz, r, seen, residual, active):
-        tableau = tableaus.BOSH3
+    def advance(
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+    ) -> Advance:
+        tableau = Bosh3.tableau
         h = torch.from_numpy(self._h).to(z.device, z.dtype)[:, None]
         ks = [r]
         for row in (*tableau.a[1 : tableau.stages - 1], tableau.b):
-            trial = z + h * sum(weight * k for weight, k in zip(row, ks, strict=False) if weight)
+            trial = z + h * _sum(row, ks)
             value = self.samples.evaluate(trial)
             ks.append(value - trial)
         with torch.no_grad():
-            error = sum(weight * k for weight, k in zip(tableau.b_error, ks, strict=True) if weight)
-            change = sum(weight * k for weight, k in zip(tableau.b, ks, strict=False) if weight)
+            error, change = _sum(self._error_weights, ks), _sum(tableau.b, ks)
             norms = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (error, change)])
             size_of_error, size = norms.to("cpu", torch.float64).numpy()
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
@@ -51,5 +57,10 @@ class RelaxationMethod(AbstractMethod):
             trial, value = torch.where(good, trial, z), torch.where(good, value, fz)
         return Advance(trial, value, {Status.STEP_TOO_SMALL: gave_up})
 
-    def keep(self, compaction):
+    def keep(self, compaction: Compaction) -> None:
         self._h = self._h[compaction.order]
+
+
+def _sum(weights: Sequence[float], ks: Sequence[Tensor]) -> Tensor:
+    first, *others = (weight * k for weight, k in zip(weights, ks, strict=False) if weight)
+    return sum(others, start=first)

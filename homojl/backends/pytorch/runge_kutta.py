@@ -7,12 +7,12 @@ from collections.abc import Sequence
 import torch
 
 from homojl.backends.base import RightHandSide
-from homojl.tableaus import ButcherTableau, Row
+from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
 
 
-def combine(y: Tensor | None, h: float, weights: Row, ks: Sequence[Tensor]) -> Tensor:
+def combine(y: Tensor | None, h: float, weights: Sequence[float], ks: Sequence[Tensor]) -> Tensor:
     """y + h sum_j weights[j] ks[j], leaving out zero weights, of which there must be others; no y: the sum alone."""
     out = None
     for weight, k in zip(weights, ks, strict=False):
@@ -22,7 +22,10 @@ def combine(y: Tensor | None, h: float, weights: Row, ks: Sequence[Tensor]) -> T
             out.add_(k, alpha=h * weight)  # our own intermediate: addition keeps nothing for its gradient
         else:
             out = k * (h * weight) if y is None else torch.add(y, k, alpha=h * weight)
-    return y if out is None else out
+    if out is None:
+        assert y is not None, weights
+        return y
+    return out
 
 
 def time_like(t: float, y: Tensor) -> Tensor:

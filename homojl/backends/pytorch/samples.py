@@ -31,7 +31,8 @@ class RowLayout:
 
     def __init__(self, like: Tensor) -> None:
         self._like = like
-        order = sorted(range(1, like.ndim), key=lambda d: (-like.stride(d), d))
+        strides = like.stride()
+        order = sorted(range(1, like.ndim), key=lambda d: (-strides[d], d))
         self._order = (0, *order)
         self._shape = tuple(like.shape[d] for d in order)
         self._inverse = tuple(self._order.index(d) for d in range(like.ndim))
@@ -134,6 +135,8 @@ class Progress:
         active: which rows are still at work, (b,), bool.
     """
 
+    _best: Tensor  # iterates (b, n); from the first update on
+
     def __init__(self, algorithm: AbstractFixedPointAlgorithm, samples: Samples) -> None:
         self._algorithm, self._samples = algorithm, samples
         # The way along a path says nothing of how far off its end is.
@@ -142,7 +145,6 @@ class Progress:
         )
         count = len(samples.index)
         self.active = np.ones(count, dtype=bool)
-        self._best: Tensor | None = None
         self._score = np.full(count, math.inf)  # residual over what is tolerated, at the best iterate
         self._ratio = np.full(count, math.nan)  # residual over norm(f(z)), there
         self._mark = np.full(count, math.inf)  # the score that has to be undercut to count as progress
@@ -161,7 +163,7 @@ class Progress:
             score = np.where(residual == 0, 0.0, residual / (algorithm.atol + algorithm.rtol * norm))
             ratio = np.where(residual == 0, 0.0, residual / norm)
         better = self.active & finite & (score < self._score)
-        if self._best is None or better.all():
+        if iteration == 0 or better.all():
             self._best = z
         elif better.any():
             chosen = torch.from_numpy(better).to(z.device, non_blocking=True)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractJacobianBased
+from homojl.algorithms import AbstractImplicit, AbstractImplicitFixedStep
 from homojl.backends.base import AbstractRightHandSideJVP, RightHandSide
 from homojl.backends.pytorch.gmres import gmres
 from homojl.backends.pytorch.runge_kutta import time_like
@@ -68,7 +69,7 @@ class StageEquations:
         self,
         rhs: RightHandSide,
         jvp: AbstractRightHandSideJVP,
-        algorithm: AbstractJacobianBased,
+        algorithm: AbstractImplicit | AbstractImplicitFixedStep,
         t: float,
         h: float,
         y: Tensor,
@@ -83,7 +84,7 @@ class StageEquations:
         self._contraction = 1.0  # of the last block: what is left of an error after one iteration
 
     def solve(
-        self, weights: np.ndarray, times: list[float], bases: list[Tensor], guesses: list[Tensor | None]
+        self, weights: np.ndarray, times: list[float], bases: Sequence[Tensor], guesses: Sequence[Tensor | None]
     ) -> list[Tensor] | None:
         """The changes Z of a block's stages, with gradients where they are recorded; None: not found.
 
@@ -102,7 +103,7 @@ class StageEquations:
             return changes
         return self._attached(weights, times, bases, changes)
 
-    def _tolerance(self, algorithm: AbstractJacobianBased) -> Tensor:
+    def _tolerance(self, algorithm: AbstractImplicit | AbstractImplicitFixedStep) -> Tensor:
         size = self._y.abs()
         eps = torch.finfo(size.dtype).eps
         # Below 8 eps no correction of Newton's can be told from rounding.
@@ -111,7 +112,9 @@ class StageEquations:
 
     # Newton's method
 
-    def _newton(self, weights, times, bases, guesses) -> Tensor | None:
+    def _newton(
+        self, weights: np.ndarray, times: list[float], bases: Sequence[Tensor], guesses: Sequence[Tensor | None]
+    ) -> Tensor | None:
         form = self._form
         a = torch.from_numpy(weights * self._h).to(self._scale)
         base = form.all_flat([b.detach() for b in bases])
@@ -147,7 +150,9 @@ class StageEquations:
             before = size
         return None
 
-    def _correction(self, weights, a, times, states, residual) -> Tensor:
+    def _correction(
+        self, weights: np.ndarray, a: Tensor, times: list[float], states: list[Tensor], residual: Tensor
+    ) -> Tensor:
         """The solution of (I - h A J) x = residual; (m, n)."""
         m, n = residual.shape
         if self._dense:
@@ -168,18 +173,21 @@ class StageEquations:
         columns = zip(times, states, self._form.all_states(v), strict=True)
         return self._form.all_flat([self._jvp(time_like(t, self._y), x, w) for t, x, w in columns])
 
-    def _linearise(self, times: list[float], states: list[Tensor]) -> None:
+    def _linearise(self, times: list[float], states: list[Tensor]) -> Tensor:
         self._jacobians = torch.stack(
             [self._jvp.matrix(time_like(t, self._y), x) for t, x in zip(times, states, strict=True)]
         )
         self._factors.clear()
+        return self._jacobians
 
     def _factorised(self, weights: np.ndarray, a: Tensor) -> tuple[Tensor, Tensor]:
         key = weights.tobytes()
         if key not in self._factors:
-            if self._jacobians is None or len(self._jacobians) not in (1, len(a)):
-                self._linearise([self._t], [self._y])
-            self._factors[key] = torch.linalg.lu_factor_ex(_matrix(a, self._jacobians))[:2]
+            jacobians = self._jacobians
+            if jacobians is None or len(jacobians) not in (1, len(a)):
+                jacobians = self._linearise([self._t], [self._y])
+            factors, pivots, _ = torch.linalg.lu_factor_ex(_matrix(a, jacobians))
+            self._factors[key] = factors, pivots
         return self._factors[key]
 
     @torch.no_grad()
@@ -191,7 +199,9 @@ class StageEquations:
 
     # The implicit function theorem
 
-    def _attached(self, weights, times, bases, changes) -> list[Tensor]:
+    def _attached(
+        self, weights: np.ndarray, times: list[float], bases: Sequence[Tensor], changes: list[Tensor]
+    ) -> list[Tensor]:
         """The changes as functions of the bases and of whatever else the field depends on."""
         states = [(base + change).detach() for base, change in zip(bases, changes, strict=True)]
 
@@ -209,7 +219,14 @@ class StageEquations:
             found = values()
         return list(_Implicit.apply(self, weights, times, states, *bases, *found, *changes))
 
-    def transposed(self, weights, times, states, values, cotangents: Tensor) -> Tensor:
+    def transposed(
+        self,
+        weights: np.ndarray,
+        times: list[float],
+        states: Sequence[Tensor],
+        values: Sequence[Tensor],
+        cotangents: Tensor,
+    ) -> Tensor:
         """The solution of (I - h A J)^T x = cotangents, with the Jacobians at the stages; (m, n).
 
         Raises:
@@ -242,14 +259,21 @@ class _Implicit(torch.autograd.Function):
     """Solved changes Z of m stages as a function of their bases and of the field's values at their states."""
 
     @staticmethod
-    def forward(ctx, equations, weights, times, states, *tensors):
+    def forward(
+        ctx: Any,
+        equations: StageEquations,
+        weights: np.ndarray,
+        times: list[float],
+        states: list[Tensor],
+        *tensors: Tensor,
+    ) -> tuple[Tensor, ...]:
         m = len(times)
         ctx.equations, ctx.weights, ctx.times, ctx.states = equations, weights, times, states
         ctx.save_for_backward(*tensors[m : 2 * m])
         return tuple(z.view_as(z) for z in tensors[2 * m :])
 
     @staticmethod
-    def backward(ctx, *cotangents):
+    def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack how the Jacobian changes
             raise ConfigError("implicit methods have first derivatives only; take an explicit one for second ones")
         equations, weights, m = ctx.equations, ctx.weights, len(ctx.times)
@@ -280,7 +304,7 @@ def _restarted(product: Callable[[Tensor], Tensor], rhs: Tensor, rtol: float) ->
     return _restarted_with_rest(product, rhs, rtol)[0]
 
 
-def _restarted_with_rest(product, rhs: Tensor, rtol: float) -> tuple[Tensor, float]:
+def _restarted_with_rest(product: Callable[[Tensor], Tensor], rhs: Tensor, rtol: float) -> tuple[Tensor, float]:
     x, left = gmres(product, rhs, steps=KRYLOV_STEPS, rtol=rtol)
     for _ in range(RESTARTS - 1):
         if left <= rtol or not math.isfinite(left):
