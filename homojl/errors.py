@@ -8,8 +8,28 @@ if TYPE_CHECKING:
     from homojl.solution import Solution
 
 
+MAX_MESSAGE = 4000
+"""Characters; of a longer message the middle is left out."""
+
+
+def one_line(text: str) -> str:
+    """A text as one line that can be shown anywhere: no line breaks, nothing that steers a terminal, not too long."""
+    if not text.isprintable():
+        text = " ".join(text.split())
+        text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+    if len(text) > MAX_MESSAGE:
+        text = f"{text[: MAX_MESSAGE - 1000]} ... {text[-900:]}"
+    return text
+
+
 class HomoJLError(Exception):
-    """Base class: catch this to catch everything that homojl raises on purpose."""
+    """Base class: catch this to catch everything that homojl raises on purpose.
+
+    The message is one line, whatever names and values of a user's or a file's stand in it.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(one_line(message))
 
 
 class ConfigError(HomoJLError, ValueError):
@@ -26,6 +46,14 @@ class CheckpointError(HomoJLError):
 
 class BackendUnavailable(HomoJLError):
     """The backend that was asked for cannot be used here; the message names what to run."""
+
+
+class BusyError(HomoJLError):
+    """Another process is at work in the folder; the message names it."""
+
+
+class ProcessError(HomoJLError):
+    """Another process of the same run has ended or cannot be reached."""
 
 
 class SolveError(HomoJLError):

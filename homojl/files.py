@@ -1,14 +1,27 @@
-"""Files that are written whole or not at all."""
+"""Files that are written whole or not at all, and folders in which one process works at a time."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from homojl.errors import DataError
+from homojl.errors import BusyError, DataError
+
+try:
+    import fcntl
+except ImportError:  # not POSIX: folders are not locked there
+    fcntl = None
+
+LOCK = "lock"
+"""Name of the file in a folder that holds who is at work there."""
+
+_TEMPORARY = re.compile(r"\.(?P<name>.+)\.[a-z0-9_]{8}\.tmp")  # as `atomic_write` names them
 
 
 @contextlib.contextmanager
@@ -30,6 +43,81 @@ def atomic_write(path: Path) -> Iterator[Path]:
         _sync_folder(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def file_meant(path: Path) -> str:
+    """The name of the file that a path is or was to become: a kill leaves `atomic_write`'s temporary files behind."""
+    match = _TEMPORARY.fullmatch(path.name)
+    return match["name"] if match else path.name
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what kills left of files half-written into a folder. For who has it `locked` only."""
+    for path in folder.iterdir():
+        if file_meant(path) != path.name:
+            path.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Be the only process at work in a folder.
+
+    The lock is the operating system's (flock) on a file that says whose it is. It ends with its process, however that
+    ends: what a killed one leaves of the file means nothing. Where there are no locks, on some network file systems and
+    outside POSIX, nothing is locked.
+
+    Raises:
+        BusyError: another process has the lock.
+        DataError: the file cannot be written.
+    """
+    if fcntl is None:
+        yield
+        return
+    path = Path(folder) / LOCK
+    try:
+        descriptor = _take_lock(path)
+    except OSError as error:
+        raise DataError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        with contextlib.suppress(OSError):
+            path.unlink()  # while it is locked, so that it is no other's; who waits for it sees that it has gone
+        os.close(descriptor)
+
+
+def _take_lock(path: Path) -> int:
+    """A descriptor of the file at `path`, locked, with this process's name in it."""
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        try:
+            _flock(descriptor, path)
+            if _is_at(path, descriptor):
+                os.truncate(descriptor, 0)
+                os.write(descriptor, f"process {os.getpid()} on {platform.node()}\n".encode())
+                return descriptor
+        except BaseException:
+            os.close(descriptor)
+            raise
+        os.close(descriptor)  # its owner has ended and removed it since it was opened
+
+
+def _flock(descriptor: int, path: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno == errno.EWOULDBLOCK:
+            holder = os.read(descriptor, 200).decode(errors="replace").strip() or "another process"
+            raise BusyError(f"{path.parent} is in use: {holder} is at work in it") from None
+        if error.errno not in (errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+
+
+def _is_at(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
 
 
 def _umask() -> int:

@@ -125,10 +125,26 @@ class ImageDataset:
 
 
 def data_root() -> Path:
-    """The folder of datasets: $HOMOJL_DATA, else homojl/data in $XDG_CACHE_HOME, else in ~/.cache."""
+    """The folder of datasets: $HOMOJL_DATA, else homojl/data in $XDG_CACHE_HOME, else in ~/.cache.
+
+    Raises:
+        ConfigError: what the variable says cannot be a path.
+    """
     if root := os.environ.get("HOMOJL_DATA"):
-        return Path(root).expanduser()
-    return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "homojl" / "data"
+        return _expanded(root)
+    return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "homojl" / "data"
+
+
+def _expanded(path: str | Path) -> Path:
+    """A path with its ~ replaced; a ConfigError if it cannot be one, such as a name that is too long."""
+    try:
+        expanded = Path(path).expanduser()
+        expanded.exists()
+    except (OSError, RuntimeError) as error:
+        raise ConfigError(f"{os.fspath(path)!r} is no path that can be looked at: {error}") from None
+    if "\0" in os.fspath(path):
+        raise ConfigError(f"{os.fspath(path)!r} is no path: it holds the character NUL")
+    return expanded
 
 
 def load_dataset(
@@ -155,8 +171,9 @@ def load_dataset(
     name = os.fspath(name_or_path)
     if name in dataset_names():
         info = dataset_info(name)
-        return _as_dataset(name, *_read_registered(info, Path(root or data_root()), download, progress))
-    path = Path(name).expanduser()
+        folder = _expanded(root) if root else data_root()
+        return _as_dataset(name, *_read_registered(info, folder, download, progress))
+    path = _expanded(name)
     if path.suffix == ".npz" or path.is_file():
         arrays = read_npz(path)
         return _as_dataset(path.stem, arrays, tuple(str(label) for label in range(int(arrays[1].max()) + 1)))
@@ -170,7 +187,7 @@ def load_dataset(
 
 def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bool) -> tuple[Arrays, tuple[str, ...]]:
     """Find the dataset's files, fetch the missing ones, verify and read them, compare with what is known."""
-    folders = [(root.expanduser() / folder).resolve() for folder in info.folders]
+    folders = [(root / folder).resolve() for folder in info.folders]
     missing = [file for file in info.files if find_file(file, folders) is None]
     if missing and not download:
         raise missing_files_error(info.name, missing, folders[0], "not here, and downloading is off")

@@ -64,7 +64,11 @@ def verify_file(file: RemoteFile, path: Path) -> None:
     if path.is_dir() or (file.content_md5 is None and (path.name != file.name or file.recompressible)):
         return
     expected = file.content_md5 or file.md5
-    with reading(path, "gzip"), open_unpacked(path) if file.content_md5 else path.open("rb") as stream:
+    with reading(path, "gzip"), contextlib.ExitStack() as opened:
+        if file.content_md5:
+            stream, _ = opened.enter_context(open_unpacked(path))
+        else:
+            stream = opened.enter_context(path.open("rb"))
         md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
     if md5 != expected:
         raise DataError(

@@ -41,6 +41,7 @@ def read_mat5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     References: The MathWorks, "MAT-File Format", chapter "Level 5 MAT-File Format".
     """
     found: dict[str, np.ndarray] = {}
+    unpacked = 0
     with open(path, "rb") as file:
         header = file.read(128)
         order = {b"IM": "<", b"MI": ">"}.get(header[126:128])
@@ -57,7 +58,8 @@ def read_mat5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
                 raise RefusedError("truncated: a variable goes beyond the end of the file")
             body = file.read(size)
             if kind == _COMPRESSED:
-                kind, body = _decompress(body, order)
+                kind, body = _decompress(body, order, MAX_UNPACKED - unpacked)
+                unpacked += len(body)
             if kind == _MATRIX:
                 found |= _numeric_array(memoryview(body), order, names)
     if missing := [name for name in names if name not in found]:
@@ -72,11 +74,11 @@ def _tag(data: bytes, order: str) -> tuple[int, int]:
     return struct.unpack(f"{order}II", data[:8])
 
 
-def _decompress(body: bytes, order: str) -> tuple[int, bytes]:
-    """Type and content of the one element inside a compressed element; never more than its header says."""
+def _decompress(body: bytes, order: str, limit: int) -> tuple[int, bytes]:
+    """Type and content of the one element inside a compressed element; never more than its header says, or `limit`."""
     unpacker = zlib.decompressobj()
     kind, size = _tag(unpacker.decompress(body, 8), order)
-    if not 0 < size <= min(len(body) * MAX_DEFLATE_RATIO, MAX_UNPACKED):
+    if not 0 < size <= min(len(body) * MAX_DEFLATE_RATIO, limit):
         raise RefusedError(f"a variable claims {size} bytes, which {len(body)} compressed bytes cannot hold")
     content = unpacker.decompress(unpacker.unconsumed_tail, size)
     if len(content) < size:

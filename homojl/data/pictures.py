@@ -7,21 +7,34 @@ the file (see `guards.py`). A picture's size is known, and held against that of 
 from __future__ import annotations
 
 import io
+import math
+import warnings
 import zipfile
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from homojl.data.guards import RefusedError, reading
+from homojl.data.guards import RefusedError, reading, unpacked_limit
 from homojl.data.readers import Arrays
+from homojl.parsing import read_bytes
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Of the files in a class folder that are pictures, in small letters; others are passed over."""
 
+# Pillow tells a format by the content, whatever the name, and reads some with other programs, such as Ghostscript.
+_FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
+_MAX_FILE = 2**26  # bytes of one file
+
 _TINY_SIZE = 64
-_TINY_MAX_MEMBER = 2**20  # bytes of one unpacked file; the published ones are far smaller
+_TINY_MAX_MEMBER = 2**23  # bytes of one unpacked file; the largest published one, words.txt, has below three million
 
 
 def read_class_folders(path: Path) -> tuple[Arrays | tuple[np.ndarray, np.ndarray], tuple[str, ...]]:
@@ -76,7 +89,10 @@ def read_tiny_imagenet(path: Path) -> Arrays:
         unknown = [row for row in rows if len(row) < 2 or row[1] not in index]
         if not train or not rows or unknown:
             raise RefusedError("not Tiny ImageNet: no training images, or val/val_annotations.txt names other classes")
-        sources = [(name, lambda name=name: read(name)) for name in (*train, *(f"val/images/{row[0]}" for row in rows))]
+        test = [f"val/images/{row[0]}" for row in rows]
+        for name in sorted(set(test).difference(names)):  # also one that leads out of the folder
+            raise RefusedError(f"val/val_annotations.txt names {name}, which is not there")
+        sources = [Source(name, partial(read, name), _TINY_MAX_MEMBER) for name in (*train, *test)]
         images = _decoded(sources, grey=False, size=(_TINY_SIZE, _TINY_SIZE))
         y_train = np.array([index[name.split("/")[1]] for name in train], dtype=np.int64)
         y_test = np.array([index[row[1]] for row in rows], dtype=np.int64)
@@ -92,23 +108,33 @@ def read_tiny_imagenet_names(path: Path) -> tuple[str, ...]:
         classes = sorted({name.split("/")[1] for name in names if name.startswith("train/") and name.endswith(".JPEG")})
         words = dict(line.split("\t", 1) for line in read("words.txt").decode().splitlines() if "\t" in line)
         found = [words.get(name, name).partition(",")[0] for name in classes]
-        return tuple(word if found.count(word) == 1 else name for name, word in zip(classes, found, strict=True))
+        times = Counter(found)
+        return tuple(word if times[word] == 1 else name for name, word in zip(classes, found, strict=True))
 
 
-Source = tuple[str, Callable[[], bytes]]
-"""A picture: its name for messages, and what reads its file."""
+class Source(NamedTuple):
+    """A picture: its name for messages, what reads its file, and how many bytes that has, or may have."""
+
+    name: str
+    read: Callable[[], bytes]
+    size: int
 
 
 def _class_folders(path: Path) -> tuple[tuple[str, ...], list[Source], np.ndarray]:
     folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(folders) < 2:
         raise RefusedError(f"{path.name} has {len(folders)} folders; a folder of pictures is needed for each class")
+    for folder in folders:
+        if not folder.name.isprintable():  # it becomes a class's name, in tables and in files of other formats
+            raise RefusedError(f"the class folder {folder.name!r} has characters in its name that cannot be shown")
     files, labels = [], []
     for label, folder in enumerate(folders):
         own = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
         if not own:
             raise RefusedError(f"the class folder {folder.name!r} has no pictures ({', '.join(SUFFIXES)})")
-        files += [(str(p.relative_to(path)), p.read_bytes) for p in own]
+        files += [
+            Source(str(p.relative_to(path)), partial(read_bytes, p, limit=_MAX_FILE), p.stat().st_size) for p in own
+        ]
         labels += [label] * len(own)
     return tuple(folder.name for folder in folders), files, np.array(labels, dtype=np.int64)
 
@@ -119,7 +145,7 @@ def _members(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
     if path.is_dir():
         yield (
             [p.relative_to(path).as_posix() for p in path.rglob("*") if p.is_file()],
-            lambda name: (path / name).read_bytes(),
+            lambda name: read_bytes(path / name, limit=_TINY_MAX_MEMBER),
         )
         return
     with zipfile.ZipFile(path) as archive:
@@ -134,14 +160,26 @@ def _members(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
         yield [name.removeprefix(prefix) for name in archive.namelist() if name.startswith(prefix)], read
 
 
-def _opened(source: Source):
+def _opened(source: Source) -> Image.Image:
     from PIL import Image  # comes with torchvision; only pictures need it
 
-    name, read = source
     try:
-        return Image.open(io.BytesIO(read()))
+        content = source.read()
+    except OSError as error:
+        raise RefusedError(f"{source.name} cannot be read: {error.strerror or error}") from error
+    try:
+        with _silent():
+            return Image.open(io.BytesIO(content), formats=_FORMATS)
     except Exception as error:
-        raise RefusedError(f"{name} is not a readable picture ({type(error).__name__})") from error
+        raise RefusedError(f"{source.name} is not a readable picture ({type(error).__name__})") from error
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without Pillow's warnings, which say more than what is wrong in the end."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _all_grey(sources: Sequence[Source]) -> bool:
@@ -156,12 +194,19 @@ def _decoded(sources: Sequence[Source], *, grey: bool, size: tuple[int, int] | N
         size = picture.size if size is None else size
         if picture.size != size:
             shown, wanted = (" x ".join(map(str, s)) for s in (picture.size, size))
-            raise RefusedError(f"{source[0]} is {shown} pixels, others are {wanted}; bring them to one size first")
+            raise RefusedError(f"{source.name} is {shown} pixels, others are {wanted}; bring them to one size first")
         if images is None:
-            images = np.empty((len(sources), 1 if grey else 3, size[1], size[0]), dtype=np.uint8)
+            shape = (len(sources), 1 if grey else 3, size[1], size[0])
+            if math.prod(shape) > unpacked_limit(sum(source.size for source in sources)):
+                raise RefusedError(
+                    f"{len(sources)} pictures of {size[0]} x {size[1]} pixels unpack to {math.prod(shape)} bytes, "
+                    "far more than their files have; if that is right, save them in an .npz file with np.savez"
+                )
+            images = np.empty(shape, dtype=np.uint8)
         try:
-            pixels = np.asarray(picture.convert("L" if grey else "RGB"))
+            with _silent():
+                pixels = np.asarray(picture.convert("L" if grey else "RGB"))
         except Exception as error:
-            raise RefusedError(f"{source[0]} is damaged ({type(error).__name__})") from error
+            raise RefusedError(f"{source.name} is damaged ({type(error).__name__})") from error
         images[i] = pixels if grey else pixels.transpose(2, 0, 1)
     return images

@@ -9,9 +9,10 @@ from __future__ import annotations
 import gzip
 import math
 import struct
-import tarfile
 import zipfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
@@ -21,10 +22,14 @@ from homojl.data.guards import (
     BoundedReader,
     RefusedError,
     open_unpacked,
+    read_exactly,
     reading,
+    unpacked_limit,
 )
 from homojl.data.mat5 import read_mat5
+from homojl.data.tar import tar_files
 from homojl.errors import ConfigError, DataError
+from homojl.parsing import read_bytes
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """x_train, y_train, x_test, y_test."""
@@ -34,8 +39,8 @@ _CIFAR_MEMBERS = {
     100: ("cifar-100-binary", ["train.bin"], "test.bin"),
 }
 _CIFAR_PIXELS = 3 * 32 * 32
-_CIFAR_MAX_UNPACKED = 2**28  # bytes; the published archives unpack to 185 MB
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
+_NPY_MAX_HEADER = 2**16  # bytes; numpy takes 10,000, and would read four billion to find that they are too many
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -54,8 +59,7 @@ def read_idx(path: Path) -> np.ndarray:
     References: http://yann.lecun.com/exdb/mnist/, "File formats for the MNIST database".
     """
     path = Path(path)
-    with reading(path, "idx"), open_unpacked(path) as stream:
-        packed = isinstance(stream, gzip.GzipFile)
+    with reading(path, "idx"), open_unpacked(path) as (stream, packed):
         magic = stream.read(4)
         if magic not in (b"\0\0\x08\x01", b"\0\0\x08\x03"):
             raise RefusedError(
@@ -75,11 +79,10 @@ def read_idx(path: Path) -> np.ndarray:
         if not packed and expected != on_disk - 4 - len(sizes):
             problem = "truncated" if expected > on_disk - 4 - len(sizes) else "too long"
             raise RefusedError(f"{problem}: {on_disk} bytes, the header asks for {expected + 4 + len(sizes)}")
-        data = stream.read(expected + 1)  # reading past the end also makes gzip check its checksum
-        if len(data) != expected:
-            problem = "truncated" if len(data) < expected else "too long"
-            raise RefusedError(f"{problem}: the header promises {expected} bytes of data")
-        return np.frombuffer(bytearray(data), dtype=np.uint8).reshape(shape)
+        data = read_exactly(stream, expected)
+        if stream.read(1):  # reading past the end also makes gzip check its checksum
+            raise RefusedError(f"too long: the header promises {expected} bytes of data")
+        return data.reshape(shape)
 
 
 def read_idx_dataset(paths: list[Path]) -> Arrays:
@@ -133,18 +136,11 @@ def read_cifar_binary(path: Path, n_classes: int) -> Arrays:
         if path.is_dir():
             for name in wanted:
                 with reading(path / name, "CIFAR binary"):
-                    contents[name] = (path / name).read_bytes()
+                    contents[name] = read_bytes(path / name, limit=MAX_UNPACKED)
         else:
             with gzip.open(path) as unpacked:
-                bounded = BoundedReader(unpacked, _CIFAR_MAX_UNPACKED)
-                # "r|": the stream is read once, forwards; going back would mean unpacking it again.
-                with tarfile.open(fileobj=bounded, mode="r|") as archive:
-                    for member in archive:
-                        name = member.name.removeprefix("./").removeprefix(f"{folder}/")
-                        if name in wanted and member.isreg():
-                            contents[name] = archive.extractfile(member).read()
-                while bounded.read(2**16):  # to the end, where gzip checks its checksum
-                    pass
+                places = {f"{prefix}{name}": name for prefix in ("", f"{folder}/") for name in wanted}
+                contents = tar_files(BoundedReader(unpacked, MAX_UNPACKED), places)
             if missing := [name for name in wanted if name not in contents]:
                 raise RefusedError(f"no {folder}/{missing[0]} inside; is it the binary version of the dataset?")
     parts = [_cifar_records(contents.pop(name), path, name, n_classes) for name in wanted]
@@ -214,10 +210,10 @@ def read_npz(path: Path) -> Arrays:
     path = Path(path)
     with reading(path, "npz"):
         with zipfile.ZipFile(path) as archive:
-            for key in _NPZ_KEYS:
-                _check_npy_header(archive, key, path.stat().st_size)
-        with np.load(path, allow_pickle=False) as file:
-            x_train, y_train, x_test, y_test = (file[key] for key in _NPZ_KEYS)
+            heads = [_npy_head(archive, key, path.stat().st_size) for key in _NPZ_KEYS]
+            if sum(head.n_bytes for head in heads) > unpacked_limit(path.stat().st_size):
+                raise RefusedError("unpacks to far more than its size; if that is right, save it with np.savez")
+            x_train, y_train, x_test, y_test = (head.read(archive) for head in heads)
         if x_train.shape[1:] != x_test.shape[1:]:
             raise RefusedError(f"training images are {x_train.shape[1:]}, test images {x_test.shape[1:]}")
         for x, y, part in ((x_train, y_train, "train"), (x_test, y_test, "test")):
@@ -241,7 +237,30 @@ def read_npz(path: Path) -> Arrays:
         )
 
 
-def _check_npy_header(archive: zipfile.ZipFile, key: str, on_disk: int) -> None:
+@dataclass(frozen=True)
+class _NpyHead:
+    """What is known of an array in an archive before its data are read."""
+
+    member: zipfile.ZipInfo
+    size: int  # of the header in bytes
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    dtype: np.dtype
+
+    @property
+    def n_bytes(self) -> int:
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    def read(self, archive: zipfile.ZipFile) -> np.ndarray:
+        """The array. Not by np.load, which may take another member of the archive than the one that was looked at."""
+        with archive.open(self.member) as file:
+            file.read(self.size)
+            data = read_exactly(file, self.n_bytes)
+            file.read(1)  # to the end, where the checksum is compared
+        return data.view(self.dtype).reshape(self.shape, order=self.order)
+
+
+def _npy_head(archive: zipfile.ZipFile, key: str, on_disk: int) -> _NpyHead:
     """Refuse an array by its header alone: type, shape, a size that its bytes in the archive cannot hold."""
     if f"{key}.npy" not in archive.namelist():
         raise RefusedError(f"no array {key!r} inside; expected {', '.join(_NPZ_KEYS)}")
@@ -249,12 +268,13 @@ def _check_npy_header(archive: zipfile.ZipFile, key: str, on_disk: int) -> None:
     if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise RefusedError(f"{key} is compressed by a method that np.savez_compressed does not use")
     with archive.open(info) as file:
-        version = np.lib.format.read_magic(file)
+        bounded = BoundedReader(file, _NPY_MAX_HEADER)
+        version = np.lib.format.read_magic(bounded)
         if version not in ((1, 0), (2, 0)):
             raise RefusedError(f"{key} is in .npy format {version}; expected (1, 0) or (2, 0)")
         read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, _, dtype = read_header(file)
-        header = file.tell()
+        shape, fortran, dtype = read_header(bounded)
+    head = _NpyHead(info, bounded.count, shape, "F" if fortran else "C", dtype)
     if key.startswith("x"):
         if dtype != np.uint8:
             raise RefusedError(f"{key} is {dtype}; images must be uint8, 0 to 255")
@@ -264,10 +284,10 @@ def _check_npy_header(archive: zipfile.ZipFile, key: str, on_disk: int) -> None:
         raise RefusedError(f"{key} is {dtype}; labels must be integers")
     if 0 in shape or not shape:
         raise RefusedError(f"{key} is empty: shape {shape}")
-    n_bytes = math.prod(shape) * dtype.itemsize
     room = on_disk * (MAX_DEFLATE_RATIO if info.compress_type == zipfile.ZIP_DEFLATED else 1)
-    if min(shape) < 0 or info.file_size != header + n_bytes or n_bytes > room:
+    if min(shape) < 0 or info.file_size != head.size + head.n_bytes or head.n_bytes > room:
         raise RefusedError(f"damaged: {key} claims {shape} {dtype}, which its bytes in the file cannot hold")
+    return head
 
 
 def _channels_first(images: np.ndarray) -> np.ndarray:

@@ -157,7 +157,7 @@ def test_damaged_cifar(tmp_path, n_classes, archive, damage):
 
 
 def test_cifar_archive_that_unpacks_without_end(tmp_path, monkeypatch):
-    monkeypatch.setattr("homojl.data.readers._CIFAR_MAX_UNPACKED", 2**20)
+    monkeypatch.setattr("homojl.data.readers.MAX_UNPACKED", 2**20)
     contents = {name: data for name, (_, _, data) in cifar_files(10, per_file=1).items()}
     path = write_cifar_archive(tmp_path / "cifar.tar.gz", 10, contents | {"zeros": bytes(2**21)})
     assert "unpacks to more than 1048576 bytes" in refusal(read_cifar_binary, path, 10)
