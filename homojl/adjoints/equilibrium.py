@@ -24,6 +24,7 @@ from homojl.adjoints.inputs import Inputs, check_dependencies, check_form, gradi
 from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov, PseudoTransient
 from homojl.algorithms.checks import require
 from homojl.backends.base import AbstractBackend, FixedPoint
+from homojl.draws import draw_rows
 from homojl.errors import ConfigError, SolveError
 from homojl.names import did_you_mean
 from homojl.problems import FixedPointProblem
@@ -350,7 +351,13 @@ class _Implicit(torch.autograd.Function):
 
 
 def jacobian_regularization(
-    f: Any, z: Tensor, args: tuple[Any, ...] = (), *, probes: int = 1, generator: torch.Generator | None = None
+    f: Any,
+    z: Tensor,
+    args: tuple[Any, ...] = (),
+    *,
+    probes: int = 1,
+    generator: torch.Generator | None = None,
+    part: tuple[int, int] | None = None,
 ) -> Tensor:
     """Hutchinson's estimate of norm(df/dz)_F^2 at the equilibrium of each sample, (B,); differentiable.
 
@@ -362,16 +369,21 @@ def jacobian_regularization(
         args: further arguments of f.
         probes: random vectors to average over.
         generator: of those, on z's device.
+        part: of which larger batch the samples are a part, as in `homojl.draws.draw_rows`; None: they are all.
 
     References: Hutchinson (1990); Bai, Koltun, Kolter (2021), arXiv 2106.14342.
     """
     require(probes >= 1, f"probes must be at least 1, got {probes}")
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        return torch.randn(shape, dtype=z.dtype, device=z.device, generator=generator)
+
     with torch.enable_grad():
         z = z.detach().requires_grad_()
         fz = f(z, *args)
         total = torch.zeros(z.shape[0], dtype=z.dtype, device=z.device)
         for _ in range(probes):
-            probe = torch.randn(z.shape, dtype=z.dtype, device=z.device, generator=generator)
+            probe = draw_rows(draw, z.shape, part)
             (product,) = torch.autograd.grad(
                 fz, z, probe, create_graph=True, retain_graph=True, allow_unused=True, materialize_grads=True
             )

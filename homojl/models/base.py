@@ -56,6 +56,8 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
             status says which.
         batch: whether the steps of an ODE's solve are the batch's or every sample's own: "joint" (the default) or
             "per-sample".
+        part: where the images given in training are part of a larger batch, the position of their first in it, and
+            its size; random numbers are drawn for the larger one. None: they are all.
         remembered: what the algorithm's `StepMemory` has learned in training mode; None without one. Evaluation uses
             it and leaves it as it is, so that its results do not depend on the order of the batches.
 
@@ -75,6 +77,7 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         self.backend = backend
         self.throw = True
         self.batch = "joint"
+        self.part: tuple[int, int] | None = None
         memory = memory_of(self.algorithm)
         self.remembered = None if memory is None else RememberedStep(memory)
         ode = self.states_ode()

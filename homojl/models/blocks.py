@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
+from homojl.draws import draw_rows
 from homojl.errors import ConfigError
 
 Tensor = torch.Tensor
@@ -23,13 +26,17 @@ def group_norm(channels: int) -> nn.GroupNorm:
     return nn.GroupNorm(groups, channels)
 
 
-def channel_dropout_mask(like: Tensor, p: float) -> Tensor:
+def channel_dropout_mask(like: Tensor, p: float, part: tuple[int, int] | None = None) -> Tensor:
     """A mask (B, C, 1, 1) that keeps each channel of each sample with probability 1 - p, scaled by 1 / (1 - p).
 
-    Drawn from PyTorch's global generator. Variational dropout uses one mask for a whole solve.
+    Drawn from PyTorch's global generator, for the batch that the samples are `part` of: see `draw_rows`. Variational
+    dropout uses one mask for a whole solve.
     """
-    shape = (*like.shape[:2], 1, 1)
-    return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - p).div_(1 - p)
+
+    def draw(shape: Sequence[int]) -> Tensor:
+        return torch.empty(shape, dtype=like.dtype, device=like.device).bernoulli_(1 - p).div_(1 - p)
+
+    return draw_rows(draw, (*like.shape[:2], 1, 1), part)
 
 
 class Features(nn.Sequential):

@@ -60,4 +60,4 @@ class AbstractConditionedModel(AbstractImplicitModel):
 
     def dropout_mask(self, h: Tensor) -> Tensor | None:
         """The mask of one solve; None where there is none."""
-        return channel_dropout_mask(h, self.dropout) if self.training and self.dropout > 0 else None
+        return channel_dropout_mask(h, self.dropout, self.part) if self.training and self.dropout > 0 else None

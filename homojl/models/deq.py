@@ -71,7 +71,7 @@ class DEQ(AbstractConditionedModel):
         solution = super()._solved(problem)
         self._penalty = None
         if self.training and self.jacobian_weight > 0:
-            norms = jacobian_regularization(problem.f, solution.value, problem.args)
+            norms = jacobian_regularization(problem.f, solution.value, problem.args, part=self.part)
             self._penalty = self.jacobian_weight * norms.mean() / solution.value[0].numel()
         return solution
 
