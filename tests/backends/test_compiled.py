@@ -61,6 +61,87 @@ def test_gradients(adjoint):
     assert 0 <= found["pytorch-compiled"][1] - found["pytorch"][1] <= 1
 
 
+def assert_alike(compiled, eager):
+    assert compiled.stats.backend == "pytorch-compiled"
+    assert compiled.status is eager.status
+    assert (compiled.stats.nfe, compiled.stats.n_rejected) == (eager.stats.nfe, eager.stats.n_rejected)
+    torch.testing.assert_close(compiled.ts, eager.ts, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(torch.tensor(compiled.steps.sizes), torch.tensor(eager.steps.sizes))
+    torch.testing.assert_close(compiled.ys, eager.ys, rtol=1e-9, atol=1e-9)
+
+
+def pulses(t, y):
+    """Steps grow between the pulses and are rejected at each."""
+    return torch.exp(-50 * torch.sin(t) ** 2) * torch.cos(y) - 0.1 * y
+
+
+LOOKS_AHEAD = {
+    "rejected steps": ({}, hj.Tsit5(rtol=1e-7, atol=1e-7)),
+    "backward in time": ({"ts": (9.0, 4.0, 0.0)}, hj.Tsit5(rtol=1e-7, atol=1e-7)),
+    "predictive control": ({}, hj.Tsit5(rtol=1e-7, atol=1e-7, controller=hj.PredictiveController())),
+    "a largest step, another tolerance": ({}, hj.Tsit5(rtol=1e-5, atol=1e-5, max_step=0.3)),
+    "too many steps": ({}, hj.Tsit5(rtol=1e-7, atol=1e-7, max_steps=21)),
+    "an event": ({"event": hj.Event(lambda t, y: y[0] - 1.1)}, hj.Tsit5(rtol=1e-7, atol=1e-7)),
+    "discontinuities": ({"discontinuities": (2.0, 5.5)}, hj.Tsit5(rtol=1e-7, atol=1e-7)),
+}
+
+
+@pytest.mark.parametrize("case", LOOKS_AHEAD)
+def test_what_runs_ahead_are_the_steps_of_the_loop(case, caplog):
+    caplog.set_level("INFO", "homojl")
+    options, algorithm = LOOKS_AHEAD[case]
+    y0 = torch.linspace(1, 2, 4, dtype=torch.float64)
+    ode = hj.ODEProblem(pulses, y0, **{"ts": (0.0, 4.0, 9.0), **options})
+    with torch.no_grad():
+        eager, compiled = (
+            hj.solve(ode, algorithm, backend=backend, throw=False) for backend in ("pytorch", "pytorch-compiled")
+        )
+    assert_alike(compiled, eager)
+    assert len(eager.steps) > 8
+    assert "one by one" not in caplog.text
+    if case == "rejected steps":
+        assert eager.stats.n_rejected > 2
+
+
+def test_where_the_field_is_no_longer_finite():
+    def blows_up(t, y):
+        return y * y
+
+    ode = hj.ODEProblem(blows_up, torch.ones(2, dtype=torch.float64), (0.0, 2.0))
+    with torch.no_grad():
+        eager, compiled = (
+            hj.solve(ode, hj.Tsit5(), backend=backend, throw=False) for backend in ("pytorch", "pytorch-compiled")
+        )
+    assert not compiled.status.ok
+    assert compiled.status is eager.status
+    assert compiled.ts[-1].item() == pytest.approx(1.0, abs=1e-3)
+
+
+def test_a_field_that_keeps_books_has_its_steps_compiled_one_by_one(caplog):
+    caplog.set_level("INFO", "homojl")
+
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros((), dtype=torch.int64))
+
+        def forward(self, t, y):
+            self.calls += 1
+            return -y
+
+    field = Counting()
+    ode = hj.ODEProblem(field, torch.ones(3, dtype=torch.float64), (0.0, 5.0))
+    with torch.no_grad():
+        eager = hj.solve(ode, hj.Tsit5(), backend="pytorch")
+        field.calls.zero_()
+        compiled = hj.solve(ode, hj.Tsit5(), backend="pytorch-compiled")
+        assert field.calls.item() == compiled.stats.nfe
+        again = hj.solve(ode, hj.Tsit5(), backend="pytorch-compiled")
+    assert caplog.text.count("one by one") == 1
+    assert_alike(compiled, eager)
+    assert_alike(again, eager)
+
+
 def test_functions_with_the_same_code_are_told_apart_by_what_they_enclose():
     def field(rate):
         return lambda t, y: rate * y
@@ -79,6 +160,21 @@ def test_a_field_that_is_no_graph_is_refused_in_one_line():
 
     with pytest.raises(hj.ConfigError, match=r"the field cannot be compiled: .*; use backend='pytorch'") as caught:
         hj.solve(hj.ODEProblem(field, torch.ones(2), (0.0, 1.0)), hj.Tsit5(), backend="pytorch-compiled")
+    assert "\n" not in str(caught.value)
+
+
+def test_a_field_that_is_another_graph_at_every_call_is_refused_in_one_line():
+    class Counting(torch.nn.Module):
+        calls = 0
+
+        def forward(self, t, y):
+            self.calls += 1
+            return -y * self.calls
+
+    ode = hj.ODEProblem(Counting(), torch.ones(2), (0.0, 1.0))
+    refused = pytest.raises(hj.ConfigError, match=r"the field cannot be compiled: .*; use backend='pytorch'")
+    with torch._dynamo.config.patch(recompile_limit=2), refused as caught:
+        hj.solve(ode, hj.RK4(step_size=0.01), backend="pytorch-compiled")
     assert "\n" not in str(caught.value)
 
 

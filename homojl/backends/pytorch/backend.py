@@ -9,16 +9,17 @@ import torch
 from homojl.algorithms import (
     AbstractErrorControlled,
     AbstractFixedPointAlgorithm,
+    AbstractFixedStep,
     AbstractJacobianBased,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
     AdamsBashforth,
+    ErrorNorm,
     SciPy,
 )
 from homojl.backends.base import (
     AbstractBackend,
     AbstractRightHandSideJVP,
-    ErrorNorm,
     EventCondition,
     FixedPoint,
     Integration,
@@ -45,7 +46,11 @@ class TorchBackend(AbstractBackend):
     name: ClassVar[str] = "pytorch"
     records: ClassVar[bool] = True
 
-    def supports(self, algorithm, device: torch.device) -> bool:
+    def supports(
+        self,
+        algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
+        device: torch.device,
+    ) -> bool:
         if isinstance(algorithm, AbstractODEAlgorithm):
             return algorithm.tableau is not None or isinstance(algorithm, AdamsBashforth | SciPy)
         return type(algorithm) in METHODS or isinstance(algorithm, AbstractPathAlgorithm)
@@ -68,8 +73,9 @@ class TorchBackend(AbstractBackend):
                 raise ConfigError("SciPy() takes no events or discontinuities; use a method such as Tsit5()")
             return integrate_scipy(rhs, y0, ts, algorithm)
         implicit = isinstance(algorithm, AbstractJacobianBased)
-        scheme = scheme_for(algorithm, jvp) if implicit else self.scheme(rhs, y0, algorithm, error_norm)
+        scheme = scheme_for(algorithm, jvp) if implicit else self.scheme(rhs, y0, ts, algorithm, error_norm)
         if not isinstance(algorithm, AbstractErrorControlled):
+            assert isinstance(algorithm, AbstractFixedStep), algorithm
             return integrate_fixed(rhs, y0, ts, algorithm, scheme, keep_states=keep_states, event=event)
         return integrate_adaptive(
             rhs,
@@ -84,7 +90,7 @@ class TorchBackend(AbstractBackend):
         )
 
     def scheme(
-        self, rhs: RightHandSide, y0: Tensor, algorithm: AbstractODEAlgorithm, norm: ErrorNorm
+        self, rhs: RightHandSide, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm
     ) -> AbstractScheme:
         """What takes the steps of one solve."""
         return scheme_for(algorithm)

@@ -12,7 +12,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractFixedStep, AbstractODEAlgorithm, AdamsBashforth, Grid
+from homojl.algorithms import (
+    AbstractFixedStep,
+    AbstractImplicit,
+    AbstractImplicitFixedStep,
+    AbstractODEAlgorithm,
+    AdamsBashforth,
+    Grid,
+)
 from homojl.backends.base import AbstractRightHandSideJVP, RightHandSide
 from homojl.backends.pytorch.runge_kutta import combine, step, time_like
 from homojl.implicit_tableaus import ImplicitTableau
@@ -114,34 +121,45 @@ class ExplicitScheme(AbstractScheme):
             self._dense = np.array(tableau.dense).T
             self._powers = np.arange(1, len(self._dense) + 1)
 
-    def step(self, rhs, t, h, y, k_first=None, *, last_stage=True):
+    def step(
+        self,
+        rhs: RightHandSide,
+        t: float,
+        h: float,
+        y: Tensor,
+        k_first: Tensor | None = None,
+        *,
+        last_stage: bool = True,
+    ) -> tuple[Tensor, Stages]:
         return step(rhs, self.tableau, t, h, y, k_first, last_stage=last_stage)
 
-    def error(self, y, h, ks):
+    def error(self, y: Tensor, h: float, ks: Stages) -> Tensor:
+        assert self.tableau.b_error is not None, self.tableau
         return combine(None, h, self.tableau.b_error, ks)
 
-    def inside(self, y, y_next, h, ks, fractions):
+    def inside(self, y: Tensor, y_next: Tensor, h: float, ks: Stages, fractions: Sequence[float]) -> list[Tensor]:
         return [y_next if f == 1.0 else combine(y, h, self._weights([f])[0].tolist(), ks) for f in fractions]
 
     def _weights(self, fractions: Sequence[float]) -> np.ndarray:
         return (np.array(fractions)[:, None] ** self._powers) @ self._dense
 
-    def inside_steps(self, parts):
+    def inside_steps(self, parts: Sequence[Part]) -> list[list[Tensor]]:
         within = [[f for f in part.fractions if f != 1.0] for part in parts]
         counts = [len(fractions) for fractions in within]
         wanted, most = sum(counts), max(counts, default=0)
         # The steps are filled up to as many states as the fullest of them has, for one batched product.
         if wanted < 4 or parts[0].y.numel() > SMALL or len(parts) * most > 4 * wanted:
             return super().inside_steps(parts)
-        if not all(x.is_contiguous() for part in parts for x in (part.y, *part.ks)):  # their memory format is kept
+        together = self.side_by_side(parts)
+        if together is None:
             return super().inside_steps(parts)
-        y = parts[0].y
+        starts, stages = together
         weights = np.zeros((len(parts), most, len(parts[0].ks)))
         weights[np.arange(most) < np.array(counts)[:, None]] = self._weights([f for fs in within for f in fs])
         weights *= np.array([part.h for part in parts])[:, None, None]
-        stages = torch.stack([k for part in parts for k in part.ks]).view(len(parts), -1, y.numel())
-        starts = torch.stack([part.y for part in parts]).view(len(parts), 1, -1)
-        block = torch.baddbmm(starts, torch.from_numpy(weights).to(y.device, y.dtype), stages)
+        weights_like = torch.from_numpy(weights).to(starts.device, starts.dtype)
+        block = torch.baddbmm(starts.view(len(parts), 1, -1), weights_like, stages.view(*weights.shape[::2], -1))
+        y = parts[0].y
         rows = block.view(len(parts), most, *y.shape)
         states = []
         for part, row in zip(parts, rows, strict=True):
@@ -149,7 +167,14 @@ class ExplicitScheme(AbstractScheme):
             states.append([part.y_next if f == 1.0 else next(inner) for f in part.fractions])
         return states
 
-    def carried(self, ks):
+    def side_by_side(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor] | None:
+        """The states at the starts of steps (N, ...) and the stages (N, S, ...); None: their memory format is kept."""
+        if not all(x.is_contiguous() for part in parts for x in (part.y, *part.ks)):
+            return None
+        stages = torch.stack([k for part in parts for k in part.ks])
+        return torch.stack([part.y for part in parts]), stages.unflatten(0, (len(parts), -1))
+
+    def carried(self, ks: Stages) -> Tensor | None:
         return ks[-1] if self.tableau.fsal else None
 
 
@@ -166,7 +191,16 @@ class GridScheme(AbstractScheme):
         self._cubic = grid.interpolation == "cubic"
         self.order = scheme.order
 
-    def step(self, rhs, t, h, y, k_first=None, *, last_stage=True):
+    def step(
+        self,
+        rhs: RightHandSide,
+        t: float,
+        h: float,
+        y: Tensor,
+        k_first: Tensor | None = None,
+        *,
+        last_stage: bool = True,
+    ) -> tuple[Tensor, Stages]:
         if self._grid.apart:
             rhs, t = _within(rhs, t, h, y.dtype.to_real())
         if not self._cubic:
@@ -176,10 +210,10 @@ class GridScheme(AbstractScheme):
         last = [rhs(time_like(t + h, y), y_next)] if last_stage else []
         return y_next, [*ks, first, *last]
 
-    def error(self, y, h, ks):
+    def error(self, y: Tensor, h: float, ks: Stages) -> Tensor:
         return self._scheme.error(y, h, ks)
 
-    def inside(self, y, y_next, h, ks, fractions):
+    def inside(self, y: Tensor, y_next: Tensor, h: float, ks: Stages, fractions: Sequence[float]) -> list[Tensor]:
         states, rise = [], y_next - y
         for x in fractions:
             if x == 1.0:
@@ -192,10 +226,10 @@ class GridScheme(AbstractScheme):
         return states
 
     @property
-    def trouble(self):
+    def trouble(self) -> str:
         return self._scheme.trouble
 
-    def carried(self, ks):
+    def carried(self, ks: Stages) -> Tensor | None:
         return ks[-1] if self._cubic and not self._grid.apart else None
 
 
@@ -209,16 +243,19 @@ def _within(rhs: RightHandSide, t: float, h: float, dtype: torch.dtype) -> tuple
 
 def scheme_for(algorithm: AbstractODEAlgorithm, jvp: AbstractRightHandSideJVP | None = None) -> AbstractScheme:
     """The scheme of an algorithm that has a tableau; an implicit one needs the products of the field's Jacobian."""
+    scheme: AbstractScheme
     if isinstance(algorithm.tableau, ImplicitTableau):
         from homojl.backends.pytorch.implicit import ImplicitScheme  # which is a scheme, and imports this module
 
+        assert isinstance(algorithm, AbstractImplicit | AbstractImplicitFixedStep), algorithm
+        assert jvp is not None, algorithm
         scheme = ImplicitScheme(algorithm, jvp)
     elif isinstance(algorithm, AdamsBashforth):
         from homojl.backends.pytorch.adams import AdamsScheme
 
         scheme = AdamsScheme(algorithm)
     else:
-        scheme = ExplicitScheme(algorithm.tableau)
+        scheme = ExplicitScheme(algorithm.explicit_tableau)
     if isinstance(algorithm, AbstractFixedStep) and algorithm.grid is not None:
         return GridScheme(scheme, algorithm.grid)
     return scheme
