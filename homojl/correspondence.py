@@ -162,20 +162,23 @@ def recover_from_model(
         raise ConfigError(
             f"{type(model).__name__} states an equilibrium: there is no trajectory; follow its path instead"
         )
-    if augmented and not (isinstance(model, ANODE) and model.augment > 0):
+    appended = model.augment if isinstance(model, ANODE) else 0
+    if augmented and appended == 0:
         raise ConfigError("augmented=True reads the channels that an ANODE appends; this model has none")
     was_training = model.training
     model.eval()
     with torch.no_grad():
-        problem = model.problem(model.encode(image))
+        problem, algorithm = model.problem(model.encode(image)), model.algorithm
+        assert isinstance(problem, ODEProblem), model
+        assert isinstance(algorithm, AbstractODEAlgorithm), model
         s = torch.linspace(0, 1, points, dtype=torch.float64)
         problem = ODEProblem(problem.f, problem.y0, s, problem.args, problem.params)
-        solution = solve(problem, _tighter(model.algorithm), backend="pytorch")
+        solution = solve(problem, _tighter(algorithm), backend="pytorch")
         slopes = [problem.f(s[i].to(z), z, *problem.args) for i, z in enumerate(solution.states)]
     model.train(was_training)
-    states, field = torch.stack(solution.states), torch.stack(slopes)
+    states, field = solution.ys, torch.stack(slopes)
     if augmented:
-        states, field = states[:, :, -model.augment :], field[:, :, -model.augment :]
+        states, field = states[:, :, -appended:], field[:, :, -appended:]
     return recover(s, states, field, velocity=velocity, f=f)
 
 

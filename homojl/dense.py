@@ -10,7 +10,7 @@ from homojl.adjoints.field import Field
 from homojl.adjoints.times import follow
 from homojl.algorithms import AbstractODEAlgorithm
 from homojl.backends.base import Integration
-from homojl.backends.pytorch.schemes import scheme_for
+from homojl.backends.pytorch.schemes import Stages, scheme_for
 from homojl.errors import ConfigError
 from homojl.problems import ODEProblem
 from homojl.solution import Stats
@@ -41,7 +41,7 @@ class DenseOutput:
         self._scheme = scheme_for(algorithm, self._field.jvp)
         self._direction = 1.0 if problem.ts[-1] > problem.ts[0] else -1.0
         self._starts = [t * self._direction for t in result.steps.starts]
-        self._step: tuple[int, bool, Tensor, object] | None = None
+        self._step: tuple[int, bool, Tensor, Stages] | None = None
 
     def __call__(self, t: float | Tensor) -> Tensor:
         """The state at a number or 0-d tensor, (*shape of y0), or at a 1-D tensor of T times, (T, *shape of y0)."""

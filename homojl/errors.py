@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from homojl.solution import Solution
+    from homojl.solution import EquilibriumSolution, PathSolution, Solution
 
 
 MAX_MESSAGE = 4000
@@ -63,7 +63,7 @@ class SolveError(HomoJLError):
         solution: the partial `Solution` up to the failure (status, stats, last accepted state).
     """
 
-    def __init__(self, message: str, solution: Solution | None = None) -> None:
+    def __init__(self, message: str, solution: Solution | EquilibriumSolution | PathSolution | None = None) -> None:
         super().__init__(message)
         self.solution = solution
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from typing import overload
 
 import torch
 
@@ -18,6 +19,7 @@ from homojl.adjoints.path import Linearised, differentiable_root
 from homojl.adjoints.per_sample import check_per_sample, solve_per_sample
 from homojl.adjoints.times import Times, at_event
 from homojl.algorithms import (
+    AbstractAdaptive,
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
@@ -31,13 +33,64 @@ from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stacked
 from homojl.splitting import Lowered, lower
 
 BATCHES = ("joint", "per-sample")
+PROBLEMS = (ODEProblem, FixedPointProblem, HomotopyProblem)
+
+Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm
+Adjoint = AbstractODEAdjoint | AbstractFixedPointAdjoint
+
+
+@overload
+def solve(
+    problem: ODEProblem,
+    algorithm: AbstractODEAlgorithm,
+    *,
+    adjoint: AbstractODEAdjoint | None = None,
+    backend: str | AbstractBackend = "auto",
+    batch: str = "joint",
+    dense: bool = False,
+    throw: bool = True,
+) -> Solution: ...
+
+
+@overload
+def solve(
+    problem: FixedPointProblem,
+    algorithm: AbstractFixedPointAlgorithm,
+    *,
+    adjoint: AbstractFixedPointAdjoint | None = None,
+    backend: str | AbstractBackend = "auto",
+    throw: bool = True,
+) -> EquilibriumSolution: ...
+
+
+@overload
+def solve(
+    problem: HomotopyProblem,
+    algorithm: AbstractPathAlgorithm,
+    *,
+    backend: str | AbstractBackend = "auto",
+    throw: bool = True,
+) -> PathSolution: ...
+
+
+@overload
+def solve(
+    problem: ODEProblem | FixedPointProblem | HomotopyProblem,
+    algorithm: Algorithm,
+    *,
+    adjoint: Adjoint | None = None,
+    backend: str | AbstractBackend = "auto",
+    batch: str = "joint",
+    dense: bool = False,
+    throw: bool = True,
+) -> Solution | EquilibriumSolution | PathSolution: ...
 
 
 def solve(
     problem: ODEProblem | FixedPointProblem | HomotopyProblem,
-    algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
+    algorithm: Algorithm,
     *,
-    adjoint: AbstractODEAdjoint | AbstractFixedPointAdjoint | None = None,
+    adjoint: Adjoint | None = None,
     backend: str | AbstractBackend = "auto",
     batch: str = "joint",
     dense: bool = False,
@@ -71,28 +124,40 @@ def solve(
         BackendUnavailable: if the backend cannot be used here.
         SolveError: if the solve did not reach its end and `throw` is true; carries the partial solution.
     """
-    solve_kind = _KINDS.get(type(problem))
-    if solve_kind is None:
-        raise ConfigError(
-            f"problem must be one of {', '.join(k.__name__ for k in _KINDS)}, got {type(problem).__name__}"
-        )
-    if batch not in BATCHES:
-        raise ConfigError(f"batch must be 'joint' or 'per-sample', got {batch!r}")
-    if dense and (solve_kind is not _solve_ode or batch != "joint"):
-        raise ConfigError("dense=True is for an ODEProblem with batch='joint'")
-    if batch == "joint":
-        solution = solve_kind(problem, algorithm, adjoint, backend, **({"dense": True} if dense else {}))
-    elif solve_kind is _solve_ode:
-        solution = _solve_samples(problem, algorithm, adjoint, backend)
+    _check_choices(problem, batch, dense)
+    solution: Solution | EquilibriumSolution | PathSolution
+    if isinstance(problem, FixedPointProblem):
+        solution = _solve_fixed_point(problem, algorithm, adjoint, backend)
+    elif isinstance(problem, HomotopyProblem):
+        solution = _solve_path(problem, algorithm, adjoint, backend)
+    elif batch == "joint":
+        solution = _solve_ode(problem, algorithm, adjoint, backend, dense=dense)
     else:
-        raise ConfigError("batch='per-sample' is for an ODEProblem; a fixed point's samples always end one by one")
+        solution = _solve_samples(problem, algorithm, adjoint, backend)
     if throw and not solution.status.ok:
         raise SolveError(solution.message, solution)
     return solution
 
 
+def _check_choices(problem: object, batch: str, dense: bool) -> None:
+    if not isinstance(problem, PROBLEMS):
+        kinds = ", ".join(kind.__name__ for kind in PROBLEMS)
+        raise ConfigError(f"problem must be one of {kinds}, got {type(problem).__name__}")
+    if batch not in BATCHES:
+        raise ConfigError(f"batch must be 'joint' or 'per-sample', got {batch!r}")
+    if dense and (not isinstance(problem, ODEProblem) or batch != "joint"):
+        raise ConfigError("dense=True is for an ODEProblem with batch='joint'")
+    if batch != "joint" and not isinstance(problem, ODEProblem):
+        raise ConfigError("batch='per-sample' is for an ODEProblem; a fixed point's samples always end one by one")
+
+
 def _solve_ode(
-    problem: ODEProblem, algorithm, adjoint, backend: str | AbstractBackend, *, dense: bool = False
+    problem: ODEProblem,
+    algorithm: Algorithm,
+    adjoint: Adjoint | None,
+    backend: str | AbstractBackend,
+    *,
+    dense: bool,
 ) -> Solution:
     if not isinstance(algorithm, AbstractODEAlgorithm):
         raise ConfigError(f"algorithm must be one for ODEs such as Tsit5(), got {algorithm!r}")
@@ -124,16 +189,20 @@ def _solve_ode(
     )
 
 
-def _solve_samples(problem: ODEProblem, algorithm, adjoint, backend: str | AbstractBackend) -> Solution:
+def _solve_samples(
+    problem: ODEProblem, algorithm: Algorithm, adjoint: Adjoint | None, backend: str | AbstractBackend
+) -> Solution:
     adjoint = DirectAdjoint() if adjoint is None else adjoint
     chosen = choose_backend(backend, algorithm, problem.y0.device, adjoint, batch="per-sample")
+    assert isinstance(algorithm, AbstractAdaptive), algorithm  # choose_backend has refused the others
+    assert isinstance(adjoint, AbstractODEAdjoint), adjoint
     return solve_per_sample(
         problem, algorithm, adjoint, Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
     )
 
 
 def _solve_fixed_point(
-    problem: FixedPointProblem, algorithm, adjoint, backend: str | AbstractBackend
+    problem: FixedPointProblem, algorithm: Algorithm, adjoint: Adjoint | None, backend: str | AbstractBackend
 ) -> EquilibriumSolution:
     if not isinstance(algorithm, AbstractFixedPointAlgorithm):
         raise ConfigError(f"algorithm must be one for fixed points such as Anderson(), got {algorithm!r}")
@@ -162,7 +231,9 @@ def _solve_fixed_point(
     )
 
 
-def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str | AbstractBackend) -> PathSolution:
+def _solve_path(
+    problem: HomotopyProblem, algorithm: Algorithm, adjoint: Adjoint | None, backend: str | AbstractBackend
+) -> PathSolution:
     if not isinstance(algorithm, AbstractPathAlgorithm):
         raise ConfigError(f"algorithm must be one for zero paths such as ArcLength(), got {algorithm!r}")
     if adjoint is not None:
@@ -170,13 +241,14 @@ def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str | Abs
     z0, args = problem.z0, problem.args
     chosen = choose_backend(backend, algorithm, z0.device)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint="implicit")
-    checked = []
+    checked = False
 
     def r(z: torch.Tensor) -> torch.Tensor:
+        nonlocal checked
         value = problem.r(z, *args)
         if not checked:
             check_form("r", value, "z0", z0)
-            checked.append(True)
+            checked = True
         return value
 
     started = time.perf_counter()
@@ -212,7 +284,7 @@ def _solve_path(problem: HomotopyProblem, algorithm, adjoint, backend: str | Abs
 
 def choose_backend(
     name: str | AbstractBackend,
-    algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
+    algorithm: Algorithm,
     device: torch.device,
     adjoint: object = None,
     *,
@@ -243,6 +315,3 @@ def choose_backend(
             f"the {chosen.name} backend has no {algorithm.name} on {device}; try backend={other!r}"
         )
     return chosen
-
-
-_KINDS = {ODEProblem: _solve_ode, FixedPointProblem: _solve_fixed_point, HomotopyProblem: _solve_path}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import click
 
 from homojl_cli.options import run_argument, solver_options
@@ -12,7 +14,7 @@ from homojl_cli.options import run_argument, solver_options
 @click.option("--split", type=click.Choice(["test", "val", "train"]), default="test", show_default=True)
 @click.option("--checkpoint", type=click.Choice(["best", "last"]), default="best", show_default=True)
 @solver_options
-def command(run: str, split: str, checkpoint: str, **solver: object) -> None:
+def command(run: str, split: str, checkpoint: str, **solver: Any) -> None:
     """Evaluate a trained run, as it was configured or with another solver.
 
     As configured, on the test set and with the best checkpoint, it also renews the run's results.h5, report and

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable, Iterator
 
 import click
 
@@ -57,7 +58,7 @@ def status(no_start: bool) -> None:
     click.echo("usable: pass --backend julia, or leave it at auto")
 
 
-def _run(self_test) -> None:
+def _run(self_test: Callable[[], Iterator[tuple[str, float]]]) -> None:
     for name, seconds in self_test():
         click.echo(f"  {name:<44} {seconds:6.2f} s")
     click.echo("Julia works: pass --backend julia, or leave it at auto")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+
 import click
 
 
@@ -13,7 +15,7 @@ def command() -> None:
     from homojl.training.config import ModelConfig, preset_names, read_preset
 
     for name, cls in MODELS.items():
-        print(f"{name}: {cls.__doc__.strip().splitlines()[0]}")
+        print(f"{name}: {inspect.cleandoc(cls.__doc__ or '').splitlines()[0]}")
         options = ModelConfig(name=name).options
         print("  options: " + ", ".join(f"{key} = {value!r}" for key, value in options.items()))
         for preset in (p for p in preset_names() if p.startswith(f"{name}-")):

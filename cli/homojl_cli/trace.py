@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from homojl_cli.options import BACKENDS
+
+if TYPE_CHECKING:
+    import torch
 
 
 @click.command("trace")
@@ -81,7 +85,7 @@ def command(
 
     example = gallery.get(problem)
     z0 = _start(start, example.z0)
-    options = {"predictor": ode_algorithm(predictor), "max_step": max_step, "rtol": rtol, "atol": atol}
+    options: dict[str, Any] = {"predictor": ode_algorithm(predictor), "max_step": max_step, "rtol": rtol, "atol": atol}
     options["max_steps"] = max(2000, int(200 / max_step)) if max_step > 0 else None
     paths = {}
     for v in _numbers("velocity", "1" if velocity is None else velocity):
@@ -115,7 +119,7 @@ def _numbers(option: str, text: str) -> list[float]:
         ) from None
 
 
-def _start(text: str | None, like):
+def _start(text: str | None, like: torch.Tensor) -> torch.Tensor:
     """The start that was asked for, in the form of the problem's own."""
     import torch
 
@@ -128,7 +132,7 @@ def _start(text: str | None, like):
     return torch.tensor(values, dtype=like.dtype).expand(like.numel()).reshape(like.shape).clone()
 
 
-def _short(z) -> str:
+def _short(z: torch.Tensor) -> str:
     """The first elements of a state."""
     values = z.detach().reshape(-1)
     return ", ".join(f"{v:.6g}" for v in values[:4].tolist()) + (", ..." if values.numel() > 4 else "")

@@ -3,7 +3,14 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from homojl.models.base import AbstractImplicitModel
 
 
 def trace_run(run: str, *, samples: int, velocity: str, augmented: bool, rtol: float | None, out: Path | None) -> None:
@@ -24,7 +31,16 @@ def trace_run(run: str, *, samples: int, velocity: str, augmented: bool, rtol: f
         _follow_paths(model, image, names, title, rtol=rtol, out=out)
 
 
-def _read_trajectories(model, image, names, title, *, velocity: str, augmented: bool, out: Path | None) -> None:
+def _read_trajectories(
+    model: AbstractImplicitModel,
+    image: torch.Tensor,
+    names: list[str],
+    title: str,
+    *,
+    velocity: str,
+    augmented: bool,
+    out: Path | None,
+) -> None:
     """The trajectories of a model that states an ODE, read as zero paths (equations (11) and (12))."""
     from homojl.correspondence import recover_from_model
     from homojl.results.paths import draw_correspondence
@@ -53,12 +69,20 @@ def _read_trajectories(model, image, names, title, *, velocity: str, augmented: 
         sys.exit(1)
 
 
-def _follow_paths(model, image, names, title, *, rtol: float | None, out: Path | None) -> None:
+def _follow_paths(
+    model: AbstractImplicitModel,
+    image: torch.Tensor,
+    names: list[str],
+    title: str,
+    *,
+    rtol: float | None,
+    out: Path | None,
+) -> None:
     """The zero paths to the equilibria of a model that states a fixed point, each image's own."""
     import torch
 
     from homojl.algorithms import ArcLength
-    from homojl.problems import HomotopyProblem
+    from homojl.problems import FixedPointProblem, HomotopyProblem
     from homojl.results.paths import draw_paths
     from homojl.solving import solve
 
@@ -69,10 +93,14 @@ def _follow_paths(model, image, names, title, *, rtol: float | None, out: Path |
     for i, name in enumerate(names):
         with torch.no_grad():
             problem = model.problem(model.encode(image[i : i + 1]))
+        assert isinstance(problem, FixedPointProblem), model
         f, args = problem.f, problem.args
-        residual = HomotopyProblem(lambda z, f=f, args=args: z - f(z, *args), problem.z0)
+
+        def residual(z: torch.Tensor, f: Callable[..., torch.Tensor] = f, args: tuple[Any, ...] = args) -> torch.Tensor:
+            return z - f(z, *args)
+
         with torch.no_grad():
-            path = paths[name] = solve(residual, algorithm, backend="pytorch", throw=False)
+            path = paths[name] = solve(HomotopyProblem(residual, problem.z0), algorithm, backend="pytorch", throw=False)
         print(
             f"{name:<18}{path.status.name:<16}{path.s[-1]:>9.4g}{len(path.s):>8}{path.folds:>7}{path.stats.nfe:>7}"
             f"{path.stats.n_jvp:>7}{path.residuals[-1]:>10.1e}"

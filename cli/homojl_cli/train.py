@@ -6,10 +6,15 @@ import signal
 import sys
 from datetime import datetime
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from homojl_cli.options import BACKENDS
+
+if TYPE_CHECKING:
+    from homojl.training.config import ExperimentConfig
+    from homojl.training.run import Run
 
 
 @click.command("train")
@@ -29,7 +34,7 @@ from homojl_cli.options import BACKENDS
 @click.option("--overwrite", is_flag=True, help="Replace the run that is in --out.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a stopped or killed run.")
 @click.option("--quiet", is_flag=True, help="Print nothing but the run folder.")
-def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool, **choices: object) -> None:
+def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool, **choices: Any) -> None:
     """Train a model, evaluate it once on the test set, and leave a run folder.
 
     Settings come, later ones winning, from the defaults, a preset, --config, the options, and --set. Ctrl-C saves
@@ -105,7 +110,7 @@ def _config(
     adjoint: str | None,
     device: str | None,
     data_root: str | None,
-):
+) -> ExperimentConfig:
     from homojl.training.config import (
         ExperimentConfig,
         merge,
@@ -115,13 +120,13 @@ def _config(
         read_toml,
     )
 
-    chosen = {
+    settings: dict[str, dict[str, Any]] = {
         "model": {"name": model, "init": init},
         "solver": {"backend": backend, "adjoint": adjoint},
         "data": {"dataset": dataset, "root": data_root},
         "train": {"epochs": epochs, "seed": seed, "device": device},
     }
-    chosen = {s: {k: v for k, v in values.items() if v is not None} for s, values in chosen.items()}
+    chosen = {s: {k: v for k, v in values.items() if v is not None} for s, values in settings.items()}
     layers = [chosen, *(parse_assignment(text) for text in assignments)]
     if config_file is not None:
         layers.insert(0, read_toml(config_file))
@@ -134,7 +139,7 @@ def _config(
     return ExperimentConfig.from_dict(merge(*layers))
 
 
-def _new_folder(config) -> Path:
+def _new_folder(config: ExperimentConfig) -> Path:
     name = f"{config.model.name}-{Path(config.data.dataset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
     folder, number = Path("runs") / name, 1
     while folder.exists():
@@ -143,7 +148,7 @@ def _new_folder(config) -> Path:
     return folder
 
 
-def _headline(run) -> str:
+def _headline(run: Run) -> str:
     config = run.config
     algorithm = config.solver.build_algorithm()
     tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""

@@ -1,5 +1,6 @@
 """How to differentiate a solve; the only package with functions of its own in PyTorch's autograd."""
 
+from homojl.adjoints.continuous import BacksolveAdjoint, GaussAdjoint
 from homojl.adjoints.equilibrium import (
     AbstractFixedPointAdjoint,
     ImplicitAdjoint,
@@ -9,14 +10,8 @@ from homojl.adjoints.equilibrium import (
     fixed_point_adjoint,
     jacobian_regularization,
 )
-from homojl.adjoints.ode import (
-    AbstractODEAdjoint,
-    BacksolveAdjoint,
-    CheckpointAdjoint,
-    DirectAdjoint,
-    GaussAdjoint,
-    ode_adjoint,
-)
+from homojl.adjoints.ode import CheckpointAdjoint, DirectAdjoint, ode_adjoint
+from homojl.adjoints.recomputing import AbstractODEAdjoint
 
 __all__ = [
     "AbstractFixedPointAdjoint",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -39,7 +40,7 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
 
     algorithm: AbstractODEAlgorithm | None = None
 
-    def backward(self, solve, saved, cotangents):
+    def backward(self, solve: Solve, saved: list[Tensor], cotangents: list[Tensor | None]) -> list[Tensor]:
         times = solve.result.ts
         costate = None
         totals = [torch.zeros_like(i) for i in solve.field.inputs]
@@ -65,7 +66,7 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         norm: ErrorNorm,
         *,
         inputs: bool,
-    ) -> list[Tensor]:
+    ) -> Sequence[Tensor]:
         """Integrate state, costate and, with `inputs`, their gradients, laid out in one vector, along ts."""
         algorithm = self.algorithm or replace(solve.algorithm, observer=None)
         jumps = solve.field.discontinuities
@@ -87,10 +88,10 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         if own != ErrorNorm():
             return own
         parts = [part for part in layout.parts[:watched] if part[1] > part[0]]
-        if forward.function is not None:
+        if (measure := forward.function) is not None:
 
             def largest(flat: Tensor) -> float:
-                both = [float(forward.function(x)) for x in layout.unpack(flat, 2)]
+                both = [float(measure(x)) for x in layout.unpack(flat, 2)]
                 rest = [float(torch.linalg.vector_norm(flat[i:j])) / (j - i) ** 0.5 for i, j in parts[2:]]
                 return max(both + rest)
 
@@ -107,7 +108,7 @@ class _BackwardJVP(AbstractRightHandSideJVP):
     def __init__(self, field: Field, layout: Layout, *, inputs: bool) -> None:
         self._field, self._layout, self._inputs = field, layout, inputs
 
-    def __call__(self, t, y, v):
+    def __call__(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         state, costate = self._layout.unpack(y, 2)
         change, grads = self._field.vjp_jvp(t, state, costate, *self._layout.unpack(v, 2), inputs=self._inputs)
         return self._layout.pack([change, *(g.neg() for g in grads)], y.dtype)
@@ -132,7 +133,9 @@ class BacksolveAdjoint(AbstractContinuousAdjoint):
 
     seminorm: bool = False
 
-    def segment(self, solve, t1, t0, y1, costate, totals):
+    def segment(
+        self, solve: Solve, t1: float, t0: float, y1: Tensor, costate: Tensor, totals: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         layout = Layout([y1, costate, *totals])
         dtype = y1.dtype
 
@@ -167,7 +170,9 @@ class GaussAdjoint(AbstractContinuousAdjoint):
         if self.nodes is not None and self.nodes < 1:
             raise ConfigError(f"nodes must be at least 1, got {self.nodes}")
 
-    def segment(self, solve, t1, t0, y1, costate, totals):
+    def segment(
+        self, solve: Solve, t1: float, t0: float, y1: Tensor, costate: Tensor, totals: list[Tensor]
+    ) -> tuple[Tensor, list[Tensor]]:
         points, weights = self._quadrature(solve, t1, t0)
         layout = Layout([y1, costate])
 

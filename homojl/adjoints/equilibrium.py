@@ -15,12 +15,19 @@ from __future__ import annotations
 import abc
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
 
-from homojl.adjoints.inputs import Inputs, check_dependencies, check_form, gradients, jacobian_vector_product
+from homojl.adjoints.inputs import (
+    Inputs,
+    check_dependencies,
+    check_form,
+    gradients,
+    jacobian_vector_product,
+    rows_of,
+)
 from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov, PseudoTransient
 from homojl.algorithms.checks import require
 from homojl.backends.base import AbstractBackend, FixedPoint
@@ -31,6 +38,7 @@ from homojl.problems import FixedPointProblem
 from homojl.solution import Stats
 
 Tensor = torch.Tensor
+Recorded = tuple[Tensor, Tensor, list[Tensor]]  # f(z) with its graph, that z, and all that the graph starts from
 
 _SOME_ROWS = (
     "{} of {} samples, the others having converged; pass tensors with a row for each sample in args, so that the same "
@@ -77,7 +85,7 @@ class RowMap(Inputs):
         check_dependencies("f", fz, known, instead="UnrolledAdjoint()")
         return fz.detach()
 
-    def recorded(self, z: Tensor, rows: Tensor | None) -> tuple[Tensor, Tensor, list[Tensor]]:
+    def recorded(self, z: Tensor, rows: Tensor | None) -> Recorded:
         """f with a graph of its own; the z, and the counterparts of `inputs`, that it starts from."""
         args, known = self.leaves()
         with torch.enable_grad():
@@ -108,23 +116,19 @@ class RowMap(Inputs):
         return self._row_args
 
     def _chosen(self, args: Sequence[Any], rows: Tensor | None) -> list[Any]:
-        if rows is None:
-            return list(args)
-        count = self._like.shape[0]
-        per_sample = (isinstance(a, Tensor) and a.ndim > 0 and a.shape[0] == count for a in args)
-        return [a.index_select(0, rows) if chosen else a for a, chosen in zip(args, per_sample, strict=True)]
+        return rows_of(args, rows, len(self._like))
 
 
 class _NoGradient(torch.autograd.Function):
     """The value, with a gradient of zero for the initial guess."""
 
     @staticmethod
-    def forward(ctx, value: Tensor, z0: Tensor) -> Tensor:
+    def forward(ctx: Any, value: Tensor, z0: Tensor) -> Tensor:
         ctx.form = z0.shape, z0.dtype, z0.device
         return value.view_as(value)
 
     @staticmethod
-    def backward(ctx, cotangent: Tensor):
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor]:
         shape, dtype, device = ctx.form
         return cotangent, torch.zeros(shape, dtype=dtype, device=device)
 
@@ -156,7 +160,13 @@ class UnrolledAdjoint(AbstractFixedPointAdjoint):
     evaluations. Gradients reach every tensor the map uses, listed or not, and may be differentiated again.
     """
 
-    def find(self, problem, algorithm, backend, stats):
+    def find(
+        self,
+        problem: FixedPointProblem,
+        algorithm: AbstractFixedPointAlgorithm,
+        backend: AbstractBackend,
+        stats: Stats,
+    ) -> FixedPoint:
         if not backend.records:
             raise ConfigError(
                 f"{self.name} passes through the operations of the PyTorch backend, not the {backend.name} one; "
@@ -192,7 +202,13 @@ class PhantomAdjoint(AbstractFixedPointAdjoint):
         require(self.steps >= 1, f"steps must be at least 1, got {self.steps}")
         require(0 <= self.damping < 1, f"damping must lie in [0, 1), got {self.damping}")
 
-    def find(self, problem, algorithm, backend, stats):
+    def find(
+        self,
+        problem: FixedPointProblem,
+        algorithm: AbstractFixedPointAlgorithm,
+        backend: AbstractBackend,
+        stats: Stats,
+    ) -> FixedPoint:
         rows = RowMap(problem, stats)
         with torch.no_grad():
             f = rows.on(backend, rows.evaluate)
@@ -246,7 +262,13 @@ class ImplicitAdjoint(AbstractFixedPointAdjoint):
         ok = self.algorithm is None or isinstance(self.algorithm, AbstractFixedPointAlgorithm)
         require(ok, f"algorithm must be one for fixed points such as Anderson(), got {self.algorithm!r}")
 
-    def find(self, problem, algorithm, backend, stats):
+    def find(
+        self,
+        problem: FixedPointProblem,
+        algorithm: AbstractFixedPointAlgorithm,
+        backend: AbstractBackend,
+        stats: Stats,
+    ) -> FixedPoint:
         rows = RowMap(problem, stats)
         solve = _Equilibrium(self, rows, algorithm, backend)
         if not (torch.is_grad_enabled() and (problem.z0.requires_grad or rows.inputs)):
@@ -263,7 +285,7 @@ class _Equilibrium:
     rows: RowMap
     algorithm: AbstractFixedPointAlgorithm
     backend: AbstractBackend
-    result: FixedPoint | None = None
+    result: FixedPoint = field(init=False)  # once autograd has run the forward pass
 
     def forward(self, z0: Tensor) -> FixedPoint:
         with torch.no_grad():
@@ -279,9 +301,9 @@ class _Equilibrium:
         norm = torch.where(norm > 0, norm, torch.ones_like(norm)).view(-1, *[1] * (z.ndim - 1))
         v = cotangent / norm
         # The rows at work, the map recorded there, and their part of v; the graph of all serves to the end.
-        state: tuple[Tensor | None, tuple, Tensor] = (None, graph, v)
+        state: tuple[Tensor | None, Recorded, Tensor] = (None, graph, v)
 
-        def at(which: Tensor | None) -> tuple[tuple, Tensor]:
+        def at(which: Tensor | None) -> tuple[Recorded, Tensor]:
             nonlocal state
             if which is not state[0]:
                 chosen = graph, v
@@ -324,7 +346,7 @@ class _Implicit(torch.autograd.Function):
     """The equilibrium as a function of the map's inputs; z0 only takes part to receive its zero."""
 
     @staticmethod
-    def forward(ctx, solve: _Equilibrium, z0: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, solve: _Equilibrium, z0: Tensor, *inputs: Tensor) -> Tensor:
         result = solve.forward(z0)
         # A converged start is its own equilibrium: autograd wants an output that is not the input.
         value = result.value.clone() if result.value.data_ptr() == z0.data_ptr() else result.value
@@ -335,7 +357,7 @@ class _Implicit(torch.autograd.Function):
         return value
 
     @staticmethod
-    def backward(ctx, cotangent: Tensor | None):
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
         solve = ctx.solve
         if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack this solve
             raise ConfigError(

@@ -143,7 +143,7 @@ class Field(Inputs):
         wrt = [y, *wrt] if inputs else [y]
         return dy.detach(), gradients([dy], wrt, [cotangent])
 
-    def replay(self, args: list[object]):
+    def replay(self, args: list[Any]) -> RightHandSide:
         """A right-hand side with the given arguments that counts as part of the backward pass."""
 
         def count(_: Tensor) -> None:
@@ -169,12 +169,12 @@ class FieldJVP(AbstractRightHandSideJVP):
         self._f, self._args, self._stats = f, args, stats
         self._vectorises = True
 
-    def __call__(self, t, y, v):
+    def __call__(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
         self._stats.n_jvp += 1
         # Forward-mode differentiation of 0-d tensors and plain numbers may return float64.
         return jacobian_vector_product(lambda z: self._f(t, z, *self._args), y, v).to(y.dtype)
 
-    def matrix(self, t, y):
+    def matrix(self, t: Tensor, y: Tensor) -> Tensor:
         if self._vectorises:
             try:
                 with torch.no_grad():

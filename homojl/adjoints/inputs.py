@@ -41,7 +41,8 @@ class Inputs:
 
 def native_to(backend: AbstractBackend, function: Callable[..., Tensor], args: Sequence[Any]) -> Any:
     """The function bound to its arguments where it is the backend's own, as a `JuliaField` is Julia's; else None."""
-    return function.bind(tuple(args)) if getattr(function, "native_to", None) == backend.name else None
+    own: Any = function  # what has `native_to` has `bind` too
+    return own.bind(tuple(args)) if getattr(own, "native_to", None) == backend.name else None
 
 
 def rows_of(args: Sequence[Any], rows: Tensor | None, count: int) -> list[Any]:
@@ -67,7 +68,7 @@ def check_dependencies(function: str, value: Tensor, known: Sequence[Tensor], *,
         known: tensors that receive their gradients; what they were computed from does not matter.
         instead: the adjoint that reaches every tensor, for the message.
     """
-    boundary = {t.grad_fn for t in known if t.grad_fn is not None}
+    boundary: set[object] = {t.grad_fn for t in known if t.grad_fn is not None}
     identities = {id(t) for t in known}
     missed = [v for v in _graph_leaves(value, boundary) if id(v) not in identities]
     if missed:
@@ -113,8 +114,7 @@ def gradients(outputs: list[Tensor], wrt: list[Tensor], cotangents: list[Tensor]
     pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
     if not pairs:
         return [torch.zeros_like(w) for w in wrt]
-    outputs, cotangents = zip(*pairs, strict=True)
-    grads = torch.autograd.grad(outputs, wrt, cotangents, allow_unused=True)
+    grads = torch.autograd.grad([o for o, _ in pairs], wrt, [c for _, c in pairs], allow_unused=True)
     return [torch.zeros_like(w) if g is None else g for g, w in zip(grads, wrt, strict=True)]
 
 
@@ -124,7 +124,8 @@ def _graph_leaves(tensor: Tensor, boundary: set[object]) -> Iterator[Tensor]:
         if tensor.requires_grad:
             yield tensor
         return
-    seen, stack = set(boundary), [tensor.grad_fn]
+    seen = set(boundary)
+    stack: list[torch.autograd.graph.Node | None] = [tensor.grad_fn]
     while stack:
         node = stack.pop()
         if node is None or node in seen:

@@ -17,13 +17,16 @@ import torch
 
 from homojl.adjoints.checkpoints import states_backwards
 from homojl.adjoints.continuous import BacksolveAdjoint, GaussAdjoint
-from homojl.adjoints.field import Field, gradients
+from homojl.adjoints.field import Field
+from homojl.adjoints.inputs import gradients
 from homojl.adjoints.recomputing import AbstractODEAdjoint, AbstractRecomputingAdjoint, Solve, add
 from homojl.algorithms import AbstractODEAlgorithm
-from homojl.backends.base import Integration, RightHandSide
+from homojl.backends.base import AbstractBackend, Integration, RightHandSide
 from homojl.backends.pytorch.schemes import AbstractScheme, scheme_for
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
+from homojl.problems import ODEProblem
+from homojl.solution import Stats
 
 Tensor = torch.Tensor
 
@@ -37,7 +40,15 @@ class DirectAdjoint(AbstractODEAdjoint):
     the accepted steps once more to record their operations, and those states are returned.
     """
 
-    def integrate(self, problem, algorithm, backend, stats, *, keep_states=False):
+    def integrate(
+        self,
+        problem: ODEProblem,
+        algorithm: AbstractODEAlgorithm,
+        backend: AbstractBackend,
+        stats: Stats,
+        *,
+        keep_states: bool = False,
+    ) -> Integration:
         field = Field(problem, stats)
 
         def count(_: Tensor) -> None:
@@ -136,14 +147,14 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
     def keep_states(self) -> bool:
         return self.max_states is None
 
-    def check(self, algorithm):
+    def check(self, algorithm: AbstractODEAlgorithm) -> None:
         _require_tableau(self, algorithm)
 
     def _states(
         self, solve: Solve, scheme: AbstractScheme, rhs: RightHandSide, y0: Tensor, count: int
     ) -> Iterator[tuple[int, Tensor]]:
         """The first `count` steps' numbers and states at their start, last one first."""
-        if solve.keep_states:
+        if self.max_states is None or solve.keep_states:
             return ((index, solve.result.states[index]) for index in reversed(range(count)))
         steps, jumps = solve.result.steps, solve.field.discontinuities
 
@@ -160,7 +171,7 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
 
         return states_backwards(advance, y0.detach(), count, self.max_states)
 
-    def backward(self, solve, saved, cotangents):
+    def backward(self, solve: Solve, saved: list[Tensor], cotangents: list[Tensor | None]) -> list[Tensor]:
         steps, scheme = solve.result.steps, scheme_for(solve.algorithm, solve.field.jvp)
         args, wrt = solve.field.leaves()
         rhs = solve.field.replay(args)

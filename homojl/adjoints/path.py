@@ -29,27 +29,27 @@ class Linearised:
     def __init__(self, r: Callable[[Tensor], Tensor]) -> None:
         self._r = r
         self._z: Tensor | None = None
-        self._cotangent: Tensor | None = None
-        self._pulled: Tensor | None = None
+        self._pulled: tuple[Tensor, Tensor] | None = None  # the product, and the cotangent that it is linear in
 
     def __call__(self, z: Tensor, v: Tensor) -> Tensor:
         if self._z is None or not torch.equal(z, self._z):
             self._record(z)
         if self._pulled is None:
             return jacobian_vector_product(self._r, z, v)
-        return torch.autograd.grad(self._pulled, self._cotangent, v, retain_graph=True)[0]
+        pulled, cotangent = self._pulled
+        return torch.autograd.grad(pulled, cotangent, v, retain_graph=True)[0]
 
     def _record(self, z: Tensor) -> None:
         self._z, self._pulled = z.detach().clone(), None
         with torch.enable_grad():
             leaf = self._z.detach().requires_grad_()
-            self._cotangent = torch.zeros_like(leaf, requires_grad=True)
+            cotangent = torch.zeros_like(leaf, requires_grad=True)
             try:
                 value = self._r(leaf)
-                (pulled,) = torch.autograd.grad(value, leaf, self._cotangent, create_graph=True)
+                (pulled,) = torch.autograd.grad(value, leaf, cotangent, create_graph=True)
             except RuntimeError:  # an operation without a second derivative, or no dependence on z at all
                 return
-        self._pulled = pulled if pulled.requires_grad else None
+        self._pulled = (pulled, cotangent) if pulled.requires_grad else None
 
 
 def differentiable_root(

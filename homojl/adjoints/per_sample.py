@@ -15,7 +15,8 @@ import numpy as np
 import torch
 
 from homojl.adjoints.inputs import Inputs, check_dependencies, check_form, gradients, rows_of
-from homojl.adjoints.ode import AbstractODEAdjoint, CheckpointAdjoint, DirectAdjoint
+from homojl.adjoints.ode import CheckpointAdjoint, DirectAdjoint
+from homojl.adjoints.recomputing import AbstractODEAdjoint
 from homojl.algorithms import AbstractAdaptive, ErrorNorm, memory_of, with_first_step
 from homojl.backends.pytorch.per_sample import (
     FlatField,
@@ -191,7 +192,7 @@ class _Replay:
 
     def __init__(self, f: RowsField, algorithm: AbstractAdaptive, result: SampleIntegration, ndim: int) -> None:
         self._f, self._layout, self._ndim = f, result.layout, ndim
-        self.tableau, self.count = algorithm.tableau, result.saved.shape[1]
+        self.tableau, self.count = algorithm.explicit_tableau, result.saved.shape[1]
 
     def rows(self, taken: Round, like: Tensor) -> Tensor | None:
         """Positions of the round's samples in the batch, (b,); None where they are all of it, in its order."""
@@ -212,7 +213,8 @@ class _Replay:
 def _replay(field: _RowField, algorithm: AbstractAdaptive, result: SampleIntegration, problem: ODEProblem) -> Tensor:
     """The saved states (T, B, n), with the graph of the accepted steps."""
     replay = _Replay(field.recorded(), algorithm, result, problem.y0.ndim)
-    y, k = result.layout.flatten(problem.y0), None
+    y = result.layout.flatten(problem.y0)
+    k: Tensor | None = None
     if replay.tableau.fsal:  # not where no step was accepted: the field's value there may be NaN
         (going,) = np.nonzero(result.samples.n_accepted.numpy())
         rows = None if len(going) == replay.count else indices(going, y)
@@ -223,7 +225,9 @@ def _replay(field: _RowField, algorithm: AbstractAdaptive, result: SampleIntegra
     places, pieces = [], []
     for number, taken in enumerate(result.rounds):
         rows = replay.rows(taken, y)
-        y_start, k_start = (y, k) if rows is None else (x if x is None else x.index_select(0, rows) for x in (y, k))
+        y_start, k_start = y, k
+        if rows is not None:
+            y_start, k_start = y.index_select(0, rows), None if k is None else k.index_select(0, rows)
         inside = bool((taken.fractions != 1.0).any())
         y_next, ks = replay.step(taken, rows, y_start, k_start, last_stage=inside or number + 1 < len(result.rounds))
         if len(taken.at):
@@ -231,7 +235,8 @@ def _replay(field: _RowField, algorithm: AbstractAdaptive, result: SampleIntegra
             places.append(taken.saves * replay.count + taken.samples[taken.at])
         y = _put(y, rows, y_next)
         if replay.tableau.fsal:
-            k = _put(k, rows, ks[-1]) if len(ks) == replay.tableau.stages else None
+            whole = torch.zeros_like(y) if k is None else k
+            k = _put(whole, rows, ks[-1]) if len(ks) == replay.tableau.stages else None
     saves, samples = result.held
     if len(saves):
         pieces.append(y.index_select(0, indices(samples, y)))
@@ -258,12 +263,12 @@ class _Recomputed(torch.autograd.Function):
     """The saved states (T, B, n) as a function of y0 and the field's inputs, by `CheckpointAdjoint`."""
 
     @staticmethod
-    def forward(ctx, solve: _Solve, y0: Tensor, *inputs: Tensor) -> Tensor:
+    def forward(ctx: Any, solve: _Solve, y0: Tensor, *inputs: Tensor) -> Tensor:
         ctx.solve = solve
         return solve.result.saved.detach()  # another object: what the context holds must not hold the context
 
     @staticmethod
-    def backward(ctx, cotangent: Tensor):
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack this solve
             raise ConfigError("CheckpointAdjoint gives first derivatives only; use DirectAdjoint() for second ones")
         started = time.perf_counter()
@@ -290,6 +295,7 @@ def _backward(solve: _Solve, cotangent: Tensor) -> list[Tensor]:
         rows = replay.rows(taken, costate)
         inside = bool((taken.fractions != 1.0).any())
         with torch.enable_grad():
+            assert taken.states is not None, "the solve was asked to keep them"
             y = taken.states.detach().requires_grad_()
             y_next, ks = replay.step(taken, rows, y, last_stage=inside)
             outputs, seeds = [y_next], [costate if rows is None else costate.index_select(0, rows)]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import abc
+import dataclasses
 import time
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 
@@ -46,16 +48,27 @@ class AbstractODEAdjoint(abc.ABC):
 class AbstractRecomputingAdjoint(AbstractODEAdjoint):
     """What the adjoints with a backward pass of their own share: solve without a graph, then `backward`."""
 
-    keep_states = False
+    @property
+    def keep_states(self) -> bool:
+        """Whether the backward pass needs the states at which the steps start."""
+        return False
 
-    def integrate(self, problem, algorithm, backend, stats, *, keep_states=False):
-        field = Field(problem, stats)
-        if not (torch.is_grad_enabled() and any(t.requires_grad for t in (problem.y0, *field.inputs))):
+    def integrate(
+        self,
+        problem: ODEProblem,
+        algorithm: AbstractODEAlgorithm,
+        backend: AbstractBackend,
+        stats: Stats,
+        *,
+        keep_states: bool = False,
+    ) -> Integration:
+        f = Field(problem, stats)
+        if not (torch.is_grad_enabled() and any(t.requires_grad for t in (problem.y0, *f.inputs))):
             with torch.no_grad():
-                return field.integrate(backend, algorithm, field.evaluate_detached, keep_states=keep_states)
+                return f.integrate(backend, algorithm, f.evaluate_detached, keep_states=keep_states)
         self.check(algorithm)
-        solve = Solve(self, field, algorithm, backend, stats, keep_states or self.keep_states)
-        saved = _Recomputed.apply(solve, problem.y0, *field.inputs)
+        solve = Solve(self, f, algorithm, backend, stats, keep_states or self.keep_states)
+        saved = _Recomputed.apply(solve, problem.y0, *f.inputs)
         return replace(solve.result, ys=[problem.y0, *saved], states=solve.result.states if keep_states else [])
 
     def check(self, algorithm: AbstractODEAlgorithm) -> None:
@@ -82,16 +95,16 @@ class Solve:
     backend: AbstractBackend
     stats: Stats
     keep_states: bool
-    result: Integration | None = None
+    result: Integration = dataclasses.field(init=False)  # once autograd has run the forward pass
 
 
 class _Recomputed(torch.autograd.Function):
     """The saved states of a solve as a function of y0 and the field's inputs."""
 
     @staticmethod
-    def forward(ctx, solve: Solve, y0: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
-        field = solve.field
-        result = field.integrate(solve.backend, solve.algorithm, field.evaluate_detached, keep_states=solve.keep_states)
+    def forward(ctx: Any, solve: Solve, y0: Tensor, *inputs: Tensor) -> tuple[Tensor, ...]:
+        f = solve.field
+        result = f.integrate(solve.backend, solve.algorithm, f.evaluate_detached, keep_states=solve.keep_states)
         # Two saved states may be one tensor or views of one, and a kept state is often a saved one: autograd wants the
         # outputs distinct from each other and from the input, and we want no reference to them outside its care.
         saved, seen = [], {id(y0)}
@@ -106,7 +119,7 @@ class _Recomputed(torch.autograd.Function):
         return tuple(saved)
 
     @staticmethod
-    def backward(ctx, *cotangents: Tensor | None):
+    def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
         solve = ctx.solve
         if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack this solve
             raise ConfigError(f"{solve.adjoint.name} gives first derivatives only; use DirectAdjoint() for second ones")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -30,6 +31,7 @@ class Times:
     """
 
     def __init__(self, problem: ODEProblem, stats: Stats) -> None:
+        assert problem.times is not None, problem
         self._problem, self._field = problem, _counted_field(problem, stats)
         self._times = problem.times.unbind()
 
@@ -70,8 +72,9 @@ def at_event(problem: ODEProblem, t: float, y: Tensor, stats: Stats) -> tuple[Te
 
     References: Chen, Amos, Nickel (2021), arXiv 2011.03902, appendix A.
     """
-    time = torch.tensor(t, dtype=torch.float64)
-    values = problem.event.condition(_like(time, y), y, *problem.args).reshape(-1)
+    assert problem.event is not None, problem
+    time, condition = torch.tensor(t, dtype=torch.float64), problem.event.condition
+    values = condition(_like(time, y), y, *problem.args).reshape(-1)
     if not values.requires_grad:
         return time, y
 
@@ -80,7 +83,7 @@ def at_event(problem: ODEProblem, t: float, y: Tensor, stats: Stats) -> tuple[Te
         stats.nfe_backward += 1
         with torch.enable_grad():
             inputs = [_like(time, y).requires_grad_(), y.detach().requires_grad_()]
-            value = problem.event.condition(*inputs, *problem.args).reshape(-1)[index]
+            value = condition(*inputs, *problem.args).reshape(-1)[index]
         by_time, by_state = torch.autograd.grad(value, inputs, allow_unused=True, materialize_grads=True)
         dy = problem.f(_like(time, y), y.detach(), *problem.args).detach()
         return by_time + _inner(by_state, dy)
@@ -112,12 +115,12 @@ class _EventTime(torch.autograd.Function):
     """The time of an event as a function of its condition's value there, which is zero."""
 
     @staticmethod
-    def forward(ctx, slope: Callable[[], Tensor], time: Tensor, value: Tensor) -> Tensor:
+    def forward(ctx: Any, slope: Callable[[], Tensor], time: Tensor, value: Tensor) -> Tensor:
         ctx.slope, ctx.like = slope, value.detach()
         return time.clone()
 
     @staticmethod
-    def backward(ctx, cotangent: Tensor):
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[None, None, Tensor]:
         if torch.is_grad_enabled():  # create_graph=True
             raise ConfigError("the time of an event has first derivatives only")
         return None, None, -cotangent.to(ctx.like) / ctx.slope().to(ctx.like)
@@ -127,14 +130,14 @@ class _Following(torch.autograd.Function):
     """The state y as it moves with a time t: its value is y, its derivative by t is `sign` f(t, y)."""
 
     @staticmethod
-    def forward(ctx, field: VectorField, sign: float, t: Tensor, y: Tensor) -> Tensor:
+    def forward(ctx: Any, field: VectorField, sign: float, t: Tensor, y: Tensor) -> Tensor:
         ctx.field, ctx.sign = field, sign
         ctx.save_for_backward(t, y)
         ctx.set_materialize_grads(False)
         return y.view_as(y)
 
     @staticmethod
-    def backward(ctx, cotangent: Tensor | None):
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[None, None, Tensor | None, Tensor | None]:
         if cotangent is None:
             return None, None, None, None
         if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack how f changes along the way

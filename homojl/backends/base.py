@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import abc
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -93,7 +93,7 @@ class Integration:
     """
 
     ts: tuple[float, ...]
-    ys: list[Tensor]
+    ys: Sequence[Tensor]
     steps: StepSequence
     states: list[Tensor]
     status: Status

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -36,7 +37,7 @@ def _system(name: str, quick: bool, seed: int) -> list[Group]:
     """A small system over batch size and tolerance, and its work-precision diagram."""
     stiff = SYSTEMS[name].stiff
     interval = 0.5 if stiff and quick else None  # an explicit method takes 300 steps for a unit of time
-    methods = ("dopri5", "kvaerno5", "rodas5p") if stiff else ("dopri5",)
+    methods: tuple[str, ...] = ("dopri5", "kvaerno5", "rodas5p") if stiff else ("dopri5",)
     groups = []
     for batch in (256,) if quick else (1, 16, 256):
         for tolerance in (1e-5,) if quick else (1e-3, 1e-5):
@@ -122,10 +123,7 @@ def _accuracy(quick: bool, seed: int) -> list[Group]:
 
 
 _MAKERS: dict[str, Callable[[bool, int], list[Group]]] = {
-    **{
-        name: lambda quick, seed, name=name: _system(name, quick, seed)
-        for name in ("vanderpol", "lotka-volterra", "lorenz", "kaps")
-    },
+    **{name: functools.partial(_system, name) for name in ("vanderpol", "lotka-volterra", "lorenz", "kaps")},
     "layer": _layer,
     "equilibrium": _equilibrium,
     "trajectory": _trajectory,

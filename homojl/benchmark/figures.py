@@ -6,14 +6,16 @@ import functools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from homojl.benchmark.record import Measurement, Report
-from homojl.results.plots import BLUE, GREEN, PURPLE, VERMILLION, log_axis, new_figure, style, write_figures
+from homojl.results.plots import BLUE, DASHES, GREEN, PURPLE, VERMILLION, log_axis, new_figure, style, write_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+    Drawer = Callable[[Figure, list[Measurement]], None]
 
 _LOOKS = {
     "homojl-pytorch": (BLUE, "o"),
@@ -24,7 +26,6 @@ _LOOKS = {
     "diffrax": (GREEN, "P"),
     "torchdeq": ("#56B4E9", "X"),
 }
-_DASHES = ("-", "--", ":", "-.")
 
 
 def draw_bench(report: Report, folder: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
@@ -37,7 +38,7 @@ def draw_bench(report: Report, folder: str | Path, formats: Sequence[str] = ("pn
         ConfigError: matplotlib is missing, or an unknown format.
         DataError: a file cannot be written.
     """
-    drawers: dict[str, tuple[str, str, Callable]] = {
+    drawers: dict[str, tuple[str, str, Drawer]] = {
         "batch": ("batch_size", "A solve of a small system", _batch),
         "precision": ("work_precision", "Work and precision, batch 4, float64", _precision),
         "layer": ("layer", "HomoODE's layer", _bars),
@@ -54,19 +55,19 @@ def draw_bench(report: Report, folder: str | Path, formats: Sequence[str] = ("pn
     return write_figures(draw, folder, formats)
 
 
-def _drawn(title: str, drawer: Callable, found: list[Measurement]) -> Figure:
+def _drawn(title: str, drawer: Drawer, found: list[Measurement]) -> Figure:
     with style():
         figure = new_figure(title)
         drawer(figure, found)
     return figure
 
 
-def _look(solver: str, place: int = 0) -> dict[str, object]:
+def _look(solver: str, place: int = 0) -> dict[str, Any]:
     color, marker = _LOOKS[solver]
-    return {"color": color, "marker": marker, "linestyle": _DASHES[place % len(_DASHES)], "linewidth": 1.6}
+    return {"color": color, "marker": marker, "linestyle": DASHES[place % len(DASHES)], "linewidth": 1.6}
 
 
-def _names(found: Sequence[Measurement], attribute: str) -> list:
+def _names(found: Sequence[Measurement], attribute: str) -> list[Any]:
     return list(dict.fromkeys(getattr(m, attribute) for m in found))
 
 
@@ -104,7 +105,7 @@ def _legend(figure: Figure, found: Sequence[Measurement], dash_by: str = "method
     dashes = list(_names(found, dash_by))
     if len(dashes) > 1:
         handles += [
-            Line2D([], [], color="#555555", linestyle=_DASHES[i % len(_DASHES)], label=name or "(one way)")
+            Line2D([], [], color="#555555", linestyle=DASHES[i % len(DASHES)], label=name or "(one way)")
             for i, name in enumerate(dashes)
         ]
     figure.legend(handles=handles, loc="outside right center")

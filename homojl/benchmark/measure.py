@@ -9,6 +9,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -112,7 +113,7 @@ def _first(blank: Measurement, case: Case, make: Callable[[], Callable[[], Outco
         return replace(blank, message=words[:300])
 
 
-def _errors(case: Case, outcome: Outcome) -> dict[str, float]:
+def _errors(case: Case, outcome: Outcome) -> dict[str, Any]:
     problem = case.problem
     ys = np.asarray(outcome.ys, dtype=np.float64)
     if problem.equilibrium:
@@ -160,6 +161,7 @@ def _timed(task: _Task) -> Measurement:
 
 
 def _with_memory(measurement: Measurement, case: Case, *, seed: int, threads: int) -> Measurement:
+    assert case.steps is not None, case
     try:
         peak = memory.peak_of_steps(measurement.solver, measurement.variant, case.steps, seed=seed, threads=threads)
     except memory.MeasurementFailed as error:

@@ -16,6 +16,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from homojl.errors import HomoJLError
 
@@ -30,7 +31,8 @@ def peak_of_steps(solver: str, variant: str, steps: int, *, seed: int, threads: 
     Raises:
         MeasurementFailed: if that process fails.
     """
-    return _in_process("peak", solver, variant, str(steps), str(seed), str(threads))
+    mebibytes: float = _in_process("peak", solver, variant, str(steps), str(seed), str(threads))
+    return mebibytes
 
 
 def leak(solves: int) -> list[float]:
@@ -41,10 +43,11 @@ def leak(solves: int) -> list[float]:
     Raises:
         MeasurementFailed: if that process fails.
     """
-    return _in_process("leak", str(solves))
+    resident: list[float] = _in_process("leak", str(solves))
+    return resident
 
 
-def _in_process(*arguments: str):
+def _in_process(*arguments: str) -> Any:
     command = [sys.executable, "-m", "homojl.benchmark.memory", *arguments]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -73,11 +76,12 @@ def _peak(solver: str, variant: str, steps: int, seed: int, threads: int) -> flo
     from homojl.benchmark.experiments import steps_case
     from homojl.benchmark.measure import use_threads
     from homojl.benchmark.solvers import SOLVERS
+    from homojl.benchmark.solvers.base import Solve
     from homojl.training.loop import peak_memory
 
     use_threads(threads)
 
-    def ready(count: int):
+    def ready(count: int) -> Solve:
         return SOLVERS[solver].variants(steps_case(count, seed))[variant]()
 
     small = 100 if variant == "30 states" else 2  # loads libraries and makes their buffers

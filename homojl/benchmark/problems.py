@@ -95,7 +95,7 @@ class Problem:
         rows = len(self.y0[: self.reference_rows])
         y0 = torch.from_numpy(self.y0[:rows].astype(np.float64)).requires_grad_()
         field = self.torch_field(rows).double().requires_grad_(False)
-        problem = hj.ODEProblem(field, y0, self.ts[[0, -1]])
+        problem = hj.ODEProblem(field, y0, (float(self.ts[0]), float(self.ts[-1])))
         value = hj.solve(problem, hj.Dopri8(rtol=1e-10, atol=1e-10, max_steps=10**6), backend="pytorch").value
         weights = torch.from_numpy(self.cotangent[:rows].astype(np.float64))
         return torch.autograd.grad(value, y0, weights)[0].numpy()
@@ -137,7 +137,7 @@ class SystemField(nn.Module):
         self.formula = formula
 
     def forward(self, t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return torch.stack(self.formula(torch, t, y), dim=-1)
+        return torch.stack(tuple(self.formula(torch, t, y)), dim=-1)
 
 
 def system_problem(
@@ -338,17 +338,17 @@ def layer_problem(*, batch: int, channels: int, size: int, seed: int = 0, equili
 
         given = {name: jnp.asarray(value.numpy()) for name, value in weights.state_dict().items()}
 
-        def convolution(z: Array, name: str, p: dict) -> Array:
+        def convolution(z: Array, name: str, p: dict[str, Array]) -> Array:
             z = jax.lax.conv_general_dilated(z, p[f"{name}.weight"], (1, 1), "SAME")
             return z + p[f"{name}.bias"][:, None, None]
 
-        def group_norm(z: Array, name: str, p: dict) -> Array:
+        def group_norm(z: Array, name: str, p: dict[str, Array]) -> Array:
             groups = z.reshape(len(z), weights.norm1.num_groups, -1)
             mean, variance = groups.mean(-1, keepdims=True), groups.var(-1, keepdims=True)
             z = ((groups - mean) / jnp.sqrt(variance + weights.norm1.eps)).reshape(z.shape)
             return z * p[f"{name}.weight"][:, None, None] + p[f"{name}.bias"][:, None, None]
 
-        def field(t: Array, z: Array, parameters: tuple[dict, Array]) -> Array:
+        def field(t: Array, z: Array, parameters: tuple[dict[str, Array], Array]) -> Array:
             p, condition = parameters
             y = jax.nn.relu(group_norm(convolution(z, "conv1", p), "norm1", p))
             return group_norm(convolution(y + condition, "conv2", p), "norm2", p)

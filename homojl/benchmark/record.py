@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Any
 
 NAN = float("nan")
 
@@ -135,7 +136,7 @@ class Report:
         leak_solves: how many solves that were.
     """
 
-    environment: dict
+    environment: dict[str, Any]
     quick: bool
     seed: int
     libraries: list[Library] = field(default_factory=list)

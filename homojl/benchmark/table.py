@@ -34,8 +34,8 @@ def markdown(report: Report) -> str:
         for bar in bars_of(report)
     ]
     text += _table(("bar", "measured", "at most", "", "what it is"), rows) + "\n"
-    rows = [(library.name, library.version or "missing", library.missing) for library in report.libraries]
-    text += _table(("solver", "version", ""), rows) + "\n" + MEANING
+    libraries = [(library.name, library.version or "missing", library.missing) for library in report.libraries]
+    text += _table(("solver", "version", ""), libraries) + "\n" + MEANING
     for title in dict.fromkeys(m.group for m in report.measurements):
         text += f"\n## {title}\n\n" + _group_table([m for m in report.measurements if m.group == title])
     return text

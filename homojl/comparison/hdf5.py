@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
@@ -121,14 +122,14 @@ def write_comparison(path: str | Path, comparison: Comparison) -> None:
     SCHEMA.write(path, arrays, {"/": {**root, "dataset": plan.dataset}})
 
 
-def read_comparison(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def read_comparison(path: str | Path) -> tuple[dict[str, Any], dict[str, str]]:
     """The datasets by name and the attributes of the root of what `write_comparison` wrote.
 
     Raises:
         DataError: no such file, not a whole file of this schema, or one of a later version.
     """
 
-    def build(file: h5py.File) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    def build(file: h5py.File) -> tuple[dict[str, Any], dict[str, str]]:
         return SCHEMA.datasets(file), {key: file.attrs[key] for key in SCHEMA.attributes["/"]}
 
     return SCHEMA.read(path, build)

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from homojl.comparison.plan import Plan, PlannedRun
 from homojl.comparison.worker import STOPPED
+from homojl.files import locked, make_folder
 from homojl.training.run import Run
 
 
@@ -38,15 +39,21 @@ def run_all(plan: Plan, *, jobs: int = 1, say: Callable[[str], None] = lambda _:
 
     Returns:
         Whether all runs have ended, well or not.
+
+    Raises:
+        BusyError: another process is at work on the comparison.
+        DataError: its folder cannot be made or written to.
     """
-    return _Runner(plan, jobs, say).run()
+    make_folder(plan.folder)
+    with locked(plan.folder):
+        return _Runner(plan, jobs, say).run()
 
 
 class _Runner:
     def __init__(self, plan: Plan, jobs: int, say: Callable[[str], None]) -> None:
         self._plan, self._jobs, self._say = plan, jobs, say
         self._lock = threading.Lock()
-        self._processes: set[subprocess.Popen] = set()
+        self._processes: set[subprocess.Popen[str]] = set()
         self._signals = 0
         self._ended = 0
         self._seconds: list[float] = []  # that runs took here
@@ -92,7 +99,8 @@ class _Runner:
         experiment, log = self._plan.experiment, self._plan.log_path(run)
         log.parent.mkdir(parents=True, exist_ok=True)
         wanted = json.dumps({"settings": experiment.measurements, "images": experiment.images})
-        command = [sys.executable, "-m", "homojl.comparison.worker", path, self._plan.outcome_path(run), wanted]
+        paths = str(path), str(self._plan.outcome_path(run))
+        command = [sys.executable, "-m", "homojl.comparison.worker", *paths, wanted]
         threads = {"OMP_NUM_THREADS": str(run.config.train.threads)} if run.config.train.threads else {}
         with open(log, "a", encoding="utf-8") as errors:
             # A session of its own: Ctrl-C in the terminal reaches it through this process alone, once.
@@ -109,6 +117,7 @@ class _Runner:
                 late = self._signals > 0
             if late:
                 process.send_signal(signal.SIGINT)
+            assert process.stdout is not None
             for line in process.stdout:
                 self._tell(f"{who}: {line.rstrip()}")
             code = process.wait()

@@ -45,7 +45,7 @@ MEASURED_HEAD = (
 
 def measured_cells(comparison: Comparison) -> list[tuple[str, ...]]:
     """One line for each row and measurement, means over the seeds, as under `MEASURED_HEAD`."""
-    lines = []
+    lines: list[tuple[str, ...]] = []
     for row in comparison.rows:
         names = dict.fromkeys(m["name"] for run in row.finished for m in run.measurements)
         for name in names:

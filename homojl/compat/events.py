@@ -60,4 +60,5 @@ def odeint_event(
 
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
-    return (odeint_interface or odeint)(func, y0, t, event_fn=ThroughTime(event_fn), **kwargs)
+    interface: Callable[..., tuple[Tensor, State]] = odeint_interface or odeint
+    return interface(func, y0, t, event_fn=ThroughTime(event_fn), **kwargs)

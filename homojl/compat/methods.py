@@ -45,6 +45,8 @@ from homojl.compat.states import CALLBACKS
 from homojl.errors import ConfigError
 
 Tensor = torch.Tensor
+GridConstructor = Callable[[Any, Tensor, Tensor], Tensor]  # (func, y0, times to save at) -> points
+MakeGrid = Callable[[GridConstructor, tuple[float, ...]], list[float]]
 
 METHODS: dict[str, type[AbstractODEAlgorithm]] = {
     "dopri8": Dopri8,
@@ -80,7 +82,10 @@ ADAPTIVE_OPTIONS = (
 )
 FIXED_OPTIONS = ("step_size", "grid_constructor", "interp", "perturb", "norm")
 SCIPY_OPTIONS = ("solver", "min_step", "max_step", "norm", "grid_points", "eps")  # the last three say nothing to it
-OWN_OPTIONS = {AdamsBashforth: ("max_order",), AdamsMoulton: ("max_order", "max_iters")}
+OWN_OPTIONS: dict[type[AbstractODEAlgorithm], tuple[str, ...]] = {
+    AdamsBashforth: ("max_order",),
+    AdamsMoulton: ("max_order", "max_iters"),
+}
 MOST_EVENT_STEPS = 20_000  # of a fixed method on its way to an event, as in torchdiffeq
 MOST_STEPS = 2**31 - 1
 
@@ -117,11 +122,11 @@ class Options:
         intervals: int,
     ) -> None:
         self.name = "dopri5" if method is None else method
-        self._cls = method_named(method)
+        self._cls: type[Any] = method_named(method)  # constructed with the options of its own kind
         self._options = dict(options or {})
         self._rtol, self._atol, self._intervals = rtol, atol, intervals
         self.adaptive = issubclass(self._cls, AbstractErrorControlled)
-        known = SCIPY_OPTIONS
+        known: tuple[str, ...] = SCIPY_OPTIONS
         if self._cls is not SciPy:
             known = (*(ADAPTIVE_OPTIONS if self.adaptive else FIXED_OPTIONS), *OWN_OPTIONS.get(self._cls, ()))
         if issubclass(self._cls, AbstractImplicitFixedStep):
@@ -146,7 +151,7 @@ class Options:
     def norm(self) -> Callable[..., Tensor] | str | None:
         return self._options.get("norm")
 
-    def algorithm(self, norm: ErrorNorm, grid: Callable[[Callable, tuple[float, ...]], list[float]], **more: Any):
+    def algorithm(self, norm: ErrorNorm, grid: MakeGrid, **more: Any) -> AbstractODEAlgorithm:
         """The algorithm.
 
         Args:
@@ -157,8 +162,9 @@ class Options:
         if self.adaptive:
             return self._controlled(norm, **more)
         if self._cls is SciPy:
-            bounds = {key: float(self._options[key]) for key in ("min_step", "max_step") if key in self._options}
-            return SciPy(solver=self._options.get("solver", "LSODA"), rtol=self._rtol, atol=self._atol, **bounds)
+            settings = {"solver": self._options.get("solver", "LSODA"), "rtol": self._rtol, "atol": self._atol}
+            settings |= {key: float(self._options[key]) for key in ("min_step", "max_step") if key in self._options}
+            return SciPy(**settings)
         if issubclass(self._cls, AbstractImplicitFixedStep) and int(self._options.get("max_iters", 100)) < ITERATIONS:
             raise ConfigError(
                 f"max_iters must be at least {ITERATIONS}: Newton's iteration here takes no more than that"
@@ -196,7 +202,7 @@ class Options:
             min_factor=float(given.get("dfactor", 0.2)),
             floor=float(given.get("min_step", 0.0)),
         )
-        return self._cls(
+        algorithm: AbstractErrorControlled = self._cls(
             rtol=self._rtol,
             atol=self._atol,
             first_step=None if first is None else float(first),
@@ -206,8 +212,9 @@ class Options:
             norm=norm,
             **more,
         )
+        return algorithm
 
-    def _fixed(self, grid: Callable[[Callable, tuple[float, ...]], list[float]], **more: Any) -> AbstractFixedStep:
+    def _fixed(self, grid: MakeGrid, **more: Any) -> AbstractFixedStep:
         given = self._options
         step_size, constructor = given.get("step_size"), given.get("grid_constructor")
         if step_size is not None:
@@ -222,7 +229,8 @@ class Options:
         points = Grid(
             points=lambda ts: grid(constructor, ts), interpolation=interp, apart=bool(given.get("perturb", False))
         )
-        return self._cls(grid=points, **more)
+        algorithm: AbstractFixedStep = self._cls(grid=points, **more)
+        return algorithm
 
     def horizon(self, t0: float, direction: float) -> float:
         """How far to look for an event.
@@ -239,14 +247,14 @@ class Options:
         return t0 + direction * MOST_EVENT_STEPS * float(self._options["step_size"])
 
 
-def _save_times(func: Callable, y0: Tensor, t: Tensor) -> Tensor:
+def _save_times(func: object, y0: Tensor, t: Tensor) -> Tensor:
     return t
 
 
-def uniform(step_size: float) -> Callable[[Callable, Tensor, Tensor], Tensor]:
+def uniform(step_size: float) -> GridConstructor:
     """A constructor of grids: steps of that size from the first time, the last one shorter, up to the last time."""
 
-    def constructor(func: Callable, y0: Tensor, t: Tensor) -> Tensor:
+    def constructor(func: object, y0: Tensor, t: Tensor) -> Tensor:
         span = t[-1] - t[0]
         count = int(torch.ceil(span.abs() / step_size + 1).item())
         points = t[0] + torch.arange(count, dtype=t.dtype, device=t.device) * step_size * torch.sign(span)

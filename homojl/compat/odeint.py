@@ -5,14 +5,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, overload
 
 import torch
 
 from homojl.adjoints import BacksolveAdjoint, DirectAdjoint
 from homojl.algorithms import AbstractODEAlgorithm, ErrorNorm
 from homojl.compat.events import ThroughTime, starts_on_event
-from homojl.compat.methods import Options
+from homojl.compat.methods import GridConstructor, Options
 from homojl.compat.states import Callbacks, Field, Form, State
 from homojl.errors import ConfigError, SolveError
 from homojl.layout import Layout
@@ -23,21 +23,53 @@ from homojl.solving import solve
 Tensor = torch.Tensor
 
 
+AnyState = TypeVar("AnyState", Tensor, tuple[Tensor, ...])
+Tolerance = float | Tensor | Sequence[float]
+
+
 class OdeintError(SolveError, AssertionError):
     """A solve that did not reach its end; an AssertionError too, which torchdiffeq raises then."""
 
 
+@overload
 def odeint(
-    func: Callable[[Tensor, State], State],
+    func: Callable[[Tensor, AnyState], AnyState],
+    y0: AnyState,
+    t: Tensor,
+    *,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: None = None,
+) -> AnyState: ...
+
+
+@overload
+def odeint(
+    func: Callable[[Tensor, AnyState], AnyState],
+    y0: AnyState,
+    t: Tensor,
+    *,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Callable[[Tensor, AnyState], Tensor],
+) -> tuple[Tensor, AnyState]: ...
+
+
+def odeint(
+    func: Callable[[Tensor, Any], Any],
     y0: State,
     t: Tensor,
     *,
-    rtol: float = 1e-7,
-    atol: float = 1e-9,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
     method: str | None = None,
     options: dict[str, Any] | None = None,
-    event_fn: Callable[[Tensor, State], Tensor] | None = None,
-) -> State | tuple[Tensor, State]:
+    event_fn: Callable[[Tensor, Any], Tensor] | None = None,
+) -> Any:
     """Solve dy/dt = func(t, y), y(t[0]) = y0, with gradients through the operations of the solver.
 
     Args:
@@ -63,22 +95,60 @@ def odeint(
     return call.run(DirectAdjoint(), event_fn)
 
 
+@overload
 def odeint_adjoint(
-    func: Callable[[Tensor, State], State],
-    y0: State,
+    func: Callable[[Tensor, AnyState], AnyState],
+    y0: AnyState,
     t: Tensor,
     *,
-    rtol: float = 1e-7,
-    atol: float = 1e-9,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
     method: str | None = None,
     options: dict[str, Any] | None = None,
-    event_fn: Callable[[Tensor, State], Tensor] | None = None,
-    adjoint_rtol: float | None = None,
-    adjoint_atol: float | None = None,
+    event_fn: None = None,
+    adjoint_rtol: Tolerance | None = None,
+    adjoint_atol: Tolerance | None = None,
     adjoint_method: str | None = None,
     adjoint_options: dict[str, Any] | None = None,
     adjoint_params: Sequence[Tensor] | None = None,
-) -> State | tuple[Tensor, State]:
+) -> AnyState: ...
+
+
+@overload
+def odeint_adjoint(
+    func: Callable[[Tensor, AnyState], AnyState],
+    y0: AnyState,
+    t: Tensor,
+    *,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Callable[[Tensor, AnyState], Tensor],
+    adjoint_rtol: Tolerance | None = None,
+    adjoint_atol: Tolerance | None = None,
+    adjoint_method: str | None = None,
+    adjoint_options: dict[str, Any] | None = None,
+    adjoint_params: Sequence[Tensor] | None = None,
+) -> tuple[Tensor, AnyState]: ...
+
+
+def odeint_adjoint(
+    func: Callable[[Tensor, Any], Any],
+    y0: State,
+    t: Tensor,
+    *,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
+    method: str | None = None,
+    options: dict[str, Any] | None = None,
+    event_fn: Callable[[Tensor, Any], Tensor] | None = None,
+    adjoint_rtol: Tolerance | None = None,
+    adjoint_atol: Tolerance | None = None,
+    adjoint_method: str | None = None,
+    adjoint_options: dict[str, Any] | None = None,
+    adjoint_params: Sequence[Tensor] | None = None,
+) -> Any:
     """`odeint` with gradients by the adjoint equation solved backwards: memory does not grow with the steps.
 
     Args:
@@ -95,12 +165,7 @@ def odeint_adjoint(
         OdeintError: if the solve does not reach its end.
         SolveError: from the backward pass, if the backward solve does not.
     """
-    if adjoint_params is None and not isinstance(func, torch.nn.Module):
-        raise ConfigError(
-            "func must be an instance of nn.Module to specify the adjoint parameters; alternatively they can be "
-            "specified explicitly via the `adjoint_params` argument. If there are no parameters then it is allowable "
-            "to set `adjoint_params=()`."
-        )
+    given = _parameters_of(func) if adjoint_params is None else tuple(adjoint_params)
     if adjoint_method is None:
         adjoint_method = method
     if adjoint_method != method and options is not None and adjoint_options is None:
@@ -110,7 +175,6 @@ def odeint_adjoint(
         )
     if adjoint_options is None:
         adjoint_options = {key: value for key, value in (options or {}).items() if key != "norm"}
-    given = _parameters_of(func) if adjoint_params is None else tuple(adjoint_params)
     params = tuple(p for p in given if p.requires_grad)
     if len(params) != len(given) and callable(adjoint_options.get("norm")):
         warnings.warn(
@@ -130,8 +194,8 @@ def odeint_dense(
     t0: Tensor,
     t1: Tensor,
     *,
-    rtol: float = 1e-7,
-    atol: float = 1e-9,
+    rtol: Tolerance = 1e-7,
+    atol: Tolerance = 1e-9,
     method: str | None = None,
     options: dict[str, Any] | None = None,
 ) -> Callable[[Tensor], Tensor]:
@@ -162,7 +226,7 @@ class _Call:
         options: method and options of the forward solve.
     """
 
-    func: Callable[[Tensor, State], State]
+    func: Callable[[Tensor, Any], Any]
     form: Form
     y0: Tensor
     field: Field
@@ -170,7 +234,16 @@ class _Call:
     options: Options
 
     @staticmethod
-    def of(func, y0, t, rtol, atol, method, options, event_fn) -> _Call:
+    def of(
+        func: Callable[[Tensor, Any], Any],
+        y0: State,
+        t: Tensor,
+        rtol: Tolerance,
+        atol: Tolerance,
+        method: str | None,
+        options: dict[str, Any] | None,
+        event_fn: Callable[[Tensor, Any], Tensor] | None,
+    ) -> _Call:
         form = Form(y0)
         joined = form.join(y0)
         _check_times(t)
@@ -187,7 +260,10 @@ class _Call:
         return self.t if self.t.requires_grad else tuple(self.t.tolist())
 
     def run(
-        self, adjoint: DirectAdjoint | BacksolveAdjoint, event_fn: Callable | None, params: tuple[Tensor, ...] = ()
+        self,
+        adjoint: DirectAdjoint | BacksolveAdjoint,
+        event_fn: Callable[[Tensor, Any], Tensor] | None,
+        params: tuple[Tensor, ...] = (),
     ) -> State | tuple[Tensor, State]:
         """What the user gets back."""
         if event_fn is not None:
@@ -196,7 +272,12 @@ class _Call:
             return self.form.split(self.y0[None])
         return self.form.split(self.solution(adjoint, self.times(), params).ys)
 
-    def _until(self, adjoint, event_fn: Callable, params: tuple[Tensor, ...]) -> tuple[Tensor, State]:
+    def _until(
+        self,
+        adjoint: DirectAdjoint | BacksolveAdjoint,
+        event_fn: Callable[[Tensor, Any], Tensor],
+        params: tuple[Tensor, ...],
+    ) -> tuple[Tensor, State]:
         t0, direction = self.t[0], 1.0 if self.t[1] > self.t[0] else -1.0
 
         def condition(t: Tensor, y: Tensor) -> Tensor:
@@ -215,9 +296,20 @@ class _Call:
             t_event = t_event + 0 * solution.value.sum().real.to(t_event)  # a gradient of zero, as torchdiffeq's has
         return t_event, self.form.split(solution.ys)
 
-    def solution(self, adjoint, times, params: tuple[Tensor, ...] = (), event: Event | None = None, **how) -> Solution:
+    def solution(
+        self,
+        adjoint: DirectAdjoint | BacksolveAdjoint,
+        times: Tensor | tuple[float, ...],
+        params: tuple[Tensor, ...] = (),
+        event: Event | None = None,
+        *,
+        dense: bool = False,
+    ) -> Solution:
         """The one `solve` of the call."""
-        algorithm = self._algorithm(self.options, self.form.norm(self.options.norm), self.func, "", self.form.split)
+        own = self.options.norm
+        if isinstance(own, str):
+            raise ConfigError(f"norm must be a function of a state, got {own!r}")
+        algorithm = self._algorithm(self.options, self.form.norm(own), self.func, "", self.form.split)
         problem = ODEProblem(
             self.field,
             self.y0,
@@ -230,7 +322,7 @@ class _Call:
         self.field.recording = direct
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not (direct and self.options.outside)):
-                return solve(problem, algorithm, adjoint=adjoint, backend="pytorch", **how)
+                return solve(problem, algorithm, adjoint=adjoint, backend="pytorch", dense=dense)
         except SolveError as error:
             raise OdeintError(str(error), error.solution) from None
         finally:
@@ -239,18 +331,25 @@ class _Call:
     def _algorithm(
         self, options: Options, norm: ErrorNorm, func: object, suffix: str, split: Callable[[Tensor], State]
     ) -> AbstractODEAlgorithm:
-        observer = Callbacks(func, suffix, split)
-        unsupported = set(observer.given) - set(options.callbacks)
+        callbacks = Callbacks(func, suffix, split)
+        unsupported = set(callbacks.given) - set(options.callbacks)
         if unsupported and not suffix:
             warnings.warn(f"Solver '{options.name}' does not support callbacks {unsupported}", stacklevel=5)
-        observer = observer if observer.given else None
 
-        def grid(constructor: Callable, ts: tuple[float, ...]) -> list[float]:
-            return constructor(self.field, self.y0.detach(), self.t.detach().new_tensor(ts)).tolist()
+        def grid(constructor: GridConstructor, ts: tuple[float, ...]) -> list[float]:
+            points: list[float] = constructor(self.field, self.y0.detach(), self.t.detach().new_tensor(ts)).tolist()
+            return points
 
-        return options.algorithm(norm, grid, observer=observer)
+        return options.algorithm(norm, grid, observer=callbacks if callbacks.given else None)
 
-    def backsolve(self, rtol, atol, method: str | None, options: dict[str, Any], params) -> BacksolveAdjoint:
+    def backsolve(
+        self,
+        rtol: Tolerance,
+        atol: Tolerance,
+        method: str | None,
+        options: dict[str, Any],
+        params: tuple[Tensor, ...],
+    ) -> BacksolveAdjoint:
         """The adjoint of the call: torchdiffeq's augmented state is (t, y, adjoint of y, gradients of the params)."""
         layout = Layout([self.y0, self.y0, *params])
         nothing = self.y0.detach().new_zeros(())
@@ -272,13 +371,20 @@ class _Call:
             tolerances[name] = tolerance[1:] if isinstance(tolerance, torch.Tensor) else tolerance
         chosen = Options(method, options, **tolerances, intervals=1)
         norm = ErrorNorm()
-        if callable(chosen.norm):
-            norm = ErrorNorm(function=lambda flat: abs(chosen.norm(parts_of_user(flat))))
+        own = chosen.norm
+        if callable(own):
+            norm = ErrorNorm(function=lambda flat: abs(own(parts_of_user(flat))))
         algorithm = self._algorithm(chosen, norm, self.func, "_adjoint", split)
         return BacksolveAdjoint(algorithm=algorithm, seminorm=chosen.norm == "seminorm")
 
 
-def _parameters_of(module: torch.nn.Module) -> tuple[Tensor, ...]:
+def _parameters_of(module: object) -> tuple[Tensor, ...]:
+    if not isinstance(module, torch.nn.Module):
+        raise ConfigError(
+            "func must be an instance of nn.Module to specify the adjoint parameters; alternatively they can be "
+            "specified explicitly via the `adjoint_params` argument. If there are no parameters then it is allowable "
+            "to set `adjoint_params=()`."
+        )
     if getattr(module, "_is_replica", False):  # in DataParallel the parameters are plain attributes
         parts = (m.__dict__.values() for m in module.modules())
         return tuple(v for values in parts for v in values if isinstance(v, torch.Tensor) and v.requires_grad)

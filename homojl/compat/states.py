@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -29,7 +30,7 @@ class Form:
         self.shapes = [y.shape for y in y0]
 
     def join(self, state: State) -> Tensor:
-        return state if self.shapes is None else torch.cat([y.reshape(-1) for y in state])
+        return state if isinstance(state, torch.Tensor) else torch.cat([y.reshape(-1) for y in state])
 
     def split(self, joined: Tensor) -> State:
         """The user's state; the joined one may have further dimensions in front, and so have its parts then."""
@@ -40,7 +41,7 @@ class Form:
             parts.append(part.reshape((*joined.shape[:-1], *shape)))
         return tuple(parts)
 
-    def tolerance(self, name: str, value: object, like: Tensor) -> float | Tensor:
+    def tolerance(self, name: str, value: Any, like: Tensor) -> float | Tensor:
         """A tolerance for the joined state, from a number, a tensor of y0's shape, or one value for each of a tuple."""
         if isinstance(value, torch.Tensor) and value.requires_grad:
             raise ConfigError(f"{name} cannot require gradient")
@@ -97,13 +98,13 @@ class Callbacks(StepObserver):
         named = {name: getattr(func, name + suffix, None) for name in CALLBACKS}
         self.given = {name: callback for name, callback in named.items() if callback is not None}
 
-    def trying(self, t, y, h):
+    def trying(self, t: float, y: Tensor, h: float) -> None:
         self._call("callback_step", t, y, h)
 
-    def accepted(self, t, y, h):
+    def accepted(self, t: float, y: Tensor, h: float) -> None:
         self._call("callback_accept_step", t, y, h)
 
-    def rejected(self, t, y, h):
+    def rejected(self, t: float, y: Tensor, h: float) -> None:
         self._call("callback_reject_step", t, y, h)
 
     def _call(self, name: str, t: float, y: Tensor, h: float) -> None:

@@ -72,7 +72,8 @@ class ImageDataset:
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""
-        return tuple(self.x_train.shape[1:])
+        channels, height, width = self.x_train.shape[1:]
+        return channels, height, width
 
     @cached_property
     def _moments(self) -> tuple[Tensor, Tensor]:
@@ -178,8 +179,8 @@ def load_dataset(
         arrays = read_npz(path)
         return _as_dataset(path.stem, arrays, tuple(str(label) for label in range(int(arrays[1].max()) + 1)))
     if path.is_dir():
-        arrays, class_names = read_class_folders(path)
-        return _as_dataset(path.resolve().name, _with_test_set(path, *arrays), class_names)
+        found, class_names = read_class_folders(path)
+        return _as_dataset(path.resolve().name, _with_test_set(path, *found), class_names)
     raise ConfigError(
         f"unknown dataset {name!r}, and no such .npz file or folder; {did_you_mean(name, dataset_names())}"
     )
@@ -193,9 +194,12 @@ def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bo
         raise missing_files_error(info.name, missing, folders[0], "not here, and downloading is off")
     if missing:
         download_files(info.name, missing, folders[0], progress=progress)
-    paths = [find_file(file, folders) for file in info.files]
-    for file, path in zip(info.files, paths, strict=True):
+    paths = []
+    for file in info.files:
+        path = find_file(file, folders)
+        assert path is not None, file  # it was here, or has been downloaded
         verify_file(file, path)
+        paths.append(path)
     arrays = info.read(paths)
     where = paths[0].parent if paths else "scikit-learn"
     for part, x, y, n in (("training", *arrays[:2], info.n_train), ("test", *arrays[2:], info.n_test)):
@@ -204,7 +208,10 @@ def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bo
                 f"{where}: not {info.name}: {len(x)} {part} images of {x.shape[1:]} with labels up to "
                 f"{y.max()}, expected {n} of {info.input_shape} with labels up to {info.n_classes - 1}"
             )
-    return arrays, info.class_names or info.read_class_names(paths)
+    if info.class_names:
+        return arrays, info.class_names
+    assert info.read_class_names is not None, info.name
+    return arrays, info.read_class_names(paths)
 
 
 def _with_test_set(path: Path, *arrays: np.ndarray) -> Arrays:

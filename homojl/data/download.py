@@ -15,10 +15,14 @@ from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from homojl.data.guards import open_unpacked, reading
 from homojl.errors import DataError
+
+if TYPE_CHECKING:
+    import torch
 
 TIMEOUT = 15.0
 """Seconds that a silent server is waited for."""
@@ -69,7 +73,10 @@ def verify_file(file: RemoteFile, path: Path) -> None:
             stream, _ = opened.enter_context(open_unpacked(path))
         else:
             stream = opened.enter_context(path.open("rb"))
-        md5 = hashlib.file_digest(stream, lambda: hashlib.md5(usedforsecurity=False)).hexdigest()
+        digest = hashlib.md5(usedforsecurity=False)
+        for block in iter(lambda: stream.read(1 << 20), b""):
+            digest.update(block)
+    md5 = digest.hexdigest()
     if md5 != expected:
         raise DataError(
             f"{path}: damaged, or not the published file (md5 {md5}, expected {expected}); move it away and try again"
@@ -124,7 +131,7 @@ def _download(file: RemoteFile, url: str, folder: Path, *, progress: bool) -> No
         socket.setdefaulttimeout(timeout)
 
 
-_torchvision_schemas = []  # torch forgets a schema when its Library object dies
+_torchvision_schemas: list[torch.library.Library] = []  # torch forgets a schema when its Library object dies
 
 
 def import_torchvision() -> ModuleType:

@@ -67,7 +67,7 @@ def read_mat5(path: Path, names: Sequence[str]) -> dict[str, np.ndarray]:
     return found
 
 
-def _tag(data: bytes, order: str) -> tuple[int, int]:
+def _tag(data: bytes | memoryview, order: str) -> tuple[int, int]:
     """Type and number of bytes of the element that follows."""
     if len(data) < 8:
         raise RefusedError("truncated: it ends within the header of a variable")
@@ -90,15 +90,15 @@ def _decompress(body: bytes, order: str, limit: int) -> tuple[int, bytes]:
 def _numeric_array(body: memoryview, order: str, names: Sequence[str]) -> dict[str, np.ndarray]:
     """The array in a matrix element under its name, or nothing if the name is not wanted."""
     _, flags, position = _subelement(body, 0, order)
-    _, shape, position = _subelement(body, position, order)
-    _, name, position = _subelement(body, position, order)
-    name = bytes(name).decode("latin-1")
+    _, dims, position = _subelement(body, position, order)
+    _, letters, position = _subelement(body, position, order)
+    name = bytes(letters).decode("latin-1")
     if name not in names:
         return {}
-    if len(flags) != 8 or len(shape) % 4:
+    if len(flags) != 8 or len(dims) % 4:
         raise RefusedError(f"damaged: the header of {name}")
     (word,) = struct.unpack(f"{order}I", flags[:4])
-    shape = struct.unpack(f"{order}{len(shape) // 4}i", shape)
+    shape = struct.unpack(f"{order}{len(dims) // 4}i", dims)
     if word & 0xFF not in _NUMERIC_CLASSES or word & _COMPLEX:
         raise RefusedError(f"{name} is not an array of real numbers")
     kind, data, _ = _subelement(body, position, order)

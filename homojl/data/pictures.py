@@ -188,7 +188,7 @@ def _all_grey(sources: Sequence[Source]) -> bool:
 
 def _decoded(sources: Sequence[Source], *, grey: bool, size: tuple[int, int] | None = None) -> np.ndarray:
     """All pictures, uint8 (N, C, H, W), of one (width, height); by default the first one's."""
-    images = None
+    images: np.ndarray | None = None
     for i, source in enumerate(sources):
         picture = _opened(source)
         size = picture.size if size is None else size
@@ -209,4 +209,5 @@ def _decoded(sources: Sequence[Source], *, grey: bool, size: tuple[int, int] | N
         except Exception as error:
             raise RefusedError(f"{source.name} is damaged ({type(error).__name__})") from error
         images[i] = pixels if grey else pixels.transpose(2, 0, 1)
+    assert images is not None, "there is a picture"
     return images

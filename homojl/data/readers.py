@@ -94,17 +94,18 @@ def read_idx_dataset(paths: list[Path]) -> Arrays:
     Raises:
         DataError: as `read_idx`; images where labels should be, or not one label for each image.
     """
-    arrays = []
-    for images_path, labels_path in (paths[:2], paths[2:]):
-        images, labels = read_idx(images_path), read_idx(labels_path)
-        if images.ndim != 3:
-            raise DataError(f"{images_path}: holds labels, expected images")
-        if labels.ndim != 1:
-            raise DataError(f"{labels_path}: holds images, expected labels")
-        if len(images) != len(labels):
-            raise DataError(f"{labels_path}: {len(labels)} labels for the {len(images)} images of {images_path}")
-        arrays += [images[:, None], labels.astype(np.int64)]
-    return tuple(arrays)
+    return (*_read_idx_pair(*paths[:2]), *_read_idx_pair(*paths[2:]))
+
+
+def _read_idx_pair(images_path: Path, labels_path: Path) -> tuple[np.ndarray, np.ndarray]:
+    images, labels = read_idx(images_path), read_idx(labels_path)
+    if images.ndim != 3:
+        raise DataError(f"{images_path}: holds labels, expected images")
+    if labels.ndim != 1:
+        raise DataError(f"{labels_path}: holds images, expected labels")
+    if len(images) != len(labels):
+        raise DataError(f"{labels_path}: {len(labels)} labels for the {len(images)} images of {images_path}")
+    return images[:, None], labels.astype(np.int64)
 
 
 def read_cifar_binary(path: Path, n_classes: int) -> Arrays:

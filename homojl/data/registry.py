@@ -5,6 +5,7 @@ To add one, add an entry to `_DATASETS`; nothing else names them.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,10 @@ def _read_digits(paths: list[Path]) -> Arrays:
 
 def _read_svhn(paths: list[Path]) -> Arrays:
     return *read_svhn_mat(paths[0]), *read_svhn_mat(paths[1])
+
+
+def _read_cifar(n_classes: int, paths: list[Path]) -> Arrays:
+    return read_cifar_binary(paths[0], n_classes)
 
 
 def _idx_files(mirrors: tuple[str, ...], md5s: dict[str, tuple[str, str | None]]) -> tuple[RemoteFile, ...]:
@@ -251,7 +256,7 @@ _ENTRIES = (
                 ),
             ),
             folders=(f"cifar{n_classes}", "."),
-            read=lambda paths, n_classes=n_classes: read_cifar_binary(paths[0], n_classes),
+            read=functools.partial(_read_cifar, n_classes),
         )
         for n_classes, class_names, folder, md5 in (
             (10, _CIFAR10, "cifar-10-batches-bin", "c32a1d4ab5d03f1284b67883e8d87530"),

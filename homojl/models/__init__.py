@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
+from typing import Any
 
 from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel, count_parameters
@@ -55,7 +57,7 @@ def model_class(name: str) -> type[AbstractImplicitModel]:
 
 
 def create_model(
-    name: str, *, input_shape: tuple[int, int, int], n_classes: int, **options: object
+    name: str, *, input_shape: tuple[int, int, int], n_classes: int, **options: Any
 ) -> AbstractImplicitModel:
     """Build a model.
 
@@ -68,7 +70,7 @@ def create_model(
     Raises:
         ConfigError: for an unknown name or option, or sizes that do not fit.
     """
-    cls = model_class(name)
+    cls: Callable[..., AbstractImplicitModel] = model_class(name)
     known = inspect.signature(cls).parameters
     for key in options:
         if key not in known:

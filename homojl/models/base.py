@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import abc
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
 
 from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
-from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, StepMemory, memory_of
+from homojl.algorithms import (
+    AbstractErrorControlled,
+    AbstractFixedPointAlgorithm,
+    AbstractODEAlgorithm,
+    StepMemory,
+    memory_of,
+)
 from homojl.errors import ConfigError
 from homojl.problems import FixedPointProblem, ODEProblem
-from homojl.solution import EquilibriumSolution, Solution
+from homojl.solution import EquilibriumSolution, PathSolution, Solution
 from homojl.solving import solve
 
 Tensor = torch.Tensor
@@ -37,6 +43,8 @@ class RememberedStep(nn.Module):
         return torch.tensor([size or 0.0 for size in sizes], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
+        if not (state >= 0).all() or not state.isfinite().all():
+            raise ValueError(f"remembered steps must be positive and finite, got {state.tolist()}")
         self.memory.onwards, self.memory.backwards = (size or None for size in state.tolist())
 
 
@@ -81,7 +89,7 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         memory = memory_of(self.algorithm)
         self.remembered = None if memory is None else RememberedStep(memory)
         ode = self.states_ode()
-        kinds = (AbstractODEAlgorithm, AbstractODEAdjoint)
+        kinds: tuple[type, type] = (AbstractODEAlgorithm, AbstractODEAdjoint)
         if not ode:
             kinds = (AbstractFixedPointAlgorithm, AbstractFixedPointAdjoint)
         what = "an ODE" if ode else "a fixed point"
@@ -120,6 +128,7 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
             raise ConfigError(f"{type(self).__name__} solves for an equilibrium: there are no states in between")
         problem = self.problem(self.encode(image))
         if save_at is not None:
+            assert isinstance(problem, ODEProblem), problem
             problem = ODEProblem(problem.f, problem.y0, save_at, problem.args, problem.params)
         return self._solved(problem)
 
@@ -151,9 +160,20 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
     def _solved(self, problem: ODEProblem | FixedPointProblem) -> Solution | EquilibriumSolution:
         algorithm, memory = self.algorithm, memory_of(self.algorithm)
         if memory is not None:
+            assert isinstance(algorithm, AbstractErrorControlled), algorithm  # what else has a memory?
             memory = memory if self.remembered is None else self.remembered.memory
             algorithm = replace(algorithm, first_step=memory if self.training else memory.copy())
-        return solve(problem, algorithm, adjoint=self.adjoint, backend=self.backend, batch=self.batch, throw=self.throw)
+        solution = solve(
+            problem, algorithm, adjoint=self.adjoint, backend=self.backend, batch=self.batch, throw=self.throw
+        )
+        assert not isinstance(solution, PathSolution)
+        return solution
+
+
+def use_channels_last(module: nn.Module) -> None:
+    """Put the parameters into the fastest layout for convolutions, on CPU and GPU alike."""
+    convert: Any = module.to  # whose annotations leave this use out
+    convert(memory_format=torch.channels_last)
 
 
 def count_parameters(model: nn.Module) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 from homojl.errors import ConfigError
-from homojl.models.base import AbstractImplicitModel, Adjoint, Algorithm
+from homojl.models.base import AbstractImplicitModel, Adjoint, Algorithm, use_channels_last
 from homojl.models.blocks import ConditionedField, Features, Head, InitialPoint, channel_dropout_mask
 
 Tensor = torch.Tensor
@@ -50,7 +50,7 @@ class AbstractConditionedModel(AbstractImplicitModel):
         self.field = ConditionedField(channels)
         self.initial_point = InitialPoint(channels, learned=init == "learned")
         self.head = Head(channels, n_classes)
-        self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions, CPU and GPU alike
+        use_channels_last(self)
 
     def encode(self, image: Tensor) -> Tensor:
         return self.features(image.contiguous(memory_format=torch.channels_last))

@@ -10,7 +10,7 @@ from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint, jacobian
 from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson
 from homojl.errors import ConfigError
 from homojl.models.conditioned import AbstractConditionedModel
-from homojl.problems import FixedPointProblem
+from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution
 
 Tensor = torch.Tensor
@@ -67,8 +67,9 @@ class DEQ(AbstractConditionedModel):
     def _map(self, z: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
         return self.field(None, z, x, mask)
 
-    def _solved(self, problem: FixedPointProblem) -> EquilibriumSolution:
+    def _solved(self, problem: ODEProblem | FixedPointProblem) -> EquilibriumSolution:
         solution = super()._solved(problem)
+        assert isinstance(solution, EquilibriumSolution)
         self._penalty = None
         if self.training and self.jacobian_weight > 0:
             norms = jacobian_regularization(problem.f, solution.value, problem.args, part=self.part)

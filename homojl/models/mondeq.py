@@ -16,7 +16,7 @@ from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel
 from homojl.models.monotone import MonotoneConvolution, MonotoneLinear
 from homojl.models.pcdeq import check_form
-from homojl.problems import FixedPointProblem
+from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution
 from homojl.solving import solve
 
@@ -40,6 +40,12 @@ class MonDEQ(AbstractImplicitModel):
 
     References: Winston, Kolter (2020), arXiv 2006.08591.
     """
+
+    algorithm: AbstractFixedPointAlgorithm
+    adjoint: AbstractFixedPointAdjoint
+    alpha: Tensor
+    operator: MonotoneLinear | MonotoneConvolution
+    injection: nn.Module
 
     default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = PeacemanRachford(rtol=1e-2, max_steps=300)
     default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
@@ -66,13 +72,13 @@ class MonDEQ(AbstractImplicitModel):
         self.register_buffer("alpha", torch.tensor(math.nan))
         in_channels, height, width = input_shape
         if form == "linear":
-            self.operator: nn.Module = MonotoneLinear(channels[0], m=m)
+            self.operator = MonotoneLinear(channels[0], m=m)
             self.injection = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * height * width, channels[0]))
             self.head = nn.Linear(channels[0], n_classes)
             return
-        self.operator = MonotoneConvolution(channels, (height, width), m=m)
+        self.operator = operator = MonotoneConvolution(channels, (height, width), m=m)
         self.injection = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        height, width = self.operator.map.maps[-1]
+        height, width = operator.map.maps[-1]
         if form == "single":
             if min(height, width) < 4:
                 raise ConfigError(f"images of {height} x {width} are too small for form 'single'")
@@ -84,13 +90,13 @@ class MonDEQ(AbstractImplicitModel):
     def encode(self, image: Tensor) -> Tensor:
         """U x + b in the form of the state."""
         h = self.injection(image)
-        return h if self.form == "linear" else self.operator.map.place(h)
+        return h if isinstance(self.operator, MonotoneLinear) else self.operator.map.place(h)
 
     def problem(self, h: Tensor) -> FixedPointProblem:
         return FixedPointProblem(self.operator.map, torch.zeros_like(h), args=(h, *self.operator()))
 
     def decode(self, z: Tensor) -> Tensor:
-        if self.form == "linear":
+        if isinstance(self.operator, MonotoneLinear):
             return self.head(z)
         z = self.operator.map.crop(z, -1)
         # The published sizes count head weights for a border of zeros round the coarsest map.
@@ -115,7 +121,8 @@ class MonDEQ(AbstractImplicitModel):
                 return
             alpha /= 2
 
-    def _solved(self, problem: FixedPointProblem) -> EquilibriumSolution:
+    def _solved(self, problem: ODEProblem | FixedPointProblem) -> EquilibriumSolution:
+        assert isinstance(problem, FixedPointProblem), problem
         algorithm, alpha = self.algorithm, self.alpha.item()
         if self.tune_alpha and isinstance(algorithm, AbstractSplitting) and not math.isnan(alpha):
             algorithm = replace(algorithm, alpha=alpha)

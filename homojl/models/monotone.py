@@ -152,7 +152,8 @@ class MonotoneConvolution(nn.Module):
         self.D = nn.ModuleList(ScaledKernel(c, d) for c, d in itertools.pairwise(channels))
         maps = [size]
         for _ in channels[1:]:
-            maps.append(tuple(-(-length // 2) for length in maps[-1]))
+            height, width = maps[-1]
+            maps.append((-(-height // 2), -(-width // 2)))
         coarsest = fast_length(max(maps[-1]) + 2)  # a gap that A^T A, 5 x 5, does not bridge
         tori = [coarsest * 2**k for k in reversed(range(len(channels)))]
         self.map = TorusMap(channels, tori, maps)
@@ -207,13 +208,14 @@ def kernel_symbol(kernel: Tensor, n: int) -> Tensor:
 
 def fast_length(least: int) -> int:
     """The smallest length of at least 3 and `least` with no prime factor above 5, which Fourier transforms like."""
-    for n in itertools.count(max(least, 3)):
-        rest = n
-        for prime in (2, 3, 5):
-            while rest % prime == 0:
-                rest //= prime
-        if rest == 1:
-            return n
+    return next(n for n in itertools.count(max(least, 3)) if _is_smooth(n))
+
+
+def _is_smooth(n: int) -> bool:
+    for prime in (2, 3, 5):
+        while n % prime == 0:
+            n //= prime
+    return n == 1
 
 
 def _shifted(weight: Tensor, alpha: float) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from homojl.adjoints import AbstractODEAdjoint, CheckpointAdjoint
 from homojl.algorithms import AbstractODEAlgorithm, Dopri5
 from homojl.errors import ConfigError
-from homojl.models.base import AbstractImplicitModel
+from homojl.models.base import AbstractImplicitModel, use_channels_last
 from homojl.problems import ODEProblem
 
 Tensor = torch.Tensor
@@ -81,7 +81,7 @@ class ANODE(AbstractImplicitModel):
         self.augment = augment
         self.field = ImageField(channels + augment, filters, time=time)
         self.head = nn.Linear((channels + augment) * height * width, n_classes)
-        self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions, CPU and GPU alike
+        use_channels_last(self)
 
     def encode(self, image: Tensor) -> Tensor:
         padded = F.pad(image, (0, 0, 0, 0, 0, self.augment))

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
-from typing import ClassVar
+from typing import ClassVar, cast
 
 import torch
 from torch import nn
@@ -12,7 +13,7 @@ from torch.nn import functional as F
 from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm, Picard
 from homojl.errors import ConfigError
-from homojl.models.base import AbstractImplicitModel
+from homojl.models.base import AbstractImplicitModel, use_channels_last
 from homojl.names import did_you_mean
 from homojl.problems import FixedPointProblem
 from homojl.solution import EquilibriumSolution
@@ -49,7 +50,8 @@ class NonnegativeWeight(nn.Module):
 
     def forward(self) -> Tensor:
         """W, of that shape, >= 0."""
-        direction, gain = self.direction, self.gain
+        direction: Tensor = self.direction
+        gain: Tensor = self.gain
         if self.constraint == "absolute":
             direction, gain = direction.abs(), gain.abs()
         norm = torch.linalg.vector_norm(direction.flatten(1), dim=1)
@@ -123,6 +125,8 @@ class PcDEQ(AbstractImplicitModel):
     References: Gabor, Piotrowski, Cavalcante (2024), arXiv 2402.04029.
     """
 
+    head: nn.Module
+
     default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = Picard(rtol=1e-4, max_steps=200)
     default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
 
@@ -168,31 +172,34 @@ class PcDEQ(AbstractImplicitModel):
             in_channels = width
         if min(size) < 1:
             raise ConfigError(f"images of {input_shape[1]} x {input_shape[2]} are too small for form {form!r}")
-        pool = [min(8 if form == "single" else 4, length) for length in size]
-        left = torch.Size(length // by for length, by in zip(size, pool, strict=True)).numel()
-        self.head = nn.Sequential(nn.AvgPool2d(pool), nn.Flatten(), nn.Linear(in_channels * left, n_classes))
-        self.to(memory_format=torch.channels_last)  # the fastest layout for convolutions, CPU and GPU alike
+        height, width = (min(8 if form == "single" else 4, length) for length in size)
+        left = (size[0] // height) * (size[1] // width)
+        self.head = nn.Sequential(nn.AvgPool2d((height, width)), nn.Flatten(), nn.Linear(in_channels * left, n_classes))
+        use_channels_last(self)
+
+    def _chain(self) -> list[PositiveConcaveLayer]:
+        return cast("list[PositiveConcaveLayer]", list(self.layers))
 
     def encode(self, image: Tensor) -> Tensor:
-        return self.layers[0].condition(image.contiguous(memory_format=torch.channels_last))
+        return self._chain()[0].condition(image.contiguous(memory_format=torch.channels_last))
 
     def problem(self, h: Tensor) -> FixedPointProblem:
         """The first layer's problem."""
-        return self.layers[0].problem(h)
+        return self._chain()[0].problem(h)
 
     def decode(self, z: Tensor) -> Tensor:
-        return self.head(self.layers[-1].after(z))
+        return self.head(self._chain()[-1].after(z))
 
     def solve(self, image: Tensor, *, save_at: tuple[float, ...] | None = None) -> EquilibriumSolution:
         """All layers' equilibria, each the input of the next one's; the last one is the value."""
-        solutions = [super().solve(image, save_at=save_at)]
-        for before, layer in zip(self.layers, self.layers[1:], strict=False):
+        solutions = [cast(EquilibriumSolution, super().solve(image, save_at=save_at))]
+        for before, layer in itertools.pairwise(self._chain()):
             h = layer.condition(before.after(solutions[-1].value))
-            solutions.append(self._solved(layer.problem(h)))
+            solutions.append(cast(EquilibriumSolution, self._solved(layer.problem(h))))
         return solutions[0] if len(solutions) == 1 else EquilibriumSolution.of_all(solutions)
 
     def project_(self) -> None:
-        for layer in self.layers:
+        for layer in self._chain():
             layer.weight.project_()
 
 

@@ -6,16 +6,17 @@ docs/hdf5.md shows how to read such a file without homojl.
 from __future__ import annotations
 
 import json
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import h5py
 import numpy as np
 import tomlkit
 
-from homojl.errors import ConfigError
+from homojl.errors import ConfigError, DataError
 from homojl.names import did_you_mean
+from homojl.parsing import parse_json, parse_toml
 from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
 from homojl.results.schema import Entry, Schema
 
@@ -81,7 +82,7 @@ def run_names(record: RunRecord) -> tuple[str, str]:
     return model, Path(dataset).stem if dataset.endswith(".npz") else dataset
 
 
-def config_text(config: Mapping) -> str:
+def config_text(config: Mapping[str, Any]) -> str:
     """A configuration as TOML.
 
     Raises:
@@ -174,7 +175,7 @@ _ANSWERS = ("index", "labels", "predictions", "logits", "nfe")
 _TRAJECTORIES = ("s", "z", "index", "labels")
 
 
-def _columns(rows: list[dict]) -> dict[str, list]:
+def _columns(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     """The metrics as one column for each, by dataset name; NaN where a row lacks what another has."""
     names = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
     for name in names:
@@ -202,6 +203,8 @@ def _record(file: h5py.File) -> RunRecord:
     columns = {name.rpartition("/")[2]: found[name] for name in found if name.split("/")[1] in _METRIC_GROUPS}
     epochs = len(columns["epoch"]) if columns else 0
     evaluation = trajectories = None
+    if not {"/config", "/environment", "/test/class_names"} <= found.keys():
+        raise DataError("it lacks the configuration, the environment or the classes")
     if "/test/predictions" in found:
         attributes = {key: _plain(value) for key, value in file["/test"].attrs.items()}
         evaluation = Evaluation(
@@ -213,9 +216,12 @@ def _record(file: h5py.File) -> RunRecord:
         )
     if "/trajectories" in file:
         trajectories = Trajectories(**{key: found[f"/trajectories/{key}"] for key in _TRAJECTORIES})
+    config, environment = parse_toml(found["/config"]), parse_json(found["/environment"])
+    if not isinstance(environment, dict) or not all(isinstance(section, dict) for section in config.values()):
+        raise DataError("its configuration or its environment are not in the form of homojl's")
     record = RunRecord(
-        config=tomllib.loads(found["/config"]),
-        environment=json.loads(found["/environment"]),
+        config=config,
+        environment=environment,
         metrics=[{key: column[i].item() for key, column in columns.items()} for i in range(epochs)],
         class_names=tuple(found["/test/class_names"]),
         parameters=int(file.attrs["parameters"]),
@@ -224,14 +230,14 @@ def _record(file: h5py.File) -> RunRecord:
         trajectories=trajectories,
         images=found.get("/images"),
     )
-    _arrays(record)  # the same checks as before writing
+    _arrays(record), _attributes(record)  # the same checks as before writing
     return record
 
 
 _METRIC_GROUPS = frozenset(metric.group for metric in METRICS.values())
 
 
-def _plain(value: object) -> object:
+def _plain(value: object) -> Any:
     """An attribute as the Python value it was written from."""
     if isinstance(value, h5py.Empty):
         return None

@@ -9,26 +9,29 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
 from homojl.errors import ConfigError, DataError
 from homojl.files import replace_file
 from homojl.results.hdf5 import run_names
-from homojl.results.records import METRICS, Evaluation, RunRecord
+from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.axis import Axis
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure, SubFigure
+
+    Draw = Callable[[RunRecord, Figure], None]
+    Drawn = Callable[[RunRecord], Figure]
 
 # Okabe & Ito (2008): colours that people with any colour vision tell apart; without yellow, pale on white.
 BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
-_DASHES = ("-", "--", ":", "-.")
+DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
 
-_STYLE = {
+_STYLE: dict[Any, Any] = {
     "figure.dpi": 160,
     "savefig.dpi": "figure",
     "font.size": 12,
@@ -170,10 +173,10 @@ def log_axis(axis: Axis) -> None:
     axis.set_minor_formatter(NullFormatter())
 
 
-def _figure(title: str, caption: str, has: Callable[[RunRecord], bool]) -> Callable:
+def _figure(title: str, caption: str, has: Callable[[RunRecord], bool]) -> Callable[[Draw], Drawn]:
     """Register a drawing function in `FIGURES` under its name; it draws in the common style."""
 
-    def register(draw: Callable[[RunRecord, Figure], None]) -> Callable[[RunRecord], Figure]:
+    def register(draw: Draw) -> Drawn:
         @functools.wraps(draw)
         def drawn(record: RunRecord) -> Figure:
             if not has(record):
@@ -292,12 +295,16 @@ def confusion_matrix(record: RunRecord, figure: Figure) -> None:
     """What each class was taken for; beyond 20 classes without numbers, but with a list of worst pairs."""
     from matplotlib.colors import PowerNorm
 
+    assert record.evaluation is not None
     counts = confusion_counts(record.evaluation, len(record.class_names))
     totals = counts.sum(axis=1, keepdims=True)
     share = 100 * np.divide(counts, totals, out=np.full(counts.shape, np.nan), where=totals > 0)
     few = len(counts) <= 20
     figure.set_size_inches((8.4, 7.2) if few else (15, 7.4))
-    matrix, mistakes = (figure.subplots(), None) if few else figure.subplots(1, 2, width_ratios=(2.6, 1))
+    if few:
+        matrix = figure.subplots()
+    else:
+        matrix, mistakes = figure.subplots(1, 2, width_ratios=(2.6, 1))
     image = matrix.imshow(share, cmap="Blues", norm=PowerNorm(0.5, 0, 100), interpolation="nearest")
     matrix.grid(False)
     matrix.set_xlabel("predicted class")
@@ -310,8 +317,8 @@ def confusion_matrix(record: RunRecord, figure: Figure) -> None:
         matrix.set_xticks(range(len(counts)), record.class_names)
         if max(map(len, record.class_names)) > 3:
             matrix.tick_params(axis="x", rotation=45)
-            for text in matrix.get_xticklabels():
-                text.set(ha="right", rotation_mode="anchor")
+            for label in matrix.get_xticklabels():
+                label.set(ha="right", rotation_mode="anchor")
         for (i, j), value in np.ndenumerate(share):
             if value > 0:
                 colour = "white" if value > 35 else "black"
@@ -331,23 +338,28 @@ def confusion_matrix(record: RunRecord, figure: Figure) -> None:
     "Trajectories",
     "The states of chosen images from s = 0 to s = 1. Left, how far they move; right, the same paths in "
     "the plane of their two main directions (PCA), from the ring to the dot. Each true class has its colour.",
-    lambda record: record.trajectories is not None and _finite(_flat_states(record)).any(),
+    lambda record: record.trajectories is not None and bool(_finite(_flat_states(record.trajectories)).any()),
 )
 def trajectories(record: RunRecord, figure: Figure) -> None:
     """Distance from the start over s, and the paths in the plane of their first two principal components."""
     paths = record.trajectories
-    z = _flat_states(record)
+    assert paths is not None
+    z = _flat_states(paths)
     classes = sorted(set(paths.labels.tolist()))
     images = record.images if record.images is not None and len(record.images) == len(z) else None
     figure.set_size_inches(12, 5 if images is None else 6.6)
-    top, bottom = (figure, None) if images is None else figure.subfigures(2, 1, height_ratios=(4, 1.25))
+    top: Figure | SubFigure = figure
+    if images is not None:
+        parts = figure.subfigures(2, 1, height_ratios=(4, 1.25))
+        assert isinstance(parts, np.ndarray)
+        top, bottom = parts
     moved, plane = top.subplots(1, 2)
     plane_paths, explained = _principal_plane(z)
     for label, path, projected in zip(paths.labels.tolist(), z, plane_paths, strict=True):
         place = classes.index(label)
-        look = {
+        look: dict[str, Any] = {
             "color": PALETTE[place % 7],
-            "linestyle": _DASHES[place // 7 % 4],
+            "linestyle": DASHES[place // 7 % 4],
             "linewidth": 1.8,
             "alpha": 0.9,
         }
@@ -360,7 +372,7 @@ def trajectories(record: RunRecord, figure: Figure) -> None:
             [],
             [],
             color=PALETTE[place % 7],
-            linestyle=_DASHES[place // 7 % 4],
+            linestyle=DASHES[place // 7 % 4],
             label=record.class_names[label],
         )
     if len(classes) > 14:
@@ -379,12 +391,12 @@ def trajectories(record: RunRecord, figure: Figure) -> None:
             place = classes.index(int(paths.labels[number]))
             axes.set_title(record.class_names[int(paths.labels[number])], size=10)
             for spine in axes.spines.values():
-                spine.set(visible=True, color=PALETTE[place % 7], linewidth=3, linestyle=_DASHES[place // 7 % 4])
+                spine.set(visible=True, color=PALETTE[place % 7], linewidth=3, linestyle=DASHES[place // 7 % 4])
 
 
-def _flat_states(record: RunRecord) -> np.ndarray:
+def _flat_states(paths: Trajectories) -> np.ndarray:
     """The states as vectors, (n, T, D), float64."""
-    z = record.trajectories.z
+    z = paths.z
     return z.reshape(*z.shape[:2], math.prod(z.shape[2:])).astype(np.float64)
 
 

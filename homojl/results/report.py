@@ -159,7 +159,7 @@ def _classes(record: RunRecord, answers: Evaluation) -> list[str]:
     counts = confusion_counts(answers, len(record.class_names))
     totals, right = counts.sum(axis=1), np.diag(counts)
     names = [escape_markdown(name) for name in record.class_names]
-    shown, heading = range(len(names)), "## Accuracy of each class\n"
+    shown, heading = list(range(len(names))), "## Accuracy of each class\n"
     if len(names) > _ALL_CLASSES:
         present = [k for k in shown if totals[k]]
         shown = sorted(present, key=lambda k: right[k] / totals[k])[:_WORST]

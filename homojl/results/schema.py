@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import h5py
 import numpy as np
@@ -20,6 +20,7 @@ from homojl.files import replace_file
 
 _BLOCK = 512  # bytes of HDF5's user block, which holds one line: the SHA-256 of all that follows
 _COMPRESSED_FROM = 1 << 16  # bytes; below, compression saves less than it costs to read
+_MAX_BYTES, _MAX_RATIO = 1 << 26, 1032  # of a dataset that is read, and over its compressed size where it has more
 
 T = TypeVar("T")
 
@@ -134,13 +135,14 @@ class Schema:
             why = " ".join(str(error).split())[:200] or type(error).__name__
             raise DataError(f"{path}: not in the form of {self.name} {self.version}: {why}") from error
 
-    def datasets(self, file: h5py.File) -> dict[str, np.ndarray | str]:
+    def datasets(self, file: h5py.File) -> dict[str, Any]:
         """Every dataset of an open file that is there; a text as `str`, several as an array of them."""
         found = {}
         for name, entry in self.entries.items():
-            if name not in file:
+            if not _has(file, name):
                 continue
             dataset = file[name]
+            _check_dataset(dataset, name)
             if entry.dtype == "text":
                 found[name] = dataset.asstr()[()]
                 continue
@@ -188,7 +190,7 @@ class Schema:
     def _write_dataset(self, file: h5py.File, name: str, array: np.ndarray) -> None:
         """One dataset with its unit, its description and the names of its dimensions; compressed if it is big."""
         entry = self.entries[name]
-        options = {}
+        options: dict[str, Any] = {}
         if array.dtype.kind == "S":
             array = array.astype(h5py.string_dtype("utf-8", array.dtype.itemsize))
         elif array.nbytes >= _COMPRESSED_FROM:
@@ -209,7 +211,7 @@ class Schema:
             if other != name and label in entry.dims and other in file:
                 file[other].dims[entry.dims.index(label)].attach_scale(scale)
 
-    def _array(self, name: str, part: object, sizes: dict[str, int]) -> np.ndarray:
+    def _array(self, name: str, part: Any, sizes: dict[str, int]) -> np.ndarray:
         """One part of a record in the schema's type, held against `sizes`, the dimensions seen so far."""
         entry = self.entries[name]
         try:
@@ -233,6 +235,34 @@ class Schema:
             if not dim.startswith("*") and sizes.setdefault(dim, size) != size:
                 raise ConfigError(f"{name} has shape {array.shape}, but elsewhere {dim} has size {sizes[dim]}")
         return array
+
+
+def _has(file: h5py.File, name: str) -> bool:
+    """Whether there is something of that name in the file itself: a link could lead to any other file."""
+    place = ""
+    for part in name.strip("/").split("/"):
+        place += f"/{part}"
+        link = file.get(place, getlink=True)
+        if link is None:
+            return False
+        if not isinstance(link, h5py.HardLink):
+            raise DataError(f"{place} is a link to elsewhere")
+    return True
+
+
+def _check_dataset(dataset: h5py.Dataset, name: str) -> None:
+    """Refuse a dataset whose data are not in the file, or that would take far more memory than the file."""
+    if not isinstance(dataset, h5py.Dataset):
+        raise DataError(f"{name} is no dataset")
+    creation = dataset.id.get_create_plist()
+    filters = {creation.get_filter(i)[0] for i in range(creation.get_nfilters())}
+    if dataset.external or dataset.is_virtual or not filters <= {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}:
+        raise DataError(f"{name} is stored in another way than homojl stores it")
+    text = h5py.check_string_dtype(dataset.dtype)
+    if text is not None and text.length is None:
+        raise DataError(f"{name} has texts of any length, expected of one")
+    if dataset.nbytes > max(_MAX_BYTES, _MAX_RATIO * dataset.id.get_storage_size()):
+        raise DataError(f"{name} has {dataset.nbytes} bytes, of which {dataset.id.get_storage_size()} are in the file")
 
 
 def _dims(entry: Entry, ndim: int) -> tuple[str, ...]:

@@ -6,10 +6,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import h5py
-import numpy as np
 
 from homojl.results.plots import PALETTE, VERMILLION, log_axis, new_figure, style, write_figures
 from homojl.results.schema import Entry, Schema
@@ -37,7 +36,7 @@ class Trial:
         message: why there are no numbers; empty if there are.
     """
 
-    settings: Mapping[str, object]
+    settings: Mapping[str, Any]
     algorithm: str
     accuracy: float = NAN
     agreement: float = NAN
@@ -156,14 +155,14 @@ def write_tuning(path: str | Path, tuning: Tuning) -> None:
     SCHEMA.write(path, arrays, {"/": root})
 
 
-def read_tuning(path: str | Path) -> tuple[dict[str, np.ndarray | str], dict[str, object]]:
+def read_tuning(path: str | Path) -> tuple[dict[str, Any], dict[str, object]]:
     """The datasets by name and the attributes of the root of what `write_tuning` wrote.
 
     Raises:
         DataError: no such file, not a whole file of this schema, or one of a later version.
     """
 
-    def build(file: h5py.File) -> tuple[dict[str, np.ndarray | str], dict[str, object]]:
+    def build(file: h5py.File) -> tuple[dict[str, Any], dict[str, object]]:
         return SCHEMA.datasets(file), {key: file.attrs[key] for key in SCHEMA.attributes["/"]}
 
     return SCHEMA.read(path, build)
@@ -190,7 +189,11 @@ def _figure_of(tuning: Tuning) -> Figure:
         tried = [t for t in (tuning.reference, *tuning.trials) if not t.message]
         for place, name in enumerate(dict.fromkeys(t.algorithm for t in tried)):
             trials = sorted((t for t in tried if t.algorithm == name), key=lambda t: t.evaluations)
-            look = {"color": PALETTE[place % len(PALETTE)], "marker": _MARKERS[place % len(_MARKERS)], "label": name}
+            look: dict[str, Any] = {
+                "color": PALETTE[place % len(PALETTE)],
+                "marker": _MARKERS[place % len(_MARKERS)],
+                "label": name,
+            }
             x = [t.evaluations for t in trials]
             accuracy.plot(x, [100 * t.accuracy for t in trials], **look)
             error.plot(x, [t.logit_error or NAN for t in trials], **look)

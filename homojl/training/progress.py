@@ -57,7 +57,7 @@ class TerminalProgress(LineProgress):
 
     def __init__(self) -> None:
         super().__init__()
-        self._bar = None
+        self._bar: Any = None  # tqdm's, from the first epoch on
 
     def start_epoch(self, epoch: int, config: TrainConfig, batches: int, done: int) -> None:
         from tqdm import tqdm

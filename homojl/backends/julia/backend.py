@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from types import SimpleNamespace as Job
 from typing import Any, ClassVar
@@ -18,6 +18,7 @@ from homojl.algorithms import (
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
     Broyden,
+    ErrorNorm,
     NewtonKrylov,
     PseudoTransient,
     TrustRegion,
@@ -26,7 +27,6 @@ from homojl.algorithms.control import PIController
 from homojl.backends.base import (
     AbstractBackend,
     AbstractRightHandSideJVP,
-    ErrorNorm,
     EventCondition,
     FixedPoint,
     Integration,
@@ -58,7 +58,11 @@ class JuliaBackend(AbstractBackend):
     def __init__(self) -> None:
         self._julia = runtime.start()
 
-    def supports(self, algorithm, device: torch.device) -> bool:
+    def supports(
+        self,
+        algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
+        device: torch.device,
+    ) -> bool:
         if isinstance(algorithm, PYTORCH_ONLY) or isinstance(getattr(algorithm, "predictor", None), PYTORCH_ONLY):
             return False
         if isinstance(algorithm, AbstractODEAlgorithm) and _beyond_julia(algorithm):
@@ -69,7 +73,7 @@ class JuliaBackend(AbstractBackend):
         with runtime.calling(self._julia):
             return bool(self._julia.homojl.has_device())
 
-    def _run(self, solve: str, job: Job) -> tuple:
+    def _run(self, solve: str, job: Job) -> tuple[Any, ...]:
         try:
             with runtime.calling(self._julia):
                 return self._julia.solves[solve](job)
@@ -198,7 +202,7 @@ class JuliaBackend(AbstractBackend):
         )
 
 
-def _native_or_callback(function, form: StateForm, *, timed: bool) -> BoundJuliaField | Callback:
+def _native_or_callback(function: Callable[..., Tensor], form: StateForm, *, timed: bool) -> BoundJuliaField | Callback:
     if isinstance(function, BoundJuliaField):
         return function.for_state(torch.empty(form.shape, device="meta"))
     return Callback(function, form, timed=timed)
@@ -223,7 +227,7 @@ def _room_for_saves(form: StateForm, y0: Tensor, count: int) -> tuple[Tensor, Se
     return block[form.n :], StackedStates(states)
 
 
-def _keeper(form: StateForm, states: list[Tensor]):
+def _keeper(form: StateForm, states: list[Tensor]) -> Callable[[], int]:
     """A function for Julia that makes room for one more state in the list and returns its address."""
 
     def keep() -> int:
@@ -252,7 +256,7 @@ def _beyond_julia(algorithm: AbstractODEAlgorithm) -> str:
 
 
 @functools.lru_cache(maxsize=256)
-def _algorithm(algorithm) -> Any:
+def _algorithm(algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm) -> Any:
     """The HomoJL algorithm of the same name and options."""
     julia = runtime.start()
     with runtime.calling(julia):
@@ -264,7 +268,7 @@ def _algorithm(algorithm) -> Any:
         return julia.bridge.algorithm_of(Job(name=name, options=tuple(options.items())))
 
 
-def _option(julia, algorithm, value: object) -> object:
+def _option(julia: Any, algorithm: Any, value: object) -> object:
     if isinstance(value, PIController):
         # The exponents depend on the order where they are left to it, and make a PredictiveController.
         beta1, beta2, beta3 = value.exponents(algorithm.order)

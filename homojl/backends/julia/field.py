@@ -52,7 +52,7 @@ class JuliaField:
     def __repr__(self) -> str:
         return f"JuliaField({self.source!r})"
 
-    def __reduce__(self):
+    def __reduce__(self) -> tuple[type[JuliaField], tuple[str]]:
         return JuliaField, (self.source,)
 
     def bind(self, args: tuple[Any, ...]) -> BoundJuliaField:
@@ -109,7 +109,7 @@ class _Evaluate(torch.autograd.Function):
     """One evaluation of a JuliaField, and its vector-Jacobian product."""
 
     @staticmethod
-    def forward(ctx, field: JuliaField, t: float | None, state: Tensor, *args: Tensor) -> Tensor:
+    def forward(ctx: Any, field: JuliaField, t: float | None, state: Tensor, *args: Tensor) -> Tensor:
         julia = runtime.start()
         bound = field.bind(args).for_state(state)
         out = torch.empty(state.numel(), dtype=state.dtype)
@@ -121,7 +121,7 @@ class _Evaluate(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx, cotangent: Tensor):
+    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
         julia = runtime.start()
         state, *args = ctx.saved_tensors
         bound = ctx.field.bind(tuple(args)).for_state(state)

@@ -16,7 +16,6 @@ import socket
 import subprocess
 import sys
 import threading
-import tomllib
 import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -24,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from homojl.errors import BackendUnavailable, ConfigError, JuliaCodeError
+from homojl.parsing import parse_toml, read_text
 
 INSTALL = "run `homojl julia install`"
 MEANWHILE = "backend='pytorch' solves without Julia"
@@ -127,10 +127,10 @@ def _described(executable: str, project: str, version: str) -> Environment:
     if manifest is None:
         return Environment(executable, version, project, problem=f"{project} has no Manifest.toml; {INSTALL}")
     try:
-        entries = tomllib.loads(manifest.read_text()).get("deps", {})
-    except (OSError, tomllib.TOMLDecodeError) as error:
+        entries = parse_toml(read_text(manifest)).get("deps", {})
+        packages = {name: str(entries[name][0].get("version", "")) for name in PACKAGES if name in entries}
+    except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         return Environment(executable, version, project, problem=f"{manifest} cannot be read: {_one_line(error)}")
-    packages = {name: entries[name][0].get("version", "") for name in PACKAGES if name in entries}
     absent = [name for name in ("HomoJL", "PythonCall") if name not in packages]
     problem = f"the environment {project} lacks {' and '.join(absent)}; {INSTALL}" if absent else ""
     return Environment(executable, version, project, packages, problem)
@@ -216,7 +216,7 @@ def calling(julia: _Running) -> Iterator[None]:
             raise translated(error, julia) from error
 
 
-def translated(error: Exception, julia: _Running) -> BaseException:
+def translated(error: Any, julia: _Running) -> BaseException:
     """A `juliacall.JuliaError` in Python's terms."""
     kind, message = julia.bridge.describe(error.exception)
     message = " ".join(message.split())
@@ -236,7 +236,7 @@ def _visiting(julia: _Running) -> Iterator[None]:
     Julia's garbage collector stops every thread that it knows of. The thread that started Julia may be waiting in
     PyTorch's autograd engine for this one, and would never stop: so nothing is collected while a visitor is here.
     """
-    if threading.get_ident() == julia.owner or getattr(_thread, "visits", 0):
+    if threading.get_ident() == julia.owner or getattr(_thread, "visiting", False):
         yield
         return
     library = julia.library
@@ -244,11 +244,11 @@ def _visiting(julia: _Running) -> Iterator[None]:
         library.jl_adopt_thread()
         julia.internals.jl_gc_safe_enter()  # between visits it is no obstacle to a collection
     library.jl_gc_enable(0)
-    _thread.visits = 1
+    _thread.visiting = True
     try:
         yield
     finally:
-        _thread.visits = 0
+        _thread.visiting = False
         library.jl_gc_enable(1)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 
@@ -25,7 +26,7 @@ def _cases() -> dict[str, Callable[[str], Tensor]]:
     ode = ODEProblem(lambda t, y: layer(y) - y, start, (0.0, 1.0))
     equilibrium = FixedPointProblem(layer, torch.zeros_like(start))
     path = HomotopyProblem(lambda z: z - layer(z), torch.zeros_like(start), kind="newton")
-    tight = {"rtol": 1e-10, "atol": 1e-10}
+    tight: dict[str, Any] = {"rtol": 1e-10, "atol": 1e-10}
     reference = {"pytorch": Dopri5(**tight), "julia": Rodas5P(**tight)}
     return {
         "an explicit ODE solve": lambda backend: solve(ode, Dopri5(**tight), backend=backend).value,

@@ -86,9 +86,10 @@ class Callback:
 
     def __init__(self, function: Callable[..., Tensor], form: StateForm, *, n_inputs: int = 1, timed: bool) -> None:
         self.function, self.form = function, form
-        self.time = torch.zeros(1, dtype=form.dtype, device=form.device) if timed else None
+        time = torch.zeros(1, dtype=form.dtype, device=form.device)
+        self.time = time if timed else None
         self.inputs = [torch.zeros(form.n, dtype=form.dtype, device=form.device) for _ in range(n_inputs)]
-        self._time_argument = (self.time.reshape(()),) if timed else ()
+        self._time_argument = (time.reshape(()),) if timed else ()
         self._arguments = (*self._time_argument, *(form.state(flat) for flat in self.inputs))
         self._result: Tensor | None = None
 

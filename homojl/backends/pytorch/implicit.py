@@ -72,10 +72,7 @@ class ImplicitScheme(AbstractScheme):
                 ks.append(rhs(time_like(t, y), y) if k_first is None else k_first)
                 states.append(y)
                 continue
-            guesses = [
-                combine(None, h * sum(a[i][block.start :]), self._guesses[i], ks) if any(self._guesses[i]) else None
-                for i in block
-            ]
+            guesses = [self._guess(i, h * sum(a[i][block.start :]), ks) for i in block]
             changes = equations.solve(weights, [t + c[i] * h for i in block], bases, guesses)
             if changes is None:
                 if equations.finite:
@@ -87,6 +84,11 @@ class ImplicitScheme(AbstractScheme):
         if self.tableau.b_error is not None:
             ks.error = self._estimate(equations, h, ks)
         return y_next, ks
+
+    def _guess(self, stage: int, h: float, ks: ImplicitStages) -> Tensor | None:
+        """The stage's change after h, as the stages that have been solved for suggest; None: they suggest nothing."""
+        weights = self._guesses[stage][: len(ks)]
+        return combine(None, h, weights, ks) if any(weights) else None
 
     @torch.no_grad()
     def _estimate(self, equations: StageEquations, h: float, ks: ImplicitStages) -> Tensor:

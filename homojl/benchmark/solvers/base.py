@@ -63,7 +63,7 @@ class AbstractSolver(abc.ABC):
         package: the distribution on PyPI.
     """
 
-    name: ClassVar[str]
+    name: str
     package: ClassVar[str]
 
     def missing(self) -> str | None:

@@ -4,13 +4,22 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
 import homojl as hj
-from homojl.algorithms import FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS, AbstractFixedStep
+from homojl.adjoints import AbstractODEAdjoint
+from homojl.algorithms import (
+    FIXED_POINT_ALGORITHMS,
+    ODE_ALGORITHMS,
+    AbstractFixedPointAlgorithm,
+    AbstractFixedStep,
+    AbstractODEAlgorithm,
+)
 from homojl.backends import get_backend
 from homojl.backends.julia import runtime
+from homojl.benchmark.problems import LayerField
 from homojl.benchmark.solvers.base import MAX_STEPS, AbstractSolver, Case, MakeSolve, Outcome, Solve
 
 ADJOINTS = {
@@ -39,12 +48,14 @@ class HomoJL(AbstractSolver):
 
     def variants(self, case: Case) -> Mapping[str, MakeSolve]:
         known = FIXED_POINT_ALGORITHMS if case.problem.equilibrium else ODE_ALGORITHMS
-        kind = known.get(case.method)
+        kind: type[Any] | None = known.get(case.method)  # constructed with the options of its own kind
         if kind is None:
             return {}
+        algorithm: Any
         if case.problem.equilibrium:
             algorithm = kind(rtol=case.tolerance, atol=1e-12, max_steps=100)
         elif issubclass(kind, AbstractFixedStep):
+            assert case.steps is not None, case
             algorithm = kind(step_size=float(case.problem.ts[-1] - case.problem.ts[0]) / case.steps)
         else:
             algorithm = kind(rtol=case.tolerance, atol=case.tolerance, max_steps=MAX_STEPS)
@@ -59,7 +70,7 @@ class HomoJL(AbstractSolver):
             del adjoints["30 states"]
         return {name: functools.partial(self._backward, case, algorithm, a) for name, a in adjoints.items()}
 
-    def _forward(self, case: Case, algorithm: hj.ode_algorithm) -> Solve:
+    def _forward(self, case: Case, algorithm: AbstractODEAlgorithm) -> Solve:
         field = self._field(case)
         y0, ts = torch.from_numpy(case.problem.y0), torch.from_numpy(case.problem.ts)
 
@@ -71,7 +82,7 @@ class HomoJL(AbstractSolver):
 
         return solve
 
-    def _backward(self, case: Case, algorithm, adjoint) -> Solve:
+    def _backward(self, case: Case, algorithm: AbstractODEAlgorithm, adjoint: AbstractODEAdjoint) -> Solve:
         field = self._field(case)
         y0 = torch.from_numpy(case.problem.y0).clone().requires_grad_()
         ts, weights = torch.from_numpy(case.problem.ts), torch.from_numpy(case.problem.cotangent)
@@ -85,13 +96,15 @@ class HomoJL(AbstractSolver):
 
         return solve
 
-    def _equilibrium(self, case: Case, algorithm) -> Solve:
+    def _equilibrium(self, case: Case, algorithm: AbstractFixedPointAlgorithm) -> Solve:
         field = case.problem.torch_field(case.problem.batch)
+        assert isinstance(field, LayerField), case.problem
         z0, weights = torch.from_numpy(case.problem.y0), torch.from_numpy(case.problem.cotangent)
         inner = tuple(field.field.parameters())
 
         def f(z: torch.Tensor, x: torch.Tensor) -> torch.Tensor:
-            return field.field(None, z, x)
+            image: torch.Tensor = field.field(None, z, x)
+            return image
 
         def solve() -> Outcome:
             with torch.set_grad_enabled(case.gradient):
@@ -105,7 +118,7 @@ class HomoJL(AbstractSolver):
 
         return solve
 
-    def _field(self, case: Case) -> Callable:
+    def _field(self, case: Case) -> Callable[..., torch.Tensor]:
         if self._backend == "julia" and case.problem.julia is not None:
             return hj.JuliaField(case.problem.julia)
         return case.problem.torch_field(case.problem.batch)

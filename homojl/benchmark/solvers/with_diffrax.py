@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 
@@ -50,7 +51,7 @@ class Diffrax(AbstractSolver):
             control, most = diffrax.ConstantStepSize(), case.steps + 1  # the last may be a remainder of rounding
             dt0 = (ts[-1] - ts[0]) / case.steps
 
-        def integrate(y0, parameters):
+        def integrate(y0: Any, parameters: Any) -> tuple[Any, Any]:
             solution = diffrax.diffeqsolve(
                 diffrax.ODETerm(field),
                 getattr(diffrax, method)(),
@@ -65,11 +66,13 @@ class Diffrax(AbstractSolver):
             )
             return solution.ys, solution.stats["num_steps"]
 
-        def loss(inputs):
+        def loss(inputs: tuple[Any, Any]) -> tuple[Any, tuple[Any, Any]]:
             ys, steps = integrate(*inputs)
             return (ys[-1] * weights).sum(), (ys, steps)
 
         y0 = jnp.asarray(problem.y0)
+        work: Any
+        given: tuple[Any, ...]
         if case.gradient:
             work, given = jax.value_and_grad(loss, has_aux=True), ((y0, parameters),)
         else:

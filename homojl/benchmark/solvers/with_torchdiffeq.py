@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 
@@ -39,7 +40,7 @@ class TorchDiffEq(AbstractSolver):
         y0, ts = torch.from_numpy(case.problem.y0).clone(), torch.from_numpy(case.problem.ts)
         weights = torch.from_numpy(case.problem.cotangent)
         method, per_step = _METHODS[case.method]
-        options = {"method": method}
+        options: dict[str, Any] = {"method": method}
         if case.steps is None:
             options.update(rtol=case.tolerance, atol=case.tolerance)
         else:
