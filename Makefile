@@ -1,6 +1,7 @@
 # make demo: sets up .venv, trains HomoODE on real images, evaluates, exports, plots
 # make test: sets up .venv, runs every test (those of the Julia backend where Julia is installed)
 # make julia-test: HomoJL's own tests; JULIA names the program, JULIA_ENV an environment that has HomoJL
+# make lint: ruff and mypy; make coverage: make test with a table of the lines that ran; make docs: the site, in site/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 JULIA  ?= julia
 JULIA_ENV ?= julia
@@ -9,7 +10,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
 
-.PHONY: setup demo test julia-test lint lock clean
+.PHONY: setup demo test julia-test lint coverage docs lock clean
 
 setup: $(VENV)/.ready
 
@@ -38,12 +39,30 @@ julia-test:
 	$(JULIA) --project=$(JULIA_ENV) -e 'using Pkg; Pkg.test("HomoJL"; julia_args = ["--check-bounds=auto"])'
 
 lint: setup
-	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
+
+# Processes that the tests start are measured too; those that they kill leave nothing to measure.
+coverage: setup
+	$(BIN)/coverage erase
+	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report
+	$(BIN)/coverage json --quiet -o .coverage.json
+	$(BIN)/python tools/coverage_bars.py .coverage.json
+
+docs: $(VENV)/.ready-docs
+	$(BIN)/mkdocs build --strict
+
+$(VENV)/.ready-docs: $(VENV)/.ready requirements-docs.lock
+	$(PIP) install --quiet --requirement requirements-docs.lock
+	@touch $@
 
 # Rewrites the pins from what pyproject.toml allows today.
 lock: setup
-	$(PIP) install --upgrade --upgrade-strategy eager '$(TORCH)' --editable '.[test]' ruff
+	$(PIP) install --upgrade --upgrade-strategy eager '$(TORCH)' --editable '.[test,lint]'
 	$(PIP) freeze --exclude-editable > requirements.lock
+	$(PIP) install --upgrade --upgrade-strategy eager --editable '.[docs]'
+	$(PIP) freeze --exclude-editable | grep --invert-match --line-regexp --file requirements.lock > requirements-docs.lock
 
 clean:
-	rm -rf $(VENV) build dist runs/demo
+	rm -rf $(VENV) build dist site runs/demo
