@@ -28,6 +28,7 @@ from homojl.algorithms import (
 from homojl.backends import AbstractBackend, TorchBackend, announce, get_backend
 from homojl.dense import DenseOutput
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
+from homojl.precision import in_precision
 from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, StackedStates, Stats, Status
 from homojl.splitting import Lowered, lower
@@ -47,6 +48,7 @@ def solve(
     adjoint: AbstractODEAdjoint | None = None,
     backend: str | AbstractBackend = "auto",
     batch: str = "joint",
+    precision: str = "full",
     dense: bool = False,
     throw: bool = True,
 ) -> Solution: ...
@@ -59,6 +61,7 @@ def solve(
     *,
     adjoint: AbstractFixedPointAdjoint | None = None,
     backend: str | AbstractBackend = "auto",
+    precision: str = "full",
     throw: bool = True,
 ) -> EquilibriumSolution: ...
 
@@ -81,6 +84,7 @@ def solve(
     adjoint: Adjoint | None = None,
     backend: str | AbstractBackend = "auto",
     batch: str = "joint",
+    precision: str = "full",
     dense: bool = False,
     throw: bool = True,
 ) -> Solution | EquilibriumSolution | PathSolution: ...
@@ -93,6 +97,7 @@ def solve(
     adjoint: Adjoint | None = None,
     backend: str | AbstractBackend = "auto",
     batch: str = "joint",
+    precision: str = "full",
     dense: bool = False,
     throw: bool = True,
 ) -> Solution | EquilibriumSolution | PathSolution:
@@ -111,6 +116,11 @@ def solve(
             cost no more evaluations. The field then receives the rows still at work, their times as (rows, 1, ..., 1),
             and of those args that have as many rows as y0 the same ones; no sample may depend on another. Adaptive
             explicit methods on the PyTorch backend, with `DirectAdjoint` or `CheckpointAdjoint`.
+        precision: "full": the function as it is, under a `torch.autocast` that encloses the solve; "bfloat16" or
+            "float16": its operations under an autocast of its own, in the backward pass too. The state, which must be
+            float32, its steps and their control stay in float32. A tolerance that such evaluations do not hold is
+            warned of. Gradients in float16 want the loss scaled, as by `torch.amp.GradScaler`. Not for paths, splitting
+            methods and fields held in Julia.
         dense: for an ODE solved jointly: keep the states at which the steps start, so that `solution.at` gives the
             state at any time.
         throw: raise when the solve does not reach its end; otherwise the solution's status says so, and that of each
@@ -126,14 +136,15 @@ def solve(
     """
     _check_choices(problem, batch, dense)
     solution: Solution | EquilibriumSolution | PathSolution
-    if isinstance(problem, FixedPointProblem):
-        solution = _solve_fixed_point(problem, algorithm, adjoint, backend)
-    elif isinstance(problem, HomotopyProblem):
-        solution = _solve_path(problem, algorithm, adjoint, backend)
-    elif batch == "joint":
-        solution = _solve_ode(problem, algorithm, adjoint, backend, dense=dense)
-    else:
-        solution = _solve_samples(problem, algorithm, adjoint, backend)
+    with in_precision(problem, algorithm, precision) as stated:
+        if isinstance(stated, FixedPointProblem):
+            solution = _solve_fixed_point(stated, algorithm, adjoint, backend)
+        elif isinstance(stated, HomotopyProblem):
+            solution = _solve_path(stated, algorithm, adjoint, backend)
+        elif batch == "joint":
+            solution = _solve_ode(stated, algorithm, adjoint, backend, dense=dense)
+        else:
+            solution = _solve_samples(stated, algorithm, adjoint, backend)
     if throw and not solution.status.ok:
         raise SolveError(solution.message, solution)
     return solution

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import os
+import shutil
 from importlib.util import find_spec
 
 import pytest
@@ -14,6 +15,7 @@ from homojl.algorithms import PYTORCH_ONLY
 AVAILABLE = {"cuda": torch.cuda.is_available}
 for peer in ("torchdiffeq", "torchode", "diffrax", "torchdeq"):  # of the extra `bench`
     AVAILABLE[peer] = functools.partial(lambda name: find_spec(name) is not None, peer)
+AVAILABLE["compiler"] = lambda: any(map(shutil.which, ("c++", "g++", "clang++")))  # of C++, which torch.compile needs
 
 
 def pytest_configure(config):
