@@ -7,16 +7,15 @@ import errno
 import os
 import platform
 import re
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
 from homojl.errors import BusyError, DataError
 
-try:
+if sys.platform != "win32":
     import fcntl
-except ImportError:  # not POSIX: folders are not locked there
-    fcntl = None
 
 LOCK = "lock"
 """Name of the file in a folder that holds who is at work there."""
@@ -58,6 +57,18 @@ def remove_leftovers(folder: Path) -> None:
             path.unlink(missing_ok=True)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and those it lies in, where they do not exist.
+
+    Raises:
+        DataError: it cannot be made.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot make the folder {path}: {error.strerror}") from error
+
+
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Be the only process at work in a folder.
@@ -70,7 +81,7 @@ def locked(folder: Path) -> Iterator[None]:
         BusyError: another process has the lock.
         DataError: the file cannot be written.
     """
-    if fcntl is None:
+    if sys.platform == "win32":
         yield
         return
     path = Path(folder) / LOCK

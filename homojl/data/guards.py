@@ -117,11 +117,11 @@ def read_exactly(stream: Stream, size: int) -> np.ndarray:
         RefusedError: there are fewer.
     """
     data = np.empty(size, dtype=np.uint8)
-    view, filled = memoryview(data), 0
+    filled = 0
     while filled < size:
         part = stream.read(min(size - filled, 2**20))
         if not part:
             raise RefusedError(f"truncated: {size} bytes of data are promised, {filled} are there")
-        view[filled : filled + len(part)] = part
+        data[filled : filled + len(part)] = np.frombuffer(part, dtype=np.uint8)
         filled += len(part)
     return data

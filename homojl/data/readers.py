@@ -274,7 +274,10 @@ def _npy_head(archive: zipfile.ZipFile, key: str, on_disk: int) -> _NpyHead:
         if version not in ((1, 0), (2, 0)):
             raise RefusedError(f"{key} is in .npy format {version}; expected (1, 0) or (2, 0)")
         read_header = getattr(np.lib.format, f"read_array_header_{version[0]}_0")
-        shape, fortran, dtype = read_header(bounded)
+        try:
+            shape, fortran, dtype = read_header(bounded)
+        except (MemoryError, RecursionError):  # what Python's own parser says of brackets in brackets
+            raise RefusedError(f"damaged: the header of {key} is nested too deeply") from None
     head = _NpyHead(info, bounded.count, shape, "F" if fortran else "C", dtype)
     if key.startswith("x"):
         if dtype != np.uint8:

@@ -5,7 +5,9 @@ The loop writes these names, HDF5 and the report describe them, plots label axes
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
@@ -81,6 +83,26 @@ METRICS: dict[str, Metric] = {
     "optimizer_seconds": _phase("updates of parameters and initial point, with the counting of right answers"),
     "validation_seconds": _phase("validation"),
 }
+
+
+def metrics_row(values: Any) -> dict[str, float]:
+    """A line of metrics as it was read from a file: every name of `METRICS`, NaN where there is no number.
+
+    Raises:
+        ValueError: it is none.
+    """
+    if not isinstance(values, dict):
+        raise ValueError("it is no table of metrics")
+    required = {name for name, metric in METRICS.items() if not metric.optional}
+    if not required <= values.keys() <= METRICS.keys():
+        raise ValueError("it has other names than the metrics'")
+    row = {name: math.nan if values.get(name) is None else values[name] for name in METRICS}
+    for name, value in row.items():
+        if type(value) not in (int, float):
+            raise ValueError(f"{name} is {value!r}, expected a number")
+    if not (row["epoch"] >= 0 and row["step"] >= 0 and row["images_per_second"] > 0):
+        raise ValueError("epoch, step and images_per_second must be positive")
+    return row
 
 
 @dataclass(frozen=True, eq=False)

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from safetensors.torch import save
 
 from homojl.errors import CheckpointError
 from homojl.files import atomic_write
+from homojl.parsing import parse_json
 
 SCHEMA = 1
 
@@ -50,7 +52,7 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-    except (SafetensorError, OSError, ValueError) as error:
+    except Exception as error:  # safetensors and torch answer arbitrary bytes with errors of many classes
         raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from None
     if "schema" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file but not a checkpoint of homojl")
@@ -61,7 +63,13 @@ def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]
     text = metadata.get("header", "")
     if metadata.get("digest") != _digest(tensors, text):
         raise CheckpointError(f"{path} is damaged: its contents do not match their checksum")
-    return tensors, json.loads(text)
+    try:
+        header = parse_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: its header is not JSON: {error}") from None
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{path} is damaged: its header is not a table")
+    return tensors, header
 
 
 def _digest(tensors: dict[str, torch.Tensor], header: str) -> str:
@@ -83,15 +91,40 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str
     }
 
 
+_STATES: dict[type, set[str]] = {
+    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
+    torch.optim.SGD: {"momentum_buffer"},
+}
+"""What an optimiser keeps for a parameter that it has moved."""
+
+
 def load_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, torch.Tensor]) -> None:
-    """Put back what `optimizer_tensors` gave, in the memory format of the parameters."""
+    """Put back what `optimizer_tensors` gave, in the memory format of the parameters.
+
+    Raises:
+        ValueError: the tensors are not those of this optimiser.
+    """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(prefix + "."):
             index, key = name[len(prefix) + 1 :].split(".", 1)
+            if not index.isdecimal() or int(index) >= len(parameters):
+                raise ValueError(f"it has {name}, but the optimiser moves {len(parameters)} parameters")
             like = parameters[int(index)]
-            if value.shape == like.shape:
+            if key == "step":
+                if value.ndim or not 0 <= value.item() < math.inf:
+                    raise ValueError(f"{name} is no number of steps")
+            elif (value.shape, value.dtype) == (like.shape, like.dtype):
                 value = torch.empty_like(like).copy_(value)
+            else:
+                raise ValueError(
+                    f"{name} is {value.dtype} {tuple(value.shape)}, the parameter {like.dtype} {tuple(like.shape)}"
+                )
             state.setdefault(int(index), {})[key] = value
+    kept = _STATES[type(optimizer)]
+    for place, values in state.items():
+        if values.keys() != kept:
+            raise ValueError(f"{prefix}.{place} has {', '.join(sorted(values))}, expected {', '.join(sorted(kept))}")
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

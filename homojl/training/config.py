@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-import math
+import sys
 import tomllib
 import types
 import typing
@@ -29,12 +29,20 @@ from homojl.algorithms import (
 from homojl.errors import ConfigError
 from homojl.models import model_class
 from homojl.names import did_you_mean
+from homojl.parsing import parse_toml, read_text
 from homojl.solving import BATCHES
 
+MAX_WHOLE = 2**31 - 1
+"""The largest whole number of a setting: it fits wherever it is used, and a seed twice into PyTorch's."""
 
-def setting(default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None) -> Any:
+_MAX_TOML = 2**20  # bytes of a file of settings; a complete one has four thousand
+
+
+def setting(
+    default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
+) -> Any:
     """A dataclass field with its one-line description, which also goes into every config.toml."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low})
+    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +78,7 @@ class SolverConfig:
     )
     max_steps: int | None = setting(None, "steps or iterations before a solve fails; absent: the model's own")
     step_size: float | None = setting(None, "step of a fixed-step method; absent: one step")
-    memory: int | None = setting(None, "iterates that anderson combines, or updates that broyden keeps")
+    memory: int | None = setting(None, "iterates that anderson combines, or updates that broyden keeps", high=1000)
     mixing: float | None = setting(None, "how much of f(z) rather than z enters anderson")
     damping: float | None = setting(None, "how much of z rather than f(z) enters picard")
     alpha: float | None = setting(None, "step of forwardbackward and peacemanrachford; where tuned, the largest")
@@ -148,7 +156,9 @@ class DataConfig:
     dataset: str = setting("digits", "a name that `homojl datasets` lists, or the path of an .npz file or a folder")
     root: str | None = setting(None, "folder of downloaded datasets; absent: $HOMOJL_DATA or the user's cache")
     val_fraction: float = setting(0.1, "fraction of the training images kept for model selection", low=0)
-    pad: int = setting(0, "augmentation: zero pixels added on each side before a random crop of the old size", low=0)
+    pad: int = setting(
+        0, "augmentation: zero pixels added on each side before a random crop of the old size", low=0, high=256
+    )
     flip: bool = setting(False, "augmentation: mirror half of the images left to right")
 
 
@@ -182,11 +192,16 @@ class TrainConfig:
     seconds: float | None = setting(
         None, "training time that ends the run, whatever epochs, which then scales the schedule; absent: none", low=1e-3
     )
-    batch_size: int = setting(64, "images per training step; a last, smaller batch is left out", low=1)
+    batch_size: int = setting(
+        64, "images per training step, of all processes together; a last, smaller batch is left out", low=1
+    )
     eval_batch_size: int = setting(250, "images per forward pass when evaluating", low=1)
     seed: int = setting(0, "seed of initial weights, split, order, augmentation and dropout", low=0)
+    dtype: str = setting(
+        "float32", "numbers of weights and states, forward and backward", choices=("float32", "float64")
+    )
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: a GPU where there is one")
-    threads: int | None = setting(None, "CPU threads of PyTorch; absent: its own choice")
+    threads: int | None = setting(None, "CPU threads of PyTorch; absent: its own choice", low=1, high=1024)
     checkpoint_seconds: float = setting(60.0, "most seconds of work that a kill can cost", low=0)
 
 
@@ -255,13 +270,11 @@ def _model_options(name: str) -> dict[str, Any]:
 def _model_option(key: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
         if type(value) is int:  # one width for a model that may have several
-            return (value,)
-        if isinstance(value, list | tuple) and all(type(v) is int for v in value):
-            return tuple(value)
-        raise ConfigError(f"model.{key} must be a list of whole numbers, got {value!r}")
-    if type(value) is not type(default) and not (type(value) is int and type(default) is float):
-        raise ConfigError(f"model.{key} must be {type(default).__name__}, got {value!r}")
-    return value
+            value = (value,)
+        if not isinstance(value, list | tuple):
+            raise ConfigError(f"model.{key} must be a list of whole numbers, got {value!r}")
+        return tuple(_converted(v, int, f"model.{key}") for v in value)
+    return _converted(value, type(default), f"model.{key}")
 
 
 def _section(cls: type, name: str, content: dict[str, Any]) -> Any:
@@ -282,11 +295,13 @@ def _checked(cls: type, section: str, content: dict[str, Any]) -> dict[str, Any]
         if key not in known:
             raise ConfigError(f"unknown key {where}; {did_you_mean(key, known)}")
         value = _converted(value, hints[key], where)
-        choices, low = known[key].metadata.get("choices"), known[key].metadata.get("low")
+        choices, low, high = (known[key].metadata.get(name) for name in ("choices", "low", "high"))
         if choices and value not in choices:
             raise ConfigError(f"{where} must be one of {', '.join(choices)}, got {value!r}")
         if low is not None and value is not None and not value >= low:
             raise ConfigError(f"{where} must be at least {low:g}, got {value}")
+        if high is not None and value is not None and not value <= high:
+            raise ConfigError(f"{where} must be at most {high:g}, got {value}")
         result[key] = value
     return result
 
@@ -299,12 +314,19 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
         if isinstance(value, list | tuple):
             return tuple(_converted(v, typing.get_args(hint)[0], where) for v in value)
     elif hint is float and type(value) in (int, float):
-        if math.isfinite(value):
+        if abs(value) <= sys.float_info.max:
             return float(value)
+    elif type(value) is hint is int:
+        if abs(value) <= MAX_WHOLE:
+            return value
+        raise ConfigError(f"{where} must lie between -{MAX_WHOLE} and {MAX_WHOLE}, got {value}")
+    elif type(value) is hint is str:
+        if "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value):  # TOML and paths cannot hold those
+            return value
     elif type(value) is hint:
         return value
     expected = "a list" if typing.get_origin(hint) is tuple else {"float": "a finite number", "int": "a whole number",
-                "bool": "true or false", "str": "a string"}[hint.__name__]  # fmt: skip
+                "bool": "true or false", "str": "a string of characters"}[hint.__name__]  # fmt: skip
     raise ConfigError(f"{where} must be {expected}, got {value!r}")
 
 
@@ -315,10 +337,10 @@ def read_toml(path: Path) -> dict[str, Any]:
         ConfigError: if it cannot be read or is not TOML.
     """
     try:
-        return tomllib.loads(Path(path).read_text(encoding="utf-8"))
+        return parse_toml(read_text(path, limit=_MAX_TOML, pipe=True))
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
 
 
@@ -344,10 +366,9 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for layer in layers:
         for section, content in layer.items():
-            if isinstance(content, dict) and isinstance(merged.get(section, {}), dict):
-                merged[section] = {**merged.get(section, {}), **content}
-            else:
-                merged[section] = content
+            if not isinstance(content, dict):
+                raise ConfigError(f"[{section}] must be a section of settings, got {content!r}")
+            merged[section] = {**merged.get(section, {}), **content}
     return merged
 
 
@@ -362,8 +383,8 @@ def parse_assignment(text: str) -> dict[str, Any]:
     if not (equals and dot and section and name):
         raise ConfigError(f"--set takes section.key=value, got {text!r}")
     try:
-        parsed = tomllib.loads(f"value = {value.strip()}")["value"]
-    except tomllib.TOMLDecodeError:
+        parsed = parse_toml(f"value = {value.strip()}")["value"]
+    except ValueError:
         parsed = value.strip()
     return {section: {name: parsed}}
 

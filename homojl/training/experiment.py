@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
+import os
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from homojl.data.datasets import ImageDataset, load_dataset
-from homojl.errors import ConfigError
+from homojl.errors import ConfigError, HomoJLError
 from homojl.models import AbstractImplicitModel, create_model
 from homojl.models.blocks import InitialPoint
 from homojl.solving import choose_backend
@@ -42,6 +45,22 @@ class ModelForm:
             tuple(data.std.tolist()),
         )
 
+    @staticmethod
+    def stored(values: dict[str, Any]) -> ModelForm:
+        """From the plain values of a checkpoint's header.
+
+        Raises:
+            KeyError, TypeError, ValueError: they are none.
+        """
+        shape, names, mean, std = (tuple(values[key]) for key in ("input_shape", "class_names", "mean", "std"))
+        if len(shape) != 3 or not all(type(n) is int and 0 < n < 2**15 for n in shape):
+            raise ValueError(f"images of shape {shape}")
+        if len(names) != values["n_classes"] or not all(type(name) is str and name.isprintable() for name in names):
+            raise ValueError(f"{values['n_classes']} classes with names {names}")
+        if not len(mean) == len(std) == shape[0] or not all(math.isfinite(x) for x in mean + std) or min(std) <= 0:
+            raise ValueError(f"normalisation by {mean} and {std}")
+        return ModelForm(shape, values["n_classes"], names, mean, std)
+
 
 def resolve_device(name: str) -> torch.device:
     """The device of a name; "auto" is a GPU where there is one.
@@ -53,7 +72,7 @@ def resolve_device(name: str) -> torch.device:
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         device = torch.device(name)
-        torch.empty(0, device=device)
+        torch.empty(0, device=device).tolist()  # "meta", a device without numbers, has no list
     except (RuntimeError, AssertionError) as error:
         raise ConfigError(f"device {name!r} cannot be used here: {str(error).splitlines()[0]}") from None
     if device.type == "cuda":
@@ -62,9 +81,9 @@ def resolve_device(name: str) -> torch.device:
     return device
 
 
-def load_data(config: ExperimentConfig, *, progress: bool = True) -> ImageDataset:
+def load_data(config: ExperimentConfig, *, download: bool = True) -> ImageDataset:
     """The configured dataset."""
-    return load_dataset(config.data.dataset, root=config.data.root, progress=progress)
+    return load_dataset(config.data.dataset, root=config.data.root, download=download)
 
 
 def resolved(config: ExperimentConfig) -> ExperimentConfig:
@@ -108,7 +127,39 @@ def steps_per_epoch(data: ImageDataset, config: ExperimentConfig) -> int:
 
 
 def build_model(config: ExperimentConfig, form: ModelForm) -> AbstractImplicitModel:
-    """The configured model with initial weights that depend on `train.seed` alone; on the CPU."""
+    """The configured model with initial weights that depend on `train.seed` alone, drawn in float32; on the CPU."""
+    numbers = sum(t.numel() for t in state_form(config, form).values())
+    needed = 4 * numbers * getattr(torch, config.train.dtype).itemsize  # also gradients and what Adam keeps
+    there = _memory()
+    if needed > there:
+        raise ConfigError(
+            f"the model has {numbers:.3g} numbers, which takes {needed / 2**30:.3g} GiB to train; this machine has "
+            f"{there / 2**30:.3g} GiB of memory"
+        )
+    return _created(config, form)
+
+
+def state_form(config: ExperimentConfig, form: ModelForm) -> dict[str, Tensor]:
+    """The state of the configured model, on PyTorch's meta device: names, shapes and types, without the memory.
+
+    Raises:
+        ConfigError: there is no such model, or its sizes are beyond any tensor's.
+    """
+    try:
+        with torch.device("meta"):
+            return _created(config, form).state_dict()
+    except HomoJLError:
+        raise
+    except (RuntimeError, TypeError, ArithmeticError) as error:
+        raise ConfigError(f"the model cannot be built: {str(error).splitlines()[0]}") from error
+
+
+def _memory() -> int:
+    """Bytes of main memory."""
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+
+
+def _created(config: ExperimentConfig, form: ModelForm) -> AbstractImplicitModel:
     torch.manual_seed(config.train.seed)
     model = create_model(
         config.model.name,
@@ -120,7 +171,7 @@ def build_model(config: ExperimentConfig, form: ModelForm) -> AbstractImplicitMo
         **config.model.options,
     )
     model.batch = config.solver.batch or "joint"
-    return model
+    return model.to(getattr(torch, config.train.dtype))
 
 
 def solve_as(model: AbstractImplicitModel, solver: SolverConfig) -> None:

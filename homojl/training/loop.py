@@ -13,7 +13,7 @@ import sys
 import time
 from bisect import bisect_right
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -133,9 +133,16 @@ def train(
 
     Raises:
         ConfigError, DataError, CheckpointError: before work starts.
+        BusyError: another process trains this run.
+        CheckpointError: when what was learned cannot be written, such as on a full disk; the last checkpoint stays.
         SolveError: if the loss is no longer finite; the last checkpoint stays.
     """
-    config, progress = run.config, progress or Progress()
+    with run.locked():
+        return _train(run, data, progress or Progress(), should_stop)
+
+
+def _train(run: Run, data: ImageDataset | None, progress: Progress, should_stop: Callable[[], bool]) -> bool:
+    config = run.config
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     device = resolve_device(config.train.device)
@@ -401,6 +408,12 @@ def restore(
     try:
         load_optimizer(optimizer, "optimizer", tensors)
         stood = header["position"]
-        return Position(**{**stood, "totals": Totals(**stood["totals"])})
+        position = Position(**{**stood, "totals": Totals(**stood["totals"])})
+        for part in (position, position.totals):
+            for f in fields(part):
+                value = getattr(part, f.name)
+                if f.name != "totals" and not (type(value).__name__ in (f.type, "int") and 0 <= value < math.inf):
+                    raise ValueError(f"{f.name} is {value!r}")
+        return position
     except (KeyError, TypeError, ValueError, IndexError, RuntimeError) as error:
         raise CheckpointError(f"{path} does not fit this run: {error}") from None

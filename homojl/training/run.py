@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import platform
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from importlib import metadata
@@ -18,19 +20,20 @@ import torch
 
 import homojl
 from homojl.errors import CheckpointError, ConfigError
-from homojl.files import atomic_write
+from homojl.files import LOCK, atomic_write, file_meant, locked, remove_leftovers
 from homojl.models import AbstractImplicitModel, count_parameters
-from homojl.results.records import METRICS, Evaluation, RunRecord
+from homojl.parsing import MAX_TEXT, parse_json, read_bytes, read_text
+from homojl.results.records import METRICS, Evaluation, RunRecord, metrics_row
 from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, read_toml
-from homojl.training.experiment import ModelForm, build_model, initial_point
+from homojl.training.experiment import ModelForm, build_model, initial_point, state_form
 
 # The last line of a run's config.toml: what is left of a damaged one can still be valid TOML.
 _CONFIG_END = "\n# end of the configuration\n"
 
 _CONTENTS = {
     *("config.toml", "environment.json", "metrics.jsonl", "checkpoints"),
-    *("results.h5", "report.md", "report.html", "figures", "tune.h5", "tensorboard"),
+    *("results.h5", "report.md", "report.html", "figures", "tune.h5", "tensorboard", LOCK),
 }
 
 
@@ -42,7 +45,7 @@ class Run:
     environment.json     versions, device, commit    checkpoints/    last.safetensors, best.safetensors
     results.h5           see docs/hdf5.md            report.md       figures/
     report.html          of `homojl report`          tune.h5         of `homojl tune`
-    tensorboard/         of `homojl train --tensorboard`
+    tensorboard/         of `homojl train --tensorboard`      lock   while it is trained: by which process
     ```
     """
 
@@ -65,9 +68,9 @@ class Run:
                     f"{run.path} is not empty; continue it with `homojl train --resume {run.path}`, replace it "
                     "with --overwrite, or choose another --out"
                 )
-            if not run.path.is_dir() or not {p.name for p in run.path.iterdir()} <= _CONTENTS:
+            if not run.path.is_dir() or not {file_meant(p) for p in run.path.iterdir()} <= _CONTENTS:
                 raise ConfigError(f"{run.path} holds more than a run's files, so --overwrite leaves it alone")
-            shutil.rmtree(run.path)
+            run._clear()
         try:
             (run.path / "checkpoints").mkdir(parents=True)
             for name, text in (
@@ -93,6 +96,27 @@ class Run:
             raise CheckpointError(f"{run.path} is not a run: it has no config.toml")
         return run
 
+    def _clear(self) -> None:
+        with locked(self.path):
+            for path in self.path.iterdir():
+                if path.is_dir() and not path.is_symlink():
+                    shutil.rmtree(path)
+                elif path.name != LOCK:
+                    path.unlink()
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[None]:
+        """Be the only process that trains this run, and clear away what a killed one left half-written.
+
+        Raises:
+            BusyError: another process trains it.
+            DataError: the folder cannot be written to.
+        """
+        with locked(self.path):
+            remove_leftovers(self.path)
+            remove_leftovers(self.path / "checkpoints")
+            yield
+
     # ---- what is in it
 
     @cached_property
@@ -100,17 +124,21 @@ class Run:
         """The resolved configuration."""
         path = self.path / "config.toml"
         values = read_toml(path)
-        if not path.read_text(encoding="utf-8").rstrip().endswith(_CONFIG_END.strip()):
+        if not read_text(path).rstrip().endswith(_CONFIG_END.strip()):
             raise CheckpointError(f"{path} is cut short: its last line is missing")
         return ExperimentConfig.from_dict(values)
 
     @property
     def environment(self) -> dict[str, Any]:
         """Versions, device and commit at the start of the run."""
+        path = self.path / "environment.json"
         try:
-            return json.loads((self.path / "environment.json").read_text(encoding="utf-8"))
+            values = parse_json(read_text(path))
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.path / 'environment.json'} cannot be read: {error}") from None
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} is damaged: it is no table")
+        return values
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -118,8 +146,7 @@ class Run:
 
         What was not measured is NaN.
         """
-        rows = [json.loads(line) for line in self._metric_lines()]
-        return [{k: float("nan") if row.get(k) is None else row[k] for k in METRICS} for row in rows]
+        return [row for _, row in self._metric_lines()]
 
     @property
     def model(self) -> AbstractImplicitModel:
@@ -147,6 +174,7 @@ class Run:
         path = self.best_checkpoint if which == "best" else self.last_checkpoint
         tensors, header = read_checkpoint(path)
         form = checked_form(path, header, self.config)
+        check_weights(tensors, state_form(self.config, form), path)
         model = build_model(self.config, form)
         load_weights(model, tensors, path)
         return model.eval(), form, header
@@ -168,45 +196,51 @@ class Run:
     # ---- metrics
 
     def append_metrics(self, values: dict[str, Any]) -> None:
-        """Add one line and sync it."""
+        """Add one line and sync it.
+
+        Raises:
+            CheckpointError: if it cannot be written; `keep_metrics` drops what there is of it.
+        """
         assert list(values) == list(METRICS)
         plain = {k: None if v != v else v for k, v in values.items()}  # NaN is not JSON
-        with open(self.path / "metrics.jsonl", "a", encoding="utf-8") as file:
-            file.write(json.dumps(plain) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        path = self.path / "metrics.jsonl"
+        try:
+            with open(path, "a", encoding="utf-8") as file:
+                file.write(json.dumps(plain) + "\n")
+                file.flush()
+                os.fsync(file.fileno())
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
 
     def keep_metrics(self, count: int) -> None:
         """Drop what a killed run wrote after its last checkpoint, a half-written line included.
 
         Raises:
-            CheckpointError: if lines are missing that the checkpoint says were written.
+            CheckpointError: if lines are missing that the checkpoint says were written, or the file cannot be written.
         """
+        path = self.path / "metrics.jsonl"
         lines = self._metric_lines()
         if len(lines) < count:
-            raise CheckpointError(
-                f"{self.path / 'metrics.jsonl'} has {len(lines)} lines but the last checkpoint "
-                f"was written after {count}"
-            )
-        with atomic_write(self.path / "metrics.jsonl") as temporary:
-            temporary.write_text("".join(line + "\n" for line in lines[:count]), encoding="utf-8")
+            raise CheckpointError(f"{path} has {len(lines)} lines but the last checkpoint was written after {count}")
+        try:
+            with atomic_write(path) as temporary:
+                temporary.write_text("".join(line + "\n" for line, _ in lines[:count]), encoding="utf-8")
+        except OSError as error:
+            raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
 
-    def _metric_lines(self) -> list[str]:
-        """The complete lines; one that a kill cut short, which only the last can be, does not count."""
+    def _metric_lines(self) -> list[tuple[str, dict[str, float]]]:
+        """The complete lines and what they say; one that a kill cut short, only the last can be, does not count."""
         path = self.path / "metrics.jsonl"
         try:
-            text = path.read_text(encoding="utf-8", errors="replace")
+            text = read_bytes(path, limit=MAX_TEXT).decode("utf-8", errors="replace")
         except OSError as error:
             raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-        lines = text.split("\n")[:-1]
-        required = {name for name, metric in METRICS.items() if not metric.optional}
-        for number, line in enumerate(lines, 1):
+        lines = []
+        for number, line in enumerate(text.split("\n")[:-1], 1):
             try:
-                complete = required <= json.loads(line).keys() <= METRICS.keys()
-            except (ValueError, AttributeError):
-                complete = False
-            if not complete:
-                raise CheckpointError(f"{path} is damaged in line {number}")
+                lines.append((line, metrics_row(parse_json(line))))
+            except ValueError as error:
+                raise CheckpointError(f"{path} is damaged in line {number}: {error}") from None
         return lines
 
 
@@ -234,29 +268,46 @@ def checked_form(path: Path, header: dict[str, Any], config: ExperimentConfig) -
     if header.get("model") != wanted:
         raise CheckpointError(f"{path} is of another model: {header.get('model')}, the run's is {wanted}")
     try:
-        form = header["form"]
-        return ModelForm(
-            tuple(form["input_shape"]),
-            form["n_classes"],
-            tuple(form["class_names"]),
-            tuple(form["mean"]),
-            tuple(form["std"]),
-        )
-    except (KeyError, TypeError):
-        raise CheckpointError(f"{path} is damaged: its header lacks the model's form") from None
+        if type(header["position"]["step"]) is not int:
+            raise TypeError
+        return ModelForm.stored(header["form"])
+    except (KeyError, TypeError, ValueError):
+        raise CheckpointError(f"{path} is damaged: its header lacks the model's form or position") from None
+
+
+def check_weights(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], path: Path) -> None:
+    """Hold a checkpoint's weights against the model's, of which only the forms are needed.
+
+    Raises:
+        CheckpointError: if names, shapes or types differ.
+    """
+    weights = _weights(tensors)
+    for name in sorted(weights.keys() ^ wanted.keys()):
+        raise CheckpointError(f"{path} does not fit the model: only one of them has {name}")
+    for name, like in wanted.items():
+        given = weights[name]
+        if (given.shape, given.dtype) != (like.shape, like.dtype):
+            raise CheckpointError(
+                f"{path} does not fit the model: {name} is {given.dtype} {tuple(given.shape)}, the model's "
+                f"{like.dtype} {tuple(like.shape)}"
+            )
 
 
 def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
     """Put a checkpoint's weights into the model.
 
     Raises:
-        CheckpointError: if names or shapes differ.
+        CheckpointError: if they are not this model's.
     """
-    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    check_weights(tensors, model.state_dict(), path)
     try:
-        model.load_state_dict(weights)
-    except RuntimeError as error:
+        model.load_state_dict(_weights(tensors))
+    except (RuntimeError, ValueError) as error:
         raise CheckpointError(f"{path} does not fit the model: {str(error).splitlines()[-1].strip()}") from None
+
+
+def _weights(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
 
 
 def environment() -> dict[str, Any]:
