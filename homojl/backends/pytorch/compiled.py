@@ -63,9 +63,10 @@ class CompiledStages(Sequence[Tensor]):
 
     def __init__(self, ks: Sequence[Tensor] | Tensor, ratio: float | None = None) -> None:
         self.ks, self.ratio = ks, ratio
+        self._len = ks.shape[0] if isinstance(ks, Tensor) else len(ks)
 
     def __len__(self) -> int:
-        return len(self.ks)
+        return self._len
 
     def __getitem__(self, i: Any) -> Any:
         return self.ks[i]

@@ -47,11 +47,12 @@ class _ErrorRatio:
         self._rtol, self._atol = algorithm.rtol, algorithm.atol
         self._size = self._size_next = y.detach().abs()
 
-    @torch.no_grad()
     def __call__(self, y: Tensor, y_next: Tensor, h: float, ks: Stages) -> float:
         known = self._scheme.known_ratio(ks)
-        if known is not None:
-            return known
+        return self._find(y, y_next, h, ks) if known is None else known
+
+    @torch.no_grad()
+    def _find(self, y: Tensor, y_next: Tensor, h: float, ks: Stages) -> float:
         self._size_next = y_next.abs()
         scale = torch.maximum(self._size, self._size_next).mul_(self._rtol).add_(self._atol)
         return _ratio(self._scheme.error(y, h, ks), scale, self._norm)
