@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from homojl.algorithms import PYTORCH_ONLY
+from tests.browser import browser_is_here
 
-AVAILABLE = {"cuda": torch.cuda.is_available}
+AVAILABLE = {"cuda": torch.cuda.is_available, "browser": browser_is_here}
 for peer in ("torchdiffeq", "torchode", "diffrax", "torchdeq"):  # of the extra `bench`
     AVAILABLE[peer] = functools.partial(lambda name: find_spec(name) is not None, peer)
 AVAILABLE["compiler"] = lambda: any(map(shutil.which, ("c++", "g++", "clang++")))  # of C++, which torch.compile needs

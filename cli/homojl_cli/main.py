@@ -17,6 +17,7 @@ COMMANDS = {
     "evaluate": "Evaluate a trained run.",
     "export": "Write a run's results to one HDF5 file.",
     "plot": "Draw a run's figures.",
+    "report": "Write one or several runs as one self-contained HTML file.",
     "tune": "Find the method and tolerance that answer a trained run's images with the fewest evaluations.",
     "bench": "Measure the solvers and their peers on the same problems, side by side.",
     "trace": "Follow the zero path of a problem in the gallery to its root.",
@@ -63,6 +64,7 @@ def cli(debug: bool) -> None:
       homojl compare --models homoode,deq --epochs 5 one table of several models
       homojl evaluate runs/NAME                      test accuracy and evaluations of a trained run
       homojl export runs/NAME --out results.h5       everything measured, for h5py or pandas
+      homojl report runs/NAME runs/OTHER             both side by side, as one HTML file to send
       homojl trace --problem arctan                  a root where Newton's method diverges
     """
 

@@ -27,6 +27,7 @@ def evaluate_run(
     throw: bool = False,
     batch_size: int | None = None,
     limit: int | None = None,
+    data: ImageDataset | None = None,
     **solver: object,
 ) -> Evaluation:
     """Answer a split with a run's checkpoint.
@@ -37,6 +38,7 @@ def evaluate_run(
         throw: whether a solve that does not reach its end raises; otherwise it is counted in the result's `status`.
         batch_size: images per forward pass; None: the run's own.
         limit: how many of the first images to answer; None: all.
+        data: the run's dataset where it is loaded already.
         solver: settings of `SolverConfig` to use instead of the run's; None leaves one as it is.
     """
     if split not in ("test", "val", "train"):
@@ -46,7 +48,7 @@ def evaluate_run(
     solve_as(model, config.solver)
     model.to(resolve_device(config.train.device))
     model.throw = throw
-    data = matching_data(run, form)
+    data = matching_data(run, form) if data is None else data
     images, labels, index = (part[:limit] for part in split_of(run, data, split))
     epochs = header["position"]["step"] / steps_per_epoch(data, config)
     return evaluate(
@@ -92,13 +94,16 @@ def publish(run: Run, evaluation: Evaluation) -> None:
     write_report(run.path / "report.md", record, figures)
 
 
-def matching_data(run: Run, form: ModelForm) -> ImageDataset:
+def matching_data(run: Run, form: ModelForm, *, download: bool = True) -> ImageDataset:
     """The run's dataset.
+
+    Args:
+        download: whether to download what is missing.
 
     Raises:
         DataError: if it is not there, or not the one that the run was trained on.
     """
-    data = load_data(run.config)
+    data = load_data(run.config, download=download)
     if ModelForm.of(data) != form:
         raise DataError(f"the dataset {run.config.data.dataset!r} is not the one that {run.path} was trained on")
     return data

@@ -1,0 +1,110 @@
+"""One or several runs as one HTML file that needs nothing beside itself."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import re
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup, escape
+
+import homojl
+from homojl.files import replace_file
+from homojl.results.hdf5 import config_text
+from homojl.results.page import content
+from homojl.results.page.answers import answers, hardest, samples
+from homojl.results.page.charts import COLOURS, dash_swatch, swatch
+from homojl.results.page.content import ReportedRun
+from homojl.results.records import METRICS
+from homojl.results.report import MEANING
+from homojl.results.wording import duration, percent
+
+__all__ = ["ReportedRun", "hardest", "write_page"]
+
+
+def write_page(path: str | Path, runs: Sequence[ReportedRun]) -> None:
+    """Write runs side by side as one HTML file, whole or not at all.
+
+    The file asks for nothing outside itself, and says so to the browser: its policy allows no request, and no script
+    but the one that sorts tables. Names are escaped, whatever they are.
+
+    Args:
+        runs: at least one.
+
+    Raises:
+        DataError: the file cannot be written; one that was there is untouched.
+    """
+    replace_file(path, page(runs).encode("utf-8", "replace"))
+
+
+def page(runs: Sequence[ReportedRun]) -> str:
+    """The text of the file that `write_page` writes."""
+    environment = Environment(
+        loader=PackageLoader("homojl.results.page", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    style, script = (files("homojl.results.page").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
+    script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    return environment.get_template("page.html.j2").render(
+        runs=[_shown(place, run) for place, run in enumerate(runs)],
+        subject=content.subject(run.record for run in runs),
+        learning=content.charts(content.LEARNING, runs),
+        solves=content.charts(content.SOLVES, runs),
+        cost=content.charts(content.COST, runs),
+        phases=content.phases(runs),
+        configuration=content.settings([run.record.config for run in runs]),
+        environment=content.settings([run.record.environment for run in runs]),
+        metrics=METRICS,
+        meaning=[_emphasised(text) for text in MEANING],
+        colours=COLOURS,
+        dash_swatch=dash_swatch,
+        percent=percent,
+        version=homojl.__version__,
+        written=datetime.now(UTC),
+        style=Markup(style),
+        script=Markup(script),
+        policy=f"default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'sha256-{script_hash}'",
+    )
+
+
+def _shown(place: int, run: ReportedRun) -> dict[str, Any]:
+    """What the template says of one run."""
+    record, evaluation = run.record, run.record.evaluation
+    shown = {
+        "place": place,
+        "name": run.name,
+        "swatch": swatch(place),
+        "subject": content.subject([record]),
+        "notes": run.notes,
+        "facts": content.facts(record),
+        "numbers": content.numbers(record.metrics),
+        "config": config_text(record.config),
+        "answers": None,
+        "samples": (),
+    }
+    if evaluation is not None:
+        shown |= {
+            "answers": answers(evaluation, record.class_names),
+            "samples": samples(evaluation, record.class_names, run.worst, run.images),
+            "split": content.SPLITS[evaluation.split],
+            "images": len(evaluation.labels),
+            "checkpoint": evaluation.checkpoint,
+            "solver": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in evaluation.solver.items()),
+            "answer_time": f"{duration(evaluation.seconds)}, "
+            f"{1e3 * evaluation.seconds / len(evaluation.labels):.3g} ms an image",
+        }
+    return shown
+
+
+def _emphasised(text: str) -> Markup:
+    """A sentence of Markdown that knows nothing but **strong** words."""
+    return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))
