@@ -1,0 +1,92 @@
+"""TensorBoard's event files hold what the loop measured, also where a run was stopped and went on."""
+
+from __future__ import annotations
+
+import math
+import sys
+
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from homojl.errors import ConfigError
+from homojl.results.records import METRICS
+from homojl.training.loop import train
+from homojl.training.progress import Progress
+from homojl.training.run import Run
+from homojl.training.tensorboard import TensorBoard
+
+
+def scalars(run: Run) -> dict[str, dict[int, float]]:
+    """Tag -> step -> value, as TensorBoard shows it."""
+    events = EventAccumulator(str(run.path / "tensorboard"), size_guidance={"scalars": 0}).Reload()
+    return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
+
+
+class Counting(Progress):
+    def __init__(self) -> None:
+        self.calls = []
+
+    def start_epoch(self, *_) -> None:
+        self.calls.append("start")
+
+    def step(self, _) -> None:
+        self.calls.append("step")
+
+    def end_epoch(self, _) -> None:
+        self.calls.append("end")
+
+    def close(self) -> None:
+        self.calls.append("close")
+
+
+def test_every_step_and_every_line_is_written_once_however_often_the_run_stopped(tiny, tmp_path):
+    run, shown = Run.create(tmp_path / "r", tiny), Counting()
+    total, stops = 3 * 17, iter((7, 20, 10**9))
+    complete = False
+    while not complete:
+        stop, board = next(stops), TensorBoard(run.path, shown)
+        complete = train(run, progress=board, should_stop=lambda stop=stop: shown.calls.count("step") >= stop)
+        board.close()
+    found = scalars(run)
+    assert {tag.partition("/")[0] for tag in found} == {"step", "epoch"}
+    assert list(found["step/train_loss"]) == list(range(1, total + 1))
+    assert shown.calls.count("step") == total
+    assert [shown.calls.count(name) for name in ("end", "close")] == [3, 3]
+    for name in METRICS:
+        if name != "step":
+            written = found[f"epoch/{name}"]
+            assert list(written) == [17, 34, 51]
+            assert list(written.values()) == pytest.approx([m[name] for m in run.metrics], rel=1e-6)
+    first = [found["step/train_loss"][step] for step in range(1, 18)]
+    assert math.fsum(first) / 17 == pytest.approx(run.metrics[0]["train_loss"], rel=1e-5)
+    evaluations = [found["step/nfe_forward"][step] for step in range(18, 35)]
+    assert sum(evaluations) / 17 == pytest.approx(run.metrics[1]["nfe_forward"])
+
+
+def test_what_a_killed_run_wrote_beyond_its_checkpoint_is_dropped(tiny, tmp_path):
+    run = Run.create(tmp_path / "r", tiny)
+
+    class KilledError(Exception):
+        pass
+
+    class Dying(Progress):
+        def measured(self, step: int, _: dict[str, float]) -> None:
+            if step == 25:
+                raise KilledError
+
+    board = TensorBoard(run.path, Dying())
+    with pytest.raises(KilledError):
+        train(run, progress=board)
+    board.close()
+    assert list(scalars(run)["step/lr"]) == list(range(1, 25))
+    board = TensorBoard(run.path, Progress())
+    train(run, progress=board, should_stop=lambda: True)  # after step 18, the first beyond the checkpoint
+    board.close()
+    assert list(scalars(run)["step/lr"]) == list(range(1, 19))
+
+
+def test_without_tensorboard_it_is_one_line_before_any_work(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboard", None)
+    with pytest.raises(ConfigError, match=r"pip install 'homojl\[tensorboard\]'"):
+        TensorBoard(tmp_path / "r", Progress())
+    assert not (tmp_path / "r").exists()
