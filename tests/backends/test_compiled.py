@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 
@@ -152,6 +154,26 @@ def test_functions_with_the_same_code_are_told_apart_by_what_they_enclose():
         for rate in (torch.tensor(1.0), torch.tensor(-1.0), torch.tensor(0.5))
     ]
     assert ends == pytest.approx([2.718, 0.368, 1.649], abs=1e-2)
+
+
+def test_numbers_that_a_field_encloses_or_is_given():
+    def field(rate):
+        return lambda t, y, shift: rate * (y - shift)
+
+    y0 = torch.ones(3, dtype=torch.float64)
+    for rate, shift in ((-1.0, 0.5), (-0.7, 0.25), (-1.3, 2)):
+        ode = hj.ODEProblem(field(rate), y0, (0.0, 2.0), args=(shift,))
+        with torch.no_grad():
+            eager = hj.solve(ode, hj.Dopri5(rtol=1e-8, atol=1e-8), backend="pytorch")
+            compiled = hj.solve(ode, hj.Dopri5(rtol=1e-8, atol=1e-8), backend="pytorch-compiled")
+        recorded = hj.solve(
+            hj.ODEProblem(field(rate), y0.clone().requires_grad_(), (0.0, 2.0), args=(shift,)),
+            hj.Dopri5(rtol=1e-8, atol=1e-8),
+            backend="pytorch-compiled",
+        )
+        assert_alike(compiled, eager)
+        assert_alike(recorded, eager)
+        assert compiled.value[0].item() == pytest.approx(shift + (1 - shift) * math.exp(2 * rate), abs=1e-6)
 
 
 def test_a_field_that_is_no_graph_is_refused_in_one_line():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import types
 import weakref
@@ -115,7 +116,9 @@ class CompiledScheme(ExplicitScheme):
             and _owner(field.function) not in _alone
         ):
             control = algorithm.controller, algorithm.max_step
-            run = _compiled(field.function, ("ahead", control, *key), Ahead.function(step, algorithm))
+            # Numbers that a field is given are compiled in: PyTorch 2.13 gets them wrong as inputs of a loop in a graph.
+            attempts = Ahead.function(step, algorithm)
+            run = _compiled(field.function, ("ahead", control, *key), attempts, dynamic=False)
             self._ahead = Ahead(run, end, self._tolerances)
 
     def step(
@@ -190,6 +193,7 @@ def _reported_in_one_line() -> Iterator[None]:
 
 
 _functions: weakref.WeakKeyDictionary[Any, dict[Any, StepFunction]] = weakref.WeakKeyDictionary()
+_count = itertools.count()
 _alone: weakref.WeakSet[Any] = weakref.WeakSet()  # the owners of fields whose steps are only compiled one by one
 
 
@@ -200,7 +204,11 @@ def _owner(function: Callable[..., Tensor]) -> Any:
 
 
 def _compiled(
-    function: Callable[..., Tensor], key: object, steps: StepFunction, cuda_graphs: bool = False
+    function: Callable[..., Tensor],
+    key: object,
+    steps: StepFunction,
+    cuda_graphs: bool = False,
+    dynamic: bool | None = None,
 ) -> StepFunction:
     """`steps`, compiled for a field, kept under a key for the next solve of that field.
 
@@ -209,12 +217,12 @@ def _compiled(
     """
     kept = _functions.setdefault(_owner(function), {})
     if key not in kept:
-        # torch.compile counts recompilations by code object; these are different functions.
-        code = steps.__code__.replace(co_name=f"{steps.__name__}_{len(kept)}")
+        # torch.compile takes functions of one name for one function whose constants vary; these are different ones.
+        code = steps.__code__.replace(co_name=f"{steps.__name__}_{next(_count)}")
         steps = types.FunctionType(code, steps.__globals__, None, None, steps.__closure__)
         options: dict[str, str | int | bool | Callable[..., Any]]
         options = {"triton.cudagraphs": True} if cuda_graphs else {"cpp_wrapper": True}
-        kept[key] = torch.compile(steps, fullgraph=True, options=options)
+        kept[key] = torch.compile(steps, fullgraph=True, dynamic=dynamic, options=options)
     return kept[key]
 
 
