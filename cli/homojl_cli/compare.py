@@ -8,7 +8,7 @@ from pathlib import Path
 
 import click
 
-from homojl_cli.options import BACKENDS
+from homojl_cli.options import backend_option
 
 SECONDS = 60.0  # of training for each run where no budget is given
 
@@ -26,7 +26,7 @@ EXPERIMENTS = ", ".join(sorted(file.name.removesuffix(".toml") for file in _FILE
 @click.option("--seconds", type=float, help=f"Budget of each run: seconds of training. [default: {SECONDS:g}]")
 @click.option("--jobs", type=click.IntRange(1), default=1, show_default=True, help="Runs at a time.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting of all runs.")
-@click.option("--backend", type=click.Choice(BACKENDS), help="Where to solve.")
+@backend_option()
 @click.option("--device", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--data-root", help="Folder of datasets. [default: $HOMOJL_DATA or the user's cache]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder. [default: runs/compare-<experiment>-<dataset>]")

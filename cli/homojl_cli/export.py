@@ -7,7 +7,7 @@ from pathlib import Path
 
 import click
 
-from homojl_cli.options import BACKENDS, run_argument
+from homojl_cli.options import backend_option, run_argument
 
 
 @click.command("export")
@@ -16,7 +16,7 @@ from homojl_cli.options import BACKENDS, run_argument
 @click.option(
     "--trajectories", type=int, default=0, metavar="N", help="Also the paths z(s) of the first N test images."
 )
-@click.option("--backend", type=click.Choice(BACKENDS), help="Where to solve. [default: where the run did]")
+@backend_option("[default: where the run did]")
 def command(run: str, out: Path | None, trajectories: int, backend: str | None) -> None:
     """Write a run's results to one self-describing HDF5 file.
 

@@ -9,7 +9,7 @@ import click
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 
-BACKENDS = ("auto", "pytorch", "julia")
+BACKENDS = ("auto", "pytorch", "pytorch-compiled", "julia")
 
 
 def run_argument(function: Function) -> Function:
@@ -17,13 +17,20 @@ def run_argument(function: Function) -> Function:
     return click.argument("run", type=click.Path(path_type=str))(function)
 
 
+def backend_option(note: str = "", **options: Any) -> Callable[[Function], Function]:
+    """--backend, with further words of help and options of Click's."""
+    what = "Where to solve; pytorch-compiled first compiles an ODE's steps, for a minute or so."
+    return click.option("--backend", type=click.Choice(BACKENDS), help=f"{what} {note}".rstrip(), **options)
+
+
 def solver_options(function: Function) -> Function:
-    """--algorithm, --rtol, --atol, --backend: how to solve, where not as configured."""
+    """--algorithm, --rtol, --atol, --backend, --precision: how to solve, where not as configured."""
     options = [
         click.option("--algorithm", help="Method, e.g. dopri5 or anderson."),
         click.option("--rtol", type=float, help="Relative tolerance."),
         click.option("--atol", type=float, help="Absolute tolerance."),
-        click.option("--backend", type=click.Choice(BACKENDS), help="Where to solve."),
+        backend_option(),
+        click.option("--precision", type=click.Choice(("full", "bfloat16")), help="Of the field's evaluations."),
     ]
     for option in reversed(options):
         function = option(function)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from homojl_cli.options import BACKENDS
+from homojl_cli.options import backend_option
 
 if TYPE_CHECKING:
     import torch
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 @click.option("--max-step", type=float, default=0.05, show_default=True, help="Largest step along the path.")
 @click.option("--rtol", type=float, help="Relative tolerance.")
 @click.option("--atol", type=float, help="Absolute tolerance.")
-@click.option("--backend", type=click.Choice(BACKENDS), default="auto", show_default=True, help="Where to solve.")
+@backend_option(default="auto", show_default=True)
 @click.option("--out", type=click.Path(path_type=Path), help="Folder for a figure, PNG and SVG.")
 def command(
     run: str | None,

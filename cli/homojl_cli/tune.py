@@ -7,7 +7,7 @@ from importlib.util import find_spec
 
 import click
 
-from homojl_cli.options import BACKENDS, run_argument
+from homojl_cli.options import backend_option, run_argument
 
 
 @click.command("tune")
@@ -17,7 +17,7 @@ from homojl_cli.options import BACKENDS, run_argument
 @click.option("--tolerances", default="1e-1,1e-2,1e-3,1e-4", show_default=True, help="Tolerances, with commas.")
 @click.option("--batch-size", type=click.IntRange(1), help="Images per forward pass. [default: the run's]")
 @click.option("--limit", type=click.IntRange(1), help="Only so many of the validation images.")
-@click.option("--backend", type=click.Choice(BACKENDS), help="Where to solve. [default: where the run did]")
+@backend_option("[default: where the run did]")
 def command(
     run: str,
     within: float,

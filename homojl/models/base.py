@@ -64,6 +64,7 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
             status says which.
         batch: whether the steps of an ODE's solve are the batch's or every sample's own: "joint" (the default) or
             "per-sample".
+        precision: numbers that the problem's function is evaluated in: "full" (the default), "bfloat16", "float16".
         part: where the images given in training are part of a larger batch, the position of their first in it, and
             its size; random numbers are drawn for the larger one. None: they are all.
         remembered: what the algorithm's `StepMemory` has learned in training mode; None without one. Evaluation uses
@@ -85,6 +86,7 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         self.backend = backend
         self.throw = True
         self.batch = "joint"
+        self.precision = "full"
         self.part: tuple[int, int] | None = None
         memory = memory_of(self.algorithm)
         self.remembered = None if memory is None else RememberedStep(memory)
@@ -164,7 +166,13 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
             memory = memory if self.remembered is None else self.remembered.memory
             algorithm = replace(algorithm, first_step=memory if self.training else memory.copy())
         solution = solve(
-            problem, algorithm, adjoint=self.adjoint, backend=self.backend, batch=self.batch, throw=self.throw
+            problem,
+            algorithm,
+            adjoint=self.adjoint,
+            backend=self.backend,
+            batch=self.batch,
+            precision=self.precision,
+            throw=self.throw,
         )
         assert not isinstance(solution, PathSolution)
         return solution

@@ -24,8 +24,10 @@ from homojl.algorithms import (
     AbstractErrorControlled,
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
+    AbstractSplitting,
     StepMemory,
 )
+from homojl.backends import BACKEND_NAMES
 from homojl.errors import ConfigError
 from homojl.models import model_class
 from homojl.names import did_you_mean
@@ -89,7 +91,11 @@ class SolverConfig:
         choices=("auto", *ODE_ADJOINTS, *FIXED_POINT_ADJOINTS),
     )
     checkpoints: int | None = setting(None, "states that adjoint checkpoint keeps at a time; absent: all", low=1)
-    backend: str = setting("auto", "where the solve runs", choices=("auto", "pytorch", "julia"))
+    backend: str = setting("auto", "where the solve runs", choices=BACKEND_NAMES)
+    # float16 is not among them: its gradients want the loss scaled.
+    precision: str = setting(
+        "full", "numbers that the field is evaluated in, beside a float32 state", choices=("full", "bfloat16")
+    )
 
     def __post_init__(self) -> None:
         if self.algorithm != "auto":
@@ -146,6 +152,8 @@ class SolverConfig:
                     f"solver.{key} is {getattr(complete, key)!r}, but {model} states "
                     f"{'an ODE' if ode else 'a fixed point'}; known for that: {', '.join(table)}"
                 )
+        if complete.precision != "full" and isinstance(complete.build_algorithm(), AbstractSplitting):
+            raise ConfigError(f"solver.precision must be 'full' for {complete.algorithm}, got {complete.precision!r}")
         return complete
 
 

@@ -71,6 +71,7 @@ def evaluate(
         "atol": solver.atol,
         "adjoint": model.adjoint.name,
         "batch": None if model.batch == "joint" else model.batch,
+        "precision": None if model.precision == "full" else model.precision,
         "batch_size": batch_size,
     }
     return Evaluation(

@@ -170,13 +170,14 @@ def _created(config: ExperimentConfig, form: ModelForm) -> AbstractImplicitModel
         backend=config.solver.backend,
         **config.model.options,
     )
-    model.batch = config.solver.batch or "joint"
+    model.batch, model.precision = config.solver.batch or "joint", config.solver.precision
     return model.to(getattr(torch, config.train.dtype))
 
 
 def solve_as(model: AbstractImplicitModel, solver: SolverConfig) -> None:
     """Let a model that was built with other settings solve with these; what it remembers stays its own."""
     model.algorithm, model.backend, model.batch = solver.build_algorithm(), solver.backend, solver.batch or "joint"
+    model.precision = solver.precision
 
 
 def initial_point(model: AbstractImplicitModel) -> InitialPoint | None:

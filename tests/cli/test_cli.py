@@ -98,6 +98,7 @@ def test_evaluate_with_another_solver_changes_nothing_on_disk(trained):
     folder, _ = trained
     before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
     result = homojl("evaluate", folder, "--algorithm", "tsit5", "--rtol", 1e-5, "--atol", 1e-5, "--backend", "pytorch")
+    assert homojl("evaluate", folder, "--precision", "bfloat16").returncode == 0
     assert "Tsit5 (rtol 1e-05, atol 1e-05)" in result.stdout
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
 

@@ -160,3 +160,38 @@ def resolved_backend(read: ExperimentConfig) -> str:
     from homojl.training.experiment import resolved
 
     return resolved(read).solver.backend
+
+
+def test_a_run_with_evaluations_in_bfloat16(tmp_path):
+    full, low = (
+        Run.create(tmp_path / name, config(solver={"precision": name, "backend": "pytorch"}))
+        for name in ("full", "bfloat16")
+    )
+    assert train(full)
+    assert train(low)
+    for a, b in zip(low.metrics, full.metrics, strict=True):
+        assert a["train_loss"] != b["train_loss"]
+        assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.05)
+    assert evaluate_run(low).solver["precision"] == "bfloat16"
+    assert load_run(low.path).model.precision == "bfloat16"
+    assert "precision" not in evaluate_run(low, precision="full").solver
+    with pytest.raises(ConfigError, match=r"solver\.precision must be one of full, bfloat16, got 'float16'"):
+        config(solver={"precision": "float16"})
+    with pytest.raises(ConfigError, match=r"solver\.precision must be 'full' for peacemanrachford"):
+        ExperimentConfig.from_dict({"model": {"name": "mondeq"}, "solver": {"precision": "bfloat16"}})
+
+
+@pytest.mark.needs("compiler")
+def test_a_run_with_compiled_steps(tmp_path):
+    one = {"train": {"epochs": 1, "eval_batch_size": 64}, "data": {"val_fraction": 0.8}}
+    runs = {
+        backend: Run.create(tmp_path / backend, config(**one, solver={"backend": backend}))
+        for backend in ("pytorch", "pytorch-compiled")
+    }
+    for backend, run in runs.items():
+        assert train(run)
+        assert run.metrics[-1]["failed_solves"] == 0
+        assert evaluate_run(run, split="val", limit=64).solver["backend"] == backend
+    eager, compiled = (run.metrics[-1] for run in runs.values())
+    assert compiled["train_loss"] == pytest.approx(eager["train_loss"], rel=1e-3)
+    assert compiled["nfe_forward"] == pytest.approx(eager["nfe_forward"], rel=0.05)
