@@ -116,7 +116,7 @@ class CompiledScheme(ExplicitScheme):
             and _owner(field.function) not in _alone
         ):
             control = algorithm.controller, algorithm.max_step
-            # Numbers that a field is given are compiled in: PyTorch 2.13 gets them wrong as inputs of a loop in a graph.
+            # A field's numbers are compiled in: PyTorch 2.13 gets them wrong as inputs of a loop in a graph.
             attempts = Ahead.function(step, algorithm)
             run = _compiled(field.function, ("ahead", control, *key), attempts, dynamic=False)
             self._ahead = Ahead(run, end, self._tolerances)
