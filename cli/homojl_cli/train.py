@@ -34,7 +34,10 @@ if TYPE_CHECKING:
 @click.option("--overwrite", is_flag=True, help="Replace the run that is in --out.")
 @click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a stopped or killed run.")
 @click.option("--quiet", is_flag=True, help="Print nothing but the run folder.")
-def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool, **choices: Any) -> None:
+@click.option("--tensorboard", is_flag=True, help="Also write every step's numbers to RUN/tensorboard.")
+def command(
+    resume: Path | None, out: Path | None, overwrite: bool, quiet: bool, tensorboard: bool, **choices: Any
+) -> None:
     """Train a model, evaluate it once on the test set, and leave a run folder.
 
     Settings come, later ones winning, from the defaults, a preset, --config, the options, and --set. Ctrl-C saves
@@ -46,6 +49,7 @@ def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool,
       homojl train --model homoode --dataset svhn
       homojl train --dataset mnist --epochs 2 --set solver.adjoint=direct
       homojl train --dataset my-images.npz --set model.channels=64 --out runs/mine
+      homojl train --tensorboard --out runs/watched
       homojl train --resume runs/mine
     """
     from homojl.errors import ConfigError
@@ -54,7 +58,10 @@ def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool,
     from homojl.training.outcome import evaluate_run, publish
     from homojl.training.progress import Progress, TerminalProgress
     from homojl.training.run import Run
+    from homojl.training.tensorboard import TensorBoard, check_installed
 
+    if tensorboard:
+        check_installed()
     if resume is not None:
         given = [name for name, value in choices.items() if value not in (None, ())]
         if given or out or overwrite:
@@ -76,6 +83,8 @@ def command(resume: Path | None, out: Path | None, overwrite: bool, quiet: bool,
 
     previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
     progress = Progress() if quiet else TerminalProgress()
+    if tensorboard:
+        progress = TensorBoard(run.path, progress)
     try:
         complete = train(run, data=data, progress=progress, should_stop=lambda: bool(stopped_by))
     finally:
