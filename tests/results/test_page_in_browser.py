@@ -126,6 +126,11 @@ def test_it_can_be_read_aloud(driver, pages, kind):
         ".map(e => e.outerHTML.slice(0, 100))"
     )
     assert broken == []
+    places = driver.execute_script(
+        "return [...document.querySelectorAll('section, [role=region]')].map(e => e.ariaLabel ||"
+        " document.getElementById(e.getAttribute('aria-labelledby')).innerText)"
+    )
+    assert len(set(places)) == len(places) > 10
     assert driver.execute_script("return document.documentElement.lang") == "en"
 
 
