@@ -10,6 +10,7 @@ from homojl.benchmark.problems import SYSTEMS, layer_problem, network_problem, s
 from homojl.benchmark.solvers import Case
 
 COMPILED = "homojl-compiled"
+ACCURACY_SAVES = 50
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,7 +115,7 @@ def _accuracy(quick: bool, seed: int) -> list[Group]:
         explicit = ("dopri5",) if quick else ("bosh3", "dopri5", "tsit5", "dopri8")
         methods = ("kencarp4", "kvaerno5") if system.stiff else explicit
         tolerances = (1e-5,) if quick else (1e-3, 1e-5, 1e-7)
-        problem = system_problem(name, batch=1, saves=50, dtype="float64")
+        problem = system_problem(name, batch=1, saves=ACCURACY_SAVES, dtype="float64")
         cases = tuple(Case(problem, method, tolerance) for method in methods for tolerance in tolerances)
         groups.append(
             Group("accuracy", f"{name}, one sample, float64: largest error", cases, timed=False, without=(COMPILED,))

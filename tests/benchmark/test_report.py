@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from homojl.benchmark.bars import bars_of
-from homojl.benchmark.experiments import PROBLEMS, Group, groups_of
+from homojl.benchmark.experiments import ACCURACY_SAVES, PROBLEMS, Group, groups_of
 from homojl.benchmark.figures import draw_bench
 from homojl.benchmark.hdf5 import SCHEMA, read_bench, write_bench
+from homojl.benchmark.magnification import magnification
 from homojl.benchmark.measure import measure
 from homojl.benchmark.problems import system_problem
 from homojl.benchmark.record import QUANTITIES, Library, Measurement, Report
@@ -34,7 +35,7 @@ def report() -> Report:
         ROW,
         replace(ROW, solver="diffrax", message="it failed", seconds=math.nan),
         replace(ROW, experiment="accuracy", problem="linear", solver="homojl-pytorch", error=3e-5),
-        replace(ROW, experiment="accuracy", problem="lorenz", solver="homojl-pytorch", error=5e-4),
+        replace(ROW, experiment="accuracy", problem="lorenz", solver="homojl-pytorch", error=5e-3),
     ]
     libraries = [Library("torchdiffeq", "torchdiffeq", "0.2.5"), Library("torchode", "torchode", missing="not there")]
     return Report(environment(), True, 0, libraries, rows, leak=[100.0] * 50 + [103.0] * 50, leak_solves=1000)
@@ -48,8 +49,10 @@ def test_bars_divide_the_right_figures(report):
     assert bars["step, diffrax"].verdict == "not measured"
     assert bars["layer"].verdict == "not measured"
     assert bars["error, exact answers"].value == pytest.approx(3.0)
-    assert bars["error, sensitive systems"].verdict == "missed"
-    assert "lorenz, dopri5 at 1e-05" in bars["error, sensitive systems"].meaning
+    sensitive = bars["error, sensitive systems"]
+    assert sensitive.value == pytest.approx(500 / magnification("lorenz", ACCURACY_SAVES))
+    assert sensitive.verdict == "missed"
+    assert "lorenz, dopri5 at 1e-05, 500 times the tolerance" in sensitive.meaning
     assert (bars["memory growth"].value, bars["memory growth"].verdict) == (3.0, "missed")
 
 
