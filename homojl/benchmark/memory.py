@@ -11,14 +11,20 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
+import itertools
 import json
 import os
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from homojl.errors import HomoJLError
+
+if TYPE_CHECKING:
+    from homojl.adjoints import AbstractODEAdjoint
 
 
 class MeasurementFailed(HomoJLError):
@@ -38,7 +44,7 @@ def peak_of_steps(solver: str, variant: str, steps: int, *, seed: int, threads: 
 def leak(solves: int) -> list[float]:
     """Resident memory in MiB after each fiftieth of `solves` small solves with gradients, in a fresh process.
 
-    The solves are adaptive and take `DirectAdjoint`, `CheckpointAdjoint` and `GaussAdjoint` in turn.
+    The solves are those of `gradients_to_repeat` in turn.
 
     Raises:
         MeasurementFailed: if that process fails.
@@ -59,7 +65,32 @@ def _in_process(*arguments: str) -> Any:
 # ---- what those processes do
 
 
-def _resident() -> float:
+def gradients_to_repeat() -> dict[str, Callable[[], None]]:
+    """A small solve with its gradient for each adjoint of an ODE, and for an equilibrium's: what may leave nothing."""
+    import torch
+
+    import homojl as hj
+
+    torch.manual_seed(0)
+    field = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh())
+    y0, weights = torch.randn(2, 4, requires_grad=True), tuple(field.parameters())
+    algorithm, iteration = hj.Bosh3(rtol=1e-2, atol=1e-2), hj.Anderson(rtol=1e-3)
+
+    def ode(adjoint: AbstractODEAdjoint) -> None:
+        problem = hj.ODEProblem(lambda t, y: field(y), y0, (0.0, 0.5), params=weights)
+        value = hj.solve(problem, algorithm, adjoint=adjoint, backend="pytorch").value
+        torch.autograd.grad(value.sum(), [y0, *weights])
+
+    def equilibrium() -> None:
+        problem = hj.FixedPointProblem(lambda z: 0.5 * field(z), torch.ones(2, 4), params=weights)
+        value = hj.solve(problem, iteration, adjoint=hj.ImplicitAdjoint(), backend="pytorch").value
+        torch.autograd.grad(value.sum(), weights)
+
+    adjoints = (hj.DirectAdjoint(), hj.CheckpointAdjoint(), hj.BacksolveAdjoint(), hj.GaussAdjoint())
+    return {adjoint.name: partial(ode, adjoint) for adjoint in adjoints} | {"ImplicitAdjoint": equilibrium}
+
+
+def resident() -> float:
     """Resident memory of this process in MiB, after what can be given back has been."""
     gc.collect()
     if sys.platform == "linux":
@@ -87,7 +118,7 @@ def _peak(solver: str, variant: str, steps: int, seed: int, threads: int) -> flo
     small = 100 if variant == "30 states" else 2  # loads libraries and makes their buffers
     ready(small)()
     solve = ready(steps)
-    before = _resident()
+    before = resident()
     try:  # the peak so far is forgotten
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
     except OSError:
@@ -99,22 +130,14 @@ def _peak(solver: str, variant: str, steps: int, seed: int, threads: int) -> flo
 def _leak(solves: int) -> list[float]:
     import torch
 
-    import homojl as hj
-
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    field = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Tanh())
-    adjoints = (hj.DirectAdjoint(), hj.CheckpointAdjoint(), hj.GaussAdjoint())
-    algorithm = hj.Bosh3(rtol=1e-2, atol=1e-2)
-    y0, weights = torch.randn(2, 4, requires_grad=True), tuple(field.parameters())
-    resident, every = [], max(1, solves // 50)
+    gradients, every = itertools.cycle(gradients_to_repeat().values()), max(1, solves // 50)
+    found = []
     for i in range(solves):
-        problem = hj.ODEProblem(lambda t, y: field(y), y0, (0.0, 0.5), params=weights)
-        value = hj.solve(problem, algorithm, adjoint=adjoints[i % 3], backend="pytorch").value
-        torch.autograd.grad(value.sum(), [y0, *weights])
+        next(gradients)()
         if (i + 1) % every == 0:
-            resident.append(_resident())
-    return resident
+            found.append(resident())
+    return found
 
 
 if __name__ == "__main__":

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
+
 import pytest
+import torch
 
 from homojl.benchmark import memory
 from homojl.benchmark.bars import ALLOWED_GROWTH, leak_growth
@@ -14,6 +17,31 @@ def test_solves_with_gradients_leave_nothing_behind():
     resident = memory.leak(SOLVES)
     assert len(resident) == 50
     assert leak_growth(resident) <= ALLOWED_GROWTH * SOLVES / 10_000, resident
+
+
+@pytest.mark.parametrize("name", memory.gradients_to_repeat())
+def test_what_a_solve_and_its_gradient_made_is_gone_with_them(name):
+    """Without waiting for the garbage collector: nothing of a solve refers to itself."""
+    gradient = memory.gradients_to_repeat()[name]
+    for _ in range(3):  # what is loaded once
+        gradient()
+    gc.collect()
+    gc.disable()
+    try:
+        objects, tensors = _alive()
+        for _ in range(20):
+            gradient()
+        objects_after, tensors_after = _alive()
+        assert objects_after - objects < 20, "one for each solve, or more"
+        assert tensors_after == tensors
+    finally:
+        gc.enable()
+
+
+def _alive() -> tuple[int, int]:
+    """Objects that may refer to others, and tensors among them."""
+    objects = gc.get_objects()
+    return len(objects), sum(issubclass(type(x), torch.Tensor) for x in objects)
 
 
 def test_growth_is_what_the_last_tenth_adds():
