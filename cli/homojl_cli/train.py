@@ -14,6 +14,7 @@ from homojl_cli.options import backend_option
 
 if TYPE_CHECKING:
     from homojl.training.config import ExperimentConfig
+    from homojl.training.ranks import Ranks
     from homojl.training.run import Run
 
 
@@ -51,8 +52,30 @@ def command(
       homojl train --dataset my-images.npz --set model.channels=64 --out runs/mine
       homojl train --tensorboard --out runs/watched
       homojl train --resume runs/mine
+      torchrun --nproc-per-node 2 -m homojl_cli train    on several processes: docs/distributed.md
     """
     from homojl.errors import ConfigError
+    from homojl.training.ranks import joined
+
+    if resume is not None:
+        given = [name for name, value in choices.items() if value not in (None, ())]
+        if given or out or overwrite:
+            raise ConfigError("--resume goes on with a run as it was configured; it takes no other settings")
+    with joined() as ranks:
+        code = _train(ranks, resume, out, overwrite, quiet, tensorboard, choices)
+    sys.exit(code)
+
+
+def _train(
+    ranks: Ranks,
+    resume: Path | None,
+    out: Path | None,
+    overwrite: bool,
+    quiet: bool,
+    tensorboard: bool,
+    choices: dict[str, Any],
+) -> int:
+    """What one of the processes does; returns its exit code. Process 0 alone touches the folder and prints."""
     from homojl.training.experiment import check, resolved
     from homojl.training.loop import train
     from homojl.training.outcome import evaluate_run, publish
@@ -62,40 +85,49 @@ def command(
 
     if tensorboard:
         check_installed()
-    if resume is not None:
-        given = [name for name, value in choices.items() if value not in (None, ())]
-        if given or out or overwrite:
-            raise ConfigError("--resume goes on with a run as it was configured; it takes no other settings")
-        run, data = Run.open(resume), None
-    else:
-        config = resolved(_config(**choices))
-        data = check(config)
-        run = Run.create(out or _new_folder(config), config, overwrite=overwrite)
+    data = None
 
-    show = (lambda *_: None) if quiet else print
-    show(_headline(run))
+    def open_run() -> Run:
+        nonlocal data
+        if resume is not None:
+            run = Run.open(resume)
+        else:
+            config = resolved(ranks.fitted(_config(**choices)))
+            data = check(config)
+            run = Run.create(out or _new_folder(config), config, overwrite=overwrite)
+        show(_headline(run))  # the configuration is read here, and goes to the other processes with the run
+        return run
+
+    def show(text: str) -> None:
+        if not quiet and ranks.is_main:
+            print(text, flush=True)
+
+    run = ranks.from_main(open_run)
     stopped_by: list[int] = []
 
     def on_signal(number: int, _frame: object) -> None:
-        if stopped_by:  # the second time at once
+        if number in stopped_by and number == signal.SIGINT:  # the second Ctrl-C at once
             raise KeyboardInterrupt
         stopped_by.append(number)
 
     previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
-    progress = Progress() if quiet else TerminalProgress()
-    if tensorboard:
+    progress = Progress() if quiet or not ranks.is_main else TerminalProgress()
+    if tensorboard and ranks.is_main:
         progress = TensorBoard(run.path, progress)
     try:
-        complete = train(run, data=data, progress=progress, should_stop=lambda: bool(stopped_by))
+        complete = train(run, data=data, progress=progress, should_stop=lambda: bool(stopped_by), ranks=ranks)
     finally:
         progress.close()
         for number, handler in previous.items():
             signal.signal(number, handler)
     if not complete:
-        print(f"stopped and saved; go on with: homojl train --resume {run.path}")
-        sys.exit(128 + stopped_by[0])
+        if ranks.is_main:
+            print(f"stopped and saved; go on with: homojl train --resume {run.path}")
+        return 128 + (stopped_by[0] if stopped_by else signal.SIGTERM)
 
-    evaluation = evaluate_run(run)
+    evaluation = evaluate_run(run, ranks=ranks)
+    if not ranks.is_main:
+        return 0
     publish(run, evaluation)
     show(
         f"test accuracy {100 * evaluation.accuracy:.2f} % on {len(evaluation.labels)} images "
@@ -104,6 +136,7 @@ def command(
     if evaluation.failed:
         show(evaluation.failed)
     print(run.path)
+    return 0
 
 
 def _config(

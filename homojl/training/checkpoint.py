@@ -18,6 +18,8 @@ from homojl.parsing import parse_json
 
 SCHEMA = 1
 
+Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors by name, and the header
+
 
 def write_checkpoint(path: Path, tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> None:
     """Write tensors by name and a JSON-able header.
@@ -36,7 +38,7 @@ def write_checkpoint(path: Path, tensors: dict[str, torch.Tensor], header: dict[
         raise CheckpointError(f"cannot write checkpoint {path}: {error.strerror}") from None
 
 
-def read_checkpoint(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
+def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Returns:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import time
 from collections import Counter
 
@@ -13,6 +14,7 @@ from homojl.models import AbstractImplicitModel
 from homojl.results.records import Evaluation, Trajectories
 from homojl.training.config import SolverConfig
 from homojl.training.experiment import ModelForm
+from homojl.training.ranks import ALONE, Ranks
 
 Tensor = torch.Tensor
 
@@ -37,8 +39,11 @@ def evaluate(
     solver: SolverConfig,
     checkpoint: str,
     index: Tensor | None = None,
+    ranks: Ranks = ALONE,
 ) -> Evaluation:
     """Answer every image of a split in evaluation mode; the model's mode is put back afterwards.
+
+    Of several processes each answers some of the batches, and all return the whole.
 
     Args:
         images, labels: uint8 (N, C, H, W) and int64 (N,).
@@ -50,22 +55,20 @@ def evaluate(
     """
     was_training = model.training
     model.eval()
-    logits, nfe, status = [], [], Counter()
-    backend = ""
+    answers = []
     started = time.perf_counter()
-    for batch in torch.arange(len(images)).split(batch_size):
+    for batch in ranks.deal(torch.arange(len(images)).split(batch_size)):
         out, solution = model(prepare(images[batch], form, model), return_solution=True)
-        logits.append(out.float().cpu())
         samples = getattr(solution, "samples", None)
-        nfe += [solution.stats.nfe] * len(batch) if samples is None else samples.nfe.tolist()
-        status[solution.status.name] += 1
-        backend = solution.stats.backend
+        nfe = [solution.stats.nfe] * len(batch) if samples is None else samples.nfe.tolist()
+        answers.append((out.float().cpu(), nfe, solution.status.name, solution.stats.backend))
+    logits, counts, status, backends = zip(*ranks.collect(answers), strict=True)
     seconds = time.perf_counter() - started
     model.train(was_training)
     scores = torch.cat(logits)
     predictions = scores.argmax(dim=1)
     settings = {
-        "backend": backend,
+        "backend": backends[-1],
         "algorithm": model.algorithm.name,
         "rtol": solver.rtol,
         "atol": solver.atol,
@@ -82,11 +85,11 @@ def evaluate(
         logits=scores.numpy(),
         loss=torch.nn.functional.cross_entropy(scores.double(), labels).item(),
         accuracy=(predictions == labels).double().mean().item(),
-        nfe=np.asarray(nfe, dtype=np.int64),
+        nfe=np.asarray(list(itertools.chain(*counts)), dtype=np.int64),
         seconds=seconds,
         solver={key: value for key, value in settings.items() if value is not None},
         checkpoint=checkpoint,
-        status=dict(status),
+        status=dict(Counter(status)),
     )
 
 

@@ -7,6 +7,7 @@ it holds, and with them the learning rates, are the machine's.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import resource
 import sys
@@ -27,7 +28,13 @@ from homojl.models import AbstractImplicitModel
 from homojl.models.blocks import InitialPoint
 from homojl.results.records import METRICS, Evaluation
 from homojl.solution import EquilibriumSolution, Solution, Status
-from homojl.training.checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
+from homojl.training.checkpoint import (
+    Checkpoint,
+    load_optimizer,
+    optimizer_tensors,
+    read_checkpoint,
+    write_checkpoint,
+)
 from homojl.training.config import ExperimentConfig, OptimConfig, TrainConfig
 from homojl.training.evaluation import evaluate, prepare
 from homojl.training.experiment import (
@@ -40,6 +47,7 @@ from homojl.training.experiment import (
     steps_per_epoch,
 )
 from homojl.training.progress import Progress
+from homojl.training.ranks import ALONE, Ranks
 from homojl.training.run import Run, checked_form, form_header, load_weights
 from homojl.training.stopwatch import Stopwatch
 
@@ -50,7 +58,7 @@ VALIDATION_SHARE = 0.1  # of training time, that validation may cost beside a ti
 
 @dataclass
 class Totals:
-    """Sums over the steps since the last line of metrics."""
+    """Sums over the steps since the last line of metrics, or the numbers of one step."""
 
     steps: int = 0
     images: int = 0
@@ -71,18 +79,20 @@ class Totals:
     backward_seconds: float = 0.0
     optimizer_seconds: float = 0.0
 
-    def add(self, loss: float, correct: int, images: int, solution: Solution | EquilibriumSolution) -> None:
-        self.steps += 1
-        self.images += images
-        self.loss += loss * images
-        self.correct += correct
-        self.nfe += solution.stats.nfe
-        self.n_vjp += solution.stats.n_vjp
-        self.nfe_backward += solution.stats.nfe_backward
-        self.accepted += solution.stats.n_accepted
-        self.rejected += solution.stats.n_rejected
-        self.solve_seconds += solution.stats.seconds
-        self.failed += (solution.status is not Status.SUCCESS) + (solution.stats.unconverged_backward > 0)
+    def note(self, solution: Solution | EquilibriumSolution) -> None:
+        """What the solve of one step cost, forward and backward."""
+        self.nfe = solution.stats.nfe
+        self.n_vjp = solution.stats.n_vjp
+        self.nfe_backward = solution.stats.nfe_backward
+        self.accepted = solution.stats.n_accepted
+        self.rejected = solution.stats.n_rejected
+        self.solve_seconds = solution.stats.seconds
+        self.failed = (solution.status is not Status.SUCCESS) + (solution.stats.unconverged_backward > 0)
+
+    def add(self, step: Totals) -> None:
+        """Add the numbers of a step."""
+        for name, value in vars(step).items():
+            setattr(self, name, getattr(self, name) + value)
 
     def numbers(self) -> dict[str, float]:
         """What follows from the sums, under the names of `METRICS`."""
@@ -119,6 +129,7 @@ def train(
     data: ImageDataset | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
+    ranks: Ranks = ALONE,
 ) -> bool:
     """Train a run from wherever it stands to its last epoch.
 
@@ -126,7 +137,8 @@ def train(
         run: a new run, or one that was stopped or killed.
         data: the configured dataset where it is loaded already.
         progress: what to show; None: nothing.
-        should_stop: asked after each step; when true, a checkpoint is written and the loop ends.
+        should_stop: asked after each step; when true in any process, a checkpoint is written and the loop ends.
+        ranks: the processes that train the run together, each in its own call.
 
     Returns:
         Whether the run is complete.
@@ -137,12 +149,14 @@ def train(
         CheckpointError: when what was learned cannot be written, such as on a full disk; the last checkpoint stays.
         SolveError: if the loss is no longer finite; the last checkpoint stays.
     """
-    with run.locked():
-        return _train(run, data, progress or Progress(), should_stop)
+    with run.locked() if ranks.is_main else contextlib.nullcontext():
+        return _train(run, data, progress or Progress(), should_stop, ranks)
 
 
-def _train(run: Run, data: ImageDataset | None, progress: Progress, should_stop: Callable[[], bool]) -> bool:
-    config = run.config
+def _train(
+    run: Run, data: ImageDataset | None, progress: Progress, should_stop: Callable[[], bool], ranks: Ranks
+) -> bool:
+    config = ranks.fitted(run.config)
     if config.train.threads is not None:
         torch.set_num_threads(config.train.threads)
     device = resolve_device(config.train.device)
@@ -153,11 +167,14 @@ def _train(run: Run, data: ImageDataset | None, progress: Progress, should_stop:
     batches = steps_per_epoch(data, config)
 
     model = build_model(config, form).to(device)
+    ranks.couple(model, batch_size)
     model.throw = False  # a failed solve is counted, and ends the run only if the loss is not finite
     point = initial_point(model)
     optimizer, point_sgd = build_optimizers(model, config)
-    position = restore(run, model, optimizer, config) if run.last_checkpoint.exists() else Position()
-    run.keep_metrics(position.lines)
+    found = ranks.from_main(lambda: read_checkpoint(run.last_checkpoint) if run.last_checkpoint.exists() else None)
+    position = Position() if found is None else restore(run, found, model, optimizer, config)
+    if ranks.is_main:
+        run.keep_metrics(position.lines)
     checkpointed = time.monotonic()
     start_memory = peak_memory(device)
 
@@ -169,7 +186,7 @@ def _train(run: Run, data: ImageDataset | None, progress: Progress, should_stop:
             len(train_index), batch_size, seed=config.train.seed, epoch=epoch, first_batch=done, drop_last=True
         )
         for batch in order:
-            started, watch, totals = time.perf_counter(), Stopwatch(device), position.totals
+            started, watch, step = time.perf_counter(), Stopwatch(device), Totals(steps=1, images=batch_size)
             generator = seed_step(config.train.seed, position.step)
             index = train_index[batch]
             pixels = augment(
@@ -183,10 +200,13 @@ def _train(run: Run, data: ImageDataset | None, progress: Progress, should_stop:
             lr = learning_rate(config.optim, *schedule_place(position, config.train, batches))
             for group in optimizer.param_groups:
                 group["lr"] = lr
-            images = prepare(pixels, form, model)
-            totals.data_seconds += watch.lap()
+            # Each process takes its part of the batch, and as large a share in what are means over the batch.
+            images, labels = prepare(ranks.part(pixels), form, model), ranks.part(labels)
+            share = len(images) / batch_size
+            step.data_seconds = watch.lap()
             if position.step % batches == 0:
-                model.begin_epoch(images)
+                model.begin_epoch(prepare(pixels, form, model))
+                ranks.share_buffers(model)
             logits, solution = model(images, return_solution=True)
             loss = cross_entropy(logits, labels)
             regularization = model.regularization()
@@ -199,31 +219,32 @@ def _train(run: Run, data: ImageDataset | None, progress: Progress, should_stop:
                     + "; lower optim.lr, or go on from the last checkpoint with --resume",
                     solution,
                 )
-            totals.forward_seconds += watch.lap()
+            step.forward_seconds = watch.lap()
             optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            totals.backward_seconds += watch.lap()
+            (share * loss).backward()
+            ranks.sum_gradients(optimizer)
+            step.backward_seconds = watch.lap()
             optimizer.step()
             model.project_()
             if point_sgd is not None and position.step % config.initial_point.every == 0:
                 point_sgd.zero_grad(set_to_none=True)
-                point_loss = point.loss(solution.value)
+                point_loss = share * point.loss(solution.value)
                 point_loss.backward()
+                ranks.sum_gradients(point_sgd)
                 point_sgd.step()
-                totals.point_loss += point_loss.item()
-                totals.point_updates += 1
+                step.point_loss, step.point_updates = point_loss.item(), 1
 
-            correct = int((logits.argmax(dim=1) == labels).sum())
-            totals.add(loss.item(), correct, len(index), solution)
-            totals.optimizer_seconds += watch.lap()
-            seconds = time.perf_counter() - started
-            totals.seconds += seconds
-            position.seconds += seconds
+            step.loss = loss.item() * len(images)
+            step.correct = int((logits.argmax(dim=1) == labels).sum())
+            step.note(solution)
+            step.optimizer_seconds = watch.lap()
+            step.seconds = time.perf_counter() - started
+            ranks.combine(step, sums=("loss", "correct", "point_loss"))
+            position.totals.add(step)
+            position.seconds += step.seconds
             position.step += 1
-            progress.step(progress_numbers(totals, device))
-            alone = Totals(seconds=seconds)
-            alone.add(loss.item(), correct, len(index), solution)
-            progress.measured(position.step, alone.numbers() | {"lr": lr})
+            progress.step(progress_numbers(position.totals, device))
+            progress.measured(position.step, step.numbers() | {"lr": lr})
 
             if line_is_due(position, config.train, batches):
                 started = time.perf_counter()
@@ -238,12 +259,14 @@ def _train(run: Run, data: ImageDataset | None, progress: Progress, should_stop:
                         split="val",
                         solver=config.solver,
                         checkpoint="",
+                        ranks=ranks,
                     )
-                val_seconds = time.perf_counter() - started
+                val_seconds = ranks.largest(time.perf_counter() - started)
                 if val is not None:
                     position.validations += 1
                     position.validation_seconds += val_seconds
                 metrics = epoch_metrics(position, batches, lr, val, point, device, val_seconds, start_memory)
+                metrics["peak_memory"] = ranks.largest(metrics["peak_memory"])
                 # Among equals the later one, which has seen more; without a validation split the last.
                 score = 0.0 if val is None else val.accuracy
                 best = score >= position.best_score and (val is not None or len(val_index) == 0)
@@ -251,16 +274,18 @@ def _train(run: Run, data: ImageDataset | None, progress: Progress, should_stop:
                     position.best_epoch, position.best_score = metrics["epoch"], score
                 position.lines += 1
                 position.totals = Totals()
-                # In this order a kill in between costs work, never consistency: the last checkpoint is what counts.
-                run.append_metrics(metrics)
-                if best:
-                    save(run, "best", model, optimizer, position, form, config)
-                save(run, "last", model, optimizer, position, form, config)
+                if ranks.is_main:
+                    # In this order a kill in between costs work, never consistency: the last checkpoint counts.
+                    run.append_metrics(metrics)
+                    if best:
+                        save(run, "best", model, optimizer, position, form, config)
+                    save(run, "last", model, optimizer, position, form, config)
                 checkpointed = time.monotonic()
                 progress.end_epoch(metrics)
 
-            stop = should_stop()
-            if position.totals.steps and (stop or time.monotonic() - checkpointed >= config.train.checkpoint_seconds):
+            stop = bool(ranks.largest(should_stop()))
+            late = time.monotonic() - checkpointed >= config.train.checkpoint_seconds
+            if ranks.is_main and position.totals.steps and (stop or late):
                 save(run, "last", model, optimizer, position, form, config)
                 checkpointed = time.monotonic()
             if is_complete(position, config.train, batches):
@@ -398,11 +423,14 @@ def save(
 
 
 def restore(
-    run: Run, model: AbstractImplicitModel, optimizer: torch.optim.Optimizer, config: ExperimentConfig
+    run: Run,
+    checkpoint: Checkpoint,
+    model: AbstractImplicitModel,
+    optimizer: torch.optim.Optimizer,
+    config: ExperimentConfig,
 ) -> Position:
     """Put the last checkpoint's state into the model and the optimiser, and return where it stood."""
-    path = run.last_checkpoint
-    tensors, header = read_checkpoint(path)
+    path, (tensors, header) = run.last_checkpoint, checkpoint
     checked_form(path, header, config)
     load_weights(model, tensors, path)
     try:

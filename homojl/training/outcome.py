@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -13,9 +14,11 @@ from homojl.results.hdf5 import read_results, write_results
 from homojl.results.plots import draw_all
 from homojl.results.records import Evaluation, RunRecord, Trajectories
 from homojl.results.report import write_report
+from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import with_solver
 from homojl.training.evaluation import evaluate, trace
 from homojl.training.experiment import ModelForm, load_data, resolve_device, solve_as, steps_per_epoch
+from homojl.training.ranks import ALONE, Ranks
 from homojl.training.run import Run
 
 
@@ -28,6 +31,7 @@ def evaluate_run(
     batch_size: int | None = None,
     limit: int | None = None,
     data: ImageDataset | None = None,
+    ranks: Ranks = ALONE,
     **solver: object,
 ) -> Evaluation:
     """Answer a split with a run's checkpoint.
@@ -39,12 +43,13 @@ def evaluate_run(
         batch_size: images per forward pass; None: the run's own.
         limit: how many of the first images to answer; None: all.
         data: the run's dataset where it is loaded already.
+        ranks: the processes that share the work; each returns the whole.
         solver: settings of `SolverConfig` to use instead of the run's; None leaves one as it is.
     """
     if split not in ("test", "val", "train"):
         raise ConfigError(f"split must be test, val or train, got {split!r}")
     config = with_solver(run.config, **solver)
-    model, form, header = run.load_model(which)
+    model, form, header = run.load_model(which, read=partial(ranks.from_main, read_checkpoint))
     solve_as(model, config.solver)
     model.to(resolve_device(config.train.device))
     model.throw = throw
@@ -61,6 +66,7 @@ def evaluate_run(
         solver=config.solver,
         checkpoint=f"{which}, epoch {epochs:.4g}",
         index=index,
+        ranks=ranks,
     )
 
 

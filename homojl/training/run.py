@@ -9,7 +9,7 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cached_property
 from importlib import metadata
@@ -24,7 +24,7 @@ from homojl.files import LOCK, atomic_write, file_meant, locked, remove_leftover
 from homojl.models import AbstractImplicitModel, count_parameters
 from homojl.parsing import MAX_TEXT, parse_json, read_bytes, read_text
 from homojl.results.records import METRICS, Evaluation, RunRecord, metrics_row
-from homojl.training.checkpoint import read_checkpoint
+from homojl.training.checkpoint import Checkpoint, read_checkpoint
 from homojl.training.config import ExperimentConfig, read_toml
 from homojl.training.experiment import ModelForm, build_model, initial_point, state_form
 
@@ -165,14 +165,19 @@ class Run:
     def results_path(self) -> Path:
         return self.path / "results.h5"
 
-    def load_model(self, which: str = "best") -> tuple[AbstractImplicitModel, ModelForm, dict[str, Any]]:
+    def load_model(
+        self, which: str = "best", *, read: Callable[[Path], Checkpoint] = read_checkpoint
+    ) -> tuple[AbstractImplicitModel, ModelForm, dict[str, Any]]:
         """The model of checkpoint "best" or "last", its form, and the checkpoint's header.
+
+        Args:
+            read: as `read_checkpoint`, where that is not to be done in this process.
 
         Raises:
             CheckpointError: if it is missing, damaged or of another model.
         """
         path = self.best_checkpoint if which == "best" else self.last_checkpoint
-        tensors, header = read_checkpoint(path)
+        tensors, header = read(path)
         form = checked_form(path, header, self.config)
         check_weights(tensors, state_form(self.config, form), path)
         model = build_model(self.config, form)

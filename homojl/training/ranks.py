@@ -1,0 +1,351 @@
+"""Several processes that train one model, each on its part of every batch, and what they divide, add up and agree on.
+
+Every process has the whole model and takes the same steps; the batch of the configuration is that of all together. A
+step is that of one process with the whole batch, to rounding, because whatever looks at the batch as a whole looks at
+all parts of it: the gradient, batch normalisation, the error that an ODE's common steps are chosen by. What is random
+is drawn for the whole batch and cut. Only process 0 reads and writes the run's folder.
+
+PyTorch's collectives do the work: those of gloo between main memories, those of NCCL between GPUs. Numbers that decide
+what happens next always go by gloo, in float64, so that all processes decide alike.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from homojl.adjoints import BacksolveAdjoint
+from homojl.algorithms import (
+    AbstractAdaptive,
+    AbstractErrorControlled,
+    AbstractFixedPointAlgorithm,
+    AbstractFixedStep,
+    AbstractJacobianBased,
+    AdamsMoulton,
+    ErrorNorm,
+    memory_of,
+)
+from homojl.errors import ConfigError, ProcessError
+from homojl.models import AbstractImplicitModel
+from homojl.training.config import ExperimentConfig, with_solver
+
+Tensor = torch.Tensor
+T = TypeVar("T")
+P = ParamSpec("P")
+
+TIMEOUT = timedelta(minutes=30)  # how long a process waits for one that has neither come nor gone
+LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun says in the environment
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, seen from one of them. With one process, every method is free and exact.
+
+    Attributes:
+        rank: number of this process, from 0.
+        size: how many there are.
+    """
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this process is the one that reads, writes and speaks."""
+        return self.rank == 0
+
+    # ---- what is divided
+
+    def bounds(self, rows: int) -> tuple[int, int]:
+        """First and last + 1 of the rows of a batch that are this process's; parts differ by one row at most."""
+        return self.rank * rows // self.size, (self.rank + 1) * rows // self.size
+
+    def part(self, batch: Tensor) -> Tensor:
+        """The rows of a batch that are this process's."""
+        first, last = self.bounds(len(batch))
+        return batch[first:last]
+
+    def deal(self, items: Sequence[T]) -> Sequence[T]:
+        """Those of some items that this process works on; `collect` brings together what came of them."""
+        return items[self.rank :: self.size]
+
+    # ---- what is brought together
+
+    def collect(self, mine: list[T]) -> list[T]:
+        """What all processes made of what `deal` gave them, on each of them, in the order of the items."""
+        if self.size == 1:
+            return mine
+        parts: list[list[T]] = [[] for _ in range(self.size)]
+        _call(dist.all_gather_object, parts, mine)
+        return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
+
+    def from_main(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        """What a function returns on process 0, which alone calls it, on every process.
+
+        Raises:
+            ProcessError: on the others, if process 0 has ended; what the function raised is process 0's to say.
+        """
+        if self.size == 1:
+            return function(*args, **kwargs)
+        box: list[Any] = [function(*args, **kwargs) if self.is_main else None]
+        _call(dist.broadcast_object_list, box, src=0)
+        return box[0]
+
+    def largest(self, number: float) -> float:
+        """The largest of the processes' numbers."""
+        return number if self.size == 1 else max(self._gathered([number])[:, 0].tolist())
+
+    def combine(self, numbers: Any, *, sums: Sequence[str]) -> None:
+        """Put into a dataclass of numbers what all processes have in theirs: sums in those fields, else the largest."""
+        if self.size == 1:
+            return
+        own = vars(numbers)
+        gathered = self._gathered(list(own.values()))
+        for column, (name, value) in enumerate(own.items()):
+            found = gathered[:, column].sum() if name in sums else gathered[:, column].max()
+            setattr(numbers, name, type(value)(found.item()))
+
+    def sum_gradients(self, optimizer: torch.optim.Optimizer | None) -> None:
+        """Add up the gradients of an optimiser's parameters over the processes, in one message."""
+        if self.size == 1 or optimizer is None:
+            return
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        grads = [p.grad for p in parameters if p.grad is not None]
+        flat = torch.cat([grad.flatten() for grad in grads])
+        _call(dist.all_reduce, flat)
+        for grad, total in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
+            grad.copy_(total.view(grad.shape))
+
+    def share_buffers(self, model: nn.Module) -> None:
+        """Give every process the buffers of process 0."""
+        if self.size > 1:
+            for buffer in model.buffers():
+                _call(dist.broadcast, buffer, src=0)
+
+    def rms(self, x: Tensor) -> float:
+        """The root mean square over the parts of a tensor that the processes have."""
+        square = float(torch.linalg.vector_norm(x)) ** 2
+        squares, counts = self._gathered([square, x.numel()]).sum(dim=0).tolist()
+        return math.sqrt(squares / counts)
+
+    def _gathered(self, numbers: Sequence[float]) -> Tensor:
+        """The numbers of every process, (size, n), float64, to the bit alike on all of them."""
+        own = torch.tensor(numbers, dtype=torch.float64)
+        rows = [torch.empty_like(own) for _ in range(self.size)]
+        _call(dist.all_gather, rows, own)
+        return torch.stack(rows)
+
+    # ---- the model
+
+    def couple(self, model: AbstractImplicitModel, batch_size: int) -> None:
+        """Have a model in training mode see the whole batch of which it is given this process's part.
+
+        Weights and buffers become those of process 0. In evaluation mode the model works for itself.
+
+        Args:
+            model: on its device, before its optimisers are made.
+            batch_size: of the whole batch.
+        """
+        if self.size == 1:
+            return
+        for parameter in model.parameters():
+            _call(dist.broadcast, parameter.data, src=0)
+        self.share_buffers(model)
+        _replace_batch_norms(model, self)
+        model.part = (self.bounds(batch_size)[0], batch_size)
+        if model.batch == "joint" and isinstance(model.algorithm, AbstractErrorControlled):
+
+            def norm(x: Tensor) -> float:
+                return self.rms(x) if model.training else float(torch.linalg.vector_norm(x)) / math.sqrt(x.numel())
+
+            model.algorithm = replace(model.algorithm, norm=ErrorNorm(function=norm))
+
+    # ---- the configuration
+
+    def fitted(self, config: ExperimentConfig) -> ExperimentConfig:
+        """The configuration as these processes can follow it; "auto" becomes the PyTorch backend.
+
+        Raises:
+            ConfigError: for what would not give the steps of one process.
+        """
+        if self.size == 1:
+            return config
+        solver = config.solver
+        several = f"with {self.size} processes"
+        if solver.backend == "julia":
+            raise ConfigError(f"{several} solver.backend must be pytorch, got 'julia'")
+        if config.train.batch_size < self.size:
+            raise ConfigError(
+                f"train.batch_size is {config.train.batch_size}: {several} each needs an image of every batch"
+            )
+        self._check_device(config.train.device)
+        algorithm = solver.build_algorithm()
+        if solver.batch == "per-sample":
+            if memory_of(algorithm) is not None:
+                raise ConfigError(
+                    f'{several} solver.first_step = "remember" needs solver.batch = "joint": what is remembered of '
+                    "samples' own steps is their median"
+                )
+        elif not _divides(algorithm):
+            raise ConfigError(
+                f"{several} solver.algorithm must be an explicit method such as dopri5 or rk4, or solver.batch "
+                f"per-sample: {algorithm.name} decides by the whole batch how long to iterate"
+            )
+        elif isinstance(solver.build_adjoint(), BacksolveAdjoint) and isinstance(algorithm, AbstractErrorControlled):
+            raise ConfigError(
+                f"{several} solver.adjoint must be checkpoint, direct or gauss: backsolve chooses its steps by the "
+                "gradients' errors too, of which each process has a part"
+            )
+        return with_solver(config, backend="pytorch")
+
+    def _check_device(self, name: str) -> None:
+        if name not in ("auto", "cpu", "cuda"):
+            raise ConfigError(f"with {self.size} processes train.device must be auto, cpu or cuda, got {name!r}")
+        gpus = torch.cuda.device_count()
+        if gpus and name != "cpu" and _local_rank() >= gpus:
+            raise ConfigError(
+                f"process {self.rank} has no GPU of its own: there are {gpus}; start as many processes on each "
+                "machine, or train with --device cpu"
+            )
+
+
+ALONE = Ranks()
+
+
+def _divides(algorithm: object) -> bool:
+    """Whether a method's steps on a part of the batch are those on the whole, given a common norm of the error."""
+    if isinstance(algorithm, AbstractJacobianBased | AdamsMoulton):
+        return False
+    return isinstance(algorithm, AbstractAdaptive | AbstractFixedStep | AbstractFixedPointAlgorithm)
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[Ranks]:
+    """Join the processes that torchrun or a scheduler has started with this one; `ALONE` where there are none.
+
+    Of errors that leave the body, the first in any process goes on; in the others, of which most have only lost their
+    connection to that one, the program ends with exit code 2.
+
+    Raises:
+        ProcessError: if the others cannot be reached.
+    """
+    size = int(os.environ.get("WORLD_SIZE", 1)) if all(name in os.environ for name in LAUNCHED) else 1
+    if size == 1:
+        yield ALONE
+        return
+    rank, backend = int(os.environ["RANK"]), "gloo"
+    if torch.cuda.is_available() and dist.is_nccl_available():
+        backend = "cpu:gloo,cuda:nccl"
+        torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
+    try:
+        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
+        raise ProcessError(f"process {rank} of {size} cannot join the others at {where}: {_line(error)}") from None
+    try:
+        yield Ranks(rank, size)
+    except Exception:
+        if not _first_to_tell(store):
+            sys.exit(2)
+        raise
+    dist.destroy_process_group()
+
+
+def _local_rank() -> int:
+    """The number of this process on its machine."""
+    return int(os.environ.get("LOCAL_RANK", 0))
+
+
+def _first_to_tell(store: dist.Store) -> bool:
+    try:
+        return store.add("homojl/told", 1) == 1
+    except RuntimeError:  # the store has ended with the process that kept it
+        return True
+
+
+def _call(collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
+    try:
+        collective(*args, **kwargs)
+    except RuntimeError as error:
+        raise ProcessError(
+            f"process {dist.get_rank()} of {dist.get_world_size()} has lost the others: one was killed or does not "
+            f"answer ({_line(error)}); go on from the last checkpoint with --resume"
+        ) from None
+
+
+def _line(error: Exception) -> str:
+    """An error's first sentence, without the place in gloo's source that it begins with."""
+    text = re.sub(r"^\[\S+\] ", "", str(error).strip()).splitlines() or [type(error).__name__]
+    return text[0].split(". ")[0]
+
+
+class _Sum(torch.autograd.Function):
+    """The sum of the processes' tensors; its gradient is the sum of theirs."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        total = x.clone()
+        _call(dist.all_reduce, total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return _Sum.apply(grad)
+
+
+class SharedBatchNorm(_BatchNorm):
+    """Batch normalisation over the parts of the batch that the processes have, also on CPUs.
+
+    `torch.nn.SyncBatchNorm`, which says the same, is for GPUs alone.
+
+    Args:
+        own: the layer whose parameters, buffers and settings this one takes over.
+        ranks: the processes.
+    """
+
+    def __init__(self, own: _BatchNorm, ranks: Ranks) -> None:
+        super().__init__(own.num_features, own.eps, own.momentum)
+        self.weight, self.bias = own.weight, own.bias
+        self.running_mean, self.running_var = own.running_mean, own.running_var
+        self.num_batches_tracked = own.num_batches_tracked
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass  # the layer whose place this one takes has its input's shape
+
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training:
+            return super().forward(input)
+        dims, shape = [0, *range(2, input.ndim)], (1, -1, *[1] * (input.ndim - 2))
+        own_count = input.new_tensor([input.numel() // input.shape[1]])
+        total = _Sum.apply(torch.cat([input.sum(dims), own_count]))
+        count = total[-1].detach()
+        mean = total[:-1] / count
+        centred = input - mean.view(shape)
+        variance = _Sum.apply(centred.square().sum(dims)) / count
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            self.running_mean.lerp_(mean, self.momentum)
+            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+        scale = self.weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul(self.bias.view(shape), centred, scale.view(shape))
+
+
+def _replace_batch_norms(module: nn.Module, ranks: Ranks) -> None:
+    for name, child in module.named_children():
+        if isinstance(child, _BatchNorm):
+            setattr(module, name, SharedBatchNorm(child, ranks).train(child.training))
+        else:
+            _replace_batch_norms(child, ranks)
