@@ -51,7 +51,7 @@ coverage: setup
 	$(BIN)/python tools/coverage_bars.py .coverage.json
 
 docs: $(VENV)/.ready-docs
-	$(BIN)/mkdocs build --strict
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 $(VENV)/.ready-docs: $(VENV)/.ready requirements-docs.lock
 	$(PIP) install --quiet --requirement requirements-docs.lock

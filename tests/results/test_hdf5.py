@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import dataclasses
 import errno
 import hashlib
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import h5py
 import numpy as np
-import pandas
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -367,21 +365,3 @@ def test_a_whole_file_of_another_form_is_refused(record, tmp_path, change, messa
     with pytest.raises(DataError, match=re.escape(message)) as raised:
         read_results(path)
     assert "\n" not in str(raised.value)
-
-
-def test_the_snippets_of_the_docs_run(record: RunRecord, tmp_path: Path, monkeypatch):
-    write_results(tmp_path / "results.h5", record)
-    monkeypatch.chdir(tmp_path)
-    snippets = re.findall(r"```python\n(.*?)```", DOCS.read_text("utf-8"), re.S)
-    snippets = [snippet for snippet in snippets if "comparison.h5" not in snippet]  # that one runs with comparisons
-    assert len(snippets) == 4
-    assert all(len(snippet.splitlines()) == 3 for snippet in snippets)
-    seen: dict = {"__builtins__": builtins}
-    for snippet in snippets:
-        exec(snippet, seen)
-    assert seen["loss"].tolist() == [row["val_loss"] for row in record.metrics]
-    assert seen["unit"] == "nat"
-    assert isinstance(seen["epochs"], pandas.DataFrame)
-    assert seen["epochs"].to_dict("records") == record.metrics
-    assert seen["right"].mean() == pytest.approx(record.evaluation.accuracy)
-    assert seen["config"] == record.config

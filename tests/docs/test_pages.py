@@ -1,0 +1,78 @@
+"""Every page is followed from top to bottom, as a newcomer would."""
+
+from __future__ import annotations
+
+import re
+import tomllib
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.conftest import AVAILABLE
+from tests.docs.pages import NEEDS, PAGES, CopySession, Session, blocks_of, check_options, runs_in_a_copy
+from tests.test_julia_sources import errors
+
+ALL = [block for page in PAGES for block in blocks_of(page)]
+
+
+def _is_run(block) -> bool:
+    return not block.needs or (block.needs in AVAILABLE and AVAILABLE[block.needs]())
+
+
+@pytest.fixture(scope="module")
+def made() -> dict[str, list[Path]]:
+    return {}
+
+
+@pytest.fixture
+def _threads():
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads")
+@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language in ("python", "bash") for b in blocks_of(p))])
+def test_a_page_holds_what_it_says(page, made, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    session = CopySession(tmp_path) if runs_in_a_copy(page) else Session(tmp_path, made)
+    for block in blocks_of(page):
+        if _is_run(block):
+            session.run(block)
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.needs], ids=lambda block: block.place)
+def test_a_block_that_needs_more(block):
+    """Its commands have the options that they are given; then it is skipped, loudly, where that is not here."""
+    assert block.needs in NEEDS, f"{block.place}: needs {block.needs!r}; known: {NEEDS}"
+    for command in block.commands if block.language == "bash" else []:
+        if command.startswith("homojl "):
+            check_options(command)
+    if not _is_run(block):
+        pytest.skip(f"needs {block.needs}")
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.language == "julia"], ids=lambda block: block.place)
+def test_julia_parses(block):
+    assert errors(block.code.encode()) == []
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.language == "toml"], ids=lambda block: block.place)
+def test_toml_parses(block):
+    assert tomllib.loads(block.code)
+
+
+def test_the_readme_begins_with_the_two_commands_and_the_call():
+    head = "\n".join(PAGES["README.md"].read_text(encoding="utf-8").splitlines()[:30])
+    for needed in ("make demo", "make test", "hj.solve(", "hj.ODEProblem(", "import homojl"):
+        assert needed in head
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_lead_somewhere(page):
+    text = re.sub(r"```.*?```", "", PAGES[page].read_text(encoding="utf-8"), flags=re.DOTALL)
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    missing = [t for t in targets if t[0] != "#" and not (PAGES[page].parent / t.partition("#")[0]).exists()]
+    # The site has these from elsewhere: tools/mkdocs_hooks.py.
+    assert [t for t in missing if t not in ("../julia-package.md", "contributing.md")] == []
