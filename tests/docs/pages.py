@@ -148,7 +148,8 @@ class Session:
             if words[0] == "homojl" and not set("|<>;&") & set(command):
                 self._homojl(block, words[1:])
             else:
-                subprocess_run(command, self.folder, block)
+                small = shlex.join(TINY) if "homojl_cli train" in command and "--resume" not in command else ""
+                subprocess_run(f"{command} {small}", self.folder, block)
 
     def _homojl(self, block: Block, arguments: list[str]) -> None:
         small = _SMALL.get(arguments[0], [])
