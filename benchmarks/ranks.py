@@ -60,7 +60,7 @@ def measured(folder: Path, config: ExperimentConfig, processes: int) -> tuple[li
     """The loss of every step, and the seconds of all, with that many processes."""
     Run.create(folder, config)
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    subprocess.run([*launcher, __file__, "--run", str(folder)], check=True)
+    subprocess.run([*launcher, __file__, "--worker", str(folder)], check=True)
     return tuple(json.loads((folder / "losses.json").read_text()))
 
 
@@ -71,10 +71,10 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--dtype", default="float64")
     parser.add_argument("--models", default=",".join(MODELS))
-    parser.add_argument("--run", help=argparse.SUPPRESS)
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.run:
-        work(options.run)
+    if options.worker:
+        work(options.worker)
         return
     print(f"{'model':8}  {'difference':>10}  {'first':>7}  {'last':>7}  seconds: 1, {options.processes} processes")
     for model in options.models.split(","):

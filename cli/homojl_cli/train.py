@@ -95,7 +95,7 @@ def _train(
             config = resolved(ranks.fitted(_config(**choices)))
             data = check(config)
             run = Run.create(out or _new_folder(config), config, overwrite=overwrite)
-        show(_headline(run))  # the configuration is read here, and goes to the other processes with the run
+        show(_headline(run, ranks))  # the configuration is read here, and goes to the other processes with the run
         return run
 
     def show(text: str) -> None:
@@ -190,14 +190,15 @@ def _new_folder(config: ExperimentConfig) -> Path:
     return folder
 
 
-def _headline(run: Run) -> str:
+def _headline(run: Run, ranks: Ranks) -> str:
     config = run.config
     algorithm = config.solver.build_algorithm()
     tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""
     budget = f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
     if config.train.seconds is not None:
         budget = f"{config.train.seconds:g} s of training"
+    several = f" in {ranks.size} processes" if ranks.size > 1 else ""
     return (
         f"{config.model.name} on {config.data.dataset}: {algorithm.name}{tolerance}, {config.solver.adjoint} adjoint, "
-        f"{config.solver.backend} backend, {budget} -> {run.path}"
+        f"{config.solver.backend} backend{several}, {budget} -> {run.path}"
     )

@@ -231,6 +231,11 @@ def _divides(algorithm: object) -> bool:
     return isinstance(algorithm, AbstractAdaptive | AbstractFixedStep | AbstractFixedPointAlgorithm)
 
 
+def process_count() -> int:
+    """How many processes torchrun or a scheduler has started with this one, itself included."""
+    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in LAUNCHED) else 1
+
+
 @contextlib.contextmanager
 def joined() -> Iterator[Ranks]:
     """Join the processes that torchrun or a scheduler has started with this one; `ALONE` where there are none.
@@ -241,7 +246,7 @@ def joined() -> Iterator[Ranks]:
     Raises:
         ProcessError: if the others cannot be reached.
     """
-    size = int(os.environ.get("WORLD_SIZE", 1)) if all(name in os.environ for name in LAUNCHED) else 1
+    size = process_count()
     if size == 1:
         yield ALONE
         return

@@ -27,6 +27,7 @@ from homojl.results.records import METRICS, Evaluation, RunRecord, metrics_row
 from homojl.training.checkpoint import Checkpoint, read_checkpoint
 from homojl.training.config import ExperimentConfig, read_toml
 from homojl.training.experiment import ModelForm, build_model, initial_point, state_form
+from homojl.training.ranks import process_count
 
 # The last line of a run's config.toml: what is left of a damaged one can still be valid TOML.
 _CONFIG_END = "\n# end of the configuration\n"
@@ -335,6 +336,7 @@ def environment() -> dict[str, Any]:
         "packages": versions,
         "julia": runtime.find().version or None,
         "threads": torch.get_num_threads(),
+        "processes": process_count(),
         "cuda": torch.version.cuda,
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "command": sys.argv,

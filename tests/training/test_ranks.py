@@ -131,6 +131,7 @@ def test_two_processes_have_the_loss_curve_of_one(images, tmp_path):
     assert_same_numbers(run, one)
     assert len(run.metrics) == 200
     assert run.metrics[-1]["train_loss"] < run.metrics[0]["train_loss"] - 0.5
+    assert run.environment["processes"] == 2
     assert (run.path / "results.h5").exists()
 
 
