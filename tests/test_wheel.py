@@ -71,3 +71,5 @@ def test_the_command_works_from_anywhere(installed, tmp_path):
     out = run(installed, command, "train", "--epochs", "1", "--out", "r", *settings, cwd=tmp_path)
     assert "test accuracy" in out
     assert (tmp_path / "r" / "results.h5").exists()
+    run(installed, command, "report", tmp_path / "r", cwd=tmp_path)
+    assert (tmp_path / "r" / "report.html").exists()
