@@ -179,9 +179,9 @@ class RunRecord:
         trajectories: on request.
     """
 
-    config: dict
-    environment: dict
-    metrics: list[dict]
+    config: dict[str, Any]
+    environment: dict[str, Any]
+    metrics: list[dict[str, Any]]
     class_names: tuple[str, ...]
     parameters: int
     evaluation: Evaluation | None = None

@@ -108,8 +108,8 @@ class SolverConfig:
         if cls is None:
             raise ConfigError(f"unknown algorithm {self.algorithm!r}; {did_you_mean(self.algorithm.lower(), known)}")
         settings = {f.name: getattr(self, f.name, None) for f in fields(cls)}
-        if settings.get("controller") is not None:
-            settings["controller"] = CONTROLLERS[self.controller]()
+        if (controller := settings.get("controller")) is not None:
+            settings["controller"] = CONTROLLERS[controller]()
         if isinstance(settings.get("first_step"), str):
             if self.first_step != "remember" or not issubclass(cls, AbstractErrorControlled):
                 raise ConfigError(

@@ -12,6 +12,7 @@ import torch
 from homojl.data.augment import normalise
 from homojl.models import AbstractImplicitModel
 from homojl.results.records import Evaluation, Trajectories
+from homojl.solution import Solution
 from homojl.training.config import SolverConfig
 from homojl.training.experiment import ModelForm
 from homojl.training.ranks import ALONE, Ranks
@@ -107,5 +108,6 @@ def trace(
     model.eval()
     s = np.linspace(0.0, 1.0, points)
     solution = model.solve(prepare(images[index], form, model), save_at=tuple(s.tolist()))
+    assert isinstance(solution, Solution), model
     z = solution.ys.transpose(0, 1).float().cpu().contiguous()
     return Trajectories(s=s, z=z.numpy(), index=index.numpy(), labels=labels[index].numpy())

@@ -38,7 +38,7 @@ class ModelForm:
     @staticmethod
     def of(data: ImageDataset) -> ModelForm:
         return ModelForm(
-            tuple(data.input_shape),
+            data.input_shape,
             data.n_classes,
             tuple(data.class_names),
             tuple(data.mean.tolist()),
@@ -192,12 +192,13 @@ def build_optimizers(
     point = initial_point(model)
     apart = {id(p) for p in point.parameters()} if point is not None else set()
     weights = [p for p in model.parameters() if id(p) not in apart]
-    learned = point is not None and point.value.requires_grad
-    point_sgd = torch.optim.SGD(point.parameters(), lr=config.initial_point.lr) if learned else None
+    point_sgd = None
+    if point is not None and point.value.requires_grad:
+        point_sgd = torch.optim.SGD(point.parameters(), lr=config.initial_point.lr)
     return _optimizer(config.optim, weights), point_sgd
 
 
-def _optimizer(config: OptimConfig, weights: list[Tensor]) -> torch.optim.Optimizer:
+def _optimizer(config: OptimConfig, weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
     if config.name == "sgd":
         return torch.optim.SGD(weights, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     cls = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW

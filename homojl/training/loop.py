@@ -226,7 +226,7 @@ def _train(
             step.backward_seconds = watch.lap()
             optimizer.step()
             model.project_()
-            if point_sgd is not None and position.step % config.initial_point.every == 0:
+            if point is not None and point_sgd is not None and position.step % config.initial_point.every == 0:
                 point_sgd.zero_grad(set_to_none=True)
                 point_loss = share * point.loss(solution.value)
                 point_loss.backward()

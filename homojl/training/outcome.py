@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from importlib.util import find_spec
 
 import numpy as np
@@ -49,7 +48,7 @@ def evaluate_run(
     if split not in ("test", "val", "train"):
         raise ConfigError(f"split must be test, val or train, got {split!r}")
     config = with_solver(run.config, **solver)
-    model, form, header = run.load_model(which, read=partial(ranks.from_main, read_checkpoint))
+    model, form, header = run.load_model(which, read=lambda path: ranks.from_main(read_checkpoint, path))
     solve_as(model, config.solver)
     model.to(resolve_device(config.train.device))
     model.throw = throw

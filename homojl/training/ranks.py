@@ -24,6 +24,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 from torch import nn
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from homojl.adjoints import BacksolveAdjoint
@@ -255,7 +256,7 @@ def joined() -> Iterator[Ranks]:
         backend = "cpu:gloo,cuda:nccl"
         torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
     try:
-        store, _, _ = next(dist.rendezvous("env://", timeout=TIMEOUT))
+        store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
         dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
@@ -274,9 +275,9 @@ def _local_rank() -> int:
     return int(os.environ.get("LOCAL_RANK", 0))
 
 
-def _first_to_tell(store: dist.Store) -> bool:
+def _first_to_tell(store: Any) -> bool:
     try:
-        return store.add("homojl/told", 1) == 1
+        return bool(store.add("homojl/told", 1) == 1)
     except RuntimeError:  # the store has ended with the process that kept it
         return True
 
@@ -322,7 +323,9 @@ class SharedBatchNorm(_BatchNorm):
     """
 
     def __init__(self, own: _BatchNorm, ranks: Ranks) -> None:
+        assert own.momentum is not None, "a cumulative average is not what the models have"
         super().__init__(own.num_features, own.eps, own.momentum)
+        self._rate = own.momentum
         self.weight, self.bias = own.weight, own.bias
         self.running_mean, self.running_var = own.running_mean, own.running_var
         self.num_batches_tracked = own.num_batches_tracked
@@ -341,9 +344,12 @@ class SharedBatchNorm(_BatchNorm):
         centred = input - mean.view(shape)
         variance = _Sum.apply(centred.square().sum(dims)) / count
         with torch.no_grad():
+            assert self.num_batches_tracked is not None
+            assert self.running_mean is not None
+            assert self.running_var is not None
             self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self.momentum)
-            self.running_var.lerp_(variance * (count / (count - 1)), self.momentum)
+            self.running_mean.lerp_(mean, self._rate)
+            self.running_var.lerp_(variance * (count / (count - 1)), self._rate)
         scale = self.weight * torch.rsqrt(variance + self.eps)
         return torch.addcmul(self.bias.view(shape), centred, scale.view(shape))
 
