@@ -114,7 +114,9 @@ class TestEachSampleOnItsOwn:
         f, x = Tanh(), batch(12)
         algorithm = cls(rtol=1e-7, atol=0.0, max_steps=300)
         together = hj.solve(hj.FixedPointProblem(f, torch.zeros_like(x), args=(x,)), algorithm, backend=backend)
-        assert len(set(together.iterations.tolist())) > 1 or cls in (hj.PseudoTransient, hj.Homotopy) or backend == "julia"
+        assert (
+            len(set(together.iterations.tolist())) > 1 or cls in (hj.PseudoTransient, hj.Homotopy) or backend == "julia"
+        )
         # Newton-like methods in Julia take the batch as one system: only the equilibria are each sample's own.
         coupled = backend == "julia" and cls not in (hj.Picard, hj.Anderson)
         for i in range(len(x)):
