@@ -101,6 +101,7 @@ _EXPORTS = {
             "DataError",
             "CheckpointError",
             "BackendUnavailable",
+            "BusyError",
             "SolveError",
             "JuliaCodeError",
         ],
@@ -195,6 +196,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.data import dataset_names as dataset_names
     from homojl.data import load_dataset as load_dataset
     from homojl.errors import BackendUnavailable as BackendUnavailable
+    from homojl.errors import BusyError as BusyError
     from homojl.errors import CheckpointError as CheckpointError
     from homojl.errors import ConfigError as ConfigError
     from homojl.errors import DataError as DataError

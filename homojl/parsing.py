@@ -38,11 +38,13 @@ def read_bytes(path: Path | str, *, limit: int, pipe: bool = False) -> bytes:
     if not (stat.S_ISREG(mode) or (pipe and stat.S_ISFIFO(mode))):
         code = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
         raise OSError(code, "Is a directory" if stat.S_ISDIR(mode) else "not a regular file")
+    content = bytearray()
     with open(path, "rb") as file:
-        content = file.read(limit + 1)
-    if len(content) > limit:
-        raise OSError(errno.EFBIG, f"has more than {limit} bytes")
-    return content
+        while part := file.read(2**20):  # not all at once: room for as many bytes as are asked for is taken at once
+            content += part
+            if len(content) > limit:
+                raise OSError(errno.EFBIG, f"has more than {limit} bytes")
+    return bytes(content)
 
 
 def read_text(path: Path | str, *, limit: int = MAX_TEXT, pipe: bool = False) -> str:

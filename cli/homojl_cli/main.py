@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import io
 import os
 import sys
 
@@ -39,7 +40,9 @@ class LazyCommands(click.Group):
             return None
         return importlib.import_module(f"homojl_cli.{name}").command
 
-    def resolve_command(self, ctx: click.Context, args: list[str]):
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
         if args[0] not in COMMANDS and not args[0].startswith("-"):
             from homojl.names import did_you_mean
 
@@ -72,6 +75,9 @@ def cli(debug: bool) -> None:
 def main() -> None:
     """Run the command line; never returns."""
     debug = "--debug" in sys.argv[1:]
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a name that the terminal cannot show must not end the work
+            stream.reconfigure(errors="backslashreplace")
     try:
         code = cli.main(prog_name="homojl", standalone_mode=False)
         sys.exit(code if isinstance(code, int) else 0)
@@ -80,7 +86,7 @@ def main() -> None:
     except KeyboardInterrupt:
         _fail("interrupted", 130)
     except click.ClickException as error:
-        _fail(" ".join(error.format_message().split()), 2)
+        _fail(error.format_message(), 2)
     except BrokenPipeError:  # the reader of our output has gone, as in `homojl models | head -1`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(141)
@@ -89,9 +95,12 @@ def main() -> None:
 
         if debug or not isinstance(error, HomoJLError | OSError):
             raise
-        _fail(" ".join(str(error).split()), 2)
+        _fail(str(error), 2)
 
 
 def _fail(message: str, code: int) -> None:
+    from homojl.errors import one_line
+
+    message = " ".join(one_line(message).split())
     print(f"homojl: error: {message}" if code == 2 else f"homojl: {message}", file=sys.stderr)
     sys.exit(code)

@@ -41,8 +41,8 @@ def command(
 ) -> None:
     """Train a model, evaluate it once on the test set, and leave a run folder.
 
-    Settings come, later ones winning, from the defaults, a preset, --config, the options, and --set. Ctrl-C saves
-    and stops; --resume goes on as if nothing had happened.
+    Settings come, later ones winning, from the defaults, a preset, --config, the options, and --set. Ctrl-C, SIGTERM
+    and SIGUSR1 save and stop (exit code 130, 143, 138); --resume goes on as if nothing had happened.
 
     \b
     Examples:
@@ -110,7 +110,7 @@ def _train(
             raise KeyboardInterrupt
         stopped_by.append(number)
 
-    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM)}
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     progress = Progress() if quiet or not ranks.is_main else TerminalProgress()
     if tensorboard and ranks.is_main:
         progress = TensorBoard(run.path, progress)

@@ -12,7 +12,7 @@ from homojl.data import dataset_names
 from homojl.errors import ConfigError
 from homojl.models import MODELS, model_class
 from homojl.names import did_you_mean
-from homojl.training.config import read_toml
+from homojl.training.config import MAX_WHOLE, read_toml
 
 OWN_DATA = "own"
 """What stands in a variation's `datasets` for a user's own file or folder."""
@@ -106,6 +106,11 @@ def _experiment(name: str, values: dict[str, Any], where: str) -> Experiment:
             raise ConfigError(
                 f"{where}: measurements.{key} changes {', '.join(sorted(strange))}; a trained model can be measured "
                 "with other settings of solver, and of train.eval_batch_size"
+            )
+        size = settings.get("train", {}).get("eval_batch_size", 1)
+        if type(size) is not int or not 1 <= size <= MAX_WHOLE:
+            raise ConfigError(
+                f"{where}: measurements.{key}: train.eval_batch_size must be a whole number, got {size!r}"
             )
     if values.get("images", 1) < 1:
         raise ConfigError(f"{where}: images must be at least 1, got {values['images']}")

@@ -11,7 +11,7 @@ from typing import Any
 from homojl.comparison.experiment import Experiment
 from homojl.errors import ConfigError
 from homojl.models import model_class
-from homojl.training.config import ExperimentConfig, merge, preset_names, read_preset
+from homojl.training.config import ExperimentConfig, merge, preset_names, read_preset, with_solver
 from homojl.training.experiment import ModelForm, build_model, load_data, resolved, steps_per_epoch
 from homojl.training.run import Run
 
@@ -80,6 +80,8 @@ class Plan:
             form = ModelForm.of(data) if form is None else form
             build_model(run.config, form)
             steps_per_epoch(data, run.config)
+            for settings in self.experiment.measurements.values():
+                with_solver(run.config, **settings.get("solver", {}))
         for run in self.runs:
             if (self.run_path(run) / "config.toml").exists():
                 _check_same(self.run_path(run), Run.open(self.run_path(run)).config, run.config)

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from homojl.comparison.plan import Plan, PlannedRun
 from homojl.comparison.runner import last_line
 from homojl.errors import DataError
+from homojl.parsing import parse_json, read_text
 from homojl.results.hdf5 import read_results
-from homojl.results.records import RunRecord
+from homojl.results.records import Evaluation, RunRecord, metrics_row
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,6 +35,18 @@ class RunResult:
     record: RunRecord | None
     measurements: list[dict[str, Any]]
 
+    @property
+    def known(self) -> RunRecord:
+        """The record of a run that has finished."""
+        assert self.record is not None, self.planned
+        return self.record
+
+    @property
+    def answers(self) -> Evaluation:
+        """Those of a run that has finished, on the test set."""
+        assert self.known.evaluation is not None, self.planned
+        return self.known.evaluation
+
 
 @dataclass(frozen=True)
 class Quantity:
@@ -51,30 +63,35 @@ class Quantity:
     of: Callable[[RunResult], float]
 
 
+MEASURED = {
+    **{"name": str, "algorithm": str, "batch_size": int, "images": int},
+    **{"accuracy": float, "nfe": float, "seconds": float, "failed_solves": int},
+}
+"""What `homojl.comparison.worker` writes of a measurement."""
+
+
 def _last(key: str) -> Callable[[RunResult], float]:
-    return lambda run: run.record.metrics[-1][key] if run.record.metrics else math.nan
+    return lambda run: run.known.metrics[-1][key] if run.known.metrics else math.nan
 
 
 QUANTITIES: dict[str, Quantity] = {
-    "parameters": Quantity("1", "trained parameters, the initial point not counted", lambda r: r.record.parameters),
-    "test_accuracy": Quantity(
-        "1", "fraction of the test set classified correctly", lambda r: r.record.evaluation.accuracy
-    ),
-    "test_loss": Quantity("nat", "mean cross-entropy on the test set", lambda r: r.record.evaluation.loss),
+    "parameters": Quantity("1", "trained parameters, the initial point not counted", lambda r: r.known.parameters),
+    "test_accuracy": Quantity("1", "fraction of the test set classified correctly", lambda r: r.answers.accuracy),
+    "test_loss": Quantity("nat", "mean cross-entropy on the test set", lambda r: r.answers.loss),
     "test_nfe": Quantity(
         "evaluations",
         "mean evaluations of the field per forward pass on the test set",
-        lambda r: float(r.record.evaluation.nfe.mean()),
+        lambda r: float(r.answers.nfe.mean()),
     ),
     "inference_seconds": Quantity(
         "s",
         "wall time of the forward passes on the test set, per image",
-        lambda r: r.record.evaluation.seconds / len(r.record.evaluation.labels),
+        lambda r: r.answers.seconds / len(r.answers.labels),
     ),
     "failed_solves": Quantity(
         "solves",
         "solves on the test set that did not reach their end",
-        lambda r: sum(n for status, n in r.record.evaluation.status.items() if status != "SUCCESS"),
+        lambda r: float(sum(n for status, n in r.answers.status.items() if status != "SUCCESS")),
     ),
     "nfe_forward": Quantity(
         "evaluations", "mean evaluations of the field per training forward pass at the end", _last("nfe_forward")
@@ -93,7 +110,7 @@ QUANTITIES: dict[str, Quantity] = {
         "1",
         "highest fraction of the validation split classified correctly",
         lambda r: max(
-            (m["val_accuracy"] for m in r.record.metrics if not math.isnan(m["val_accuracy"])), default=math.nan
+            (m["val_accuracy"] for m in r.known.metrics if not math.isnan(m["val_accuracy"])), default=math.nan
         ),
     ),
     "peak_memory": Quantity(
@@ -101,16 +118,16 @@ QUANTITIES: dict[str, Quantity] = {
         "largest resident memory of the run's process in training and validation, on a GPU allocated memory",
         _last("peak_memory"),
     ),
-    "train_seconds": Quantity("s", "training time", lambda r: training_seconds(r)[-1]),
+    "train_seconds": Quantity("s", "training time", lambda r: (training_seconds(r) or [math.nan])[-1]),
     "epochs": Quantity("1", "passes over the training images", _last("epoch")),
 }
 
 
 def training_seconds(run: RunResult) -> list[float]:
     """Training time up to each line of the run's metrics, validation not counted."""
-    batch_size = run.record.config["train"]["batch_size"]
+    batch_size = run.planned.config.train.batch_size
     seconds, step, total = [], 0, 0.0
-    for row in run.record.metrics:
+    for row in run.known.metrics:
         total += (row["step"] - step) * batch_size / row["images_per_second"]
         step = row["step"]
         seconds.append(total)
@@ -181,9 +198,28 @@ def _result(plan: Plan, run: PlannedRun) -> RunResult:
     if not path.exists():
         return RunResult(run, "broken off", last_line(plan, run), None, [])
     try:
-        outcome = json.loads(path.read_text(encoding="utf-8"))
-        status, message, measurements = (outcome[key] for key in ("status", "message", "measurements"))
+        status, message, measurements = _outcome(parse_json(read_text(path)))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from None
-    record = read_results(plan.run_path(run) / "results.h5") if status == "finished" else None
+    if status != "finished":
+        return RunResult(run, status, message, None, measurements)
+    results = plan.run_path(run) / "results.h5"
+    record = read_results(results)
+    try:
+        record = replace(record, metrics=[metrics_row(row) for row in record.metrics])
+    except ValueError as error:
+        raise DataError(f"{results}: a line of its metrics is damaged: {error}") from None
+    if record.evaluation is None:
+        raise DataError(f"{results}: has no answers on the test set, though the run has finished")
     return RunResult(run, status, message, record, measurements)
+
+
+def _outcome(values: Any) -> tuple[str, str, list[dict[str, Any]]]:
+    """Status, message and measurements of a run; a ValueError, KeyError or TypeError for what is none."""
+    status, message, measurements = (values[key] for key in ("status", "message", "measurements"))
+    if status not in ("finished", "failed") or not isinstance(message, str) or not isinstance(measurements, list):
+        raise ValueError("it is not in the form of a run's outcome")
+    for measured in measurements:
+        if not isinstance(measured, dict) or {key: type(value) for key, value in measured.items()} != MEASURED:
+            raise ValueError(f"a measurement must have {', '.join(MEASURED)}")
+    return status, message, measurements

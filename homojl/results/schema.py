@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -17,9 +18,11 @@ import numpy as np
 import homojl
 from homojl.errors import ConfigError, DataError, HomoJLError
 from homojl.files import replace_file
+from homojl.parsing import read_bytes
 
 _BLOCK = 512  # bytes of HDF5's user block, which holds one line: the SHA-256 of all that follows
 _COMPRESSED_FROM = 1 << 16  # bytes; below, compression saves less than it costs to read
+_MAX_FILE = 1 << 36  # bytes; trajectories of many images take some billions
 _MAX_BYTES, _MAX_RATIO = 1 << 26, 1032  # of a dataset that is read, and over its compressed size where it has more
 
 T = TypeVar("T")
@@ -117,7 +120,7 @@ class Schema:
             DataError: no such file, not a whole file of this schema, or one of a later version.
         """
         try:
-            content = Path(path).read_bytes()
+            content = read_bytes(path, limit=_MAX_FILE)
             if not content.startswith(self._mark):
                 raise DataError(f"not a {self._what} file of homojl, which starts with {self._mark.decode()!r}")
             if content[:_BLOCK] != self._head(content):
@@ -261,8 +264,15 @@ def _check_dataset(dataset: h5py.Dataset, name: str) -> None:
     text = h5py.check_string_dtype(dataset.dtype)
     if text is not None and text.length is None:
         raise DataError(f"{name} has texts of any length, expected of one")
+    if dataset.chunks and _pieces(dataset) > max(1000, dataset.nbytes >> 10):  # HDF5 takes kilobytes for each
+        raise DataError(f"{name} is stored in {_pieces(dataset)} pieces, far too many for its {dataset.nbytes} bytes")
     if dataset.nbytes > max(_MAX_BYTES, _MAX_RATIO * dataset.id.get_storage_size()):
         raise DataError(f"{name} has {dataset.nbytes} bytes, of which {dataset.id.get_storage_size()} are in the file")
+
+
+def _pieces(dataset: h5py.Dataset) -> int:
+    """How many chunks a dataset has."""
+    return math.prod(-(-size // piece) for size, piece in zip(dataset.shape, dataset.chunks, strict=True))
 
 
 def _dims(entry: Entry, ndim: int) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import pytest
 
 from homojl.comparison.hdf5 import SCHEMA, read_comparison
 from homojl.errors import DataError
+from homojl.files import locked
 from homojl.results.hdf5 import read_results
 from homojl.training.run import Run
 
@@ -70,6 +71,27 @@ def made(tmp_path_factory):
     result = compare(*args, cwd=cwd)
     assert result.returncode == 0, result.stderr + result.stdout
     return cwd / "out", args, result
+
+
+def test_one_process_at_a_time(made):
+    folder, args, _ = made
+    with locked(folder):
+        result = compare(*args, cwd=folder.parent)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert "out is in use: process" in result.stderr
+    assert compare(*args, cwd=folder.parent).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [('solver = { algorithm = "tsti5" }', "did you mean 'tsit5'"), ("train = { eval_batch_size = 0 }", "whole number")],
+)
+def test_a_measurement_that_cannot_be_made_is_refused_at_once(tmp_path, setting, message):
+    (tmp_path / "mine.toml").write_text(f'models = ["homoode"]\n[measurements.odd]\n{setting}\n')
+    result = compare("--experiment", "mine.toml", "--epochs", 1, "--out", "out", *OPTIONS, cwd=tmp_path)
+    assert (result.returncode, result.stderr.count("\n")) == (2, 1)
+    assert message in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 LABELS = ["homoode, low", "homoode, high", "pcdeq, absurd"]
