@@ -360,7 +360,9 @@ def _commit() -> str | None:
         return None
 
     def git(*args: str) -> str:
-        return subprocess.run(["git", "-C", folder, *args], capture_output=True, text=True, check=True).stdout.strip()
+        # Without the lock that `git status` takes to refresh its index: a kill would leave it behind.
+        command = ["git", "--no-optional-locks", "-C", folder, *args]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import time
 
 import pytest
 
+import homojl
 from homojl.errors import BusyError, CheckpointError, ConfigError
 from homojl.results.records import METRICS
 from homojl.training import Run, train
+from homojl.training.run import environment
 from tests.training.test_loop import assert_same_end
 
 
@@ -89,3 +92,26 @@ def test_half_written_files_are_cleared_away(tiny, tmp_path):
         (run.path / place).write_text("half")
     assert train(run)
     assert not [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
+
+
+@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
+def test_a_look_at_the_commit_leaves_gits_files_alone(tmp_path, monkeypatch):
+    """`git status` would renew its index under a lock, which a kill leaves behind for the user to find."""
+    (tmp_path / "homojl").mkdir()
+    file = tmp_path / "homojl" / "__init__.py"
+    file.write_text("")
+
+    def git(*args: str) -> None:
+        settings = ("-c", "user.name=x", "-c", "user.email=x@example.org")
+        subprocess.run(["git", "-C", tmp_path, *settings, *args], check=True, capture_output=True)
+
+    git("init", "--quiet")
+    git("add", ".")
+    git("commit", "--quiet", "-m", "x")
+    os.utime(file, (1e9, 1e9))  # a reason to renew it
+    monkeypatch.setattr(homojl, "__file__", str(file))
+    index = (tmp_path / ".git" / "index").read_bytes()
+    assert len(environment()["commit"]) == 40
+    assert (tmp_path / ".git" / "index").read_bytes() == index
+    git("status")
+    assert (tmp_path / ".git" / "index").read_bytes() != index
