@@ -33,7 +33,7 @@ def _threads():
 
 
 @pytest.mark.usefixtures("_threads")
-@pytest.mark.parametrize("page", [p for p in PAGES if any(b.language in ("python", "bash") for b in blocks_of(p))])
+@pytest.mark.parametrize("page", dict.fromkeys(b.page for b in ALL if b.language in ("python", "bash") and not b.needs))
 def test_a_page_holds_what_it_says(page, made, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     session = CopySession(tmp_path) if runs_in_a_copy(page) else Session(tmp_path, made)
