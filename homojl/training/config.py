@@ -226,6 +226,8 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "solver", self.solver.resolved(self.model.name))
+        if self.solver.precision != "full" and self.train.dtype != "float32":
+            raise ConfigError(f"solver.precision must be 'full' for states in {self.train.dtype}")
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ExperimentConfig:

@@ -179,6 +179,8 @@ def test_a_run_with_evaluations_in_bfloat16(tmp_path):
         config(solver={"precision": "float16"})
     with pytest.raises(ConfigError, match=r"solver\.precision must be 'full' for peacemanrachford"):
         ExperimentConfig.from_dict({"model": {"name": "mondeq"}, "solver": {"precision": "bfloat16"}})
+    with pytest.raises(ConfigError, match=r"solver\.precision must be 'full' for states in float64"):
+        config(solver={"precision": "bfloat16"}, train={"dtype": "float64"})
 
 
 @pytest.mark.needs("compiler")
