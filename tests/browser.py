@@ -52,7 +52,8 @@ def browser() -> Iterator[Chrome]:
 def open_page(driver: Chrome, path: Path) -> list[str]:
     """Show a file; returns the addresses that the browser asked for on the way.
 
-    Data URIs are left out, and what the page's own policy kept from being asked for.
+    Data URIs are left out, what the page's own policy kept from being asked for, and what the browser's own first page,
+    which may still be loading, asks the browser itself for.
     """
     driver.get_log("performance")  # empties it
     driver.get(path.resolve().as_uri())
@@ -63,7 +64,8 @@ def open_page(driver: Chrome, path: Path) -> list[str]:
             urls[params["requestId"]] = params["request"]["url"]
         elif method == "Network.loadingFailed" and params.get("blockedReason") == "csp":
             blocked.add(params["requestId"])
-    return [url for request, url in urls.items() if request not in blocked and not url.startswith("data:")]
+    own = ("data:", "chrome:", "chrome-untrusted:")
+    return [url for request, url in urls.items() if request not in blocked and not url.startswith(own)]
 
 
 def show_scheme(driver: Chrome, scheme: str) -> None:

@@ -103,8 +103,8 @@ def test_settings_reach_the_method_that_has_them():
         ({"model": {"name": "deq"}, "solver": {"algorithm": "andersen"}}, "did you mean 'anderson'"),
         ({"model": {"name": "deq"}, "solver": {"memory": 0}}, "memory must be at least 1"),
         ({"model": {"name": "mondeq", "channels": "many"}}, "model.channels must be a list of whole numbers"),
-        ({"model": {"name": "mondeq", "channels": [1.5]}}, "model.channels must be a list of whole numbers"),
-        ({"model": {"name": "mondeq", "tune_alpha": 1}}, "model.tune_alpha must be bool"),
+        ({"model": {"name": "mondeq", "channels": [1.5]}}, "model.channels must be a whole number, got 1.5"),
+        ({"model": {"name": "mondeq", "tune_alpha": 1}}, "model.tune_alpha must be true or false, got 1"),
     ],
 )
 def test_refused(values, message):
