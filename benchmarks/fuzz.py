@@ -6,8 +6,8 @@
 Input n of a kind is made from n alone: the hostile files of tests/fuzzing/hostile.py first, then sound files damaged at
 random. Each is read in a worker process, which is watched: an error that is no HomoJLError or not one line of printable
 characters counts as a traceback; a canary file, a started program, an unpickled object or a file written outside the
-input's folder as an execution; ten seconds without an answer as a hang; growth by more than a GiB as a memory
-explosion; a worker that dies as a crash. Needs the extra `test`.
+input's folder as an execution; ten seconds without an answer, waiting for a CPU not counted, as a hang; growth by more
+than a GiB as a memory explosion; a worker that dies as a crash. Linux only; needs the extra `test`.
 """
 
 from __future__ import annotations
@@ -35,6 +35,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 HANG = 10.0  # seconds
+PATIENCE = 120.0  # seconds until a worker is ended that does not answer
 GROWTH = 2**30  # bytes of resident memory beyond what the worker had
 ADDRESS_SPACE = 16 * 2**30  # bytes: the machine outlives what is found
 OUTCOMES = ("accepted", "refused", "traceback", "executed", "hang", "memory", "crash")
@@ -86,8 +87,8 @@ def spoil(kind: str, number: int, path: Path, canary: Path) -> None:
     spoil_at_random(kind, path, Random(f"{kind} {number}"), others)
 
 
-def run_input(kind: str, number: int, folder: Path, watch: Watch) -> tuple[str, str]:
-    """How reading an input ended, and what was said."""
+def run_input(kind: str, number: int, folder: Path, watch: Watch) -> tuple[str, str, float]:
+    """How reading an input ended, what was said, and how many seconds it took."""
     from homojl.errors import HomoJLError
     from tests.fuzzing.sound import KINDS
 
@@ -101,7 +102,7 @@ def run_input(kind: str, number: int, folder: Path, watch: Watch) -> tuple[str, 
     spoil(kind, number, path, canary)
     print(json.dumps(["started", ""]), flush=True)
     Path("/proc/self/clear_refs").write_text("5")  # the peak of resident memory starts anew
-    before = memory("VmHWM")
+    before, started = memory("VmHWM"), seconds()
     watch.seen.clear()
     watch.folder = str(folder)
     try:
@@ -116,11 +117,20 @@ def run_input(kind: str, number: int, folder: Path, watch: Watch) -> tuple[str, 
         outcome, said = "traceback", traceback.format_exc()
     finally:
         watch.folder = None
+    took = seconds() - started
     if canary.exists() or watch.seen:
         outcome, said = "executed", f"canary: {canary.exists()}; {watch.seen}; {said}"
     elif memory("VmHWM") - before > GROWTH:
         outcome, said = "memory", f"grew by {(memory('VmHWM') - before) / 2**20:.0f} MiB; {said}"
-    return outcome, said
+    elif took > HANG:
+        outcome = "hang"
+    return outcome, said, took
+
+
+def seconds() -> float:
+    """A clock that stands still while this process waits for a CPU."""
+    waited = int(Path("/proc/self/schedstat").read_text().split()[1])
+    return time.monotonic() - waited / 1e9
 
 
 def causes(error: BaseException | None) -> Iterator[BaseException]:
@@ -172,15 +182,11 @@ class Worker:
         print(task, file=process.stdin, flush=True)
         if self._answer(600.0) != ["started", ""]:  # the first may import a library and train a model
             raise RuntimeError(f"{task}: the worker does not start: {self._errors.read_text()[-2000:]}")
-        started = time.monotonic()
-        answer = self._answer(60.0)
-        seconds = time.monotonic() - started
+        answer = self._answer(PATIENCE)
         if answer is None:
-            return self._end("hang", seconds)
-        outcome, said = answer
-        if outcome == "crash":
-            return self._end(outcome, seconds)
-        return "hang" if seconds > HANG and outcome not in BAD else outcome, said, seconds
+            return self._end("hang", PATIENCE)
+        outcome, said, took = answer
+        return self._end(outcome, 0.0) if outcome == "crash" else (outcome, said, took)
 
     def _start(self) -> None:
         with open(self._errors, "a") as errors:
@@ -195,25 +201,25 @@ class Worker:
         self._lines: queue.Queue[str] = queue.Queue()
         threading.Thread(target=self._listen, args=(self._process.stdout, self._lines), daemon=True).start()
 
-    def _answer(self, seconds: float) -> list[str] | None:
+    def _answer(self, patience: float) -> list[Any] | None:
         """The next answer; None where it does not come in time."""
         try:
-            line = self._lines.get(timeout=seconds)
+            line = self._lines.get(timeout=patience)
         except queue.Empty:
             return None
-        return json.loads(line) if line else ["crash", ""]
+        return json.loads(line) if line else ["crash", "", 0.0]
 
     def _listen(self, stream: TextIO, lines: queue.Queue[str]) -> None:
         for line in stream:
             lines.put(line)
         lines.put("")
 
-    def _end(self, outcome: str, seconds: float) -> tuple[str, str, float]:
+    def _end(self, outcome: str, took: float) -> tuple[str, str, float]:
         assert self._process is not None
         self._process.kill()
         code = self._process.wait()
         self._process = None
-        return outcome, f"the worker ended with code {code}", seconds
+        return outcome, f"the worker ended with code {code}", took
 
     def close(self) -> None:
         if self._process is not None:
@@ -268,9 +274,9 @@ def campaign(
     for kind in kinds:
         counts[kind], slowest[kind] = Counter(), 0.0
         for number in range(first, first + each):
-            outcome, said, seconds = worker.ask(f"{kind}:{number}")
+            outcome, said, took = worker.ask(f"{kind}:{number}")
             counts[kind][outcome] += 1
-            slowest[kind] = max(slowest[kind], seconds)
+            slowest[kind] = max(slowest[kind], took)
             if outcome in BAD:
                 worst.append(f"--replay '{kind}:{number}': {outcome}: {said.strip()[-600:]}")
                 print(worst[-1], file=sys.stderr, flush=True)

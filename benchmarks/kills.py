@@ -32,7 +32,7 @@ from tests.training.test_loop import assert_same_end  # noqa: E402
 
 SETTINGS = {
     "model.channels": 8, "solver.algorithm": "bosh3", "solver.rtol": 1e-2, "solver.atol": 1e-2,
-    "solver.first_step": "remember", "data.val_fraction": 0.2, "initial_point.every": 3, "train.epochs": 4,
+    "solver.first_step": "remember", "data.val_fraction": 0.2, "initial_point.every": 3, "train.epochs": 12,
     "train.threads": 1, "train.device": "cpu", "train.checkpoint_seconds": 0,
 }  # fmt: skip
 FINISHED = {"config.toml", "environment.json", "metrics.jsonl", "checkpoints", "results.h5", "report.md", "figures"}

@@ -13,6 +13,7 @@ from homojl.data.guards import RefusedError, Stream
 _BLOCK = 512
 _FILES = b"0\0007"  # types of a regular file
 _EMPTY = b"123456"  # types that have no content: links, devices, folders, pipes
+_MAX_MEMBERS = 10_000  # the archives that are read have nine
 
 
 def tar_files(stream: Stream, wanted: Mapping[str, str]) -> dict[str, bytes]:
@@ -31,7 +32,11 @@ def tar_files(stream: Stream, wanted: Mapping[str, str]) -> dict[str, bytes]:
     References: POSIX.1-2017, pax, "ustar Interchange Format".
     """
     found: dict[str, bytes] = {}
+    members = 0
     while (header := stream.read(_BLOCK)).strip(b"\0"):
+        members += 1
+        if members > _MAX_MEMBERS:
+            raise RefusedError(f"it has more than {_MAX_MEMBERS} members")
         name, size, kind = _header(header)
         key = wanted.get(name.removeprefix("./"))
         if key is not None and kind in _FILES:

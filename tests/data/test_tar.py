@@ -56,3 +56,8 @@ def test_damage_is_refused_or_gives_files(data):
         return
     assert found.keys() <= {"a", "b"}
     assert all(len(part) <= len(content) for part in found.values())
+
+
+def test_an_archive_of_a_million_members_is_not_gone_through():
+    with pytest.raises(RefusedError, match="more than 10000 members"):
+        tar_files(io.BytesIO(tar_of(("x", b"", {}))[:512] * 10_001), {"a": "a"})
