@@ -6,11 +6,13 @@ import gzip
 import io
 import struct
 import tarfile
+import zipfile
 from pathlib import Path
 
 import numpy as np
 import pytest
 import scipy.io
+from PIL import Image
 
 from homojl.errors import DataError
 
@@ -95,6 +97,54 @@ def npz_arrays(**changes) -> dict[str, np.ndarray]:
         "y_test": np.array([2, 0]),
     }
     return {key: value for key, value in (arrays | changes).items() if value is not None}
+
+
+def picture(seed: int, size=(6, 5), mode: str = "RGB") -> np.ndarray:
+    """Noise, uint8 (H, W) for mode "L", else (H, W, 3); `size` is width and height."""
+    shape = (size[1], size[0]) if mode == "L" else (size[1], size[0], 3)
+    return np.random.default_rng(seed).integers(0, 256, shape, dtype=np.uint8)
+
+
+def encoded(pixels: np.ndarray, form: str = "PNG") -> bytes:
+    """A picture's file."""
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, form)
+    return stream.getvalue()
+
+
+def write_folder(root: Path, counts: dict[str, int], *, mode: str = "RGB", first: int = 0) -> None:
+    """A folder of class folders with so many pictures each."""
+    for name, count in counts.items():
+        (root / name).mkdir(parents=True)
+        for i in range(count):
+            (root / name / f"{i:03}.png").write_bytes(encoded(picture(first + i, mode=mode)))
+
+
+def tiny_files() -> dict[str, bytes]:
+    """Two classes, of two and three training images, and two validation images; one of them grey."""
+    big = {"size": (64, 64)}
+    files = {f"train/n02/images/n02_{i}.JPEG": encoded(picture(i, **big), "JPEG") for i in range(2)}
+    files |= {f"train/n01/images/n01_{i}.JPEG": encoded(picture(9 + i, **big), "JPEG") for i in range(3)}
+    files["train/n01/n01_boxes.txt"] = b"n01_0.JPEG\t0\t0\t9\t9\n"
+    files["val/images/val_0.JPEG"] = encoded(picture(20, **big), "JPEG")
+    files["val/images/val_1.JPEG"] = encoded(picture(21, **big, mode="L"), "JPEG")
+    files["val/val_annotations.txt"] = b"val_0.JPEG\tn02\t0\t0\t9\t9\nval_1.JPEG\tn01\t1\t1\t2\t2\n"
+    files["words.txt"] = b"n00\tentity\nn01\tgoldfish, Carassius auratus\nn02\ttabby\n"
+    return files
+
+
+def write_tiny(path: Path, files: dict[str, bytes], *, packed: bool) -> Path:
+    """Tiny ImageNet below a folder, as its archive or unpacked."""
+    if packed:
+        with zipfile.ZipFile(path / "tiny-imagenet-200.zip", "w") as archive:
+            for name, content in files.items():
+                archive.writestr(f"tiny-imagenet-200/{name}", content)
+        return path / "tiny-imagenet-200.zip"
+    for name, content in files.items():
+        file = path / "tiny-imagenet-200" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(content)
+    return path / "tiny-imagenet-200"
 
 
 def assert_same(actual: np.ndarray, expected: np.ndarray, dtype: type) -> None:

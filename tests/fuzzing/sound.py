@@ -41,11 +41,13 @@ from tests.data.formats import (
     idx_bytes,
     npz_arrays,
     random_images,
+    tiny_files,
     write_cifar_archive,
+    write_folder,
     write_idx,
     write_svhn,
+    write_tiny,
 )
-from tests.data.test_pictures import tiny_files, write_folder, write_tiny
 from tests.results.conftest import make_record
 from tests.training.conftest import TINY
 
