@@ -5,19 +5,17 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from homojl.comparison.record import Comparison, Row, RunResult, training_seconds
-from homojl.results.plots import PALETTE, new_figure, style, write_figures
+from homojl.results.plots import DASHES, PALETTE, log_axis, new_figure, style, write_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure
 
-_DASHES = ("-", "--", ":", "-.")
 _MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 CAPTIONS: dict[str, tuple[str, str]] = {
@@ -77,12 +75,12 @@ def _drawn(stem: str, draw: Callable[[Comparison, Figure], None], comparison: Co
     return figure
 
 
-def _look(place: int) -> dict[str, object]:
+def _look(place: int) -> dict[str, Any]:
     """Of the row at a place: colour and marker repeat after 7 rows, together with another dash."""
     return {
         "color": PALETTE[place % len(PALETTE)],
         "marker": _MARKERS[place % len(_MARKERS)],
-        "linestyle": _DASHES[place // len(PALETTE) % len(_DASHES)],
+        "linestyle": DASHES[place // len(PALETTE) % len(DASHES)],
     }
 
 
@@ -105,8 +103,8 @@ def _curves(comparison: Comparison, figure: Figure, panels: dict[str, str]) -> l
     for axes, (metric, label) in zip(all_axes, panels.items(), strict=True):
         for place, row in _finished(comparison):
             for number, run in enumerate(row.finished):
-                x = np.array(training_seconds(run) if timed else [m["epoch"] for m in run.record.metrics])
-                y = np.array([m[metric] for m in run.record.metrics], dtype=float)
+                x = np.array(training_seconds(run) if timed else [m["epoch"] for m in run.known.metrics], dtype=float)
+                y = np.array([m[metric] for m in run.known.metrics], dtype=float)
                 x, y = x[np.isfinite(y)], y[np.isfinite(y)]  # a time budget does not validate at every line
                 name = row.label if number == 0 else None
                 axes.plot(x, y, **_look(place), markevery=max(1, len(x) // 6), linewidth=1.6, markersize=5, label=name)
@@ -157,7 +155,9 @@ def _cost(comparison: Comparison, figure: Figure) -> None:
 
 
 def _variation(comparison: Comparison, figure: Figure) -> None:
-    section, _, key = comparison.plan.experiment.x.partition(".")
+    x = comparison.plan.experiment.x
+    assert x is not None, comparison.plan
+    section, _, key = x.partition(".")
 
     def setting(run: RunResult) -> float:
         return float(run.planned.config.to_dict()[section][key])
@@ -166,7 +166,7 @@ def _variation(comparison: Comparison, figure: Figure) -> None:
     models = list(dict.fromkeys(row.model for row in comparison.rows))
     for place, model in enumerate(models):
         runs = [run for row in comparison.rows if row.model == model for run in row.finished]
-        points = [(setting(r), r.record.evaluation.accuracy, float(r.record.evaluation.nfe.mean())) for r in runs]
+        points = [(setting(r), r.answers.accuracy, float(r.answers.nfe.mean())) for r in runs]
         for axes, column in ((accuracy, 1), (work, 2)):
             _through_means(axes, [(point[0], point[column]) for point in points], place, model)
     for axes, label in ((accuracy, "test accuracy [%]"), (work, "evaluations per forward pass on the test set")):
@@ -204,7 +204,7 @@ def _measurements(comparison: Comparison, figure: Figure) -> None:
         else:
             axes.set_xticks(range(len(names)), names, rotation=30, ha="right")
     time.set_yscale("log")
-    _log(time.yaxis)
+    log_axis(time.yaxis)
     work.set_ylim(bottom=0)
     _legend(figure, time)
 
@@ -219,12 +219,3 @@ def _through_means(axes: Axes, points: list[tuple[float, float]], place: int, la
     at = np.unique(x)
     axes.plot(at, [y[x == value].mean() for value in at], **look, label=label)
     axes.plot(x, y, **look | {"linestyle": "none"}, markersize=4, alpha=0.6)
-
-
-def _log(axis: Axis) -> None:
-    """Plain numbers on a logarithmic axis, at 1, 2 and 5 times the powers of ten."""
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_minor_formatter(NullFormatter())

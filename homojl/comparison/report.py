@@ -68,15 +68,17 @@ def write_comparison_report(
         sections += ["## How to reproduce it\n", f"```bash\nhomojl {shlex.join(command[1:])}\n```\n"]
         sections.append("Each run's folder in `runs/` has its complete `config.toml`, metrics and report.\n")
     if comparison.first is not None:
-        rows = flat(comparison.first.finished[0].record.environment)
+        facts = flat(comparison.first.finished[0].known.environment)
         sections += [
             "## Environment\n",
-            markdown_table(("", ""), [(f"`{key}`", escape_markdown(value)) for key, value in rows if key != "command"]),
+            markdown_table(
+                ("", ""), [(f"`{key}`", escape_markdown(value)) for key, value in facts if key != "command"]
+            ),
         ]
     replace_file(path, "\n".join(sections).encode())
 
 
-def _escaped(rows: list[tuple[str, ...]]) -> list[list[str]]:
+def _escaped(rows: Sequence[Sequence[str]]) -> list[list[str]]:
     return [[escape_markdown(cell) for cell in row] for row in rows]
 
 
