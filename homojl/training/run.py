@@ -361,7 +361,7 @@ def _commit() -> str | None:
 
     def git(*args: str) -> str:
         # Without the lock that `git status` takes to refresh its index: a kill would leave it behind.
-        command = ["git", "--no-optional-locks", "-C", folder, *args]
+        command = ["git", "--no-optional-locks", "-C", str(folder), *args]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
 
     try:
