@@ -51,10 +51,17 @@ def file_meant(path: Path) -> str:
 
 
 def remove_leftovers(folder: Path) -> None:
-    """Remove what kills left of files half-written into a folder. For who has it `locked` only."""
-    for path in folder.iterdir():
-        if file_meant(path) != path.name:
-            path.unlink(missing_ok=True)
+    """Remove what kills left of files half-written into a folder. For who has it `locked` only.
+
+    Raises:
+        DataError: one cannot be removed.
+    """
+    try:
+        for path in folder.iterdir():
+            if file_meant(path) != path.name:
+                path.unlink(missing_ok=True)
+    except OSError as error:
+        raise DataError(f"cannot clear {folder} of what a kill left there: {error.strerror}") from error
 
 
 def make_folder(path: Path) -> None:
@@ -93,7 +100,8 @@ def locked(folder: Path) -> Iterator[None]:
         yield
     finally:
         with contextlib.suppress(OSError):
-            path.unlink()  # while it is locked, so that it is no other's; who waits for it sees that it has gone
+            if _is_at(path, descriptor):
+                path.unlink()  # while it is locked; who has opened it in the meantime sees that it has gone
         os.close(descriptor)
 
 

@@ -20,7 +20,7 @@ import torch
 
 import homojl
 from homojl.errors import CheckpointError, ConfigError
-from homojl.files import LOCK, atomic_write, file_meant, locked, remove_leftovers
+from homojl.files import LOCK, atomic_write, file_meant, locked, make_folder, remove_leftovers
 from homojl.models import AbstractImplicitModel, count_parameters
 from homojl.parsing import MAX_TEXT, parse_json, read_bytes, read_text
 from homojl.results.records import METRICS, Evaluation, RunRecord, metrics_row
@@ -61,6 +61,7 @@ class Run:
 
         Raises:
             ConfigError: if there is something already and `overwrite` is not set, or it is no run.
+            BusyError: if what is there is being trained.
         """
         run = Run(path)
         if run.path.exists() and (not run.path.is_dir() or any(run.path.iterdir())):
@@ -71,8 +72,8 @@ class Run:
                 )
             if not run.path.is_dir() or not {file_meant(p) for p in run.path.iterdir()} <= _CONTENTS:
                 raise ConfigError(f"{run.path} holds more than a run's files, so --overwrite leaves it alone")
-            run._clear()
         try:
+            run._clear()
             (run.path / "checkpoints").mkdir(parents=True)
             for name, text in (
                 ("environment.json", json.dumps(environment(), indent=2) + "\n"),
@@ -98,7 +99,11 @@ class Run:
         return run
 
     def _clear(self) -> None:
+        """Remove what lies in the folder, if there is one."""
+        if not self.path.exists():
+            return
         with locked(self.path):
+            (self.path / "config.toml").unlink(missing_ok=True)  # first: what a kill leaves is no run
             for path in self.path.iterdir():
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -114,8 +119,9 @@ class Run:
             DataError: the folder cannot be written to.
         """
         with locked(self.path):
-            remove_leftovers(self.path)
-            remove_leftovers(self.path / "checkpoints")
+            make_folder(self.path / "checkpoints")
+            for folder in (self.path, self.path / "checkpoints"):
+                remove_leftovers(folder)
             yield
 
     # ---- what is in it
