@@ -49,6 +49,7 @@ _EXPORTS = {
             "GaussLegendre6",
             "ode_algorithm",
             "PIController",
+            "PIDController",
             "PredictiveController",
             "StepMemory",
             "ErrorNorm",
@@ -173,6 +174,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.algorithms import PeacemanRachford as PeacemanRachford
     from homojl.algorithms import Picard as Picard
     from homojl.algorithms import PIController as PIController
+    from homojl.algorithms import PIDController as PIDController
     from homojl.algorithms import PredictiveController as PredictiveController
     from homojl.algorithms import PseudoTransient as PseudoTransient
     from homojl.algorithms import RadauIIA3 as RadauIIA3

@@ -48,6 +48,8 @@ def field(t, y):
         (lambda: PIController(max_factor=1), "max_factor"),
         (lambda: PredictiveController(prediction=1.5), "prediction must lie in"),
         (lambda: PredictiveController(beta1=0.2), "give prediction, or the exponents"),
+        (lambda: hj.PIDController(beta1=0.2), "give gains, or the exponents"),
+        (lambda: hj.PIDController(integral=0.0), "integral must be positive"),
         (lambda: hj.GaussAdjoint(nodes=0), "nodes"),
         (lambda: hj.ode_algorithm("dopri"), "did you mean 'dopri"),
         (lambda: hj.ode_algorithm("rk4", rtol=1e-3), "RK4 has no option 'rtol'"),

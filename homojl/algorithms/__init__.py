@@ -16,6 +16,7 @@ from homojl.algorithms.control import (
     ErrorNorm,
     Grid,
     PIController,
+    PIDController,
     PredictiveController,
     StepObserver,
 )
@@ -135,6 +136,7 @@ __all__ = [
     "NaturalParameter",
     "NewtonKrylov",
     "PIController",
+    "PIDController",
     "PeacemanRachford",
     "Picard",
     "PredictiveController",

@@ -44,6 +44,10 @@ class PIController:
         beta1 = 0.85 / order if self.beta1 is None else self.beta1
         return beta1, 0.2 / order if self.beta2 is None else self.beta2, 0.0
 
+    def older_exponent(self, order: int) -> float:
+        """That of the error ratio of the step before the old one, by whose power the quotient is multiplied."""
+        return 0.0
+
     def __post_init__(self) -> None:
         require(0 < self.safety <= 1, f"safety must lie in (0, 1], got {self.safety}")
         require(0 < self.min_factor < 1, f"min_factor must lie in (0, 1), got {self.min_factor}")
@@ -76,7 +80,43 @@ class PredictiveController(PIController):
         require(self.beta1 is None and self.beta2 is None, "give prediction, or the exponents to a PIController")
 
 
-CONTROLLERS: dict[str, type[PIController]] = {"pi": PIController, "predictive": PredictiveController}
+@dataclass(frozen=True, kw_only=True)
+class PIDController(PIController):
+    """Proportional-integral-derivative control: the two error ratios before the last one count as well.
+
+    With `e_older` for the step before the old one, the step is divided by the power 1/order of
+    `e**(I + P + D) / e_old**(P + 2 D) * e_older**D`, over `safety`; I, P and D are the gains. Until there is one,
+    `e_older` is `e_old`. Only with the PyTorch backend, whose compiled steps it keeps from being looked ahead at.
+
+    Attributes:
+        integral, proportional, derivative: gains; the defaults are those of Kennedy, Carpenter and Lewis.
+
+    References: Soderlind (2003), ACM Trans. Math. Softw. 29(1); Kennedy, Carpenter, Lewis (2000), Appl. Numer.
+    Math. 35(3).
+    """
+
+    integral: float = 0.25
+    proportional: float = 0.14
+    derivative: float = 0.10
+
+    def exponents(self, order: int) -> tuple[float, float, float]:
+        i, p, d = self.integral, self.proportional, self.derivative
+        return (i + p + d) / order, (p + 2 * d) / order, 0.0
+
+    def older_exponent(self, order: int) -> float:
+        return self.derivative / order
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require(self.integral > 0, f"integral must be positive, got {self.integral}")
+        require(self.beta1 is None and self.beta2 is None, "give gains, or the exponents to a PIController")
+
+
+CONTROLLERS: dict[str, type[PIController]] = {
+    "pi": PIController,
+    "predictive": PredictiveController,
+    "pid": PIDController,
+}
 
 
 @dataclass(frozen=True)

@@ -95,10 +95,28 @@ def test_what_is_not_an_event_is_refused():
         Event(ground, direction=2)
 
 
-def test_the_sample_that_diverges_is_named():
+@pytest.mark.parametrize(
+    ("algorithm", "where"),
+    [
+        (hj.Tsit5(), r"at t = 0\.505 after \d+ accepted and \d+ rejected steps, step \S+, sample 1\)"),
+        (hj.KenCarp4(), r"at t = 0\.505 after \d+ accepted and \d+ rejected steps, step \S+, sample 1\)"),
+        (hj.RK4(step_size=0.02), r"at t = 0\.5 after 25 steps of 0\.02, sample 1\)"),
+        (hj.AdamsBashforth(step_size=0.02), r"at t = 0\.52 after 26 steps of 0\.02, sample 1\)"),
+        (hj.ImplicitEuler(step_size=0.02), r"at t = 0\.5 after 25 steps of 0\.02, sample 1\)"),
+    ],
+    ids=lambda x: type(x).__name__,
+)
+def test_time_steps_and_sample_of_what_is_not_finite_are_named(algorithm, where):
     def field(t, y):
-        return torch.where(t > 0.5, y / 0, y)
+        return torch.where((t > 0.505) & (y[:, :1] > 0.5), math.nan, -0.1 * y)
 
-    y0 = torch.tensor([[0.0], [1.0], [0.0]])
-    with pytest.raises(hj.SolveError, match=r"at t = 0\.\d+ after \d+ accepted .* sample 0 and 2 more"):
-        hj.solve(hj.ODEProblem(field, y0, (0.0, 1.0)), hj.Tsit5(), backend="pytorch")
+    y0 = torch.tensor([[0.1, 0.2], [1.0, 1.0], [0.0, 0.3]])
+    with pytest.raises(hj.SolveError, match=where):
+        hj.solve(hj.ODEProblem(field, y0, (0.0, 1.0)), algorithm, backend="pytorch")
+
+
+def test_the_samples_of_a_start_that_is_not_finite_are_counted():
+    y0 = torch.tensor([[1.0], [math.inf], [0.0], [math.nan]])
+    for algorithm in (hj.Tsit5(), hj.RK4(step_size=0.1)):
+        with pytest.raises(hj.SolveError, match=r"at t = 0 after 0 .*sample 1 and 1 more"):
+            hj.solve(hj.ODEProblem(lambda t, y: -y, y0, (0.0, 1.0)), algorithm, backend="pytorch")

@@ -327,3 +327,12 @@ def test_damping_and_mixing(backend):
         torch.testing.assert_close(
             hj.solve(problem, algorithm, backend=backend).value, torch.full((2, 1), 0.4, dtype=torch.float64)
         )
+
+
+@pytest.mark.parametrize("algorithm", [hj.Picard(), hj.Anderson()])
+def test_a_map_that_writes_over_its_last_result_is_refused(algorithm):
+    """Picard's iterates would lie in that memory, so that f(z) - z would be zero at once."""
+    buffer = torch.zeros(2, 3)
+    problem = hj.FixedPointProblem(lambda z: torch.mul(z, 0.5, out=buffer).add_(1.0), torch.zeros(2, 3))
+    with pytest.raises(hj.ConfigError, match="return a new one each time"):
+        hj.solve(problem, algorithm, backend="pytorch")

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scipy.integrate import solve_ivp
 
 import homojl as hj
-from homojl.algorithms import AbstractAdaptive, PIController, PredictiveController
+from homojl.algorithms import AbstractAdaptive, PIController, PIDController, PredictiveController
 from homojl.solution import Status
 from tests.catalogue import EXACT_ODES, EXPLICIT
 
@@ -186,6 +186,35 @@ def test_every_controller_keeps_the_tolerance(controller, backend):
         torch.testing.assert_close(solution.value, problem.exact(problem.t1), rtol=2e-6, atol=2e-6)
 
 
+@pytest.mark.parametrize("gains", [(0.25, 0.14, 0.1), (0.3, 0.2, 0.0), (1.0, 0.0, 0.0)])
+def test_pid_control_is_its_formula(gains):
+    """Every quotient of two steps follows from the last three error ratios, found here from the errors themselves."""
+    ratios, sizes = [], []
+
+    def norm(scaled):
+        ratios.append(float(torch.linalg.vector_norm(scaled)) / math.sqrt(2))
+        return ratios[-1]
+
+    class Sizes(hj.StepObserver):
+        def accepted(self, t, y, h):
+            sizes.append((h, max(ratios[-1], 1e-4)))
+
+    integral, proportional, derivative = gains
+    control = PIDController(integral=integral, proportional=proportional, derivative=derivative, safety=0.6)
+    algorithm = hj.Bosh3(
+        rtol=1e-4, atol=1e-6, first_step=1e-3, controller=control, norm=hj.ErrorNorm(function=norm), observer=Sizes()
+    )
+    f, y0 = (lambda t, y: torch.stack([y[1], -y[0] * (2 + torch.sin(t))])), torch.tensor([1.0, 0.0]).double()
+    solution = hj.solve(hj.ODEProblem(f, y0, (0.0, 6.0)), algorithm, backend="pytorch")
+    assert solution.stats.n_rejected == 0
+    assert len(sizes) > 20
+    k1, k2, k3 = integral + proportional + derivative, proportional + 2 * derivative, derivative
+    for i in range(1, len(sizes) - 2):
+        (h, e), (_, e_old), (_, e_older) = sizes[i], sizes[i - 1], sizes[max(i - 2, 0)]
+        quotient = (e**k1 / e_old**k2 * e_older**k3) ** (1 / 3) / 0.6
+        assert sizes[i + 1][0] == pytest.approx(h / min(5.0, max(0.1, quotient)), rel=1e-9)
+
+
 def test_prediction_saves_steps_where_they_grow(backend):
     """z' = 1/z from near 0, as from a stiff start: the admissible step grows with z all the way."""
     problem = hj.ODEProblem(lambda t, z: 1 / z, torch.tensor([1e-4], dtype=torch.float64), (0.0, 1.0))
@@ -296,3 +325,14 @@ class TestFailure:
 
         with pytest.raises(KeyError, match="mine"):
             hj.solve(hj.ODEProblem(f, torch.ones(1), (0.0, 1.0)), hj.Tsit5(), backend=backend)
+
+
+@pytest.mark.parametrize("batch", ["joint", "per-sample"])
+def test_a_field_that_writes_over_its_last_result_is_refused(batch):
+    buffer = torch.zeros(2, 3)
+    problem = hj.ODEProblem(lambda t, y: torch.mul(y, -1.0, out=buffer), torch.ones(2, 3), (0.0, 1.0))
+    with pytest.raises(hj.ConfigError, match="return a new one each time"):
+        hj.solve(problem, hj.Tsit5(), backend="pytorch", batch=batch)
+    constant = hj.ODEProblem(lambda t, y: buffer.fill_(2.0) if t == 0 else buffer, torch.ones(2, 3), (0.0, 1.0))
+    with torch.inference_mode():
+        torch.testing.assert_close(hj.solve(constant, hj.Euler(), backend="pytorch").value, torch.full((2, 3), 3.0))

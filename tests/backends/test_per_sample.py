@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import homojl as hj
-from homojl.algorithms import AbstractAdaptive, PIController, PredictiveController
+from homojl.algorithms import AbstractAdaptive, PIController, PIDController, PredictiveController
 from homojl.solution import Status
 from tests.catalogue import EXPLICIT
 
@@ -70,7 +70,7 @@ def test_exact_answers_at_every_save_time(cls, ts):
         torch.testing.assert_close(y, exact, rtol=20 * tolerance, atol=20 * tolerance)
 
 
-@pytest.mark.parametrize("controller", [PIController(), PredictiveController(prediction=0.9)])
+@pytest.mark.parametrize("controller", [PIController(), PredictiveController(prediction=0.9), PIDController()])
 @pytest.mark.parametrize("cls", ADAPTIVE, ids=lambda c: c.__name__)
 @pytest.mark.parametrize("first_step", [None, 4.0])
 def test_a_sample_alone_takes_the_steps_of_a_joint_solve(cls, controller, first_step):

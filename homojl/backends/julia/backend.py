@@ -23,7 +23,7 @@ from homojl.algorithms import (
     PseudoTransient,
     TrustRegion,
 )
-from homojl.algorithms.control import PIController
+from homojl.algorithms.control import PIController, PIDController
 from homojl.backends.base import (
     AbstractBackend,
     AbstractRightHandSideJVP,
@@ -250,6 +250,7 @@ def _beyond_julia(algorithm: AbstractODEAlgorithm) -> str:
         "a grid": getattr(algorithm, "grid", None) is not None,
         "a largest step": getattr(algorithm, "max_step", math.inf) < math.inf,
         "a floor of the step size": getattr(getattr(algorithm, "controller", None), "floor", 0.0) > 0,
+        "PID control": isinstance(getattr(algorithm, "controller", None), PIDController),
         "a tolerance that is a tensor": any(isinstance(getattr(algorithm, n, 0.0), Tensor) for n in ("rtol", "atol")),
     }
     return next((what for what, given in asked.items() if given), "")

@@ -65,6 +65,7 @@ class Ahead:
             and algorithm.explicit_tableau.fsal
             and algorithm.explicit_tableau.dense is not None
             and algorithm.controller.floor == 0.0
+            and algorithm.controller.older_exponent(algorithm.order) == 0.0
             and not torch.is_grad_enabled()
             and y.is_contiguous()
             and y.numel() <= SMALL

@@ -16,7 +16,7 @@ from homojl.algorithms import AbstractAdaptive, AbstractFixedStep, AbstractODEAl
 from homojl.backends.base import OpenField, RightHandSide
 from homojl.backends.pytorch.ahead import Ahead
 from homojl.backends.pytorch.backend import TorchBackend
-from homojl.backends.pytorch.integrate import Counted
+from homojl.backends.pytorch.evaluations import Counted
 from homojl.backends.pytorch.schemes import AbstractScheme, ExplicitScheme, Part, Stages
 from homojl.errors import ConfigError
 from homojl.tableaus import ButcherTableau

@@ -45,7 +45,7 @@ class ImplicitScheme(AbstractScheme):
         self.order = self.tableau.order
         self._algorithm, self._jvp = algorithm, jvp
         self._guesses = predictors(self.tableau)
-        self._trouble = ""
+        self._trouble, self._finite = "", True
 
     @property
     def error_order(self) -> int:
@@ -61,7 +61,7 @@ class ImplicitScheme(AbstractScheme):
         *,
         last_stage: bool = True,
     ) -> tuple[Tensor, ImplicitStages]:
-        self._trouble = ""
+        self._trouble, self._finite = "", True
         a, c = self.tableau.a, self.tableau.c
         ks, states = ImplicitStages(), []
         equations = StageEquations(rhs, self._jvp, self._algorithm, t, h, y)
@@ -75,8 +75,10 @@ class ImplicitScheme(AbstractScheme):
             guesses = [self._guess(i, h * sum(a[i][block.start :]), ks) for i in block]
             changes = equations.solve(weights, [t + c[i] * h for i in block], bases, guesses)
             if changes is None:
-                if equations.finite:
+                self._finite = equations.finite
+                if self._finite:
                     self._trouble = "Newton's iteration does not solve the equations of the stages"
+                ks += equations.values  # they show where the field is not finite
                 return torch.full_like(y, torch.nan), ks
             states += [base + change for base, change in zip(bases, changes, strict=True)]
             ks += [combine(None, 1.0 / h, row, changes) for row in np.linalg.inv(weights).tolist()]
@@ -116,6 +118,10 @@ class ImplicitScheme(AbstractScheme):
     @property
     def trouble(self) -> str:
         return self._trouble
+
+    @property
+    def finite(self) -> bool:
+        return self._finite
 
 
 @functools.cache

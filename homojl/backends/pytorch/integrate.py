@@ -15,9 +15,10 @@ import torch
 
 from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep, ErrorNorm, StepMemory
 from homojl.backends.base import EventCondition, Integration, RightHandSide
+from homojl.backends.pytorch.evaluations import Counted, all_finite, which_sample
 from homojl.backends.pytorch.events import EventWatch
 from homojl.backends.pytorch.runge_kutta import time_like
-from homojl.backends.pytorch.schemes import AbstractScheme, Part, Stages
+from homojl.backends.pytorch.schemes import AbstractScheme, Part, Stages, scheme_for
 from homojl.solution import Status, StepSequence
 
 Tensor = torch.Tensor
@@ -89,21 +90,6 @@ def initial_step(
         return h0
     h1 = max(1e-6, abs(h0) * 1e-3) if steepest <= 1e-15 else (0.01 / steepest) ** (1 / algorithm.order)
     return math.copysign(min(100 * abs(h0), h1, abs(span)), span)
-
-
-class Counted:
-    """A right-hand side that counts its evaluations."""
-
-    def __init__(self, rhs: RightHandSide) -> None:
-        self.rhs, self.calls = rhs, 0
-
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        self.calls += 1
-        return self.rhs(t, y)
-
-    def count(self, evaluations: int) -> None:
-        """Add evaluations that were made otherwise."""
-        self.calls += evaluations
 
 
 class _Record:
@@ -215,14 +201,17 @@ def integrate_fixed(
         if observer is not None:
             observer.trying(t, y.detach(), h)
         y_next, ks = scheme.step(rhs, t, h, y, k_first)
-        if scheme.trouble:
+        if scheme.trouble or not scheme.finite:
             record.compute_pending(scheme)
             if record.ts[-1] != t:
                 record.ts.append(t)
                 record.ys.append(y)
-            where = f"at t = {t:.6g} after {len(record.starts)} steps of {abs(h):.2g}"
-            message = f"{algorithm.name}: {Status.STALLED.value} ({where}); {scheme.trouble}; try a smaller step_size"
-            return record.finish(scheme, rhs, 0, Status.STALLED, message)
+            status = Status.STALLED if scheme.trouble else Status.DIVERGED
+            sample = "" if scheme.trouble else which_sample([y, *ks])
+            where = f"at t = {t:.6g} after {len(record.starts)} steps of {abs(h):.2g}{sample}"
+            reason = f"; {scheme.trouble}" if scheme.trouble else ""
+            message = f"{algorithm.name}: {status.value} ({where}){reason}; try a smaller step_size"
+            return record.finish(scheme, rhs, 0, status, message)
         h_taken, stopped = h, None
         if watch is not None and watch.happens_by(t_next, y_next):
             h_taken, stopped = _up_to_event(scheme, rhs, watch, t, h, y, y_next, ks)
@@ -244,23 +233,23 @@ def integrate_fixed(
     finite = torch.stack([torch.isfinite(y.detach()).all() for y in record.ys]).tolist()
     if all(finite):
         return record.finish(scheme, rhs, 0, status, "")
-    first_bad = finite.index(False)
-    where = f"at t = {ts[0]:.6g}" if first_bad == 0 else f"in t = {ts[first_bad - 1]:.6g} .. {ts[first_bad]:.6g}"
     message = (
-        f"{algorithm.name}: {Status.DIVERGED.value} ({where}{_which_sample([record.ys[first_bad]])}, "
-        f"after {len(record.starts)} steps); try a smaller step_size or an adaptive method"
+        f"{algorithm.name}: {Status.DIVERGED.value} ({_first_not_finite(rhs, y0, ts, algorithm)}); "
+        "try a smaller step_size or an adaptive method"
     )
     return record.finish(scheme, rhs, 0, Status.DIVERGED, message)
 
 
-def _which_sample(tensors: Stages) -> str:
-    """In which row of a batch something is not finite, for a message."""
-    if tensors[0].ndim < 2:
-        return ""
-    bad = torch.stack([~torch.isfinite(x.detach()).flatten(1).all(1) for x in tensors]).any(0)
-    rows = bad.nonzero().flatten().tolist()
-    others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
-    return f", sample {rows[0]}{others}" if rows else ""
+@torch.no_grad()
+def _first_not_finite(rhs: RightHandSide, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractFixedStep) -> str:
+    """Where explicit equal steps are first not finite, for a message: they are taken again, each looked at."""
+    scheme, y, k_first = scheme_for(algorithm), y0, None
+    for count, (t, h, _) in enumerate(_steps_ahead(ts, algorithm)):
+        y_next, ks = scheme.step(rhs, t, h, y, k_first)
+        if not all_finite(y_next):
+            return f"at t = {t:.6g} after {count} steps of {abs(h):.2g}{which_sample([y, *ks, y_next])}"
+        y, k_first = y_next, scheme.carried(ks)
+    return f"at t = {ts[-1]:.6g}, though not when the steps were taken again"
 
 
 def _sides_of(
@@ -292,6 +281,7 @@ def integrate_adaptive(
     rhs, record = Counted(rhs), _Record(ts, y0, keep_states)
     control, order, observer = algorithm.step_control, scheme.error_order, algorithm.observer
     beta1, beta2, beta3 = control.exponents(order)
+    beta_older = control.older_exponent(order)
     t, t_end, y = ts[0], ts[-1], y0
     ks: Stages = [y0]
     k_first: Tensor | None
@@ -303,14 +293,15 @@ def integrate_adaptive(
     watch = None if event is None else EventWatch(event, t, y0)
     error_ratio = _ErrorRatio(scheme, algorithm, y0, error_norm)
     rejected, next_save, ratio = 0, 1, 0.0
-    before: tuple[float, float] | None = None  # size and error ratio of the last accepted step
+    # Of the last accepted step its size and error ratio, and the error ratio of the one before it.
+    before: tuple[float, float, float] | None = None
 
     def stop(status: Status, advice: str) -> Integration:
         if record.ts[-1] != t:
             record.ts.append(t)
             record.ys.append(y)
         counts = f"at t = {t:.6g} after {len(record.starts)} accepted and {rejected} rejected steps"
-        sample = _which_sample([y, *ks]) if status is Status.DIVERGED else ""
+        sample = which_sample([y, *ks]) if status is Status.DIVERGED else ""
         message = f"{algorithm.name}: {status.value} ({counts}, step {abs(h):.2g}{sample}); {advice}"
         return record.finish(scheme, rhs, rejected, status, message)
 
@@ -389,9 +380,11 @@ def integrate_adaptive(
         if before is None:
             quotient = ratio ** (1 / order) / control.safety
         else:
-            h_old, ratio_old = before
-            quotient = ratio**beta1 / ratio_old**beta2 / (h / h_old) ** beta3 / control.safety
-        before = None if jumped else (h, max(ratio, 1e-4))
+            h_old, ratio_old, ratio_older = before
+            quotient = ratio**beta1 / ratio_old**beta2 * ratio_older**beta_older / (h / h_old) ** beta3
+            quotient /= control.safety
+        bounded = max(ratio, 1e-4)
+        before = None if jumped else (h, bounded, bounded if before is None else before[1])
         h /= min(1 / control.min_factor, max(1 / control.max_factor, quotient))
         if lands and abs(h) < abs(h_wanted):
             h = h_wanted  # a step cut short to end on a save time says nothing against the size before it

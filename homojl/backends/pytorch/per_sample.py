@@ -16,6 +16,7 @@ import torch
 
 from homojl.algorithms import AbstractAdaptive, StepMemory
 from homojl.algorithms.step_memory import SMALLEST_CHANGE
+from homojl.backends.pytorch.evaluations import Untouched
 from homojl.backends.pytorch.runge_kutta import combine
 from homojl.backends.pytorch.samples import COMPACT_AT, RowLayout
 from homojl.solution import Samples, Status
@@ -189,12 +190,13 @@ class _Batch:
         self.rounds: list[Round] = []
         self.held: list[tuple[int, int]] = []
         self.index = np.arange(count)
-        self.rhs = flat_field(f, self.layout, self.ndim, None)
+        self.rhs, self.untouched = flat_field(f, self.layout, self.ndim, None), Untouched()
         self.status = np.full(count, None, dtype=object)
         self.going = np.ones(count, dtype=bool)
         self.t, self.h = np.full(count, self.ts[0]), np.zeros(count)
         self.ratio = np.zeros(count)  # of the last try
         self.h_old, self.ratio_old = np.full(count, math.nan), np.full(count, math.nan)  # of the last accepted step
+        self.ratio_older = np.full(count, math.nan)  # of the one before it, or of the last where it was the first
         self.next_save = np.ones(count, dtype=np.int64)
         self.accepted, self.rejected, self.nfe = (np.zeros(count, dtype=np.int64) for _ in range(3))
         self.opening = np.full(count, math.nan)  # the first step, then what the second says of it
@@ -217,7 +219,7 @@ class _Batch:
     def evaluate(self, t: Tensor, y: Tensor) -> Tensor:
         self.calls += 1
         self.nfe[self.index] += 1
-        return self.rhs(t, y)
+        return self.untouched(self.rhs(t, y))
 
     def live(self) -> np.ndarray:
         """Which rows are still at work, (b,)."""
@@ -332,9 +334,12 @@ class _Batch:
         order = self.algorithm.order
         beta1, beta2, beta3 = control.exponents(order)
         with np.errstate(all="ignore"):
-            quotient = ratio**beta1 / self.ratio_old[i] ** beta2 / (h / self.h_old[i]) ** beta3
+            older = self.ratio_older[i] ** control.older_exponent(order)
+            quotient = ratio**beta1 / self.ratio_old[i] ** beta2 * older / (h / self.h_old[i]) ** beta3
             quotient = np.where(np.isnan(self.h_old[i]), ratio ** (1 / order), quotient) / control.safety
-        self.h_old[i], self.ratio_old[i] = h, np.maximum(ratio, 1e-4)
+        bounded = np.maximum(ratio, 1e-4)
+        self.ratio_older[i] = np.where(np.isnan(self.h_old[i]), bounded, self.ratio_old[i])
+        self.h_old[i], self.ratio_old[i] = h, bounded
         self.h[i] = h / np.clip(quotient, 1 / control.max_factor, 1 / control.min_factor)
 
     def save(self, saves: np.ndarray, samples: np.ndarray, states: Tensor) -> None:

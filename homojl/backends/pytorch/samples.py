@@ -12,6 +12,7 @@ import torch
 
 from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov
 from homojl.backends.base import FixedPoint, Map, MapJVP
+from homojl.backends.pytorch.evaluations import Untouched
 from homojl.errors import ConfigError
 from homojl.layout import is_dense
 from homojl.solution import Status
@@ -93,7 +94,7 @@ class Samples:
     def __init__(self, f: Map, z0: Tensor, jvp: MapJVP | None) -> None:
         self._f, self._jvp = f, jvp
         self._rows: Tensor | None = None
-        self._device = z0.device
+        self._device, self._untouched = z0.device, Untouched()
         self.layout = RowLayout(z0)
         self.index = np.arange(z0.shape[0])
         self.nfe = self.n_jvp = 0
@@ -101,7 +102,7 @@ class Samples:
     def evaluate(self, z: Tensor) -> Tensor:
         """f at (b, n)."""
         self.nfe += 1
-        return self.layout.flatten(self._f(self.layout.unflatten(z), self._rows))
+        return self._untouched(self.layout.flatten(self._f(self.layout.unflatten(z), self._rows)))
 
     def evaluate_some(self, z: Tensor, which: np.ndarray) -> Tensor:
         """f at the rows `which` (bool) of (b, n); shape (count of which, n)."""

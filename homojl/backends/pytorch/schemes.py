@@ -89,6 +89,11 @@ class AbstractScheme(abc.ABC):
         """What else than a field that is not finite kept the last step from being taken; empty: nothing."""
         return ""
 
+    @property
+    def finite(self) -> bool:
+        """Whether the field was finite in the last step, as far as the scheme has looked."""
+        return True
+
     def known_ratio(self, ks: Stages) -> float | None:
         """The error as a multiple of what is tolerated, where the step has computed it itself."""
         return None
@@ -228,6 +233,10 @@ class GridScheme(AbstractScheme):
     @property
     def trouble(self) -> str:
         return self._scheme.trouble
+
+    @property
+    def finite(self) -> bool:
+        return self._scheme.finite
 
     def carried(self, ks: Stages) -> Tensor | None:
         return ks[-1] if self._cubic and not self._grid.apart else None

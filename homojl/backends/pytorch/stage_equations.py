@@ -61,6 +61,7 @@ class StageEquations:
 
     Attributes:
         finite: whether the field has been finite at every iterate.
+        values: the field's, at the last iterate.
 
     References: Hairer, Wanner (1996), IV.8; Hindmarsh et al. (2005), ACM Trans. Math. Softw. 31(3).
     """
@@ -78,6 +79,7 @@ class StageEquations:
         self._form = _Form(y)
         self._dense = algorithm.solves_densely(self._form.n)
         self.finite = True
+        self.values: list[Tensor] = []
         self._scale = self._form.spread(self._tolerance(algorithm))
         self._jacobians: Tensor | None = None  # (1 or m, n, n)
         self._factors: dict[bytes, tuple[Tensor, Tensor]] = {}
@@ -125,8 +127,8 @@ class StageEquations:
         before, fresh = math.nan, False
         for iteration in range(ITERATIONS):
             states = form.all_states(base + z)
-            values = [self._rhs(time_like(t, self._y), x).detach() for t, x in zip(times, states, strict=True)]
-            residual = a @ form.all_flat(values) - z
+            self.values = [self._rhs(time_like(t, self._y), x).detach() for t, x in zip(times, states, strict=True)]
+            residual = a @ form.all_flat(self.values) - z
             correction = self._correction(weights, a, times, states, residual)
             z = z + correction
             size = (correction / self._scale).abs().max().item()
