@@ -236,8 +236,10 @@ class Options:
         """How far to look for an event.
 
         Raises:
-            ConfigError: for a fixed method without a step size.
+            ConfigError: for a fixed method without a step size, and for SciPy's.
         """
+        if self.outside:
+            raise ConfigError(f"{self.name} finds no events; take another method, such as dopri5")
         if self.adaptive:
             return t0 + direction * 1e30
         if self._options.get("step_size") is None:

@@ -11,6 +11,7 @@ import torch
 
 from homojl.adjoints import BacksolveAdjoint, DirectAdjoint
 from homojl.algorithms import AbstractODEAlgorithm, ErrorNorm
+from homojl.backends.pytorch.evaluations import WrittenOver
 from homojl.compat.events import ThroughTime, starts_on_event
 from homojl.compat.methods import GridConstructor, Options
 from homojl.compat.states import Callbacks, Field, Form, State
@@ -281,7 +282,7 @@ class _Call:
         t0, direction = self.t[0], 1.0 if self.t[1] > self.t[0] else -1.0
 
         def condition(t: Tensor, y: Tensor) -> Tensor:
-            return event_fn(t, self.form.split(y))
+            return event_fn(self.form.seen(t), self.form.split(y))
 
         if starts_on_event(condition, t0.detach(), self.y0):
             return t0, self.form.split(torch.stack([self.y0, self.y0]))
@@ -323,6 +324,9 @@ class _Call:
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not (direct and self.options.outside)):
                 return solve(problem, algorithm, adjoint=adjoint, backend="pytorch", dense=dense)
+        except WrittenOver:
+            self.field.copying = True
+            return self.solution(adjoint, times, params, event, dense=dense)
         except SolveError as error:
             raise OdeintError(str(error), error.solution) from None
         finally:

@@ -16,30 +16,44 @@ Tensor = torch.Tensor
 State = Tensor | tuple[Tensor, ...]
 
 CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
+HALF = {torch.bfloat16, torch.float16}
 
 
 class Form:
-    """The form of a user's state: a tuple is joined to one flat vector, a tensor is taken as it is."""
+    """The form of a user's state: a tuple is joined to one flat vector, a tensor is taken as it is.
+
+    A state in half precision is carried in float32, and the user sees states and times in half precision.
+    """
 
     def __init__(self, y0: State) -> None:
         self.shapes: list[torch.Size] | None = None
-        if isinstance(y0, torch.Tensor):
-            return
-        if not isinstance(y0, tuple) or not all(isinstance(y, torch.Tensor) for y in y0):
+        parts = (y0,) if isinstance(y0, torch.Tensor) else y0
+        if not isinstance(parts, tuple) or not all(isinstance(y, torch.Tensor) for y in parts):
             raise ConfigError(f"y0 must be either a torch.Tensor or a tuple of them, got {type(y0).__name__}")
-        self.shapes = [y.shape for y in y0]
+        if parts is y0:
+            self.shapes = [y.shape for y in parts]
+        dtypes = {y.dtype for y in parts}
+        self._half = dtypes.pop() if len(dtypes) == 1 and dtypes <= HALF else None
 
     def join(self, state: State) -> Tensor:
-        return state if isinstance(state, torch.Tensor) else torch.cat([y.reshape(-1) for y in state])
+        joined = state if isinstance(state, torch.Tensor) else torch.cat([y.reshape(-1) for y in state])
+        return joined if self._half is None else joined.float()
 
     def split(self, joined: Tensor) -> State:
         """The user's state; the joined one may have further dimensions in front, and so have its parts then."""
+        joined = self.seen(joined)
         if self.shapes is None:
             return joined
-        parts, sizes = [], [shape.numel() for shape in self.shapes]
-        for part, shape in zip(joined.split(sizes, dim=-1), self.shapes, strict=True):
+        parts, start = [], 0
+        for shape in self.shapes:  # not by split(), whose parts may not be written to
+            part = joined.narrow(-1, start, shape.numel())
             parts.append(part.reshape((*joined.shape[:-1], *shape)))
+            start += shape.numel()
         return tuple(parts)
+
+    def seen(self, x: Tensor) -> Tensor:
+        """A time or a state in the precision of the user's state."""
+        return x if self._half is None else x.to(self._half)
 
     def tolerance(self, name: str, value: Any, like: Tensor) -> float | Tensor:
         """A tolerance for the joined state, from a number, a tensor of y0's shape, or one value for each of a tuple."""
@@ -72,17 +86,20 @@ class Field:
 
     Attributes:
         recording: whether it may record operations for a gradient. The adjoint method's forward pass does not.
+        copying: whether it copies what the function returns, for one that writes its results into the same memory.
     """
 
     def __init__(self, func: Callable[[Tensor, State], State], form: Form) -> None:
         self._func, self._form = func, form
-        self.recording = True
+        self.recording, self.copying = True, False
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
         with torch.set_grad_enabled(self.recording and torch.is_grad_enabled()):
-            dy = self._form.join(self._func(t, self._form.split(y)))
+            dy = self._form.join(self._func(self._form.seen(t), self._form.split(y)))
         if dy.shape != y.shape:
             dy = dy.expand_as(y)
+        if self.copying:
+            return dy.to(y.dtype, copy=True)
         return dy if dy.dtype == y.dtype else dy.to(y.dtype)
 
 

@@ -217,6 +217,8 @@ class TestEvents:
             hj.odeint(lambda t, y: 0 * y, torch.ones(1), t, **event)
         with pytest.raises(ValueError, match="step_size"):
             hj.odeint(lambda t, y: -y, torch.ones(1), t, method="euler", **event)
+        with pytest.raises(ValueError, match="scipy_solver finds no events"):
+            hj.odeint(lambda t, y: -y, torch.ones(1), t, method="scipy_solver", **event)
 
 
 class TestDense:

@@ -79,6 +79,53 @@ class TestStates:
             y = library.odeint(lambda t, y: torch.ones(()), torch.zeros(3), torch.tensor([0.0, 2.0]), method="euler")
             torch.testing.assert_close(y[-1], torch.full((3,), 2.0))
 
+    def test_a_function_that_writes_its_results_into_the_same_memory(self):
+        buffer = torch.zeros(2, 3, dtype=torch.float64)
+        for method in ("dopri5", "rk4", "explicit_adams"):
+            ys = hj.odeint(lambda t, y: torch.mul(y, -t, out=buffer), start().detach(), T, method=method)
+            assert torch.equal(ys, hj.odeint(lambda t, y: -t * y, start().detach(), T, method=method))
+
+    def test_the_parts_of_a_solution_may_be_written_to(self):
+        for library in LIBRARIES:
+            y0 = start()
+            a, b = library.odeint(lambda t, s: (s[1], -s[0]), (y0, 2 * y0), T, rtol=1e-6, atol=1e-6)
+            exact = (torch.cos(T - T[0]) + 2 * torch.sin(T - T[0])).sum() + torch.cos(T - T[0]).sum() * 2
+            exact -= torch.sin(T - T[0]).sum()
+            a += 1
+            (a.sum() + b.sum()).backward()
+            torch.testing.assert_close(y0.grad, exact.expand(2, 3), rtol=1e-4, atol=0)
+
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    @pytest.mark.parametrize("call", ["odeint", "odeint_adjoint"])
+    @pytest.mark.parametrize("pair", [False, True])
+    def test_half_precision(self, pair, call, dtype):
+        """The field sees its own type; the state is carried in float32, so that only the results are rounded."""
+        y0, rate = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in ([1.0, 2.0], 0.5))
+        t = torch.tensor([0.0, 0.5, 1.0])
+
+        def decay(t, y):
+            assert t.dtype is y.dtype is dtype
+            return -rate * y
+
+        adjoint = {"adjoint_params": (rate,)} if call == "odeint_adjoint" else {}
+        func = (lambda t, s: tuple(decay(t, y) for y in s)) if pair else decay
+        state = (y0[:1], y0[1:]) if pair else y0
+        ys = getattr(hj, call)(func, state, t, rtol=1e-3, atol=1e-3, **adjoint)
+        ys = torch.cat(ys, dim=1) if pair else ys
+        assert ys.dtype is dtype
+        exact = torch.exp(-0.5 * t)
+        torch.testing.assert_close(ys.float(), exact[:, None] * torch.tensor([1.0, 2.0]), rtol=2e-2, atol=0)
+        by_y0, by_rate = torch.autograd.grad(ys[-1].float().sum(), [y0, rate])
+        assert by_y0.dtype is by_rate.dtype is dtype
+        torch.testing.assert_close(by_y0.float(), exact[-1].expand(2), rtol=2e-2, atol=0)
+        torch.testing.assert_close(by_rate.float(), -3 * exact[-1], rtol=2e-2, atol=0)
+
+    def test_an_event_in_half_precision(self):
+        y0 = torch.tensor([1.0, 2.0], dtype=torch.bfloat16)
+        t, ys = hj.odeint_event(lambda t, y: -y, y0, torch.tensor(0.0), event_fn=lambda t, y: y[0] - 0.75, rtol=1e-3)
+        assert ys.dtype is torch.bfloat16
+        torch.testing.assert_close(t, torch.tensor(-math.log(0.75)), rtol=2e-2, atol=0)
+
 
 def program_gradients_by_direct(program):
     class Direct:
