@@ -334,5 +334,5 @@ def test_a_map_that_writes_over_its_last_result_is_refused(algorithm):
     """Picard's iterates would lie in that memory, so that f(z) - z would be zero at once."""
     buffer = torch.zeros(2, 3)
     problem = hj.FixedPointProblem(lambda z: torch.mul(z, 0.5, out=buffer).add_(1.0), torch.zeros(2, 3))
-    with pytest.raises(hj.ConfigError, match="return a new one each time"):
+    with torch.no_grad(), pytest.raises(hj.ConfigError, match="return a new one each time"):
         hj.solve(problem, algorithm, backend="pytorch")
