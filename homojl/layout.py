@@ -26,11 +26,12 @@ class Layout:
         like: tensors whose shapes and strides to keep; one that is not dense is laid out contiguously.
 
     Attributes:
+        shapes: of each tensor.
         parts: (start, stop) of each tensor in the flat vector.
     """
 
     def __init__(self, like: Sequence[torch.Tensor]) -> None:
-        self._shapes = [t.shape for t in like]
+        self.shapes = [t.shape for t in like]
         self._strides = [t.stride() if is_dense(t) else torch.empty(t.shape, device="meta").stride() for t in like]
         self.parts: list[tuple[int, int]] = []
         start = 0
@@ -41,7 +42,7 @@ class Layout:
     def pack(self, tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> torch.Tensor:
         """One vector of `dtype` with the tensors, of the shapes given at the start, one after the other."""
         flat = []
-        for tensor, shape, strides in zip(tensors, self._shapes, self._strides, strict=True):
+        for tensor, shape, strides in zip(tensors, self.shapes, self._strides, strict=True):
             if tensor.stride() != strides:
                 tensor = torch.empty_strided(shape, strides, dtype=tensor.dtype, device=tensor.device).copy_(tensor)
             flat.append(tensor.as_strided((tensor.numel(),), (1,)).to(dtype))
@@ -52,5 +53,5 @@ class Layout:
         offset = flat.storage_offset()
         return [
             flat.as_strided(shape, strides, offset + start)
-            for shape, strides, (start, _) in list(zip(self._shapes, self._strides, self.parts, strict=True))[:count]
+            for shape, strides, (start, _) in list(zip(self.shapes, self._strides, self.parts, strict=True))[:count]
         ]

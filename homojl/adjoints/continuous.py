@@ -68,7 +68,7 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         inputs: bool,
     ) -> Sequence[Tensor]:
         """Integrate state, costate and, with `inputs`, their gradients, laid out in one vector, along ts."""
-        algorithm = self.algorithm or replace(solve.algorithm, observer=None)
+        algorithm = self.algorithm or _unobserved(solve.algorithm, layout)
         jumps = solve.field.discontinuities
         jvp = _BackwardJVP(solve.field, layout, inputs=inputs) if isinstance(algorithm, AbstractJacobianBased) else None
         first = with_first_step(algorithm, ts)
@@ -112,6 +112,26 @@ class _BackwardJVP(AbstractRightHandSideJVP):
         state, costate = self._layout.unpack(y, 2)
         change, grads = self._field.vjp_jvp(t, state, costate, *self._layout.unpack(v, 2), inputs=self._inputs)
         return self._layout.pack([change, *(g.neg() for g in grads)], y.dtype)
+
+
+def _unobserved(algorithm: AbstractODEAlgorithm, layout: Layout) -> AbstractODEAlgorithm:
+    """A forward solve's algorithm for state, costate and gradients laid out in one vector."""
+    if isinstance(algorithm, AbstractErrorControlled):
+        rtol, atol = (augmented_tolerance(value, layout) for value in (algorithm.rtol, algorithm.atol))
+        return replace(algorithm, observer=None, rtol=rtol, atol=atol)
+    return replace(algorithm, observer=None)
+
+
+def augmented_tolerance(value: float | Tensor, layout: Layout) -> float | Tensor:
+    """A state's tolerance for state, costate and gradients laid out in one vector.
+
+    One that differs from element to element holds for state and costate alike, its smallest for the gradients.
+    """
+    if not isinstance(value, Tensor):
+        return value
+    shapes = layout.shapes
+    parts = [value.expand(shape) for shape in shapes[:2]] + [value.min().expand(shape) for shape in shapes[2:]]
+    return layout.pack(parts, value.dtype)
 
 
 def _norm_of(algorithm: AbstractODEAlgorithm | None) -> ErrorNorm:

@@ -124,7 +124,7 @@ class Options:
         self.name = "dopri5" if method is None else method
         self._cls: type[Any] = method_named(method)  # constructed with the options of its own kind
         self._options = dict(options or {})
-        self._rtol, self._atol, self._intervals = rtol, atol, intervals
+        self.rtol, self.atol, self._intervals = rtol, atol, intervals
         self.adaptive = issubclass(self._cls, AbstractErrorControlled)
         known: tuple[str, ...] = SCIPY_OPTIONS
         if self._cls is not SciPy:
@@ -162,7 +162,7 @@ class Options:
         if self.adaptive:
             return self._controlled(norm, **more)
         if self._cls is SciPy:
-            settings = {"solver": self._options.get("solver", "LSODA"), "rtol": self._rtol, "atol": self._atol}
+            settings = {"solver": self._options.get("solver", "LSODA"), "rtol": self.rtol, "atol": self.atol}
             settings |= {key: float(self._options[key]) for key in ("min_step", "max_step") if key in self._options}
             return SciPy(**settings)
         if issubclass(self._cls, AbstractImplicitFixedStep) and int(self._options.get("max_iters", 100)) < ITERATIONS:
@@ -172,7 +172,7 @@ class Options:
         if issubclass(self._cls, AdamsBashforth):
             more["max_order"] = self._max_order()
         if self._cls is AdamsMoulton:
-            more |= {"rtol": self._rtol, "atol": self._atol, "max_iter": int(self._options.get("max_iters", 4))}
+            more |= {"rtol": self.rtol, "atol": self.atol, "max_iter": int(self._options.get("max_iters", 4))}
         return self._fixed(grid, **more)
 
     def _max_order(self) -> int:
@@ -203,8 +203,8 @@ class Options:
             floor=float(given.get("min_step", 0.0)),
         )
         algorithm: AbstractErrorControlled = self._cls(
-            rtol=self._rtol,
-            atol=self._atol,
+            rtol=self.rtol,
+            atol=self.atol,
             first_step=None if first is None else float(first),
             max_step=float(given.get("max_step", float("inf"))),
             max_steps=min(int(given.get("max_num_steps", MOST_STEPS)) * self._intervals, MOST_STEPS),

@@ -10,6 +10,7 @@ from typing import Any, TypeVar, overload
 import torch
 
 from homojl.adjoints import BacksolveAdjoint, DirectAdjoint
+from homojl.adjoints.continuous import augmented_tolerance
 from homojl.algorithms import AbstractODEAlgorithm, ErrorNorm
 from homojl.backends.pytorch.evaluations import WrittenOver
 from homojl.compat.events import ThroughTime, starts_on_event
@@ -155,7 +156,8 @@ def odeint_adjoint(
     Args:
         func, y0, t, rtol, atol, method, options, event_fn: as in `odeint`.
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: for the backward solve; None: the forward solve's
-            (of its options all but the norm). The norm may be "seminorm", which leaves the parameters out.
+            (of its options all but the norm; a tolerance of its own for each element or part of y0 holds for their
+            adjoints too, the smallest for the parameters). The norm may be "seminorm", which leaves the parameters out.
         adjoint_params: tensors inside `func` that receive gradients; None: `func.parameters()`.
 
     Returns:
@@ -184,8 +186,7 @@ def odeint_adjoint(
             stacklevel=2,
         )
     call = _Call.of(func, y0, t, rtol, atol, method, options, event_fn)
-    tolerances = (rtol if adjoint_rtol is None else adjoint_rtol, atol if adjoint_atol is None else adjoint_atol)
-    adjoint = call.backsolve(*tolerances, adjoint_method, adjoint_options, params)
+    adjoint = call.backsolve(adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options, params)
     return call.run(adjoint, event_fn, params)
 
 
@@ -348,8 +349,8 @@ class _Call:
 
     def backsolve(
         self,
-        rtol: Tolerance,
-        atol: Tolerance,
+        rtol: Tolerance | None,
+        atol: Tolerance | None,
         method: str | None,
         options: dict[str, Any],
         params: tuple[Tensor, ...],
@@ -369,7 +370,10 @@ class _Call:
 
         augmented = Form((nothing, self.y0, self.y0, *params))
         tolerances = {}
-        for name, value in (("rtol", rtol), ("atol", atol)):
+        for name, value, forward in (("rtol", rtol, self.options.rtol), ("atol", atol, self.options.atol)):
+            if value is None:
+                tolerances[name] = augmented_tolerance(forward, layout)
+                continue
             tolerance = augmented.tolerance(f"adjoint_{name}", value, self.y0)
             # The time is no part of the state here.
             tolerances[name] = tolerance[1:] if isinstance(tolerance, torch.Tensor) else tolerance

@@ -145,6 +145,19 @@ class TestControl:
             assert solution.value[0].item() == pytest.approx(math.exp(-3), abs=1e-7)
         assert counts["each"] < counts["first"]
 
+    @pytest.mark.parametrize("adjoint", [hj.BacksolveAdjoint(), hj.GaussAdjoint()], ids=lambda a: a.name)
+    @pytest.mark.parametrize("shape", [(2, 3), (2, 1), (3,), (1,)])
+    def test_continuous_adjoints_take_them_too(self, adjoint, shape):
+        y0 = torch.linspace(0.1, 0.6, 6, dtype=torch.float64).view(2, 3).requires_grad_()
+        rate = torch.tensor(1.3, dtype=torch.float64, requires_grad=True)
+        problem = hj.ODEProblem(lambda t, y, rate: -rate * y * torch.cos(t), y0, (0.0, 1.0, 2.0), args=(rate,))
+        tolerance = torch.full(shape, 1e-9, dtype=torch.float64)
+        solution = hj.solve(problem, hj.Tsit5(rtol=tolerance, atol=tolerance), adjoint=adjoint, backend="pytorch")
+        by_y0, by_rate = torch.autograd.grad(solution.value.sum(), [y0, rate])
+        shrunk = math.exp(-1.3 * math.sin(2.0))
+        torch.testing.assert_close(by_y0, torch.full_like(y0, shrunk), rtol=1e-7, atol=0)
+        torch.testing.assert_close(by_rate, -math.sin(2.0) * shrunk * y0.detach().sum(), rtol=1e-7, atol=0)
+
 
 class TestAdams:
     def test_weights_are_exact(self):

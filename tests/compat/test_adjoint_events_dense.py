@@ -19,6 +19,25 @@ class TestAdjoint:
         options = {"rtol": 1e-9, "atol": 1e-9, "adjoint_rtol": 1e-8, "adjoint_atol": 1e-8, "adjoint_method": "bosh3"}
         assert_same([run(lib, "odeint_adjoint", **options) for lib in LIBRARIES], 1e-4)
 
+    def test_tolerances_of_each_element_or_part_hold_for_their_adjoints(self):
+        """torchdiffeq takes them forward, and refuses them in the backward pass."""
+        by_element = torch.tensor([1e-9, 1e-8, 1e-9], dtype=torch.float64)
+        direct = run(hj, rtol=1e-9, atol=1e-9)
+        for tolerance in (by_element, by_element.expand(2, 3)):
+            field = Net()
+            with torch.no_grad():
+                theirs, ours = (lib.odeint_adjoint(field, start(), T, rtol=tolerance, atol=1e-9) for lib in LIBRARIES)
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-6)
+            assert_same([direct, run(hj, "odeint_adjoint", rtol=tolerance, atol=tolerance)], 1e-6)
+        y0 = start()
+
+        def func(t, s):
+            return -s[0], s[1] * torch.cos(t)
+
+        ys, _ = hj.odeint_adjoint(func, (y0, y0.detach()), T, rtol=(1e-9, 1e-3), atol=1e-9, adjoint_params=())
+        (gradient,) = torch.autograd.grad(ys[-1].sum(), y0)
+        torch.testing.assert_close(gradient, torch.full_like(y0, math.exp(T[0] - T[-1])), rtol=1e-7, atol=0)
+
     def test_the_seminorm_saves_backward_evaluations(self):
         counts = []
         for norm in ({}, {"norm": "seminorm"}):
