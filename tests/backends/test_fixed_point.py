@@ -244,6 +244,21 @@ class TestHowSolvesEnd:
         assert solution.converged.tolist() == [i != 4 for i in range(6)]
         assert torch.equal(solution.value[4], torch.zeros_like(x[4]))
 
+    @pytest.mark.parametrize("cls", [*QUASI.values(), hj.NewtonKrylov, hj.PseudoTransient, hj.Relaxation])
+    def test_where_the_map_is_not_finite_on_the_way_the_sample_is_named(self, cls):
+        """From 1 on in z there is no map, and the middle sample's equilibrium would lie there."""
+
+        def f(z, x):
+            return torch.where(z > 1, math.nan, 0.5 * z + x)
+
+        x = torch.tensor([[0.1, 0.1], [0.9, 0.9], [0.2, 0.2]], dtype=torch.float64)
+        problem = hj.FixedPointProblem(f, torch.zeros_like(x), args=(x,))
+        solution = hj.solve(problem, cls(max_steps=1000), backend="pytorch", throw=False)
+        assert solution.status is Status.DIVERGED
+        assert "NaN or infinity in z or f(z) of sample 1, after " in solution.message
+        assert solution.converged.tolist() == [True, False, True]
+        assert solution.value.isfinite().all()
+
     def test_a_newton_step_out_of_the_domain_is_shortened(self, backend):
         problem = hj.FixedPointProblem(lambda z: z - torch.log(z), torch.full((1, 1), 4.0, dtype=torch.float64))
         for cls in (hj.NewtonKrylov, hj.PseudoTransient):

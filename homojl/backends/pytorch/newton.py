@@ -55,7 +55,8 @@ class NewtonKrylovMethod(AbstractMethod[NewtonKrylov]):
         """Along the step, each row by itself; rows that are done, or find nothing, stay where they are."""
         trial = z + step
         value = self.samples.evaluate(trial)
-        good = ~active | (_norms(value - trial) <= (1 - 1e-4) * residual)
+        left = _norms(value - trial)
+        good = ~active | (left <= (1 - 1e-4) * residual)
         t = 1.0
         for _ in range(HALVINGS):
             if good.all():
@@ -65,11 +66,13 @@ class NewtonKrylovMethod(AbstractMethod[NewtonKrylov]):
             found = self.samples.evaluate_some(candidate, trying)
             rows = torch.from_numpy(np.flatnonzero(trying)).to(z.device)
             trial, value = trial.index_copy(0, rows, candidate[rows]), value.index_copy(0, rows, found)
-            good[trying] = _norms(found - candidate[rows]) <= (1 - 1e-4 * t) * residual[trying]
+            left[trying] = _norms(found - candidate[rows])
+            good[trying] = left[trying] <= (1 - 1e-4 * t) * residual[trying]
         if good.all():
             return Advance(trial, value)
         keep = torch.from_numpy(~good).to(z.device)[:, None]
-        return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), {Status.STALLED: ~good})
+        ended = {Status.DIVERGED: ~good & ~np.isfinite(left), Status.STALLED: ~good & np.isfinite(left)}
+        return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), ended)
 
     def keep(self, compaction: Compaction) -> None:
         self._forcing = self._forcing[compaction.order]
@@ -114,9 +117,7 @@ class PseudoTransientMethod(AbstractMethod[PseudoTransient]):
             self._h[bad] /= 10
             if (gave_up := bad & (self._h < SHORTEST)).any():
                 keep = torch.from_numpy(bad).to(z.device)[:, None]
-                return Advance(
-                    torch.where(keep, z, trial), torch.where(keep, fz, value), {Status.STEP_TOO_SMALL: gave_up}
-                )
+                return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), {Status.DIVERGED: gave_up})
 
     def keep(self, compaction: Compaction) -> None:
         self._h = self._h[compaction.order]

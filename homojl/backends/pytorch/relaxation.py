@@ -55,7 +55,8 @@ class RelaxationMethod(AbstractMethod[Relaxation]):
         if not accepted.all():
             good = torch.from_numpy(accepted).to(z.device)[:, None]
             trial, value = torch.where(good, trial, z), torch.where(good, value, fz)
-        return Advance(trial, value, {Status.STEP_TOO_SMALL: gave_up})
+        finite = np.isfinite(size_of_error)
+        return Advance(trial, value, {Status.DIVERGED: gave_up & ~finite, Status.STEP_TOO_SMALL: gave_up & finite})
 
     def keep(self, compaction: Compaction) -> None:
         self._h = self._h[compaction.order]
