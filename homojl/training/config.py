@@ -73,7 +73,7 @@ class SolverConfig:
     atol: float | None = setting(None, "absolute tolerance; absent: the model's own")
     controller: str | None = setting("pi", "step-size control of an adaptive method", choices=tuple(CONTROLLERS))
     first_step: float | str | None = setting(
-        None, 'first step of an adaptive method; "remember": that of earlier solves; absent: estimated'
+        None, 'first step of an adaptive method; "remember": that of earlier solves; "estimate" or absent: estimated'
     )
     batch: str | None = setting(
         "joint", "whether an adaptive method's steps are the batch's or every sample's own", choices=BATCHES
@@ -111,12 +111,12 @@ class SolverConfig:
         if (controller := settings.get("controller")) is not None:
             settings["controller"] = CONTROLLERS[controller]()
         if isinstance(settings.get("first_step"), str):
-            if self.first_step != "remember" or not issubclass(cls, AbstractErrorControlled):
+            if self.first_step not in ("remember", "estimate") or not issubclass(cls, AbstractErrorControlled):
                 raise ConfigError(
-                    'solver.first_step must be a number, or for an adaptive ODE method "remember", got '
+                    'solver.first_step must be a number, or for an adaptive ODE method "remember" or "estimate", got '
                     f"{self.first_step!r} for {self.algorithm}"
                 )
-            settings["first_step"] = StepMemory()
+            settings["first_step"] = StepMemory() if self.first_step == "remember" else None
         return cls(**{k: v for k, v in settings.items() if v is not None})
 
     def build_adjoint(self) -> AbstractODEAdjoint | AbstractFixedPointAdjoint:

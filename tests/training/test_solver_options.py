@@ -153,6 +153,8 @@ def test_settings_survive_the_file():
     assert resolved_backend(read) == "pytorch"
     number = ExperimentConfig.from_dict(merge(TINY, {"solver": {"first_step": 1}}))
     assert number.solver.build_algorithm().first_step == 1.0
+    estimated = ExperimentConfig.from_dict(merge(values, parse_assignment("solver.first_step=estimate")))
+    assert estimated.solver.build_algorithm().first_step is None
     assert "batch" not in ExperimentConfig.from_dict({"model": {"name": "deq"}}).to_dict()["solver"]
 
 
