@@ -4,7 +4,7 @@ A page's blocks run from top to bottom in one folder and, for Python, one namesp
 all that a block needs; what a reader has and a test has not stands in the page's source, where it is not shown:
 
     <!-- needs network -->      before a block: why it is not run here; the options of its commands are still checked
-    <!-- hidden                 before a block, and --> after it: a block that only the tests run
+    <!-- hidden                 before a block, and --> after it: a block that only the tests run; no step of a reader's
     <!-- in a copy of the project -->   anywhere: the page changes files of homojl; it runs in a copy, from its root
 
 A block with a title, as ```python title="homojl/models/mine.py", is the content of that file; a diff is applied.
@@ -35,7 +35,7 @@ PAGES = {
 }
 NEEDS = ("network", "julia", "cuda", "a clone", "a cluster")
 _BLOCK = re.compile(
-    r"(?:<!-- needs (?P<needs>[\w ]+) -->\n)?"
+    r"(?:<!-- needs (?P<needs>[\w ]+) -->\n|(?P<hidden><!-- hidden)\n)?"
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
     re.MULTILINE | re.DOTALL,
 )
@@ -59,6 +59,7 @@ class Block:
         line: of its first line of code.
         language, title, code: as written.
         needs: what keeps it from being run here; empty: nothing.
+        hidden: whether readers do not see it.
     """
 
     page: str
@@ -67,6 +68,7 @@ class Block:
     title: str
     code: str
     needs: str
+    hidden: bool
 
     @property
     def place(self) -> str:
@@ -90,6 +92,7 @@ def blocks_of(page: str) -> list[Block]:
             found["title"] or "",
             found["code"],
             found["needs"] or "",
+            found["hidden"] is not None,
         )
         for found in _BLOCK.finditer(text)
     ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import re
+import shlex
 import tomllib
 from pathlib import Path
 
@@ -51,6 +53,30 @@ def test_a_block_that_needs_more(block):
             check_options(command)
     if not _is_run(block):
         pytest.skip(f"needs {block.needs}")
+
+
+def _outputs(block) -> list[str]:
+    """What the commands of a block are told to make."""
+    commands = [shlex.split(line) for line in block.commands] if block.language == "bash" else []
+    return [words[words.index("--out") + 1] for words in commands if "--out" in words]
+
+
+@pytest.mark.parametrize("block", [b for b in ALL if b.hidden], ids=lambda block: block.place)
+def test_what_is_hidden_is_no_step(block):
+    """Checks, and commands in the place of shown ones that need more: a reader has every name and file without them."""
+    if block.language == "python":
+        assert all(isinstance(statement, ast.Assert | ast.Expr) for statement in ast.parse(block.code).body)
+        return
+    shown = {name for other in ALL if other.page == block.page and not other.hidden for name in _outputs(other)}
+    assert set(_outputs(block)) <= shown
+    assert all(command.startswith("ruff ") or "--out" in command for command in block.commands)
+
+
+def test_no_folder_of_a_run_is_made_twice():
+    """All pages can be followed in one folder."""
+    made = [name for block in ALL if not block.hidden for name in _outputs(block) if name.startswith("runs/")]
+    assert len(made) > 10
+    assert sorted(made) == sorted(set(made))
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "julia"], ids=lambda block: block.place)
