@@ -48,7 +48,7 @@ class TestStates:
             z0 = torch.tensor([1.0 + 0.5j, -0.3j], dtype=dtype, requires_grad=True)
             w = torch.tensor([[0.2 + 1j, 0.1], [-0.4j, -0.3]], dtype=dtype, requires_grad=True)
             rate = torch.tensor(0.3, dtype=real, requires_grad=True)
-            t = T.to(real).requires_grad_()
+            t = T.to(real, copy=True).requires_grad_()
 
             def f(t, z):
                 assert t.dtype is real
