@@ -14,6 +14,18 @@ from homojl.errors import ConfigError
 Tensor = torch.Tensor
 
 
+class _GroupNorm(nn.GroupNorm):
+    """Group normalisation of what needs no gradient too, as the last state of a solve that failed at its start.
+
+    For such an input in channels-last order PyTorch's backward pass on the CPU (seen in 2.13) writes the gradient that
+    it was told to leave out, to address 0, and the process is gone.
+    """
+
+    def forward(self, input: Tensor) -> Tensor:
+        wanted = input.requires_grad or not torch.is_grad_enabled()
+        return super().forward(input if wanted else input.contiguous())
+
+
 def group_norm(channels: int) -> nn.GroupNorm:
     """Group normalisation with min(32, channels) groups.
 
@@ -23,7 +35,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     groups = min(32, channels)
     if channels % groups:
         raise ConfigError(f"channels must be at most 32 or a multiple of 32, got {channels}")
-    return nn.GroupNorm(groups, channels)
+    return _GroupNorm(groups, channels)
 
 
 def channel_dropout_mask(like: Tensor, p: float, part: tuple[int, int] | None = None) -> Tensor:

@@ -53,6 +53,21 @@ def test_group_norm_has_min_32_c_groups(channels, groups):
     assert {m.num_groups for m in model.modules() if isinstance(m, torch.nn.GroupNorm)} == {groups}
 
 
+def test_a_solve_that_fails_at_its_start_leaves_gradients_for_the_head():
+    """PyTorch's normalisation of a state without gradient, in channels-last order, would end the process."""
+    model = small(backend="pytorch").float()
+    model.throw = False
+    with torch.no_grad():
+        model.features[4].weight.fill_(torch.inf)
+    logits, solution = model(torch.randn(2, 1, 8, 8), return_solution=True)
+    assert solution.status is hj.Status.DIVERGED
+    assert not solution.value.requires_grad
+    assert solution.value.is_contiguous(memory_format=torch.channels_last)
+    logits[:, 0].sum().backward()
+    assert torch.isfinite(model.head[0].weight.grad).all()
+    assert model.head[-1].weight.grad[0].abs().sum() > 0
+
+
 def test_forward_is_encode_solve_decode(backend):
     model = small(backend=backend).eval()
     with torch.no_grad():
