@@ -62,13 +62,13 @@ def cli(debug: bool) -> None:
 
     \b
     Examples:
-      homojl train                                   HomoODE on the digits that come along
-      homojl train --model homoode --dataset svhn    the same on a dataset that is downloaded once
-      homojl compare --models homoode,deq --epochs 5 one table of several models
-      homojl evaluate runs/NAME                      test accuracy and evaluations of a trained run
-      homojl export runs/NAME --out results.h5       everything measured, for h5py or pandas
-      homojl report runs/NAME runs/OTHER             both side by side, as one HTML file to send
-      homojl trace --problem arctan                  a root where Newton's method diverges
+      homojl train                                    HomoODE on the digits that come along
+      homojl train --model homoode --dataset svhn     the same on a dataset that is downloaded once
+      homojl compare --models homoode,deq --epochs 5  one table of several models
+      homojl evaluate runs/NAME                       test accuracy and evaluations of a trained run
+      homojl export runs/NAME --out results.h5        everything measured, for h5py or pandas
+      homojl report runs/NAME runs/OTHER              both side by side, as one HTML file to send
+      homojl trace --problem arctan                   a root where Newton's method diverges
     """
 
 
