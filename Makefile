@@ -41,8 +41,10 @@ julia-test:
 lint: setup
 	$(BIN)/ruff check . && $(BIN)/ruff format --check . && $(BIN)/mypy
 
-# Processes that the tests start are measured too; those that they kill leave nothing to measure.
+# Processes that the tests start are measured too; those that they kill leave nothing to measure. With the peers, so that
+# what calls them is measured.
 coverage: setup
+	$(PIP) install --quiet --no-build-isolation --editable '.[bench]'
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m pytest
 	$(BIN)/coverage combine --quiet

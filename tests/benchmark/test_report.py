@@ -86,6 +86,22 @@ def test_figures(report, tmp_path):
     assert "mathdefault" not in files[0].read_text("utf-8")
 
 
+def test_every_experiment_has_its_figure(report, tmp_path):
+    report.measurements += [
+        replace(ROW, experiment=experiment, group=f"{experiment}: forward", method=method, variant=variant, steps=n,
+                nfe=6 * n, error=1 / n, seconds=n / 1e3, memory=n / 10)
+        for experiment in ("precision", "steps", "layer", "equilibrium", "trajectory")
+        for method, variant in (("dopri5", "direct"), ("tsit5", "checkpoint"))
+        for n in (100.0, 1000.0)
+    ]  # fmt: skip
+    files = draw_bench(report, tmp_path, ["svg"])
+    others = {"work_precision", "steps", "layer", "equilibrium", "trajectory"}
+    assert {path.stem for path in files} == {"batch_size", "accuracy"} | others
+    texts = {path.stem: path.read_text("utf-8") for path in files}
+    assert "largest error" in texts["work_precision"]
+    assert "memory [MiB]" in texts["steps"]
+
+
 def test_a_solve_that_fails_is_told_and_the_others_are_measured(tmp_path):
     problem = system_problem("linear", batch=2, saves=3, dtype="float64")
     broken = replace(problem, torch_field=lambda rows: None)

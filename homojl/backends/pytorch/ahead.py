@@ -117,7 +117,7 @@ class Ahead:
         safety, max_step = controller.safety, algorithm.max_step
         least, most = 1 / controller.max_factor, 1 / controller.min_factor
 
-        def attempts(
+        def attempts(  # pragma: no cover - compiled, so that nothing sees its lines run
             function: Callable[..., Tensor],
             args: tuple[Any, ...],
             control: Tensor,
