@@ -13,8 +13,8 @@ MEANING = """\
 that over torchdiffeq's with the same method, tolerance and gradient (`odeint`; for equilibria torchdeq's). `first` is
 compiling and the first solve, in no repetition. `error / tol` is the largest |y - reference| / (1 + |reference|) at any
 save time over the tolerance, the reference SciPy's DOP853 at 1e-12; of an equilibrium the relative residual over it.
-`dL/dy0` is the gradient's relative distance from a float64 solve at 1e-10, of
-the layer 1e-8. Evaluations are of the forward solve.
+`dL/dy0` is the gradient's relative distance from a float64 solve at 1e-10, of the layer at 1e-8. Evaluations are of the
+forward solve.
 """
 
 PEERS = ("torchdiffeq", "torchdeq")
