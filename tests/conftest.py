@@ -16,6 +16,9 @@ from tests.browser import browser_is_here
 AVAILABLE = {"cuda": torch.cuda.is_available, "browser": browser_is_here}
 for peer in ("torchdiffeq", "torchode", "diffrax", "torchdeq"):  # of the extra `bench`
     AVAILABLE[peer] = functools.partial(lambda name: find_spec(name) is not None, peer)
+AVAILABLE["git"] = lambda: shutil.which("git") is not None
+# Root does without its rights over files by setpriv, so that permissions bind it too.
+AVAILABLE["setpriv"] = lambda: os.geteuid() != 0 or shutil.which("setpriv") is not None
 AVAILABLE["compiler"] = lambda: any(map(shutil.which, ("c++", "g++", "clang++")))  # of C++, which torch.compile needs
 
 

@@ -97,12 +97,10 @@ def unprivileged() -> list[str]:
     """What to put before a command so that permissions bind it, for root too."""
     if os.geteuid() != 0:
         return []
-    setpriv = shutil.which("setpriv")
-    if setpriv is None:
-        pytest.skip("as root this test needs setpriv, to do without root's rights over files")
-    return [setpriv, "--bounding-set=-dac_override,-dac_read_search,-fowner"]
+    return ["setpriv", "--bounding-set=-dac_override,-dac_read_search,-fowner"]
 
 
+@pytest.mark.needs("setpriv")
 def test_a_folder_that_nobody_may_write_to(undisturbed, tmp_path):
     folder = tmp_path / "r"
     shutil.copytree(undisturbed, folder)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -94,7 +93,7 @@ def test_half_written_files_are_cleared_away(tiny, tmp_path):
     assert not [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
 
 
-@pytest.mark.skipif(shutil.which("git") is None, reason="there is no git here")
+@pytest.mark.needs("git")
 def test_a_look_at_the_commit_leaves_gits_files_alone(tmp_path, monkeypatch):
     """`git status` would renew its index under a lock, which a kill leaves behind for the user to find."""
     (tmp_path / "homojl").mkdir()
