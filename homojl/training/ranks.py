@@ -251,6 +251,10 @@ def joined() -> Iterator[Ranks]:
     if size == 1:
         yield ALONE
         return
+    # Its functions take the group that stands when it is imported as their default, and so keep it and its threads
+    # alive into the interpreter's end, where they now and then abort the process. torch._dynamo would import it later.
+    import torch.distributed.nn
+
     rank, backend = int(os.environ["RANK"]), "gloo"
     if torch.cuda.is_available() and dist.is_nccl_available():
         backend = "cpu:gloo,cuda:nccl"
