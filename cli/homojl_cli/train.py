@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 from datetime import datetime
@@ -64,10 +63,6 @@ def command(
             raise ConfigError("--resume goes on with a run as it was configured; it takes no other settings")
     with joined() as ranks:
         code = _train(ranks, resume, out, overwrite, quiet, tensorboard, choices)
-    if ranks.size > 1:  # all is written; torch.distributed's threads do not always outlive the interpreter's own end
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
     sys.exit(code)
 
 
