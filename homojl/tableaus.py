@@ -6,6 +6,7 @@ A method is nothing but its tableau; every solver, adjoint and test reads it fro
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 Row = tuple[float, ...]
 
@@ -37,7 +38,7 @@ class ButcherTableau:
     def stages(self) -> int:
         return len(self.b)
 
-    @property
+    @cached_property
     def fsal(self) -> bool:
         """First same as last: the last stage is the derivative at the end of the step."""
         return self.stages > 1 and self.a[-1] == self.b[:-1] and self.c[-1] == 1.0 and self.b[-1] == 0.0

@@ -45,17 +45,23 @@ class _ErrorRatio:
 
     def __init__(self, scheme: AbstractScheme, algorithm: AbstractErrorControlled, y: Tensor, norm: ErrorNorm) -> None:
         self._scheme, self._norm = scheme, norm
-        self._rtol, self._atol = algorithm.rtol, algorithm.atol
+        self._rtol, self._atol = (
+            torch.as_tensor(x, dtype=y.dtype.to_real(), device=y.device) for x in (algorithm.rtol, algorithm.atol)
+        )
         self._size = self._size_next = y.detach().abs()
 
     def __call__(self, y: Tensor, y_next: Tensor, h: float, ks: Stages) -> float:
         known = self._scheme.known_ratio(ks)
-        return self._find(y, y_next, h, ks) if known is None else known
+        if known is not None:
+            return known
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._find(y, y_next, h, ks)
+        return self._find(y, y_next, h, ks)
 
-    @torch.no_grad()
     def _find(self, y: Tensor, y_next: Tensor, h: float, ks: Stages) -> float:
         self._size_next = y_next.abs()
-        scale = torch.maximum(self._size, self._size_next).mul_(self._rtol).add_(self._atol)
+        scale = torch.addcmul(self._atol, torch.maximum(self._size, self._size_next), self._rtol)
         return _ratio(self._scheme.error(y, h, ks), scale, self._norm)
 
     def accept(self) -> None:
@@ -117,8 +123,10 @@ class _Record:
 
     def save_inside(self, scheme: AbstractScheme, times: Sequence[float], part: Part) -> None:
         """Save the states at `times` of the last step; those of many steps are computed together."""
-        for t, fraction in zip(times, part.fractions, strict=True):
-            self.save(t, part.y_next, fraction)
+        step = len(self.starts) - 1
+        self.saves += [(step, fraction) for fraction in part.fractions]
+        self.ts += times
+        self.ys += [part.y_next] * len(times)
         if all(f == 1.0 for f in part.fractions):
             return
         self._pending.append((len(self.ys) - len(times), part))

@@ -30,7 +30,9 @@ def combine(y: Tensor | None, h: float, weights: Sequence[float], ks: Sequence[T
 
 def time_like(t: float, y: Tensor) -> Tensor:
     """The time as the field receives it: a 0-d tensor of y's real dtype and its device, made without a host copy."""
-    return torch.full((), t, dtype=y.dtype.to_real(), device=y.device)
+    if y.is_complex():
+        return torch.full((), t, dtype=y.dtype.to_real(), device=y.device)
+    return y.new_full((), t)
 
 
 def step(
@@ -55,10 +57,15 @@ def step(
         The state at t + h, and the stage derivatives.
     """
     ks = [rhs(time_like(t, y), y) if k_first is None else k_first]
-    stages = tableau.stages - 1 if tableau.fsal else tableau.stages
-    for i in range(1, stages):
-        ks.append(rhs(time_like(t + tableau.c[i] * h, y), combine(y, h, tableau.a[i], ks)))
+    a, c, fsal = tableau.a, tableau.c, tableau.fsal
+    time = None
+    for i in range(1, len(c) - 1 if fsal else len(c)):
+        if time is None or c[i] != c[i - 1]:
+            time = time_like(t + c[i] * h, y)
+        ks.append(rhs(time, combine(y, h, a[i], ks)))
     y_next = combine(y, h, tableau.b, ks)
-    if tableau.fsal and last_stage:
-        ks.append(rhs(time_like(t + h, y), y_next))
+    if fsal and last_stage:
+        if time is None or c[-2] != 1.0:
+            time = time_like(t + h, y)
+        ks.append(rhs(time, y_next))
     return y_next, ks

@@ -160,21 +160,18 @@ class ExplicitScheme(AbstractScheme):
             return super().inside_steps(parts)
         starts, stages = together
         weights = np.zeros((len(parts), most, len(parts[0].ks)))
-        weights[np.arange(most) < np.array(counts)[:, None]] = self._weights([f for fs in within for f in fs])
+        filled = np.arange(most) < np.array(counts)[:, None]
+        weights[filled] = self._weights([f for fs in within for f in fs])
         weights *= np.array([part.h for part in parts])[:, None, None]
         weights_like = torch.from_numpy(weights).to(starts.device, starts.dtype)
         block = torch.baddbmm(starts.view(len(parts), 1, -1), weights_like, stages.view(*weights.shape[::2], -1))
-        y = parts[0].y
-        rows = block.view(len(parts), most, *y.shape)
-        states = []
-        for part, row in zip(parts, rows, strict=True):
-            inner = iter(row.unbind())
-            states.append([part.y_next if f == 1.0 else next(inner) for f in part.fractions])
-        return states
+        rows = block.view(-1, *parts[0].y.shape)
+        inner = iter(rows.index_select(0, torch.from_numpy(np.flatnonzero(filled)).to(rows.device)).unbind())
+        return [[part.y_next if f == 1.0 else next(inner) for f in part.fractions] for part in parts]
 
     def side_by_side(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor] | None:
         """The states at the starts of steps (N, ...) and the stages (N, S, ...); None: their memory format is kept."""
-        if not all(x.is_contiguous() for part in parts for x in (part.y, *part.ks)):
+        if not all(x.is_contiguous() for x in (parts[0].y, *parts[0].ks)):
             return None
         stages = torch.stack([k for part in parts for k in part.ks])
         return torch.stack([part.y for part in parts]), stages.unflatten(0, (len(parts), -1))
