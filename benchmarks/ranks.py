@@ -1,6 +1,7 @@
 """How far the loss curves of one process and of several lie apart.
 
     python benchmarks/ranks.py [--processes 2] [--steps 200] [--channels 8] [--dtype float64] [--models homoode,deq,...]
+        [--set solver.rtol=1e-10 ...]
 
 The digits that come along, batch 64, augmentation and dropout as configured, on CPUs over gloo. Printed are, for each
 model, the largest difference of the loss at any step, the loss at the first and the last one, and the seconds that the
@@ -16,7 +17,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from homojl.training.config import ExperimentConfig
+from homojl.training.config import ExperimentConfig, merge, parse_assignment
 from homojl.training.loop import train
 from homojl.training.progress import Progress
 from homojl.training.ranks import joined
@@ -40,11 +41,12 @@ class Recorder(Progress):
         self.seconds += metrics["seconds"] - metrics["validation_seconds"]
 
 
-def configured(model: str, channels: int, steps: int, dtype: str) -> ExperimentConfig:
+def configured(model: str, channels: int, steps: int, dtype: str, assignments: list[str]) -> ExperimentConfig:
     width = {"homoode": channels, "deq": channels, "mondeq": [channels], "pcdeq": [channels]}
     own = {"channels": width[model]} if model in width else {"filters": channels}
     training = {"epochs": -(-steps // STEPS_PER_EPOCH), "dtype": dtype, "device": "cpu", "threads": 1}
-    return ExperimentConfig.from_dict({"model": {"name": model, **own}, "data": {"pad": 1}, "train": training})
+    settings = {"model": {"name": model, **own}, "data": {"pad": 1}, "train": training}
+    return ExperimentConfig.from_dict(merge(settings, *(parse_assignment(text) for text in assignments)))
 
 
 def work(folder: str) -> None:
@@ -71,6 +73,7 @@ def main() -> None:
     parser.add_argument("--channels", type=int, default=8)
     parser.add_argument("--dtype", default="float64")
     parser.add_argument("--models", default=",".join(MODELS))
+    parser.add_argument("--set", action="append", default=[], metavar="SECTION.KEY=VALUE", help="as of homojl train")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
@@ -78,7 +81,7 @@ def main() -> None:
         return
     print(f"{'model':8}  {'difference':>10}  {'first':>7}  {'last':>7}  seconds: 1, {options.processes} processes")
     for model in options.models.split(","):
-        config = configured(model, options.channels, options.steps, options.dtype)
+        config = configured(model, options.channels, options.steps, options.dtype, options.set)
         with tempfile.TemporaryDirectory() as folder:
             one, seconds_one = measured(Path(folder, "one"), config, 1)
             more, seconds_more = measured(Path(folder, "more"), config, options.processes)
