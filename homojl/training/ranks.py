@@ -11,6 +11,7 @@ what happens next always go by gloo, in float64, so that all processes decide al
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import math
 import os
@@ -265,6 +266,8 @@ def joined() -> Iterator[Ranks]:
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
         raise ProcessError(f"process {rank} of {size} cannot join the others at {where}: {_line(error)}") from None
+    if backend == "gloo":  # NCCL would wait for processes that have ended
+        atexit.register(_leave)
     try:
         yield Ranks(rank, size)
     except Exception:
@@ -272,6 +275,12 @@ def joined() -> Iterator[Ranks]:
             sys.exit(2)
         raise
     dist.destroy_process_group()
+
+
+def _leave() -> None:
+    """Leave the others after an error, once nothing holds what it came from: gloo's threads must end before Python."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
 
 
 def _local_rank() -> int:

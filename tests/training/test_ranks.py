@@ -112,6 +112,11 @@ def wait_for_lines(run: Path, count: int, process: subprocess.Popen) -> None:
         time.sleep(0.01)
 
 
+def threads_left(err: str) -> list[str]:
+    """What the processes of `ranks_worker.py` that ended by themselves have said of their threads."""
+    return [line for line in err.splitlines() if line.startswith("left over:")]
+
+
 def worker(launcher: subprocess.Popen, rank: int) -> int:
     """The process id of a rank that torchrun has started."""
     for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
@@ -159,8 +164,17 @@ def test_every_kind_of_model_and_gradient(images, tmp_path):
     process = start(*TORCHRUN, WORKER, *(tmp_path / "two" / name for name in KINDS))
     _, err = finish(process)
     assert process.returncode == 0, err
+    assert threads_left(err) == ["left over: []"] * 2
     for name in KINDS:
         assert_same_numbers(load_run(tmp_path / "two" / name), load_run(tmp_path / "one" / name))
+
+
+def test_threads_of_the_collectives_end_before_the_interpreter_after_an_error_too(tmp_path):
+    _, err = finish(start(*TORCHRUN, WORKER, tmp_path / "no run"))
+    assert f"{tmp_path / 'no run'}" in err
+    left = threads_left(err)
+    assert left
+    assert set(left) == {"left over: []"}
 
 
 def test_a_killed_process_ends_the_others_and_any_number_goes_on(images, alone, tmp_path):
