@@ -23,11 +23,7 @@ ids = [" ".join(str(v) for v in (name, *options.values())) for name, options in 
 
 def small(name: str, **options) -> torch.nn.Module:
     torch.manual_seed(0)
-    model = hj.create_model(name, input_shape=(1, 8, 8), n_classes=3, **options).double()
-    if name == "deq":  # a block that contracts, so that there is one equilibrium to find
-        with torch.no_grad():
-            model.field.norm1.weight.mul_(0.2)
-    return model
+    return hj.create_model(name, input_shape=(1, 8, 8), n_classes=3, **options).double()
 
 
 def images(count: int = 5) -> torch.Tensor:
@@ -85,6 +81,20 @@ def test_pcdeq_converges_geometrically(activation):
             rates = [after / before for before, after in itertools.pairwise(kept)]
             assert max(rates) < 0.99
             assert kept[-1] < 1e-8, f"rate {max(rates):.3f}"
+
+
+@pytest.mark.parametrize(("side", "channels"), [(8, 16), (8, 32), (28, 32)])
+def test_deq_starts_as_a_contraction(side, channels):
+    """Plain iteration reaches one equilibrium from anywhere, in training and evaluation mode."""
+    torch.manual_seed(0)
+    model = hj.create_model("deq", input_shape=(1, side, side), n_classes=10, channels=channels)
+    x = torch.randn(8, 1, side, side)
+    for training in (True, False):
+        with torch.no_grad():
+            problem = model.train(training).problem(model.encode(x))
+            moved = hj.FixedPointProblem(problem.f, 100 * torch.randn_like(problem.z0), problem.args)
+            zero, far = (hj.solve(p, hj.Picard(rtol=1e-4, max_steps=50), backend="pytorch") for p in (problem, moved))
+        torch.testing.assert_close(far.value, zero.value, rtol=0.0, atol=0.01)
 
 
 @pytest.mark.parametrize("form", ["linear", "single", "multi"])
