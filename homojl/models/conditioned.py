@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 
 from homojl.errors import ConfigError
@@ -20,6 +22,8 @@ class AbstractConditionedModel(AbstractImplicitModel):
         channels: width C of the state; at most 32 or a multiple of 32.
         dropout: probability in [0, 1) of the variational dropout inside F; one mask per solve, none at evaluation.
         init: "learned": the shared initial point follows the mean equilibrium; "zero": it stays at zero.
+        gain: of F's first normalisation to begin with, that is, how much z counts in F beside x. At 1, as PyTorch has
+            it, F may expand differences in z; at 0.1 it contracts them. Ours: the HomoODE paper does not say.
         algorithm, adjoint, backend: how the problem is solved.
 
     Attributes:
@@ -34,6 +38,7 @@ class AbstractConditionedModel(AbstractImplicitModel):
         channels: int,
         dropout: float,
         init: str,
+        gain: float,
         algorithm: Algorithm | None,
         adjoint: Adjoint | None,
         backend: str,
@@ -45,9 +50,12 @@ class AbstractConditionedModel(AbstractImplicitModel):
             raise ConfigError(f"dropout must lie in [0, 1), got {dropout}")
         if init not in ("learned", "zero"):
             raise ConfigError(f"init must be 'learned' or 'zero', got {init!r}")
+        if not 0 < gain < math.inf:
+            raise ConfigError(f"gain must be positive, got {gain}")
         self.dropout = dropout
         self.features = Features(input_shape[0], channels)
         self.field = ConditionedField(channels)
+        torch.nn.init.constant_(self.field.norm1.weight, gain)
         self.initial_point = InitialPoint(channels, learned=init == "learned")
         self.head = Head(channels, n_classes)
         use_channels_last(self)

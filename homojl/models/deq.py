@@ -19,10 +19,8 @@ Tensor = torch.Tensor
 class DEQ(AbstractConditionedModel):
     """z = F(z; x), x = features(image), logits = head(z), with HomoODE's F, features and head.
 
-    F starts as a contraction, so that there is an equilibrium to begin with and every method finds it: its first
-    normalisation, which would give z as much weight as x, starts with the gain 0.1 (ours).
-
-    Arguments as of `AbstractConditionedModel`, and:
+    Arguments as of `AbstractConditionedModel`, where the gain of 0.1 has F start as a contraction, so that there is an
+    equilibrium to begin with and every method finds it; and:
 
     Args:
         jacobian_weight: of the estimate of norm(dF/dz)_F^2 at the equilibrium, divided by the number of its elements,
@@ -43,6 +41,7 @@ class DEQ(AbstractConditionedModel):
         channels: int = 64,
         dropout: float = 0.1,
         init: str = "zero",
+        gain: float = 0.1,
         jacobian_weight: float = 0.0,
         algorithm: AbstractFixedPointAlgorithm | None = None,
         adjoint: AbstractFixedPointAdjoint | None = None,
@@ -54,6 +53,7 @@ class DEQ(AbstractConditionedModel):
             channels=channels,
             dropout=dropout,
             init=init,
+            gain=gain,
             algorithm=algorithm,
             adjoint=adjoint,
             backend=backend,
@@ -61,7 +61,6 @@ class DEQ(AbstractConditionedModel):
         if jacobian_weight < 0:
             raise ConfigError(f"jacobian_weight must not be negative, got {jacobian_weight}")
         self.jacobian_weight = jacobian_weight
-        torch.nn.init.constant_(self.field.norm1.weight, 0.1)
         self._penalty: Tensor | None = None
 
     def problem(self, h: Tensor) -> FixedPointProblem:

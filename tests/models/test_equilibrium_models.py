@@ -223,6 +223,8 @@ def test_deq_regularization_is_the_jacobians_norm():
         ("pcdeq", {"constraint": "hope"}, "projection, absolute"),
         ("deq", {"jacobian_weight": -1.0}, "must not be negative"),
         ("deq", {"init": "random"}, "init must be"),
+        ("deq", {"gain": 0.0}, "gain must be positive"),
+        ("homoode", {"gain": math.nan}, "gain must be positive"),
         ("deq", {"algorithm": hj.Dopri5()}, "DEQ states a fixed point: its algorithm"),
         ("homoode", {"algorithm": hj.Anderson()}, "HomoODE states an ODE: its algorithm"),
         ("mondeq", {"adjoint": hj.GaussAdjoint()}, "MonDEQ states a fixed point: its adjoint"),
