@@ -51,6 +51,12 @@ def _julia_is_usable() -> bool:
 AVAILABLE["julia"] = _julia_is_usable
 
 
+@pytest.fixture
+def no_julia() -> dict[str, str]:
+    """The environment of a process on a machine without Julia, wherever this runs: one is named that is not there."""
+    return os.environ | {"PYTHON_JULIACALL_EXE": "no-such-julia", "PYTHON_JULIACALL_PROJECT": "no-such-project"}
+
+
 @pytest.fixture(params=["pytorch", pytest.param("julia", marks=pytest.mark.needs("julia"))])
 def backend(request) -> str:
     """Every backend that solves; a test that takes it runs once on each."""

@@ -93,19 +93,28 @@ def test_a_field_of_the_wrong_form_is_refused(bad, message, adjoint):
         hj.solve(hj.ODEProblem(bad, Y0, (0, 1)), hj.Tsit5(), adjoint=adjoint)
 
 
-def test_julia_is_never_replaced_silently():
-    with pytest.raises(hj.BackendUnavailable, match="backend='pytorch'"):
-        hj.solve(hj.ODEProblem(field, Y0, (0, 1)), hj.Tsit5(), backend="julia")
+SOLVES = """
+import logging, sys, torch, homojl as hj
+logging.basicConfig(level="INFO", format="%(name)s: %(message)s")
+for _ in range(3):
+    try:
+        hj.solve(hj.ODEProblem(lambda t, y: -y, torch.ones(2), (0, 1)), hj.Tsit5(), backend=sys.argv[1])
+    except hj.BackendUnavailable as error:
+        sys.exit(f"refused: {error}")
+"""
 
 
-def test_auto_says_once_which_backend_it_took(caplog):
-    import homojl.backends
+def test_julia_is_never_replaced_silently(no_julia):
+    done = subprocess.run([sys.executable, "-c", SOLVES, "julia"], env=no_julia, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("refused: ")
+    assert "backend='pytorch'" in done.stderr
 
-    homojl.backends._announced.clear()
-    with caplog.at_level("INFO", logger="homojl"):
-        for _ in range(3):
-            hj.solve(hj.ODEProblem(field, Y0, (0, 1)), hj.Tsit5())
-    assert [r.message for r in caplog.records] == ["backend auto: solving with PyTorch"]
+
+def test_auto_says_once_which_backend_it_took(no_julia):
+    done = subprocess.run([sys.executable, "-c", SOLVES, "auto"], env=no_julia, capture_output=True, text=True)
+    assert done.returncode == 0
+    assert done.stderr == "homojl: backend auto: solving with PyTorch\n"
 
 
 @pytest.mark.parametrize("statement", ["import homojl", "import homojl; dir(homojl)", "import homojl_cli.main"])

@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-import os
-
 import pytest
 from click.testing import CliRunner
 
 from homojl.benchmark.hdf5 import read_bench
 from homojl.results.tuning import read_tuning
 from homojl_cli import bench, tune
-from tests.cli.test_cli import NO_JULIA, SMALL, assert_one_line_error, homojl
+from tests.cli.test_cli import SMALL, assert_one_line_error, homojl
 
 
-def test_bench_writes_a_table_a_file_and_figures(tmp_path):
+def test_bench_writes_a_table_a_file_and_figures(tmp_path, no_julia):
     result = homojl(
         "bench", "--quick", "--problem", "layer", "--solver", "homojl-pytorch,homojl-julia", "--threads", 1,
-        "--out", tmp_path / "b", env=os.environ | NO_JULIA,
+        "--out", tmp_path / "b", env=no_julia,
     )  # fmt: skip
     assert result.returncode == 0, result.stderr
     lines = result.stdout.splitlines()

@@ -198,27 +198,23 @@ def test_bad_input_gets_one_line_and_exit_code_2(args, words, tmp_path):
     assert list(tmp_path.iterdir()) == [], "nothing is left behind"
 
 
-# An environment that is named and is not there: what a machine without Julia looks like, wherever this runs.
-NO_JULIA = {"PYTHON_JULIACALL_EXE": "no-such-julia", "PYTHON_JULIACALL_PROJECT": "no-such-project"}
-
-
 @pytest.mark.parametrize("args", [["train", "--backend", "julia"], ["julia", "install"]], ids=" ".join)
-def test_without_julia_one_line_says_what_failed_and_what_works(args, tmp_path):
-    result = homojl(*args, cwd=tmp_path, env=os.environ | NO_JULIA)
+def test_without_julia_one_line_says_what_failed_and_what_works(args, tmp_path, no_julia):
+    result = homojl(*args, cwd=tmp_path, env=no_julia)
     assert_one_line_error(result, "no-such-julia", "backend='pytorch'" if "train" in args else "PYTHON_JULIACALL")
     assert list(tmp_path.iterdir()) == []
 
 
-def test_status_without_julia_lists_what_is_missing(tmp_path):
-    result = homojl("julia", "status", cwd=tmp_path, env=os.environ | NO_JULIA)
+def test_status_without_julia_lists_what_is_missing(tmp_path, no_julia):
+    result = homojl("julia", "status", cwd=tmp_path, env=no_julia)
     assert result.returncode == 1
     assert "HomoJL                   not installed" in result.stdout
     assert "not usable: PYTHON_JULIACALL_EXE names no-such-julia" in result.stdout
     assert result.stderr == ""
 
 
-def test_auto_without_julia_is_pytorch_and_says_so(tmp_path):
-    result = homojl("train", *SMALL, "--out", tmp_path / "r", cwd=tmp_path, env=os.environ | NO_JULIA)
+def test_auto_without_julia_is_pytorch_and_says_so(tmp_path, no_julia):
+    result = homojl("train", *SMALL, "--out", tmp_path / "r", cwd=tmp_path, env=no_julia)
     assert result.returncode == 0, result.stderr
     assert "pytorch backend" in result.stdout
     assert 'backend = "pytorch"' in (tmp_path / "r" / "config.toml").read_text()
