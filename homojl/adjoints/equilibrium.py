@@ -31,6 +31,7 @@ from homojl.adjoints.inputs import (
 from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov, PseudoTransient
 from homojl.algorithms.checks import require
 from homojl.backends.base import AbstractBackend, FixedPoint
+from homojl.backends.pytorch.backend import TorchBackend
 from homojl.draws import draw_rows
 from homojl.errors import ConfigError, SolveError
 from homojl.names import did_you_mean
@@ -248,7 +249,7 @@ class ImplicitAdjoint(AbstractFixedPointAdjoint):
     tolerances mean the same whatever the loss is divided by.
 
     Attributes:
-        algorithm: for the linear system; None: the forward solve's.
+        algorithm: for the linear system; None: the forward solve's. One that the solve's backend lacks is PyTorch's.
         throw: raise a SolveError where the linear system is not solved; else its best iterate is used and
             `stats.unconverged_backward` counts those samples.
 
@@ -322,7 +323,8 @@ class _Equilibrium:
             return transposed(g, which) + at(which)[1]
 
         algorithm = self.adjoint.algorithm or self.algorithm
-        result = self.backend.find_fixed_point(f, v, algorithm, jvp=lambda _, w, which: transposed(w, which))
+        backend = self.backend if self.backend.supports(algorithm, v.device) else TorchBackend()
+        result = backend.find_fixed_point(f, v, algorithm, jvp=lambda _, w, which: transposed(w, which))
         missed = int((~result.converged).sum())
         stats.unconverged_backward += missed
         if missed and self.adjoint.throw:
