@@ -1,8 +1,8 @@
 """Evaluations that a remembered first step saves in training HomoODE.
 
-    python benchmarks/remembered_step.py [--steps 100] [--channels 8] [--gain 0.1] [--seeds 1]
+    python benchmarks/remembered_step.py [--steps 100] [--channels 8] [--seeds 1]
 
-HomoODE on the digits that come along, batch 64, as the preset for them has it but for channels and gain: the same
+HomoODE on the digits that come along, batch 64, as the preset for them has it but for the channels: the same
 seeds, batches and weights to start from, with `first_step` estimated and remembered, by Dopri5 and Tsit5 at the
 preset's tolerance and with each step-size control. Printed are evaluations per training step over all steps, those of
 the last ten and their ratio, rejected steps, and the mean loss of the last ten steps, which shows that neither trains
@@ -74,7 +74,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--channels", type=int, default=8)
-    parser.add_argument("--gain", type=float, default=0.1, help="model.gain; 1 is PyTorch's own start")
     parser.add_argument("--seeds", type=int, default=1)
     options = parser.parse_args()
     data = load_dataset("digits", progress=False)
@@ -88,8 +87,8 @@ def main() -> None:
                 estimated = None
                 for first_step in ("estimate", "remember"):
                     solver = {"algorithm": algorithm, "controller": controller, "first_step": first_step}
-                    model = {"channels": options.channels, "gain": options.gain}
-                    changes = {"solver": {**solver, "backend": "pytorch"}, "model": model, "train": {"seed": seed}}
+                    model, training = {"channels": options.channels}, {"seed": seed}
+                    changes = {"solver": {**solver, "backend": "pytorch"}, "model": model, "train": training}
                     run = train(ExperimentConfig.from_dict(merge(preset, changes)), data, options.steps)
                     estimated = run if estimated is None else estimated
                     name = f"{algorithm}, {controller}, {first_step}, seed {seed}"

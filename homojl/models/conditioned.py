@@ -22,8 +22,8 @@ class AbstractConditionedModel(AbstractImplicitModel):
         channels: width C of the state; at most 32 or a multiple of 32.
         dropout: probability in [0, 1) of the variational dropout inside F; one mask per solve, none at evaluation.
         init: "learned": the shared initial point follows the mean equilibrium; "zero": it stays at zero.
-        gain: of F's first normalisation to begin with, that is, how much z counts in F beside x. At 1, as PyTorch has
-            it, F may expand differences in z; at 0.1 it contracts them. Ours: the HomoODE paper does not say.
+        gain: of F's first normalisation to begin with, that is, how much z counts in F beside x. At 1, PyTorch's own
+            value, F may expand differences in z; at 0.1 (ours) it contracts them.
         algorithm, adjoint, backend: how the problem is solved.
 
     Attributes:
