@@ -6,14 +6,12 @@ import bisect
 
 import torch
 
-from homojl.adjoints.field import Field
+from homojl.adjoints.base import Solve
 from homojl.adjoints.times import follow
-from homojl.algorithms import AbstractODEAlgorithm
 from homojl.backends.base import Integration
-from homojl.backends.pytorch.schemes import Stages, scheme_for
+from homojl.backends.pytorch.steppers import stepper_for
+from homojl.backends.pytorch.steps import Step
 from homojl.errors import ConfigError
-from homojl.problems import ODEProblem
-from homojl.solution import Stats
 
 Tensor = torch.Tensor
 
@@ -25,31 +23,37 @@ class DenseOutput:
     step is taken to each. The last step asked about is remembered.
 
     Args:
-        problem, algorithm: of the solve.
-        result: what came of it, with the states at which its steps start.
-        stats: what counts the evaluations.
+        solve: the solve.
+        result: its result, with the states at which its steps start.
 
     Raises:
         ConfigError: if PyTorch cannot take the method's steps again.
     """
 
-    def __init__(self, problem: ODEProblem, algorithm: AbstractODEAlgorithm, result: Integration, stats: Stats) -> None:
-        if algorithm.tableau is None:
-            raise ConfigError(f"dense output takes steps again in PyTorch, which has no tableau of {algorithm.name}")
-        self._problem, self._result = problem, result
-        self._field = Field(problem, stats)
-        self._scheme = scheme_for(algorithm, self._field.jvp)
-        self._direction = 1.0 if problem.ts[-1] > problem.ts[0] else -1.0
-        self._starts = [t * self._direction for t in result.steps.starts]
-        self._step: tuple[int, bool, Tensor, Stages] | None = None
+    def __init__(self, solve: Solve, result: Integration) -> None:
+        if solve.algorithm.tableau is None:
+            name = solve.algorithm.name
+            raise ConfigError(f"dense output takes steps again in PyTorch, which has no tableau of {name}")
+        self._solve, self._result, self._f = solve, result, solve.f
+        self._stepper = stepper_for(solve.algorithm)
+        self._direction = 1.0 if solve.ts[-1] > solve.ts[0] else -1.0
+        self._rounds = result.record.rounds
+        self._starts = [taken.t * self._direction for taken in self._rounds]
+        self._step: tuple[int, bool, Step] | None = None
+        self._versions = self._f.versions()
 
     def __call__(self, t: float | Tensor) -> Tensor:
         """The state at a number or 0-d tensor, (*shape of y0), or at a 1-D tensor of T times, (T, *shape of y0)."""
         times = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
         if times.ndim > 1:
             raise ConfigError(f"t must be a number or a 1-D tensor, got shape {tuple(times.shape)}")
-        recorded = any(y.requires_grad for y in self._result.states[1:2])
-        if torch.is_grad_enabled() and self._result.ys[-1].requires_grad and not recorded:
+        if self._f.versions() != self._versions:
+            raise ConfigError(
+                "what f depends on has changed since the solve, so that its steps cannot be taken again: ask for the "
+                "states before, or save them with ts"
+            )
+        recorded = any(taken.y is not None and taken.y.requires_grad for taken in self._rounds[1:2])
+        if torch.is_grad_enabled() and self._result.ys[-1].requires_grad and not recorded and len(self._rounds) > 1:
             raise ConfigError(
                 "the solution between its save times has gradients with DirectAdjoint() alone: add the times to ts, or "
                 "ask under torch.no_grad()"
@@ -57,7 +61,7 @@ class DenseOutput:
         flat = times.reshape(-1)
         states = [self._at(s) for s in flat.tolist()]
         if times.requires_grad and torch.is_grad_enabled():
-            states = [follow(self._field.evaluate, s, y) for s, y in zip(flat, states, strict=True)]
+            states = [follow(self._f, 1.0, s, y) for s, y in zip(flat, states, strict=True)]
         return states[0] if times.ndim == 0 else torch.stack(states)
 
     def _at(self, t: float) -> Tensor:
@@ -66,16 +70,15 @@ class DenseOutput:
             raise ConfigError(f"t = {t:.6g} lies outside the solution, which goes from {first:.6g} to {last:.6g}")
         if t == first:
             return self._result.ys[0]
-        steps = self._result.steps
         index = max(bisect.bisect_left(self._starts, t * self._direction) - 1, 0)
-        start, size, y = steps.starts[index], steps.sizes[index], self._result.states[index]
-        fraction = min(max((t - start) / size, 0.0), 1.0)
+        taken = self._rounds[index]
+        assert taken.y is not None, "a dense solve keeps its states"
+        fraction = min(max((t - taken.t) / taken.h, 0.0), 1.0)
         if fraction == 0.0:
-            return y
-        if not self._scheme.interpolates:
-            return self._scheme.step(self._field.evaluate, start, fraction * size, y, last_stage=False)[0]
+            return taken.y
+        if not self._stepper.interpolates:
+            return self._stepper.step(self._f, taken.t, fraction * taken.h, taken.y, last=False).y_next
         if self._step is None or self._step[:2] != (index, torch.is_grad_enabled()):
-            taken = self._scheme.step(self._field.evaluate, start, size, y)
-            self._step = (index, torch.is_grad_enabled(), *taken)
-        y_next, ks = self._step[2:]
-        return self._scheme.inside(y, y_next, size, ks, [fraction])[0]
+            step = self._stepper.step(self._f, taken.t, taken.h, taken.y)
+            self._step = (index, torch.is_grad_enabled(), step)
+        return self._stepper.inside(self._step[2], [fraction])[0]

@@ -12,28 +12,63 @@ from homojl.errors import ConfigError
 if TYPE_CHECKING:
     import torch
 
+    from homojl.functions.states import Form
+
+
+@dataclass(frozen=True, eq=False)
+class PerSample:
+    """An argument with a row for each sample of the batch, in its first dimension.
+
+    Where samples end one by one, the others go on with their rows of it. An argument that is not marked and has as many
+    rows as the batch is tried: as the samples' own, and as shared. Marking it says so.
+
+    Args:
+        value: a tensor (B, ...); what the function receives.
+    """
+
+    value: torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Shared:
+    """An argument that all samples share, however many rows it has; see `PerSample`.
+
+    Args:
+        value: what the function receives.
+    """
+
+    value: Any
+
 
 @dataclass(frozen=True, eq=False)
 class Event:
-    """Something that ends a solve: a condition that changes its sign.
+    """Something that happens during a solve: a condition that changes its sign.
 
     It is looked at after each accepted step, so that two changes within one step go unseen; tighter tolerances take
-    shorter steps. A condition that is zero at the start is no event; one that reaches zero is.
+    shorter steps. A condition that is zero at the start is no event; one that reaches zero is, and so is one that is
+    no longer a number at the end of a step.
 
     Args:
         condition: `condition(t, y, *args)` with the arguments of the field; a tensor of one value or several, of
-            which the first to change its sign counts.
+            which the first to change its sign counts. With `batch="per-sample"` it has a row for each sample.
         direction: 1: only where it rises through zero, -1: only where it falls, along the way that the solve takes;
             0: either.
+        terminal: whether the solve ends there; else it goes on, and the solution's `events` has the time and state.
+        then: `then(t, y, *args) -> y`: the state that the solve goes on from, as after an impact; it is not terminal.
     """
 
     condition: Callable[..., torch.Tensor]
     direction: int = 0
+    terminal: bool = True
+    then: Callable[..., Any] | None = None
 
     def __post_init__(self) -> None:
         _check_function("condition", self.condition, "condition(t, y, *args)")
         if self.direction not in (-1, 0, 1):
             raise ConfigError(f"direction must be -1, 0 or 1, got {self.direction!r}")
+        if self.then is not None:
+            _check_function("then", self.then, "then(t, y, *args)")
+            object.__setattr__(self, "terminal", False)
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,52 +79,60 @@ class ODEProblem:
         f: vector field `f(t, y, *args) -> dy/dt`; `t` is a 0-d tensor of y0's real dtype, the result has y0's
             shape and dtype. It must be deterministic: adjoints evaluate it again.
         y0: initial state, any shape, float32 or float64, with the PyTorch backend complex64 or complex128 too, any
-            strides (the memory format is kept).
+            strides (the memory format is kept); or a tuple, list or dict of such tensors, nested as you like, which
+            `f`, events and the solution then have too.
         ts: times to save the state at, at least two, strictly increasing or strictly decreasing; the first is
             the initial time. Numbers or a 1-D tensor, which receives a gradient where it requires one; dimension of
             time as in `f`. Kept as numbers.
-        args: further arguments of `f`: a condition, a dropout mask. Tensors in it receive gradients.
-        params: tensors inside `f` that receive gradients. The default, None, takes `f.parameters()` where `f` is
-            a `torch.nn.Module`, else nothing. `DirectAdjoint` does not need it.
-        event: where to end before the last of `ts`. Its time is then the last of the solution's, and its status
-            `Status.EVENT`.
-        discontinuities: times at which `f` jumps. Adaptive steps end there and start anew.
+        args: further arguments of `f`: a condition, a dropout mask. Tensors in it receive gradients. Where samples have
+            steps of their own, `PerSample` and `Shared` say which have a row for each.
+        params: tensors inside `f` that receive gradients, beside those that are found in it: in modules, closures,
+            bound methods and callable objects. `DirectAdjoint` does not need it.
+        event: what ends the solve before the last of `ts`, or happens on the way. The time of a terminal one is then
+            the last of the solution's, and its status `Status.EVENT`.
+        discontinuities: times at which `f` jumps. Adaptive steps end there and start anew. Those that require a
+            gradient receive it.
 
     Raises:
         ConfigError: if anything is of the wrong type, shape, dtype or order.
     """
 
-    f: Callable[..., torch.Tensor]
-    y0: torch.Tensor
+    f: Callable[..., Any]
+    y0: Any
     ts: tuple[float, ...]
     args: tuple[Any, ...] = ()
     params: tuple[torch.Tensor, ...] | None = None
     event: Event | None = None
     discontinuities: tuple[float, ...] = ()
     times: torch.Tensor | None = field(init=False, repr=False, default=None)  # ts, where it requires a gradient
+    jumps: tuple[torch.Tensor, ...] = field(init=False, repr=False, default=())  # those that require a gradient
+    form: Form = field(init=False, repr=False)  # of the state
+    closed: bool = field(init=False, repr=False, default=False)  # whether args and params alone receive gradients
 
     if TYPE_CHECKING:  # what may be given; the attributes say what is kept of it
 
         def __init__(
             self,
-            f: Callable[..., torch.Tensor],
-            y0: torch.Tensor,
+            f: Callable[..., Any],
+            y0: Any,
             ts: Sequence[float] | torch.Tensor,
             args: tuple[Any, ...] = (),
             params: Sequence[torch.Tensor] | None = None,
             event: Event | None = None,
-            discontinuities: Sequence[float] | torch.Tensor = (),
+            discontinuities: Sequence[float | torch.Tensor] | torch.Tensor = (),
         ) -> None: ...
 
     def __post_init__(self) -> None:
         _check_function("f", self.f, "f(t, y, *args)")
-        _check_start("y0", self.y0, or_complex=True)
-        _check_args(self.args)
+        object.__setattr__(self, "form", _form(self.y0, "y0"))
+        _check_args(self.args, self.form.shapes)
         if getattr(self.ts, "requires_grad", False):
             object.__setattr__(self, "times", self.ts)
         object.__setattr__(self, "ts", _checked_times(self.ts))
         if not isinstance(self.event, Event | None):
             raise ConfigError(f"event must be an Event(condition), got {self.event!r}")
+        jumps = tuple(t for t in self.discontinuities if getattr(t, "requires_grad", False))
+        object.__setattr__(self, "jumps", jumps)
         object.__setattr__(self, "discontinuities", _finite_times("discontinuities", self.discontinuities))
         object.__setattr__(self, "params", _params(self.f, self.params))
 
@@ -99,29 +142,30 @@ class FixedPointProblem:
     """The equilibrium z = f(z, *args) of every sample of a batch.
 
     Args:
-        f: map `f(z, *args)` to a tensor of z's shape and dtype. It must be deterministic, and no sample may depend on
-            another: rows of z (its first dimension) and of those args that have as many are taken out and put back
-            as samples converge.
-        z0: initial guess (B, ...), float32 or float64, any strides (the memory format is kept).
-        args: further arguments of `f`; a tensor with B rows belongs to the samples. Tensors in it receive gradients.
-        params: tensors inside `f` that receive gradients. The default, None, takes `f.parameters()` where `f` is
-            a `torch.nn.Module`, else nothing.
+        f: map `f(z, *args)` to a tensor of z's shape and dtype. It must be deterministic. Where samples that have
+            converged leave, it is evaluated at some rows of z (its first dimension) and of the arguments that belong to
+            them; where it mixes samples, as BatchNorm in training mode does, the batch converges as a whole.
+        z0: initial guess (B, ...), floating-point or complex, any strides (the memory format is kept); or a tuple, list
+            or dict of such tensors, all with the same B. Complex numbers are pairs of real ones to the methods.
+        args: further arguments of `f`. Tensors in it receive gradients. `PerSample` and `Shared` say which have a row
+            for each sample; a tensor with B rows that is not marked is tried as both.
+        params: tensors inside `f` that receive gradients, beside those that are found in it: in modules, closures,
+            bound methods and callable objects.
 
     Raises:
         ConfigError: if anything is of the wrong type, shape or dtype.
     """
 
-    f: Callable[..., torch.Tensor]
-    z0: torch.Tensor
+    f: Callable[..., Any]
+    z0: Any
     args: tuple[Any, ...] = ()
     params: tuple[torch.Tensor, ...] | None = None
+    form: Form = field(init=False, repr=False)  # of the state
 
     def __post_init__(self) -> None:
         _check_function("f", self.f, "f(z, *args)")
-        _check_start("z0", self.z0)
-        if self.z0.ndim == 0:
-            raise ConfigError("z0 needs a first dimension that counts samples; write z0[None] for one sample")
-        _check_args(self.args)
+        object.__setattr__(self, "form", _form(self.z0, "z0", real=True, batched=True))
+        _check_args(self.args, self.form.shapes)
         object.__setattr__(self, "params", _params(self.f, self.params))
 
 
@@ -131,11 +175,11 @@ class HomotopyProblem:
 
     Args:
         r: residual `r(z, *args)`, a tensor of z's shape and dtype; for an equilibrium of f, z - f(z).
-        z0: where the path starts, any shape, float32 or float64; the whole of it is one system.
+        z0: where the path starts, any shape, floating-point or complex, or a tuple, list or dict of tensors; the whole
+            of it is one system.
         kind: "fixed-point": H = lambda r(z) + (1 - lambda)(z - z0); "newton": H = r(z) - (1 - lambda) r(z0).
         args: further arguments of `r`. Tensors in it receive gradients.
-        params: tensors inside `r` that receive gradients. The default, None, takes `r.parameters()` where `r` is
-            a `torch.nn.Module`, else nothing.
+        params: tensors inside `r` that receive gradients, beside those that are found in it.
 
     Raises:
         ConfigError: if anything is of the wrong type, shape or dtype.
@@ -143,18 +187,19 @@ class HomotopyProblem:
     References: Ding et al. (2023), arXiv 2310.09583, (1), (21), (23).
     """
 
-    r: Callable[..., torch.Tensor]
-    z0: torch.Tensor
+    r: Callable[..., Any]
+    z0: Any
     kind: str = "fixed-point"
     args: tuple[Any, ...] = ()
     params: tuple[torch.Tensor, ...] | None = None
+    form: Form = field(init=False, repr=False)  # of the state
 
     def __post_init__(self) -> None:
         _check_function("r", self.r, "r(z, *args)")
-        _check_start("z0", self.z0)
+        object.__setattr__(self, "form", _form(self.z0, "z0", real=True))
         if self.kind not in ("fixed-point", "newton"):
             raise ConfigError(f"kind must be 'fixed-point' or 'newton', got {self.kind!r}")
-        _check_args(self.args)
+        _check_args(self.args, ())
         object.__setattr__(self, "params", _params(self.r, self.params))
 
 
@@ -163,20 +208,23 @@ def _check_function(name: str, function: object, form: str) -> None:
         raise ConfigError(f"{name} must be callable as {form}, got {type(function).__name__}")
 
 
-def _check_start(name: str, start: object, *, or_complex: bool = False) -> None:
-    import torch
+def _form(state: Any, name: str, **how: bool) -> Form:
+    from homojl.functions.states import Form
 
-    if not isinstance(start, torch.Tensor):
-        raise ConfigError(f"{name} must be a torch.Tensor, got {type(start).__name__}")
-    if (start.dtype.to_real() if or_complex else start.dtype) not in (torch.float32, torch.float64):
-        raise ConfigError(f"{name} must be float32 or float64, got {start.dtype}; convert it with {name}.float()")
-    if start.numel() == 0:
-        raise ConfigError(f"{name} is empty: its shape is {tuple(start.shape)}")
+    return Form(state, name, **how)
 
 
-def _check_args(args: object) -> None:
+def _check_args(args: object, shapes: Sequence[Sequence[int]]) -> None:
     if not isinstance(args, tuple):
         raise ConfigError(f"args must be a tuple, got {type(args).__name__}; write args=(x,) for one argument")
+    for i, arg in enumerate(args):
+        if not isinstance(arg, PerSample | Shared):
+            continue
+        mark, shape = type(arg).__name__, getattr(arg.value, "shape", None)
+        if shape is None:
+            raise ConfigError(f"{mark} marks a torch.Tensor, got {type(arg.value).__name__} in args[{i}]")
+        if isinstance(arg, PerSample) and (not shapes or tuple(shape[:1]) != tuple(shapes[0][:1])):
+            raise ConfigError(f"args[{i}] is PerSample, but has shape {tuple(shape)} beside a state {tuple(shapes[0])}")
 
 
 def _params(function: object, params: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...]:

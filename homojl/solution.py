@@ -1,4 +1,4 @@
-"""What came of a solve: states, status and statistics; data, no computation."""
+"""The result of a solve: states, status and statistics; data, no computation."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import enum
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 from homojl.errors import ConfigError
 
@@ -101,15 +101,30 @@ class StepSequence:
         return len(self.starts)
 
 
+class Happened(NamedTuple):
+    """An event that did not end its solve.
+
+    Attributes:
+        time: 0-d, float64 on the CPU; carries gradients.
+        state: the state there, before the event changed it.
+        which: which of the values of the condition changed its sign.
+    """
+
+    time: torch.Tensor
+    state: Any
+    which: int
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """How each sample of a solve with `batch="per-sample"` fared: B entries, one for each row of y0.
+    """Status and statistics of each sample of a solve with `batch="per-sample"`: B entries, one for each row of y0.
 
     Attributes:
         statuses: how each of them ended.
-        times: the last time that each reached, (B,), float64 on the CPU.
+        times: the last time that each reached, (B,), float64 on the CPU; those of events carry gradients.
         n_accepted, n_rejected: steps of each, (B,), int64 on the CPU.
         nfe: evaluations of the field that its row took part in, (B,), int64 on the CPU.
+        events: which value of the event's condition changed its sign, -1 for none, (B,), int64 on the CPU.
     """
 
     statuses: tuple[Status, ...]
@@ -117,6 +132,7 @@ class Samples:
     n_accepted: torch.Tensor
     n_rejected: torch.Tensor
     nfe: torch.Tensor
+    events: torch.Tensor
 
 
 class StackedStates(Sequence["torch.Tensor"]):
@@ -157,23 +173,25 @@ class Solution:
         stats: what it cost.
         steps: the accepted step sequence; empty where every sample has its own.
         message: one line on what happened and what to try; empty on success.
-        samples: how each sample fared, where each had steps of its own; else None. One that stopped early has its last
-            accepted state at the save times that it did not reach.
+        samples: status and statistics of each sample, where each had steps of its own; else None. One that stopped
+            early has its last accepted state at the save times that it did not reach.
+        events: those on the way that did not end the solve, in their order.
         interpolant: what `at` asks; None without `dense=True`.
     """
 
     ts: torch.Tensor
-    states: Sequence[torch.Tensor]
+    states: Sequence[Any]
     status: Status
     stats: Stats
     steps: StepSequence = field(default_factory=StepSequence)
     message: str = ""
     samples: Samples | None = None
+    events: tuple[Happened, ...] = ()
     interpolant: Callable[[float | torch.Tensor], torch.Tensor] | None = field(default=None, repr=False)
 
     @property
-    def value(self) -> torch.Tensor:
-        """The last state reached, (*shape of y0)."""
+    def value(self) -> Any:
+        """The last state reached, in y0's form."""
         return self.states[-1]
 
     def at(self, t: float | torch.Tensor) -> torch.Tensor:
@@ -197,11 +215,14 @@ class Solution:
         return self.interpolant(t)
 
     @cached_property
-    def ys(self) -> torch.Tensor:
-        """All saved states as one tensor, (T, *shape of y0)."""
+    def ys(self) -> Any:
+        """All saved states, (T, *shape of y0); of several tensors, each of them stacked."""
         import torch
+        from torch.utils import _pytree as pytree
 
-        return self.states.stacked if isinstance(self.states, StackedStates) else torch.stack(tuple(self.states))
+        if isinstance(self.states, StackedStates):
+            return self.states.stacked
+        return pytree.tree_map(lambda *tensors: torch.stack(tensors), *self.states)
 
 
 @dataclass(frozen=True, eq=False)

@@ -3,39 +3,44 @@
 from __future__ import annotations
 
 import time
-from typing import overload
+from contextlib import nullcontext
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
 
+from homojl import transforms
 from homojl.adjoints import (
     AbstractFixedPointAdjoint,
     AbstractODEAdjoint,
+    CheckpointAdjoint,
     DirectAdjoint,
     ImplicitAdjoint,
     UnrolledAdjoint,
 )
-from homojl.adjoints.inputs import check_form, native_to
-from homojl.adjoints.path import Linearised, differentiable_root
-from homojl.adjoints.per_sample import check_per_sample, solve_per_sample
-from homojl.adjoints.times import Times, at_event
+from homojl.adjoints.base import EmptyAdjoint, Solve
+from homojl.adjoints.path import differentiable_root
 from homojl.algorithms import (
     AbstractAdaptive,
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
     AbstractSplitting,
+    ErrorNorm,
 )
 from homojl.backends import AbstractBackend, TorchBackend, announce, get_backend
+from homojl.course import Course
 from homojl.dense import DenseOutput
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
-from homojl.precision import in_precision
-from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem
-from homojl.solution import EquilibriumSolution, PathSolution, Solution, StackedStates, Stats, Status
+from homojl.functions import Form, MapFunction, VectorField, WrittenOver
+from homojl.precision import evaluated_in
+from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem, PerSample, Shared
+from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
 from homojl.splitting import Lowered, lower
 
 BATCHES = ("joint", "per-sample")
 PROBLEMS = (ODEProblem, FixedPointProblem, HomotopyProblem)
 
+F = TypeVar("F", VectorField, MapFunction)
 Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm
 Adjoint = AbstractODEAdjoint | AbstractFixedPointAdjoint
 
@@ -135,19 +140,76 @@ def solve(
         SolveError: if the solve did not reach its end and `throw` is true; carries the partial solution.
     """
     _check_choices(problem, batch, dense)
-    solution: Solution | EquilibriumSolution | PathSolution
-    with in_precision(problem, algorithm, precision) as stated:
-        if isinstance(stated, FixedPointProblem):
-            solution = _solve_fixed_point(stated, algorithm, adjoint, backend)
-        elif isinstance(stated, HomotopyProblem):
-            solution = _solve_path(stated, algorithm, adjoint, backend)
-        elif batch == "joint":
-            solution = _solve_ode(stated, algorithm, adjoint, backend, dense=dense)
-        else:
-            solution = _solve_samples(stated, algorithm, adjoint, backend)
+    form, start = _start(problem)
+    version = 0 if start.is_inference() else start._version
+    device_type, dtype = start.device.type, evaluated_in(problem, algorithm, precision, start)
+    for copies in (False, True):
+        job = _Job(problem, algorithm, backend, start, form, dtype, copies)
+        try:
+            with torch.autocast(device_type, enabled=False) if dtype is not None else nullcontext():
+                solution = _solved(job, adjoint, batch, dense)
+            break
+        except WrittenOver:
+            if copies or (not start.is_inference() and start._version != version):
+                raise
     if throw and not solution.status.ok:
         raise SolveError(solution.message, solution)
     return solution
+
+
+class _Job(NamedTuple):
+    """What is solved, how and where.
+
+    Attributes:
+        problem, algorithm, backend: as given.
+        start: the initial state as one tensor.
+        form: of the user's state where it is another.
+        precision: dtype of an autocast around the function; None: as it is.
+        copies: whether the function gets, and gives, copies.
+    """
+
+    problem: Any
+    algorithm: Any
+    backend: str | AbstractBackend
+    start: torch.Tensor
+    form: Form | None
+    precision: torch.dtype | None
+    copies: bool
+
+    def function(self, kind: type[F], stats: Stats, f: Any, name: str = "f", state: str = "z0") -> F:
+        """The problem's function with all that it depends on."""
+        return kind(
+            f,
+            self.problem.args,
+            self.problem.params,
+            like=self.start,
+            stats=stats,
+            form=self.form,
+            precision=self.precision,
+            copies=self.copies,
+            closed=isinstance(self.problem, ODEProblem) and self.problem.closed,
+            name=name,
+            state=state,
+        )
+
+    def split(self, state: torch.Tensor) -> Any:
+        """A state as the user's."""
+        return state if self.form is None else self.form.split(state)
+
+
+def _solved(
+    job: _Job, adjoint: Adjoint | None, batch: str, dense: bool
+) -> Solution | EquilibriumSolution | PathSolution:
+    if isinstance(job.problem, FixedPointProblem):
+        return _solve_fixed_point(job, adjoint)
+    if isinstance(job.problem, HomotopyProblem):
+        return _solve_path(job, adjoint)
+    return _solve_ode(job, adjoint, batch, dense=dense)
+
+
+def _start(problem: ODEProblem | FixedPointProblem | HomotopyProblem) -> tuple[Form | None, torch.Tensor]:
+    state = problem.y0 if isinstance(problem, ODEProblem) else problem.z0
+    return (None, state) if problem.form.plain else (problem.form, problem.form.join(state))
 
 
 def _check_choices(problem: object, batch: str, dense: bool) -> None:
@@ -162,77 +224,120 @@ def _check_choices(problem: object, batch: str, dense: bool) -> None:
         raise ConfigError("batch='per-sample' is for an ODEProblem; a fixed point's samples always end one by one")
 
 
-def _solve_ode(
-    problem: ODEProblem,
-    algorithm: Algorithm,
-    adjoint: Adjoint | None,
-    backend: str | AbstractBackend,
-    *,
-    dense: bool,
-) -> Solution:
+def _solve_ode(job: _Job, adjoint: Adjoint | None, batch: str, *, dense: bool) -> Solution:
+    problem, algorithm = job.problem, job.algorithm
     if not isinstance(algorithm, AbstractODEAlgorithm):
         raise ConfigError(f"algorithm must be one for ODEs such as Tsit5(), got {algorithm!r}")
     adjoint = DirectAdjoint() if adjoint is None else adjoint
     if not isinstance(adjoint, AbstractODEAdjoint):
         raise ConfigError(f"adjoint must be one for ODEs such as CheckpointAdjoint(), got {adjoint!r}")
-    chosen = choose_backend(backend, algorithm, problem.y0.device, adjoint)
+    chosen = choose_backend(job.backend, algorithm, job.start.device, adjoint, batch=batch)
+    if batch != "joint":
+        _check_samples(problem)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
-    times = Times(problem, stats) if problem.times is not None and torch.is_grad_enabled() else None
+    f = job.function(VectorField, stats, problem.f, state="y0")
+    if transforms.active():
+        adjoint = transforms.adjoint_for(algorithm, adjoint)
+        if transforms.mapped([job.start, *f.held()]):
+            return _solve_mapped(job, f, stats)
+    elif job.start.numel() == 0:
+        adjoint = EmptyAdjoint()
+    solve = Solve(f, problem.ts, algorithm, chosen, None, problem.discontinuities, dense, batch != "joint")
     started = time.perf_counter()
-    timed = problem if times is None else times.problem()
-    result = adjoint.integrate(timed, algorithm, chosen, stats, keep_states=dense)
+    course = Course(problem, solve, adjoint, job.split).run(job.start)
     stats.seconds = time.perf_counter() - started
-    stats.nfe, stats.n_accepted, stats.n_rejected = result.nfe, len(result.steps), result.n_rejected
-    ts, states = torch.tensor(result.ts, dtype=torch.float64), result.ys
-    if times is not None:
-        states = times.attach(result.ts, states)
-    if result.status is Status.EVENT and torch.is_grad_enabled():
-        t_event, y_event = at_event(problem, result.ts[-1], states[-1], stats)
-        ts, states = torch.cat([ts[:-1], t_event[None]]), [*states[:-1], y_event]
+    stats.nfe, stats.n_accepted, stats.n_rejected = course.nfe, course.n_accepted, course.n_rejected
+    interpolant = None
+    if dense:
+        between = DenseOutput(solve, course.result)
+        interpolant = between if job.form is None else lambda t: job.split(between(t))
     return Solution(
-        ts=ts,
-        states=states if isinstance(states, StackedStates) else tuple(states),
-        status=result.status,
+        ts=course.ts,
+        states=course.states if job.form is None else tuple(job.split(y) for y in course.states),
+        status=course.status,
         stats=stats,
-        steps=result.steps,
-        message=result.message,
-        interpolant=DenseOutput(problem, algorithm, result, stats) if dense else None,
+        steps=course.steps,
+        message=course.message,
+        samples=course.samples,
+        events=tuple(course.events),
+        interpolant=interpolant,
     )
 
 
-def _solve_samples(
-    problem: ODEProblem, algorithm: Algorithm, adjoint: Adjoint | None, backend: str | AbstractBackend
-) -> Solution:
-    adjoint = DirectAdjoint() if adjoint is None else adjoint
-    chosen = choose_backend(backend, algorithm, problem.y0.device, adjoint, batch="per-sample")
-    assert isinstance(algorithm, AbstractAdaptive), algorithm  # choose_backend has refused the others
-    assert isinstance(adjoint, AbstractODEAdjoint), adjoint
-    return solve_per_sample(
-        problem, algorithm, adjoint, Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
+def _solve_mapped(job: _Job, f: VectorField, stats: Stats) -> Solution:
+    """A solve under `torch.func.vmap`."""
+    problem, algorithm = job.problem, job.algorithm
+    if problem.event is not None or problem.discontinuities or problem.times is not None:
+        raise ConfigError("a solve under torch.func.vmap has no events, discontinuities or gradients by ts")
+
+    def states(function: Any, y: torch.Tensor, tensors: Any, rows: Any, batch: str) -> torch.Tensor:
+        args = tuple(PerSample(x) if row and batch != "joint" else Shared(x) for x, row in zip(tensors, rows, strict=True))
+        return solve(ODEProblem(function, y, problem.ts, args), algorithm, batch=batch, backend=job.backend).ys
+
+    ys = transforms.solve_mapped(states, f, job.start, algorithm)
+    return Solution(
+        ts=torch.tensor(problem.ts, dtype=torch.float64),
+        states=tuple(job.split(y) for y in ys.unbind()),
+        status=Status.SUCCESS,
+        stats=stats,
     )
 
 
-def _solve_fixed_point(
-    problem: FixedPointProblem, algorithm: Algorithm, adjoint: Adjoint | None, backend: str | AbstractBackend
-) -> EquilibriumSolution:
+def _check_samples(problem: ODEProblem) -> None:
+    what = "batch='per-sample'"
+    if any(len(shape) == 0 for shape in problem.form.shapes):
+        raise ConfigError(f"{what} needs a first dimension of y0 that counts samples; write y0[None] for one sample")
+    if getattr(problem.f, "native_to", None) is not None:
+        raise ConfigError(f"{what} needs a field in PyTorch, got a {type(problem.f).__name__}")
+    refused = {
+        "discontinuities": bool(problem.discontinuities),
+        "gradients with respect to ts": problem.times is not None and torch.is_grad_enabled(),
+    }
+    for name, asked in refused.items():
+        if asked:
+            raise ConfigError(f"{what} does not go with {name}; use batch='joint'")
+
+
+def _check_per_sample(algorithm: object, adjoint: object) -> None:
+    """Raise a ConfigError for methods that have no steps of each sample's own."""
+    what = "batch='per-sample'"
+    if not isinstance(algorithm, AbstractAdaptive) or algorithm.tableau is None:
+        raise ConfigError(f"{what} needs an adaptive explicit method such as Tsit5(), got {algorithm!r}")
+    if not isinstance(adjoint, DirectAdjoint | CheckpointAdjoint):
+        raise ConfigError(f"{what} has gradients by DirectAdjoint() or CheckpointAdjoint(), got {adjoint!r}")
+    refused = {
+        "a norm of one's own": algorithm.norm != ErrorNorm(),
+        "tolerances in tensors": any(isinstance(x, torch.Tensor) for x in (algorithm.rtol, algorithm.atol)),
+        "an observer": algorithm.observer is not None,
+        "a controller's floor": algorithm.step_control.floor > 0,
+        "max_states": isinstance(adjoint, CheckpointAdjoint) and adjoint.max_states is not None,
+    }
+    for name, asked in refused.items():
+        if asked:
+            raise ConfigError(f"{what} does not go with {name}; use batch='joint'")
+
+
+def _solve_fixed_point(job: _Job, adjoint: Adjoint | None) -> EquilibriumSolution:
+    problem, algorithm = job.problem, job.algorithm
     if not isinstance(algorithm, AbstractFixedPointAlgorithm):
         raise ConfigError(f"algorithm must be one for fixed points such as Anderson(), got {algorithm!r}")
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     if not isinstance(adjoint, AbstractFixedPointAdjoint):
         raise ConfigError(f"adjoint must be one for fixed points such as ImplicitAdjoint(), got {adjoint!r}")
-    chosen = choose_backend(backend, algorithm, problem.z0.device, adjoint)
+    chosen = choose_backend(job.backend, algorithm, job.start.device, adjoint)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
     started = time.perf_counter()
     lowered, iterated = Lowered(problem, lambda z: z, 0), algorithm
     if isinstance(algorithm, AbstractSplitting):
         lowered, iterated = lower(problem, algorithm), algorithm.iteration()
-    result = adjoint.find(lowered.problem, iterated, chosen, stats)
+    f = job._replace(problem=lowered.problem).function(MapFunction, stats, lowered.problem.f)
+    result = adjoint.find(f, job.start, iterated, chosen)
     value = lowered.recover(result.value)
     stats.seconds = time.perf_counter() - started
     stats.nfe = result.nfe + lowered.evaluations
-    stats.n_jvp, stats.n_accepted = result.n_jvp, int(result.iterations.max())
+    stats.n_jvp, stats.n_accepted = result.n_jvp, int(result.iterations.max()) if len(result.iterations) else 0
     return EquilibriumSolution(
-        value=value,
+        value=job.split(value),
         residuals=result.residuals,
         iterations=result.iterations,
         converged=result.converged,
@@ -242,50 +347,34 @@ def _solve_fixed_point(
     )
 
 
-def _solve_path(
-    problem: HomotopyProblem, algorithm: Algorithm, adjoint: Adjoint | None, backend: str | AbstractBackend
-) -> PathSolution:
+def _solve_path(job: _Job, adjoint: Adjoint | None) -> PathSolution:
+    problem, algorithm = job.problem, job.algorithm
     if not isinstance(algorithm, AbstractPathAlgorithm):
         raise ConfigError(f"algorithm must be one for zero paths such as ArcLength(), got {algorithm!r}")
     if adjoint is not None:
         raise ConfigError(f"a path's end has one adjoint, the implicit one: leave it out, got {adjoint!r}")
-    z0, args = problem.z0, problem.args
-    chosen = choose_backend(backend, algorithm, z0.device)
+    if transforms.active():
+        raise ConfigError("zero paths do not go with torch.func; torch.autograd.grad differentiates their ends")
+    z0 = job.start
+    chosen = choose_backend(job.backend, algorithm, z0.device)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint="implicit")
-    checked = False
-
-    def r(z: torch.Tensor) -> torch.Tensor:
-        nonlocal checked
-        value = problem.r(z, *args)
-        if not checked:
-            check_form("r", value, "z0", z0)
-            checked = True
-        return value
-
+    r = job.function(MapFunction, stats, problem.r, "r")
     started = time.perf_counter()
     with torch.no_grad():
-        path = chosen.trace_path(
-            native_to(chosen, problem.r, args) or r,
-            z0.detach(),
-            algorithm,
-            kind=problem.kind,
-            jvp=Linearised(r),
-        )
+        path = chosen.trace_path(r, z0.detach(), algorithm, kind=problem.kind)
     stats.seconds = time.perf_counter() - started
     stats.nfe, stats.n_jvp = path.nfe, path.n_jvp
     stats.n_accepted, stats.n_rejected = len(path.states) - 1, path.n_rejected
     value = path.states[-1]
     if path.status.ok:
         dense = algorithm.solves_densely(z0.numel())
-        value = differentiable_root(
-            problem.r, value, args, dense=dense, krylov_steps=algorithm.krylov_steps, stats=stats
-        )
+        value = differentiable_root(r, value, dense=dense, krylov_steps=algorithm.krylov_steps)
     return PathSolution(
         s=path.s,
         lambdas=path.lambdas,
-        states=tuple(path.states),
+        states=tuple(job.split(z) for z in path.states),
         residuals=path.residuals,
-        value=value,
+        value=job.split(value),
         folds=path.folds,
         status=path.status,
         stats=stats,
@@ -308,7 +397,7 @@ def choose_backend(
         BackendUnavailable: if it cannot be used here, or has not that algorithm on that device.
     """
     if batch == "per-sample":
-        check_per_sample(algorithm, adjoint)
+        _check_per_sample(algorithm, adjoint)
         if name not in ("auto", "pytorch"):
             raise ConfigError(f"batch='per-sample' needs backend='pytorch' or 'auto', which takes it, got {name!r}")
         return get_backend("pytorch") if name == "pytorch" else announce(get_backend("pytorch"))

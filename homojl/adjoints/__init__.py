@@ -11,7 +11,7 @@ from homojl.adjoints.equilibrium import (
     jacobian_regularization,
 )
 from homojl.adjoints.ode import CheckpointAdjoint, DirectAdjoint, ode_adjoint
-from homojl.adjoints.recomputing import AbstractODEAdjoint
+from homojl.adjoints.base import AbstractODEAdjoint
 
 __all__ = [
     "AbstractFixedPointAdjoint",

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 import abc
 import itertools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
-from homojl.adjoints.field import Field
-from homojl.adjoints.recomputing import AbstractRecomputingAdjoint, Solve, add
+from homojl.adjoints.base import AbstractRecomputingAdjoint, Solve, add
 from homojl.algorithms import (
     AbstractErrorControlled,
-    AbstractJacobianBased,
     AbstractODEAlgorithm,
     ErrorNorm,
     note_first_step,
     with_first_step,
 )
-from homojl.backends.base import AbstractRightHandSideJVP, RightHandSide
+from homojl.backends.base import DerivedField, Integration
 from homojl.errors import ConfigError, SolveError
+from homojl.functions import VectorField
 from homojl.layout import Layout
 
 Tensor = torch.Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Backward:
+    """A backward solve: the forward one, and its field at the tensors of the solve with those it depends on."""
+
+    solve: Solve
+    result: Integration
+    f: VectorField
+    wrt: Sequence[Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,39 +49,39 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
 
     algorithm: AbstractODEAlgorithm | None = None
 
-    def backward(self, solve: Solve, saved: list[Tensor], cotangents: list[Tensor | None]) -> list[Tensor]:
-        times = solve.result.ts
-        costate = None
-        totals = [torch.zeros_like(i) for i in solve.field.inputs]
+    def backward(
+        self, solve: Solve, result: Integration, f: VectorField, wrt: Sequence[Tensor], saved: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        times, back = result.ts, Backward(solve, result, f, wrt)
+        costate: Tensor | None = None
+        totals = [torch.zeros_like(w) for w in wrt]
         for i in reversed(range(1, len(times))):
             costate = add(costate, cotangents[i - 1])
             if costate is not None:
-                costate, totals = self.segment(solve, times[i], times[i - 1], saved[i], costate, totals)
-        return [torch.zeros_like(saved[0]) if costate is None else costate, *totals]
+                costate, totals = self.segment(back, times[i], times[i - 1], saved[i], costate, totals)
+        return costate, list(totals)
 
     @abc.abstractmethod
     def segment(
-        self, solve: Solve, t1: float, t0: float, y1: Tensor, costate: Tensor, totals: list[Tensor]
+        self, back: Backward, t1: float, t0: float, y1: Tensor, costate: Tensor, totals: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
         """From t1 back to t0: the costate at t0, and the inputs' gradients with this segment added."""
 
     def _integrate(
         self,
-        solve: Solve,
+        back: Backward,
         layout: Layout,
-        rhs: RightHandSide,
+        rhs: Callable[[Tensor, Tensor], Tensor],
         y: Tensor,
         ts: tuple[float, ...],
         norm: ErrorNorm,
-        *,
-        inputs: bool,
     ) -> Sequence[Tensor]:
-        """Integrate state, costate and, with `inputs`, their gradients, laid out in one vector, along ts."""
+        """Integrate state, costate and perhaps their gradients, laid out in one vector, along ts."""
+        solve = back.solve
         algorithm = self.algorithm or _unobserved(solve.algorithm, layout)
-        jumps = solve.field.discontinuities
-        jvp = _BackwardJVP(solve.field, layout, inputs=inputs) if isinstance(algorithm, AbstractJacobianBased) else None
         first = with_first_step(algorithm, ts)
-        result = solve.backend.integrate(rhs, y, ts, first, error_norm=norm, jvp=jvp, discontinuities=jumps)
+        result = solve.backend.integrate(DerivedField(rhs), y, ts, first, norm=norm, jumps=solve.jumps)
         note_first_step(algorithm, ts, result)
         if not result.status.ok:
             raise SolveError(f"the backward solve of {self.name} failed: {result.message}; or use CheckpointAdjoint()")
@@ -102,18 +111,6 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         return ErrorNorm(tuple(parts))
 
 
-class _BackwardJVP(AbstractRightHandSideJVP):
-    """Of the right-hand side of a continuous adjoint: the field is differentiated twice."""
-
-    def __init__(self, field: Field, layout: Layout, *, inputs: bool) -> None:
-        self._field, self._layout, self._inputs = field, layout, inputs
-
-    def __call__(self, t: Tensor, y: Tensor, v: Tensor) -> Tensor:
-        state, costate = self._layout.unpack(y, 2)
-        change, grads = self._field.vjp_jvp(t, state, costate, *self._layout.unpack(v, 2), inputs=self._inputs)
-        return self._layout.pack([change, *(g.neg() for g in grads)], y.dtype)
-
-
 def _unobserved(algorithm: AbstractODEAlgorithm, layout: Layout) -> AbstractODEAlgorithm:
     """A forward solve's algorithm for state, costate and gradients laid out in one vector."""
     if isinstance(algorithm, AbstractErrorControlled):
@@ -138,6 +135,11 @@ def _norm_of(algorithm: AbstractODEAlgorithm | None) -> ErrorNorm:
     return algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm()
 
 
+def _real(t: Tensor) -> Tensor:
+    """The time of a complex right-hand side as the field takes it."""
+    return t.real if t.is_complex() else t
+
+
 @dataclass(frozen=True, kw_only=True)
 class BacksolveAdjoint(AbstractContinuousAdjoint):
     """The classic augmented system: state, costate and all gradients integrated backwards together.
@@ -154,19 +156,17 @@ class BacksolveAdjoint(AbstractContinuousAdjoint):
     seminorm: bool = False
 
     def segment(
-        self, solve: Solve, t1: float, t0: float, y1: Tensor, costate: Tensor, totals: list[Tensor]
+        self, back: Backward, t1: float, t0: float, y1: Tensor, costate: Tensor, totals: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        layout = Layout([y1, costate, *totals])
-        dtype = y1.dtype
+        layout, dtype = Layout([y1, costate, *totals]), y1.dtype
 
         def rhs(t: Tensor, flat: Tensor) -> Tensor:
-            y, a = layout.unpack(flat, 2)
-            dy, grads = solve.field.vjp(t, y, a, inputs=True)
+            dy, grads = back.f.vjp(_real(t), *layout.unpack(flat, 2), back.wrt)
             return layout.pack([dy, *(g.neg() for g in grads)], dtype)
 
-        norm = self._norm(solve, layout, 2 if self.seminorm else len(layout.parts))
+        norm = self._norm(back.solve, layout, 2 if self.seminorm else len(layout.parts))
         flat = layout.pack([y1, costate, *totals], dtype)
-        end = self._integrate(solve, layout, rhs, flat, (t1, t0), norm, inputs=True)[-1]
+        end = self._integrate(back, layout, rhs, flat, (t1, t0), norm)[-1]
         _, costate, *ends = layout.unpack(end)
         # In a complex state the real gradients of real tensors travel as complex numbers.
         pairs = zip(ends, totals, strict=True)
@@ -191,36 +191,33 @@ class GaussAdjoint(AbstractContinuousAdjoint):
             raise ConfigError(f"nodes must be at least 1, got {self.nodes}")
 
     def segment(
-        self, solve: Solve, t1: float, t0: float, y1: Tensor, costate: Tensor, totals: list[Tensor]
+        self, back: Backward, t1: float, t0: float, y1: Tensor, costate: Tensor, totals: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        points, weights = self._quadrature(solve, t1, t0)
+        points, weights = self._quadrature(back, t1, t0)
         layout = Layout([y1, costate])
 
         def rhs(t: Tensor, flat: Tensor) -> Tensor:
-            y, a = layout.unpack(flat)
-            dy, (grad,) = solve.field.vjp(t, y, a, inputs=False)
+            dy, (grad,) = back.f.vjp(_real(t), *layout.unpack(flat))
             return layout.pack([dy, grad.neg()], y1.dtype)
 
         flat = layout.pack([y1, costate], y1.dtype)
-        norm = self._norm(solve, layout, 2)
-        states = self._integrate(solve, layout, rhs, flat, (t1, *points, t0), norm, inputs=False)
+        norm = self._norm(back.solve, layout, 2)
+        states = self._integrate(back, layout, rhs, flat, (t1, *points, t0), norm)
         if totals:
             for t, weight, state in zip(points, weights, states[1:-1], strict=True):
                 y, a = layout.unpack(state)
-                time_of_node = torch.full((), t, dtype=y.dtype, device=y.device)
-                _, (_, *grads) = solve.field.vjp(time_of_node, y, a, inputs=True)
+                node = torch.full((), t, dtype=y.dtype.to_real(), device=y.device)
+                _, (_, *grads) = back.f.vjp(node, y, a, back.wrt)
                 for total, grad in zip(totals, grads, strict=True):
                     total.add_(grad, alpha=weight)
         return layout.unpack(states[-1])[1], totals
 
-    def _quadrature(self, solve: Solve, t1: float, t0: float) -> tuple[list[float], list[float]]:
+    def _quadrature(self, back: Backward, t1: float, t0: float) -> tuple[list[float], list[float]]:
         """Nodes from t1 back to t0 and their weights, those of each forward step's part of that interval."""
-        steps = solve.result.steps
-        order = solve.algorithm.order
         low, high = min(t0, t1), max(t0, t1)
-        inner = {start for start in steps.starts if low < start < high}
-        edges = sorted({t0, t1, *inner}, reverse=t1 > t0)
-        x, w = np.polynomial.legendre.leggauss(self.nodes or (order + 2) // 2)
+        starts = (taken.t for taken in back.result.record.rounds)
+        edges = sorted({t0, t1, *(start for start in starts if low < start < high)}, reverse=t1 > t0)
+        x, w = np.polynomial.legendre.leggauss(self.nodes or (back.solve.algorithm.order + 2) // 2)
         points, weights = [], []
         for a, b in itertools.pairwise(edges):
             points += [a + (b - a) * (1 + node) / 2 for node in x.tolist()]

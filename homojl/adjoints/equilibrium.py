@@ -13,125 +13,25 @@ Only the last has a gradient with respect to the initial guess other than zero.
 from __future__ import annotations
 
 import abc
-import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 
-from homojl.adjoints.inputs import (
-    Inputs,
-    check_dependencies,
-    check_form,
-    gradients,
-    jacobian_vector_product,
-    rows_of,
-)
+from homojl.adjoints.implicit_function import AbstractRelation, differentiable, refuse_transforms, transforming
 from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov, PseudoTransient
 from homojl.algorithms.checks import require
-from homojl.backends.base import AbstractBackend, FixedPoint
+from homojl.backends.base import AbstractBackend, AbstractMap, FixedPoint
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.draws import draw_rows
 from homojl.errors import ConfigError, SolveError
+from homojl.functions import MapFunction
+from homojl.functions.products import Linearisation
+from homojl.functions.user import Mixes
 from homojl.names import did_you_mean
-from homojl.problems import FixedPointProblem
-from homojl.solution import Stats
 
 Tensor = torch.Tensor
-Recorded = tuple[Tensor, Tensor, list[Tensor]]  # f(z) with its graph, that z, and all that the graph starts from
-
-_SOME_ROWS = (
-    "{} of {} samples, the others having converged; pass tensors with a row for each sample in args, so that the same "
-    "rows of them are taken, rather than from f itself"
-)
-
-
-class RowMap(Inputs):
-    """What an adjoint needs to know of a `FixedPointProblem`'s map: at some rows of the batch, with their arguments."""
-
-    def __init__(self, problem: FixedPointProblem, stats: Stats) -> None:
-        super().__init__(problem.f, problem.args, problem.params)
-        self.stats = stats
-        self._like = problem.z0
-        self._rows: Tensor | None = None
-        self._row_args = self._args
-        self._checked = False
-        self._gradients_wanted = torch.is_grad_enabled()
-
-    def evaluate(self, z: Tensor, rows: Tensor | None) -> Tensor:
-        """f(z, *args) as the problem states it, its first result checked against the state's form."""
-        return self._called(z, self._args_of(rows), rows)
-
-    def _called(self, z: Tensor, args: Sequence[Any], rows: Tensor | None) -> Tensor:
-        try:
-            fz = self._f(z, *args)
-        except (RuntimeError, IndexError) as error:
-            if rows is not None:
-                error.add_note(f"f was given {_SOME_ROWS.format(len(rows), len(self._like))}")
-            raise
-        if not self._checked:
-            check_form("f", fz, "z0", self._like)
-            self._checked = True
-        if fz.shape != z.shape:
-            some = _SOME_ROWS.format(len(z), len(self._like))
-            raise ConfigError(f"f returned the shape {tuple(fz.shape)} for {some}")
-        return fz
-
-    def evaluate_detached(self, z: Tensor, rows: Tensor | None) -> Tensor:
-        """The value alone; the first call also finds out whether f depends on tensors that a gradient would miss."""
-        if self._checked or not self._gradients_wanted:
-            return self.evaluate(z, rows)
-        fz, _, known = self.recorded(z, rows)
-        check_dependencies("f", fz, known, instead="UnrolledAdjoint()")
-        return fz.detach()
-
-    def recorded(self, z: Tensor, rows: Tensor | None) -> Recorded:
-        """f with a graph of its own; the z, and the counterparts of `inputs`, that it starts from."""
-        args, known = self.leaves()
-        with torch.enable_grad():
-            z = z.detach().requires_grad_()
-            fz = self._called(z, self._chosen(args, rows), rows)
-        return fz, z, [z, *known]
-
-    def jvp(self, z: Tensor, v: Tensor, rows: Tensor | None) -> Tensor:
-        """(df/dz) v."""
-        args = self._args_of(rows)
-        return jacobian_vector_product(lambda z: self._f(z, *args), z, v)
-
-    def count_products(self, fz: Tensor) -> Tensor:
-        """The same, counted as a vector-Jacobian product when a gradient passes through it."""
-
-        def count(_: Tensor) -> None:
-            self.stats.n_vjp += 1
-
-        if fz.requires_grad:
-            fz.register_hook(count)
-        return fz
-
-    def _args_of(self, rows: Tensor | None) -> list[Any]:
-        if rows is None:
-            return self._args
-        if rows is not self._rows:
-            self._rows, self._row_args = rows, self._chosen(self._args, rows)
-        return self._row_args
-
-    def _chosen(self, args: Sequence[Any], rows: Tensor | None) -> list[Any]:
-        return rows_of(args, rows, len(self._like))
-
-
-class _NoGradient(torch.autograd.Function):
-    """The value, with a gradient of zero for the initial guess."""
-
-    @staticmethod
-    def forward(ctx: Any, value: Tensor, z0: Tensor) -> Tensor:
-        ctx.form = z0.shape, z0.dtype, z0.device
-        return value.view_as(value)
-
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor, Tensor]:
-        shape, dtype, device = ctx.form
-        return cotangent, torch.zeros(shape, dtype=dtype, device=device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,13 +44,9 @@ class AbstractFixedPointAdjoint(abc.ABC):
 
     @abc.abstractmethod
     def find(
-        self,
-        problem: FixedPointProblem,
-        algorithm: AbstractFixedPointAlgorithm,
-        backend: AbstractBackend,
-        stats: Stats,
+        self, f: MapFunction, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, backend: AbstractBackend
     ) -> FixedPoint:
-        """Solve the problem on the backend; the returned value carries gradients where any are wanted."""
+        """Solve z = f(z) on the backend; the returned value carries gradients where any are wanted."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,12 +58,9 @@ class UnrolledAdjoint(AbstractFixedPointAdjoint):
     """
 
     def find(
-        self,
-        problem: FixedPointProblem,
-        algorithm: AbstractFixedPointAlgorithm,
-        backend: AbstractBackend,
-        stats: Stats,
+        self, f: MapFunction, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, backend: AbstractBackend
     ) -> FixedPoint:
+        refuse_transforms(self.name, "ImplicitAdjoint()")
         if not backend.records:
             raise ConfigError(
                 f"{self.name} passes through the operations of the PyTorch backend, not the {backend.name} one; "
@@ -175,12 +68,8 @@ class UnrolledAdjoint(AbstractFixedPointAdjoint):
             )
         if isinstance(algorithm, Homotopy | NewtonKrylov | PseudoTransient):
             raise ConfigError(f"{self.name} cannot pass through {algorithm.name}; use ImplicitAdjoint()")
-        rows = RowMap(problem, stats)
-
-        def f(z: Tensor, which: Tensor | None) -> Tensor:
-            return rows.count_products(rows.evaluate(z, which))
-
-        return backend.find_fixed_point(f, problem.z0, algorithm)
+        f.counting = torch.is_grad_enabled()
+        return backend.find_fixed_point(f, z0, algorithm)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,26 +93,25 @@ class PhantomAdjoint(AbstractFixedPointAdjoint):
         require(0 <= self.damping < 1, f"damping must lie in [0, 1), got {self.damping}")
 
     def find(
-        self,
-        problem: FixedPointProblem,
-        algorithm: AbstractFixedPointAlgorithm,
-        backend: AbstractBackend,
-        stats: Stats,
+        self, f: MapFunction, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, backend: AbstractBackend
     ) -> FixedPoint:
-        rows = RowMap(problem, stats)
+        refuse_transforms(self.name, "ImplicitAdjoint()")
         with torch.no_grad():
-            f = rows.on(backend, rows.evaluate)
-            result = backend.find_fixed_point(f, problem.z0, algorithm, jvp=rows.jvp)
-        if not torch.is_grad_enabled():
+            result = backend.find_fixed_point(f, z0.detach(), algorithm)
+        if not torch.is_grad_enabled() or len(z0) == 0:
             return result
-        z = result.value
-        for _ in range(self.steps):
-            stats.nfe_backward += 1
-            fz = rows.count_products(rows.evaluate(z, None))
+        f.counting, rows = True, _sound_rows(f, result)
+        start = z = result.value if rows is None else result.value.index_select(0, rows)
+        for _ in range(self.steps if len(z) else 0):
+            f.stats.nfe_backward += 1
+            fz = f(z, rows)
             z = fz if self.damping == 0.0 else torch.lerp(fz, z, self.damping)
         # The value to the last bit, the gradient of the iterations.
-        value = result.value + (z - z.detach()) if z.requires_grad else result.value
-        return replace(result, value=_NoGradient.apply(value, problem.z0) if problem.z0.requires_grad else value)
+        value = start + (z - z.detach()) if z.requires_grad else start
+        value = value if rows is None else result.value.index_copy(0, rows, value)
+        if z0.requires_grad:  # a gradient of zero
+            value = torch.where(torch.zeros_like(value, dtype=torch.bool), z0, value)
+        return replace(result, value=value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,7 +134,9 @@ class ImplicitAdjoint(AbstractFixedPointAdjoint):
 
     For a cotangent v the backward pass solves g = (df/dz)^T g + v for every sample, itself a fixed point, on the same
     backend; then g^T df/d(args, params) are the gradients. Each sample's v is scaled to length 1 first, so that the
-    tolerances mean the same whatever the loss is divided by.
+    tolerances mean the same whatever the loss is divided by. Samples where f was never finite take no part.
+
+    Gradients may be differentiated again, and `torch.func`'s `grad`, `vjp`, `jacrev`, `jvp` and `vmap` go through.
 
     Attributes:
         algorithm: for the linear system; None: the forward solve's. One that the solve's backend lacks is PyTorch's.
@@ -264,114 +154,208 @@ class ImplicitAdjoint(AbstractFixedPointAdjoint):
         require(ok, f"algorithm must be one for fixed points such as Anderson(), got {self.algorithm!r}")
 
     def find(
+        self, f: MapFunction, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, backend: AbstractBackend
+    ) -> FixedPoint:
+        transformed = transforming()
+        if transformed:
+            f.gather()
+        elif torch.is_grad_enabled():
+            f.probe(z0, instead="UnrolledAdjoint()")
+        if not transformed and not (torch.is_grad_enabled() and (z0.requires_grad or f.wanted)):
+            with torch.no_grad():
+                return backend.find_fixed_point(f, z0.detach(), algorithm)
+        relation = _Equilibrium(f, self, algorithm, backend, transformed=transformed)
+        value = differentiable(relation, z0)
+        return replace(relation.found[0], value=value)
+
+
+def _sound_rows(f: MapFunction, result: FixedPoint) -> Tensor | None:
+    """The samples where f is finite, (b,), whose gradients the others would spoil; None: all, or f mixes them."""
+    sound = torch.isfinite(result.residuals)
+    if sound.all():
+        return None
+    rows = sound.nonzero()[:, 0].to(result.value.device)
+    if len(rows) == 0:
+        return rows
+    try:
+        with torch.no_grad():
+            return rows if f.separable((result.value,), f(result.value), rows) else None
+    except Mixes:
+        return None
+
+
+class _Equilibrium(AbstractRelation):
+    """z = f(z)
+
+    Args:
+        f, adjoint, algorithm, backend: of the solve.
+        transformed: as in `AbstractRelation`.
+
+    Attributes:
+        found: the forward solve's result, once autograd has run that.
+    """
+
+    def __init__(
         self,
-        problem: FixedPointProblem,
+        f: MapFunction,
+        adjoint: ImplicitAdjoint,
         algorithm: AbstractFixedPointAlgorithm,
         backend: AbstractBackend,
-        stats: Stats,
-    ) -> FixedPoint:
-        rows = RowMap(problem, stats)
-        solve = _Equilibrium(self, rows, algorithm, backend)
-        if not (torch.is_grad_enabled() and (problem.z0.requires_grad or rows.inputs)):
-            return solve.forward(problem.z0)
-        value = _Implicit.apply(solve, problem.z0, *rows.inputs)
-        return replace(solve.result, value=value)
+        *,
+        transformed: bool,
+    ) -> None:
+        super().__init__(f, transformed=transformed)
+        self._adjoint, self._algorithm, self._backend = adjoint, algorithm, backend
+        self.found: list[FixedPoint] = []
 
-
-@dataclass(eq=False)
-class _Equilibrium:
-    """What the forward pass of the implicit adjoint hands to its backward pass."""
-
-    adjoint: ImplicitAdjoint
-    rows: RowMap
-    algorithm: AbstractFixedPointAlgorithm
-    backend: AbstractBackend
-    result: FixedPoint = field(init=False)  # once autograd has run the forward pass
-
-    def forward(self, z0: Tensor) -> FixedPoint:
-        with torch.no_grad():
-            f = self.rows.on(self.backend, self.rows.evaluate_detached)
-            return self.backend.find_fixed_point(f, z0.detach(), self.algorithm, jvp=self.rows.jvp)
-
-    def gradients(self, z: Tensor, cotangent: Tensor) -> list[Tensor]:
-        """With respect to each of `rows.inputs`, where z is the equilibrium and `cotangent` the loss's gradient."""
-        stats, rows = self.rows.stats, self.rows
-        graph = rows.recorded(z, None)
-        stats.nfe_backward += 1
-        norm = torch.linalg.vector_norm(cotangent.flatten(1), dim=1)
-        norm = torch.where(norm > 0, norm, torch.ones_like(norm)).view(-1, *[1] * (z.ndim - 1))
-        v = cotangent / norm
-        # The rows at work, the map recorded there, and their part of v; the graph of all serves to the end.
-        state: tuple[Tensor | None, Recorded, Tensor] = (None, graph, v)
-
-        def at(which: Tensor | None) -> tuple[Recorded, Tensor]:
-            nonlocal state
-            if which is not state[0]:
-                chosen = graph, v
-                if which is not None:
-                    stats.nfe_backward += 1
-                    chosen = rows.recorded(z.index_select(0, which), which), v.index_select(0, which)
-                state = which, *chosen
-            return state[1], state[2]
-
-        def transposed(g: Tensor, which: Tensor | None) -> Tensor:
-            (fz, start, _), _ = at(which)
-            stats.n_vjp += 1
-            return _pulled(fz, start, g)
-
-        def f(g: Tensor, which: Tensor | None) -> Tensor:
-            return transposed(g, which) + at(which)[1]
-
-        algorithm = self.adjoint.algorithm or self.algorithm
-        backend = self.backend if self.backend.supports(algorithm, v.device) else TorchBackend()
-        result = backend.find_fixed_point(f, v, algorithm, jvp=lambda _, w, which: transposed(w, which))
-        missed = int((~result.converged).sum())
-        stats.unconverged_backward += missed
-        if missed and self.adjoint.throw:
-            raise SolveError(
-                f"the linear system of {self.adjoint.name} was not solved: {result.message}; "
-                "or use PhantomAdjoint(), or ImplicitAdjoint(throw=False)"
-            )
-        fz, _, (_, *known) = graph
-        stats.n_vjp += 1
-        return gradients([fz], known, [result.value * norm])
-
-
-def _pulled(fz: Tensor, z: Tensor, g: Tensor) -> Tensor:
-    """g^T dfz/dz; the graph is kept."""
-    if not fz.requires_grad:
-        return torch.zeros_like(g)
-    return torch.autograd.grad(fz, z, g, retain_graph=True, allow_unused=True, materialize_grads=True)[0]
-
-
-class _Implicit(torch.autograd.Function):
-    """The equilibrium as a function of the map's inputs; z0 only takes part to receive its zero."""
-
-    @staticmethod
-    def forward(ctx: Any, solve: _Equilibrium, z0: Tensor, *inputs: Tensor) -> Tensor:
-        result = solve.forward(z0)
-        # A converged start is its own equilibrium: autograd wants an output that is not the input.
-        value = result.value.clone() if result.value.data_ptr() == z0.data_ptr() else result.value
-        solve.result = replace(result, value=value.detach())
-        ctx.solve = solve
-        ctx.save_for_backward(value, z0)
-        ctx.set_materialize_grads(False)
+    def find(self, z0: Tensor, tensors: Sequence[Tensor]) -> Tensor:
+        f = self.map(tensors) if self.transformed else self.f
+        result = self._backend.find_fixed_point(f, z0.detach(), self._algorithm)
+        if not self.transformed:
+            self.rows = _sound_rows(self.f, result)
+        value = result.value
+        # Autograd wants an output that is no input, as a start that is the answer or what f returns as it is.
+        if any(value.data_ptr() == x.data_ptr() for x in (z0, *tensors)):
+            value = value.clone()
+        self.found.append(replace(result, value=value.detach()))
         return value
 
-    @staticmethod
-    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
-        solve = ctx.solve
-        if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack this solve
-            raise ConfigError(
-                f"{solve.adjoint.name} gives first derivatives only; use UnrolledAdjoint() for second ones"
+    def solve(self, f: AbstractMap, at: Linearisation, right: Tensor, *, transposed: bool) -> Tensor:
+        if len(right) == 0:
+            return right
+        self._check_sameness(at)
+        stats, throw = self.f.stats, self._adjoint.throw
+        coupled = bool(self.levels) or _coupled(f, at)
+        rows = right.reshape(len(right), -1)
+        size = torch.linalg.vector_norm(rows, dim=1)
+        if coupled:
+            size = torch.linalg.vector_norm(size).expand(len(size))
+        finite = torch.isfinite(size)
+        size = torch.where(size > 0, size, torch.ones_like(size)).view(-1, *[1] * (right.ndim - 1))
+        finite = finite.view_as(size)
+        v = torch.where(finite, right / size, torch.zeros_like(right))
+        algorithm = self._adjoint.algorithm or self._algorithm
+        backend = self._backend if self._backend.supports(algorithm, v.device) else TorchBackend()
+        system = _LinearMap(f, at, v, self.rows, transposed=transposed, coupled=coupled, count=self._count)
+        with torch.no_grad():
+            result = backend.find_fixed_point(system, v, algorithm)
+        missed = int((~result.converged).sum())
+        stats.unconverged_backward += missed
+        if missed and throw:
+            raise SolveError(
+                f"the linear system of {self._adjoint.name} was not solved: {result.message}; "
+                "or use PhantomAdjoint(), or ImplicitAdjoint(throw=False)"
             )
-        if cotangent is None:
-            return (None,) * (2 + len(solve.rows.inputs))
-        started = time.perf_counter()
-        value, z0 = ctx.saved_tensors
-        grads = solve.gradients(value, cotangent) if solve.rows.inputs else []
-        solve.rows.stats.seconds_backward += time.perf_counter() - started
-        return None, torch.zeros_like(z0), *grads
+        # What is not finite stays so, which a scaler of the loss looks for.
+        return torch.where(finite, result.value * size, torch.full_like(v, torch.nan))
+
+    def _count(self) -> None:
+        self.f.stats.nfe_backward += 1
+
+    def _check_sameness(self, at: Linearisation) -> None:
+        """Raise a ConfigError where f is far from what the solve saw."""
+        found = self.found[0].residuals.to(at.at.device)
+        found = found if self.rows is None else found.index_select(0, self.rows)
+        if len(found) != len(at.at):  # elements of a transform, which share one equilibrium
+            return
+        z, fz = (x.detach().reshape(len(found), -1).double() for x in (at.at, at.value))
+        norm, left = torch.linalg.vector_norm(fz, dim=1), torch.linalg.vector_norm(fz - z, dim=1)
+        rounding = min(10 * self.f.eps**0.5, 0.1)
+        algorithm = self._algorithm
+        allowed = 10 * (algorithm.atol + (found + algorithm.rtol) * norm) + rounding * norm
+        if bool((left > allowed).any()):
+            worst = int((left - allowed).argmax())
+            raise ConfigError(
+                f"f is not deterministic: at the equilibrium of sample {worst} norm(f(z) - z) is "
+                f"{float(left[worst]):.2g}, where the solve found {float(found[worst] * norm[worst]):.2g}; draw dropout "
+                "masks and other random numbers once and pass them in args"
+            )
+
+
+def _coupled(f: AbstractMap, at: Linearisation) -> bool:
+    """Whether samples depend on each other, so that the linear system has one scale."""
+    if len(at.at) == 1:
+        return False
+    some = torch.arange(min(2, len(at.at) // 2), device=at.at.device)
+    try:
+        f.separable((at.at.detach(),), at.value.detach(), some)
+    except Mixes:
+        return True
+    return False
+
+
+class _Transposed(Linearisation):
+    """A linearisation with columns for rows."""
+
+    def __init__(self, at: Linearisation) -> None:
+        self._of = at
+
+    def push(self, v: Tensor) -> Tensor:
+        return self._of.pull(v)
+
+    def pull(self, cotangent: Tensor) -> Tensor:
+        return self._of.push(cotangent)
+
+    def matrix(self) -> Tensor:
+        return self._of.matrix().T
+
+
+class _LinearMap(AbstractMap):
+    """x -> J x + v, or J^T x + v, with the Jacobian J at the equilibrium.
+
+    Args:
+        f: the map.
+        at: its linearisation there.
+        v: (b, ...).
+        rows: those of the batch that this is about, (b,); None: all.
+        transposed: whether it is J^T.
+        coupled: whether samples depend on each other.
+        count: called for each evaluation of f.
+    """
+
+    def __init__(
+        self,
+        f: AbstractMap,
+        at: Linearisation,
+        v: Tensor,
+        rows: Tensor | None,
+        *,
+        transposed: bool,
+        coupled: bool,
+        count: Any,
+    ) -> None:
+        self.calls, self._f, self._rows, self._whole, self._v = 0, f, rows, at, v
+        self._transposed, self._coupled, self._count = transposed, coupled, count
+        self._some: Tensor | None = None  # the rows at work, the map linearised there, and their part of v
+        self._part = self._turned(at), v
+
+    def _turned(self, at: Linearisation) -> Linearisation:
+        return _Transposed(at) if self._transposed else at
+
+    def _at(self, some: Tensor | None) -> tuple[Linearisation, Tensor]:
+        if some is not self._some:
+            if some is None:
+                self._part = self._turned(self._whole), self._v
+            else:
+                self._count()
+                z, rows = self._whole.at.index_select(0, some), some if self._rows is None else self._rows[some]
+                self._part = self._turned(self._f.linearised(z, rows)), self._v.index_select(0, some)
+            self._some = some
+        return self._part
+
+    def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        at, v = self._at(rows)
+        return at.push(x) + v
+
+    def linearised(self, x: Tensor, rows: Tensor | None = None) -> Linearisation:
+        return self._at(rows)[0]
+
+    def separable(self, inputs: tuple[Tensor, ...], value: Tensor, staying: Tensor) -> bool:
+        if self._coupled:
+            raise Mixes  # which has been said
+        at = self._whole
+        return self._rows is not None or self._f.separable((at.at.detach(),), at.value.detach(), staying)
 
 
 def jacobian_regularization(

@@ -10,23 +10,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 
+from homojl.adjoints.base import AbstractODEAdjoint, AbstractRecomputingAdjoint, Solve
 from homojl.adjoints.checkpoints import states_backwards
 from homojl.adjoints.continuous import BacksolveAdjoint, GaussAdjoint
-from homojl.adjoints.field import Field
-from homojl.adjoints.inputs import gradients
-from homojl.adjoints.recomputing import AbstractODEAdjoint, AbstractRecomputingAdjoint, Solve, add
 from homojl.algorithms import AbstractODEAlgorithm
-from homojl.backends.base import AbstractBackend, Integration, RightHandSide
-from homojl.backends.pytorch.schemes import AbstractScheme, scheme_for
+from homojl.backends.base import Integration
+from homojl.backends.pytorch.record import Replay
 from homojl.errors import ConfigError
+from homojl.functions import VectorField
 from homojl.names import did_you_mean
-from homojl.problems import ODEProblem
-from homojl.solution import Stats
 
 Tensor = torch.Tensor
 
@@ -36,57 +33,37 @@ class DirectAdjoint(AbstractODEAdjoint):
     """Through the operations of the solve: the exact gradient of what was computed, step sizes held constant.
 
     Memory grows with the number of evaluations. Gradients reach every tensor the field uses, listed or not, and
-    may be differentiated again. Where another backend than PyTorch solves, and a gradient may be wanted, PyTorch takes
-    the accepted steps once more to record their operations, and those states are returned.
+    may be differentiated again. Where another backend than PyTorch solves, or every sample has steps of its own, and a
+    gradient may be wanted, PyTorch takes the accepted steps once more to record their operations, and those states are
+    returned.
     """
 
-    def integrate(
-        self,
-        problem: ODEProblem,
-        algorithm: AbstractODEAlgorithm,
-        backend: AbstractBackend,
-        stats: Stats,
-        *,
-        keep_states: bool = False,
-    ) -> Integration:
-        field = Field(problem, stats)
-
-        def count(_: Tensor) -> None:
-            stats.n_vjp += 1
-
-        def rhs(t: Tensor, y: Tensor) -> Tensor:
-            dy = field.evaluate(t, y)
-            if dy.requires_grad:
-                dy.register_hook(count)
-            return dy
-
-        if backend.records:
-            return field.integrate(backend, algorithm, rhs, keep_states=keep_states)
-        recording = torch.is_grad_enabled()
-        wanted = recording and (problem.y0.requires_grad or bool(field.inputs))
-
-        def evaluate(t: Tensor, y: Tensor) -> Tensor:
-            nonlocal wanted, recording
-            if not recording or wanted:
-                return field.evaluate(t, y)
-            recording = False  # the first evaluation shows whether the field uses a tensor that is not listed
-            with torch.enable_grad():
-                dy = field.evaluate(t, y)
-            wanted = dy.requires_grad
-            return dy.detach()
-
+    def integrate(self, solve: Solve, y0: Tensor) -> Integration:
+        f = solve.f
+        if solve.backend.records and not solve.each:
+            f.counting = torch.is_grad_enabled()
+            return solve.run(y0)
+        if not torch.is_grad_enabled():
+            return solve.run(y0)
+        recorded = f.depends(*solve.start(y0))
         with torch.no_grad():
-            result = field.integrate(backend, algorithm, evaluate, keep_states=keep_states)
-        if not wanted:
+            result = solve.run(y0)
+        if not (recorded or y0.requires_grad):
             return result
-        _require_tableau(self, algorithm)
+        _require_tableau(self, solve.algorithm)
+        return self.recorded(solve, result, y0)
 
-        def counted(t: Tensor, y: Tensor) -> Tensor:
-            stats.nfe_backward += 1
-            return rhs(t, y)
-
-        states, ys = _replay(counted, scheme_for(algorithm, field.jvp), result, problem.y0)
-        return replace(result, ys=ys, states=states if keep_states else [])
+    @staticmethod
+    def recorded(solve: Solve, result: Integration, y0: Tensor) -> Integration:
+        """The same solve with the graph of its accepted steps, in the present grad mode."""
+        f = solve.f
+        f.counting, calls = True, f.calls
+        starts, ys = solve.replay(f, result, y0).whole(y0, len(result.ys) - 1)
+        f.stats.nfe_backward += f.calls - calls
+        rounds = result.record.rounds
+        if solve.keep_states:
+            rounds = [taken._replace(y=y) for taken, y in zip(rounds, starts, strict=True)]
+        return replace(result, ys=[y0, *ys], record=replace(result.record, rounds=rounds))
 
 
 def _require_tableau(adjoint: AbstractODEAdjoint, algorithm: AbstractODEAlgorithm) -> None:
@@ -97,36 +74,13 @@ def _require_tableau(adjoint: AbstractODEAdjoint, algorithm: AbstractODEAlgorith
         )
 
 
-def _replay(
-    rhs: RightHandSide, scheme: AbstractScheme, result: Integration, y0: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
-    """The states at which a solve's accepted steps start and the saved ones, the steps taken again from y0."""
-    steps, y, ys, states = result.steps, y0, [y0], []
-    saves = iter([*steps.saves, (len(steps), 1.0)])
-    index, fraction = next(saves)
-    k_first = None
-    for i, (t, h) in enumerate(zip(steps.starts, steps.sizes, strict=True)):
-        inside = index == i and fraction != 1.0
-        y_next, ks = scheme.step(rhs, t, h, y, k_first, last_stage=inside or i + 1 < len(steps))
-        states.append(y)
-        fractions = []
-        while index == i:
-            fractions.append(fraction)
-            index, fraction = next(saves)
-        ys += scheme.inside(y, y_next, h, ks, fractions)
-        y, k_first = y_next, scheme.carried(ks)
-    if len(ys) < len(result.ts):  # the solve stopped early: its last accepted state
-        ys.append(y)
-    return states, ys
-
-
 @dataclass(frozen=True, kw_only=True)
 class CheckpointAdjoint(AbstractRecomputingAdjoint):
     """The exact gradient of what was computed, one accepted step at a time.
 
     Only the state at the start of each accepted step is kept; the backward pass takes each step again, last one
     first, with a graph of its own. Equal to `DirectAdjoint` to rounding at every tolerance, and independent of the
-    backend that found the steps.
+    backend that found the steps. With `create_graph=True` all steps are taken again in one graph.
 
     With `max_states` the solve keeps none of them, and the backward pass takes the n steps again from y0 as often as
     it must, in the order that needs the fewest: less than r times each beside the once with a graph, where r is the
@@ -144,64 +98,34 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
             raise ConfigError(f"max_states must be at least 1, got {self.max_states}")
 
     @property
-    def keep_states(self) -> bool:
+    def keeps_states(self) -> bool:
         return self.max_states is None
 
     def check(self, algorithm: AbstractODEAlgorithm) -> None:
         _require_tableau(self, algorithm)
 
-    def _states(
-        self, solve: Solve, scheme: AbstractScheme, rhs: RightHandSide, y0: Tensor, count: int
+    def backward(
+        self, solve: Solve, result: Integration, f: VectorField, wrt: Sequence[Tensor], saved: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        replay = solve.replay(f, result, saved[0])
+        return replay.backwards(self._starts(result, replay, saved[0], cotangents), wrt, saved[1:], cotangents)
+
+    def _starts(
+        self, result: Integration, replay: Replay, y0: Tensor, cotangents: Sequence[Tensor | None]
     ) -> Iterator[tuple[int, Tensor]]:
-        """The first `count` steps' numbers and states at their start, last one first."""
-        if self.max_states is None or solve.keep_states:
-            return ((index, solve.result.states[index]) for index in reversed(range(count)))
-        steps, jumps = solve.result.steps, solve.field.discontinuities
+        """The numbers of the rounds that the gradient goes through and the states they start from, last one first."""
+        rounds = result.record.rounds
+        wanted = {i for i, c in enumerate(cotangents) if c is not None}
+        count = len(rounds)
+        if result.record.layout is None and result.record.held is None:
+            count = 1 + max((i for i, taken in enumerate(rounds) if wanted & set(taken.saves)), default=-1)
+        if count and rounds[0].y is not None:
+            return ((i, y) for i in reversed(range(count)) if (y := rounds[i].y) is not None)
+        return states_backwards(torch.no_grad()(replay.states_from), y0.detach(), count, self.max_states or count or 1)
 
-        @torch.no_grad()
-        def advance(y: Tensor, start: int, stop: int) -> Tensor:
-            k_first = None
-            for i in range(start, stop):
-                y, ks = scheme.step(rhs, steps.starts[i], steps.sizes[i], y, k_first, last_stage=i + 1 < stop)
-                if i + 1 < stop:
-                    low, high = sorted(steps.starts[i : i + 2])
-                    jumped = any(low <= t <= high for t in jumps)  # the solve evaluated the field anew there
-                    k_first = None if jumped else scheme.carried(ks)
-            return y
-
-        return states_backwards(advance, y0.detach(), count, self.max_states)
-
-    def backward(self, solve: Solve, saved: list[Tensor], cotangents: list[Tensor | None]) -> list[Tensor]:
-        steps, scheme = solve.result.steps, scheme_for(solve.algorithm, solve.field.jvp)
-        args, wrt = solve.field.leaves()
-        rhs = solve.field.replay(args)
-        totals = [torch.zeros_like(w) for w in wrt]
-        saves_of_step: dict[int, list[tuple[float, Tensor]]] = {}
-        for (index, fraction), cotangent in zip(steps.saves, cotangents, strict=False):
-            if cotangent is not None:
-                saves_of_step.setdefault(index, []).append((fraction, cotangent))
-        # A solve that stopped early also returns its last accepted state, at the end of its last step.
-        last = cotangents[len(steps.saves)] if len(cotangents) > len(steps.saves) else None
-        costate = last
-        count = len(steps) if last is not None else max(saves_of_step, default=-1) + 1
-        for index, y in self._states(solve, scheme, rhs, saved[0], count):
-            saves = saves_of_step.get(index, [])
-            for fraction, cotangent in saves:
-                if fraction == 1.0:
-                    costate = add(costate, cotangent)
-            inside = [(fraction, cotangent) for fraction, cotangent in saves if fraction != 1.0]
-            h = steps.sizes[index]
-            with torch.enable_grad():
-                y = y.detach().requires_grad_()
-                y_next, ks = scheme.step(rhs, steps.starts[index], h, y, last_stage=bool(inside))
-                outputs = scheme.inside(y, y_next, h, ks, [fraction for fraction, _ in inside])
-            given = [cotangent for _, cotangent in inside]
-            if costate is not None:
-                outputs, given = [*outputs, y_next], [*given, costate]
-            costate, *grads = gradients(outputs, [y, *wrt], given)
-            for total, grad in zip(totals, grads, strict=True):
-                total.add_(grad)
-        return [torch.zeros_like(saved[0]) if costate is None else costate, *totals]
+    def backward_again(self, solve: Solve, result: Integration, f: VectorField, y0: Tensor) -> list[Tensor]:
+        return solve.replay(f, result, y0).whole(y0, len(result.ts) - 1)[1]
 
 
 ODE_ADJOINTS: dict[str, type[AbstractODEAdjoint]] = {

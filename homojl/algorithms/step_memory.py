@@ -10,7 +10,6 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
     from homojl.backends.base import Integration
-    from homojl.solution import StepSequence
 
     Algorithm = TypeVar("Algorithm", bound=DataclassInstance)
 
@@ -26,7 +25,7 @@ class StepMemory:
     estimate. What is remembered is the second step, which the step-size control has chosen by the error of the first; a
     first step that proves too large is rejected as any other, so that accuracy does not depend on the memory.
 
-    Solves on in time and back in time, as an adjoint's, are remembered apart. A solve that fails teaches nothing. The
+    Solves on in time and back in time, as an adjoint's, are remembered apart. Failed solves do not update it. The
     result of a solve then depends, within the tolerance, on those before: a model that holds a memory leaves it as it
     is in evaluation, and has it in its `state_dict`.
 
@@ -52,9 +51,9 @@ class StepMemory:
         """Note a good first step of a solve with those save times."""
         setattr(self, "onwards" if ts[-1] > ts[0] else "backwards", size)
 
-    def learn_from(self, ts: Sequence[float], steps: StepSequence, n_rejected: int) -> None:
-        """The same, found from the accepted steps of a solve and the number of rejected ones."""
-        sizes = [abs(h) for h in steps.sizes[:2]]
+    def learn_from(self, ts: Sequence[float], sizes: Sequence[float], n_rejected: int) -> None:
+        """The same, found from the sizes of a solve's first accepted steps and the number of rejected ones."""
+        sizes = [abs(h) for h in sizes[:2]]
         if not sizes:
             return
         if len(sizes) == 2:
@@ -75,8 +74,12 @@ def with_first_step(algorithm: Algorithm, ts: Sequence[float]) -> Algorithm:
 def note_first_step(algorithm: Algorithm, ts: Sequence[float], result: Integration) -> None:
     """Let the algorithm's memory, where it has one, learn from a solve that reached its end."""
     memory = memory_of(algorithm)
-    if memory is not None and result.status.ok:
-        memory.learn_from(ts, result.steps, result.n_rejected)
+    if memory is None or not result.status.ok:
+        return
+    if result.samples is None:
+        memory.learn_from(ts, [taken.h for taken in result.record.rounds[:2]], result.n_rejected)
+    elif result.first_step is not None:
+        memory.learn(ts, result.first_step)
 
 
 def memory_of(algorithm: object) -> StepMemory | None:

@@ -12,7 +12,6 @@ import torch
 from homojl.adjoints import BacksolveAdjoint, DirectAdjoint
 from homojl.adjoints.continuous import augmented_tolerance
 from homojl.algorithms import AbstractODEAlgorithm, ErrorNorm
-from homojl.backends.pytorch.evaluations import WrittenOver
 from homojl.compat.events import ThroughTime, starts_on_event
 from homojl.compat.methods import GridConstructor, Options
 from homojl.compat.states import Callbacks, Field, Form, State
@@ -321,17 +320,12 @@ class _Call:
             discontinuities=self.options.discontinuities(),
         )
         direct = isinstance(adjoint, DirectAdjoint)
-        self.field.recording = direct
+        object.__setattr__(problem, "closed", not direct)  # gradients of the adjoint_params alone
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not (direct and self.options.outside)):
                 return solve(problem, algorithm, adjoint=adjoint, backend="pytorch", dense=dense)
-        except WrittenOver:
-            self.field.copying = True
-            return self.solution(adjoint, times, params, event, dense=dense)
         except SolveError as error:
             raise OdeintError(str(error), error.solution) from None
-        finally:
-            self.field.recording = True
 
     def _algorithm(
         self, options: Options, norm: ErrorNorm, func: object, suffix: str, split: Callable[[Tensor], State]

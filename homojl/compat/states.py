@@ -82,24 +82,15 @@ class Form:
 
 
 class Field:
-    """A user's `func(t, y)` as a field of joined states.
-
-    Attributes:
-        recording: whether it may record operations for a gradient. The adjoint method's forward pass does not.
-        copying: whether it copies what the function returns, for one that writes its results into the same memory.
-    """
+    """A user's `func(t, y)` as a field of joined states."""
 
     def __init__(self, func: Callable[[Tensor, State], State], form: Form) -> None:
         self._func, self._form = func, form
-        self.recording, self.copying = True, False
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        with torch.set_grad_enabled(self.recording and torch.is_grad_enabled()):
-            dy = self._form.join(self._func(self._form.seen(t), self._form.split(y)))
+        dy = self._form.join(self._func(self._form.seen(t), self._form.split(y)))
         if dy.shape != y.shape:
             dy = dy.expand_as(y)
-        if self.copying:
-            return dy.to(y.dtype, copy=True)
         return dy if dy.dtype == y.dtype else dy.to(y.dtype)
 
 

@@ -126,4 +126,11 @@ class MonDEQ(AbstractImplicitModel):
         algorithm, alpha = self.algorithm, self.alpha.item()
         if self.tune_alpha and isinstance(algorithm, AbstractSplitting) and not math.isnan(alpha):
             algorithm = replace(algorithm, alpha=alpha)
-        return solve(problem, algorithm, adjoint=self.adjoint, backend=self.backend, throw=self.throw)
+        return solve(
+            problem,
+            algorithm,
+            adjoint=self.adjoint,
+            backend=self.backend,
+            precision=self.precision,
+            throw=self.throw,
+        )

@@ -69,8 +69,8 @@ def test_gradcheck(cls, linear_solver):
 @each_solver
 def test_adaptive_gradients_are_those_of_the_steps_taken(cls, linear_solver):
     """By finite differences, the step sizes held as they are."""
-    from homojl.adjoints.field import FieldJVP
-    from homojl.backends.pytorch.schemes import scheme_for
+    from homojl.backends.base import DerivedField
+    from homojl.backends.pytorch.steppers import stepper_for
 
     field, (y0, x) = Field(), inputs()
     solution = hj.solve(
@@ -87,9 +87,9 @@ def test_adaptive_gradients_are_those_of_the_steps_taken(cls, linear_solver):
         def f(t, z):
             return torch.tanh(z @ w + x * torch.cos(t)) - field.rates * z
 
-        scheme = scheme_for(exact, FieldJVP(f, (), hj.Stats()))
+        stepper, derivative = stepper_for(exact), DerivedField(f)
         for t, h in zip(solution.steps.starts, solution.steps.sizes, strict=True):
-            y, _ = scheme.step(f, t, h, y)
+            y = stepper.step(derivative, t, h, y).y_next
         return y.sum().item()
 
     points = [y0.detach(), x.detach(), field.w.detach()]

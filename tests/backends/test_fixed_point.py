@@ -136,13 +136,14 @@ class TestEachSampleOnItsOwn:
         z0 = torch.zeros_like(x)
         with torch.no_grad():
             solution = hj.solve(hj.FixedPointProblem(f, z0, args=(x,)), cls(rtol=1e-10, atol=0.0), backend=backend)
-        assert f.rows[0] == 32
-        assert f.rows[-1] <= 16
-        assert sorted(f.rows, reverse=True) == f.rows
-        assert len(f.rows) == solution.stats.nfe
+        rows = [r for r in f.rows if r > 2]  # one or two are taken alone once, to see whether they may be
+        assert len(f.rows) - solution.stats.nfe <= 4
+        assert rows[0] == 32
+        assert rows[-1] <= 16
+        assert sorted(rows, reverse=True) == rows
         # An eighth of the batch may be done before the rest moves together.
-        assert sum(f.rows) <= 8 / 7 * (solution.iterations + 1).sum() + 32
-        assert sum(f.rows) < 0.9 * 32 * len(f.rows)
+        assert sum(f.rows) <= 8 / 7 * (solution.iterations + 1).sum() + 40
+        assert sum(f.rows) < 0.9 * 32 * len(rows)
 
     def test_a_start_that_is_the_answer(self, backend):
         x = batch(4)
@@ -158,16 +159,18 @@ class TestEachSampleOnItsOwn:
         assert solution.residuals.tolist() == [0.0] * 3
 
     def test_a_condition_hidden_in_the_map_is_pointed_out(self):
-        backend = "pytorch"  # the only one that takes rows out of the batch
-        f, x = Tanh(), batch(6)
+        """Its rows cannot be taken: the whole batch goes on, those that are done at rest, with the same answers."""
+        f, x = Tanh(), batch(12)
         f.requires_grad_(False)
+        algorithm, z0 = hj.Picard(rtol=1e-12, atol=0.0, max_steps=1000), torch.zeros_like(x)
+        expected = hj.solve(hj.FixedPointProblem(f, z0, args=(x,)), algorithm, backend="pytorch")
         for hidden in (lambda z: f(z, x), lambda z: f(z, x)[: max(len(z), 2)]):
-            problem = hj.FixedPointProblem(hidden, torch.zeros_like(x))
-            with pytest.raises((RuntimeError, hj.ConfigError)) as error:
-                hj.solve(problem, hj.Picard(rtol=1e-12, atol=0.0), backend=backend)
-            assert "pass tensors with a row for each sample in args" in "".join(
-                [str(error.value), *error.value.__notes__]
-            )
+            f.rows.clear()
+            with pytest.warns(UserWarning, match="pass tensors with a row for each sample in args"):
+                solution = hj.solve(hj.FixedPointProblem(hidden, z0), algorithm, backend="pytorch")
+            torch.testing.assert_close(solution.value, expected.value, rtol=1e-12, atol=1e-14)
+            assert solution.iterations.tolist() == expected.iterations.tolist()
+            assert f.rows[-1] == 12
 
     @given(st.integers(1, 12), st.integers(1, 6), st.randoms(use_true_random=False), st.sampled_from(list(QUASI)))
     @settings(max_examples=25, deadline=None)
@@ -212,8 +215,8 @@ class TestHowSolvesEnd:
         assert solution.status in (Status.STALLED, Status.SUCCESS)
         stalled = hj.FixedPointProblem(lambda z: z + 1.0, torch.zeros(2, 3))
         solution = hj.solve(stalled, hj.Picard(rtol=1e-3, max_steps=10_000), backend=backend, throw=False)
-        # norm(f(z)) grows, so that norm(f(z) - z) is soon small beside it: a converged residual, no equilibrium.
-        assert solution.status is Status.SUCCESS
+        # norm(f(z)) grows, so that norm(f(z) - z) is soon small beside it, which is no equilibrium.
+        assert not solution.status.ok
 
     def test_a_small_start_has_time_to_grow(self):
         """Positive and concave: Picard's iterates double from 1e-15 on, their relative residual 1/2 all the way."""
@@ -344,10 +347,150 @@ def test_damping_and_mixing(backend):
         )
 
 
-@pytest.mark.parametrize("algorithm", [hj.Picard(), hj.Anderson()])
-def test_a_map_that_writes_over_its_last_result_is_refused(algorithm):
+@each_method
+@pytest.mark.parametrize("grad", [False, True])
+def test_a_map_that_writes_over_what_it_is_given_or_gave(cls, grad):
     """Picard's iterates would lie in that memory, so that f(z) - z would be zero at once."""
-    buffer = torch.zeros(2, 3)
-    problem = hj.FixedPointProblem(lambda z: torch.mul(z, 0.5, out=buffer).add_(1.0), torch.zeros(2, 3))
-    with torch.no_grad(), pytest.raises(hj.ConfigError, match="return a new one each time"):
-        hj.solve(problem, algorithm, backend="pytorch")
+    buffer, x = torch.zeros(2, 3), torch.tensor([[1.0], [2.0]])
+    maps = (
+        lambda z, x: torch.mul(z, 0.5, out=buffer).add_(x),
+        lambda z, x: z.mul_(0.5).add_(x),
+    )
+    for f in maps[1 if grad or cls in (hj.NewtonKrylov, hj.PseudoTransient, hj.Homotopy) else 0 :]:
+        z0 = torch.zeros(2, 3)
+        with torch.set_grad_enabled(grad):
+            value = hj.solve(hj.FixedPointProblem(f, z0, (x,)), cls(rtol=1e-6), backend="pytorch").value
+        torch.testing.assert_close(value, (2 * x).expand(2, 3), rtol=1e-5, atol=1e-5)
+        assert not z0.any()
+
+
+class TestRowsAreSaidNotGuessed:
+    def test_a_shared_argument_as_long_as_the_batch(self):
+        b, z0 = torch.tensor([0.1, 0.2, 0.3]), torch.zeros(3, 3)
+        z0[2] = 50.0
+        z = torch.zeros(3, dtype=torch.float64)
+        for _ in range(500):
+            z = 0.5 * torch.tanh(z) + b.double()
+        for arg in (b, hj.Shared(b)):
+            problem = hj.FixedPointProblem(lambda z, b: 0.5 * torch.tanh(z) + b, z0, args=(arg,))
+            value = hj.solve(problem, hj.Picard(max_steps=500, rtol=1e-6), backend="pytorch").value
+            torch.testing.assert_close(value.double(), z.expand(3, 3), rtol=1e-5, atol=1e-5)
+
+    @pytest.mark.parametrize("start", [0.0, 1.0])
+    @each_method
+    def test_a_batch_whose_samples_mix_converges_as_a_whole(self, cls, start):
+        torch.manual_seed(0)
+        norm = torch.nn.BatchNorm1d(2).double()
+        x = torch.cat([torch.zeros(6, 2), 3 * torch.randn(2, 2)]).double()
+        z0 = start * torch.randn(8, 2).double()
+
+        def f(z, x):
+            return 0.5 * norm(torch.tanh(z)) + x
+
+        algorithm = cls(rtol=1e-6, max_steps=500)
+        with torch.no_grad(), pytest.warns(UserWarning, match="mixes the samples") as caught:
+            solution = hj.solve(hj.FixedPointProblem(f, z0, (x,)), algorithm, throw=False, backend="pytorch")
+        assert len(caught) == 1
+        with torch.no_grad():
+            true = (f(solution.value, x) - solution.value).norm(dim=1)
+        if cls in (hj.Picard, hj.Anderson, hj.Broyden, hj.Relaxation):
+            assert solution.status is Status.SUCCESS
+        assert len(set(solution.converged.tolist())) == 1
+        if solution.status.ok:
+            assert (true <= 1e-5).all()
+
+    def test_what_is_marked_is_taken_at_its_word(self):
+        f, x = Tanh(), batch(8)
+        problem = hj.FixedPointProblem(f, torch.zeros_like(x), args=(hj.PerSample(x),))
+        plain = hj.FixedPointProblem(f, torch.zeros_like(x), args=(x,))
+        one, other = (hj.solve(p, hj.Anderson(), backend="pytorch").value for p in (problem, plain))
+        assert torch.equal(one, other)
+
+
+class TestEquilibriaThatAreNone:
+    @each_method
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+    def test_growth_alone_is_not_convergence(self, cls, dtype):
+        problem = hj.FixedPointProblem(lambda z: z + 1, torch.zeros(2, 3, dtype=dtype))
+        solution = hj.solve(problem, cls(max_steps=3000), throw=False, backend="pytorch")
+        assert not solution.status.ok
+        assert not solution.converged.any()
+
+    def test_a_residual_that_stays_while_the_state_runs_away(self):
+        n = torch.arange(1, 11.0)
+
+        def r(x):
+            return 10 - torch.cos(x).sum(1, keepdim=True) + n * (1 - torch.cos(x)) - torch.sin(x)
+
+        problem = hj.FixedPointProblem(lambda z: z - r(z), torch.full((1, 10), 0.1))
+        solution = hj.solve(problem, hj.Broyden(), throw=False, backend="pytorch")
+        assert not solution.status.ok or r(solution.value).norm() < 1e-2
+
+    @pytest.mark.parametrize("cls", [hj.Picard, hj.Anderson, hj.Broyden, hj.Relaxation])
+    @pytest.mark.parametrize("far", [1e3, 1e6])
+    def test_an_equilibrium_far_away_is_found(self, cls, far):
+        problem = hj.FixedPointProblem(lambda z: 0.5 * z + far / 2, torch.zeros(2, 1, dtype=torch.float64))
+        value = hj.solve(problem, cls(rtol=1e-6, atol=0.0), backend="pytorch").value
+        torch.testing.assert_close(value, torch.full_like(value, far), rtol=1e-5, atol=0.0)
+        small = hj.FixedPointProblem(lambda z: far * torch.tanh(2 * z / far + 1e-12), torch.zeros(2, 1).double())
+        value = hj.solve(small, cls(rtol=1e-6, atol=0.0, max_steps=300), backend="pytorch").value
+        torch.testing.assert_close(value, torch.full_like(value, 0.9575 * far), rtol=1e-3, atol=0.0)
+
+
+@each_method
+def test_an_empty_batch(cls):
+    w = torch.tensor(0.5, requires_grad=True)
+    z0 = torch.zeros(0, 3, requires_grad=True)
+    solution = hj.solve(hj.FixedPointProblem(lambda z, w: torch.cos(w * z), z0, (w,)), cls(), backend="pytorch")
+    assert solution.status is Status.SUCCESS
+    assert solution.value.shape == (0, 3)
+    assert solution.residuals.shape == solution.converged.shape == (0,)
+    solution.value.sum().backward()
+    assert w.grad == 0
+    assert z0.grad.shape == (0, 3)
+
+
+@each_method
+def test_in_inference_mode_and_in_threads(cls):
+    from concurrent.futures import ThreadPoolExecutor
+
+    f, x = Tanh(dtype=torch.float32), batch(4, dtype=torch.float32)
+    problem = hj.FixedPointProblem(f, torch.zeros_like(x), args=(x,))
+    expected = hj.solve(problem, cls(), backend="pytorch").value
+    with torch.inference_mode():
+        torch.testing.assert_close(hj.solve(problem, cls(), backend="pytorch").value, expected)
+
+    def solved(_):
+        return hj.solve(problem, cls(), backend="pytorch").value
+
+    with ThreadPoolExecutor(4) as pool:
+        for value in pool.map(solved, range(8)):
+            torch.testing.assert_close(value, expected)
+
+
+@pytest.mark.filterwarnings("error::RuntimeWarning")
+def test_newtons_method_gives_no_warning_of_numpys():
+    x = torch.tensor([[0.0], [3.0], [0.5]], dtype=torch.float64)
+    problem = hj.FixedPointProblem(lambda z, x: torch.tanh(z * x) + 0 * x, torch.zeros_like(x), args=(x,))
+    for cls in (hj.NewtonKrylov, hj.PseudoTransient):
+        assert hj.solve(problem, cls(), backend="pytorch").status.ok
+    moved = hj.FixedPointProblem(lambda z, x: 0.5 * z + x, torch.zeros_like(x), args=(x,))
+    assert hj.solve(moved, hj.NewtonKrylov(), backend="pytorch").status.ok
+
+
+@pytest.mark.parametrize("cls", [hj.Anderson, hj.NewtonKrylov])
+def test_complex_states_and_states_of_several_tensors(cls):
+    a = torch.tensor(0.3 + 0.4j, dtype=torch.complex128)
+    b = torch.randn(3, 2, dtype=torch.complex128)
+    problem = hj.FixedPointProblem(lambda z, b: a * z + b, torch.zeros_like(b), args=(b,))
+    value = hj.solve(problem, cls(rtol=1e-10), backend="pytorch").value
+    torch.testing.assert_close(value, b / (1 - a), rtol=1e-8, atol=1e-8)
+    x = torch.randn(3, 2, dtype=torch.float64)
+
+    def f(z, x):
+        return {"u": 0.5 * z["v"].sum(1) + x[:, 0], "v": torch.tanh(z["u"])[:, None] * x}
+
+    start = {"u": torch.zeros(3).double(), "v": torch.zeros(3, 2).double()}
+    z = hj.solve(hj.FixedPointProblem(f, start, args=(x,)), cls(rtol=1e-10), backend="pytorch").value
+    for one, other in zip(f(z, x).values(), z.values(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-8, atol=1e-8)

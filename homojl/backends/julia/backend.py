@@ -15,6 +15,7 @@ import torch
 from homojl.algorithms import (
     PYTORCH_ONLY,
     AbstractFixedPointAlgorithm,
+    AbstractJacobianBased,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
     Broyden,
@@ -26,21 +27,20 @@ from homojl.algorithms import (
 from homojl.algorithms.control import PIController, PIDController
 from homojl.backends.base import (
     AbstractBackend,
-    AbstractRightHandSideJVP,
+    AbstractField,
+    AbstractMap,
     EventCondition,
     FixedPoint,
     Integration,
-    Map,
-    MapJVP,
     Path,
-    Residual,
-    ResidualJVP,
-    RightHandSide,
 )
 from homojl.backends.julia import runtime
-from homojl.backends.julia.field import BoundJuliaField
+from homojl.backends.julia.field import BoundJuliaField, JuliaField
 from homojl.backends.julia.tensors import Callback, StateForm
+from homojl.backends.pytorch.record import Record
 from homojl.errors import ConfigError
+from homojl.functions import UserFunction
+from homojl.functions.products import Linearisation
 from homojl.solution import StackedStates, Status, StepSequence
 
 Tensor = torch.Tensor
@@ -86,27 +86,26 @@ class JuliaBackend(AbstractBackend):
     @torch.no_grad()
     def integrate(
         self,
-        rhs: RightHandSide,
+        f: AbstractField,
         y0: Tensor,
         ts: tuple[float, ...],
         algorithm: AbstractODEAlgorithm,
         *,
-        error_norm: ErrorNorm = ErrorNorm(),
+        norm: ErrorNorm = ErrorNorm(),
         keep_states: bool = False,
-        jvp: AbstractRightHandSideJVP | None = None,
         event: EventCondition | None = None,
-        discontinuities: tuple[float, ...] = (),
+        jumps: Sequence[float] = (),
     ) -> Integration:
         beyond = "a complex state" if y0.is_complex() else _beyond_julia(algorithm)
-        if event is not None or discontinuities or error_norm.function is not None:
+        if event is not None or jumps or norm.function is not None:
             beyond = "an event, a discontinuity or a norm of one's own"
         if beyond:
             raise ConfigError(f"{beyond} needs backend='pytorch'")
         form = StateForm(y0)
-        field = _native_or_callback(rhs, form, timed=True)
-        product = None
-        if jvp is not None:
-            product = jvp if isinstance(rhs, BoundJuliaField) else Callback(jvp, form, n_inputs=2, timed=True)
+        field = _native(f, form) or Callback(f, form, timed=True)
+        product: BoundJuliaField | Callback | None = None
+        if isinstance(algorithm, AbstractJacobianBased):
+            product = _native(f, form) or Callback(_Products(f.linearised), form, n_inputs=2, timed=True)
         out, saved = _room_for_saves(form, y0, len(ts) - 1)
         save_times = array("d", ts)
         states: list[Tensor] = []
@@ -119,7 +118,7 @@ class JuliaBackend(AbstractBackend):
             out=out,
             ts=save_times.buffer_info(),
             algorithm=_algorithm(algorithm),
-            parts=error_norm.parts,
+            parts=norm.parts,
             keep=keep,
         )
         answer = self._run("integrate", job)
@@ -128,8 +127,9 @@ class JuliaBackend(AbstractBackend):
         return Integration(
             ts=times,
             ys=saved[: len(times)],
-            steps=StepSequence(starts, sizes, tuple(zip(indices, fractions, strict=True))),
-            states=states,
+            record=Record.of(
+                StepSequence(starts, sizes, tuple(zip(indices, fractions, strict=True))), states, jumps, len(times) - 1
+            ),
             status=Status[status],
             message=message,
             nfe=nfe,
@@ -137,15 +137,12 @@ class JuliaBackend(AbstractBackend):
         )
 
     @torch.no_grad()
-    def find_fixed_point(
-        self, f: Map, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, *, jvp: MapJVP | None = None
-    ) -> FixedPoint:
+    def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
         form = _batch_form(z0)
-        native = isinstance(f, BoundJuliaField)
-        function = _native_or_callback(f if native else lambda z: f(z, None), form, timed=False)
-        product = None
-        if jvp is not None and isinstance(algorithm, NewtonKrylov | PseudoTransient | TrustRegion):
-            product = jvp if native else Callback(lambda z, v: jvp(z, v, None), form, n_inputs=2, timed=False)
+        function = _native(f, form) or Callback(f, form, timed=False)
+        product: BoundJuliaField | Callback | None = None
+        if isinstance(algorithm, NewtonKrylov | PseudoTransient | TrustRegion):
+            product = _native(f, form) or Callback(_Products(f.linearised), form, n_inputs=2, timed=False)
         value = form.empty()
         job = Job(
             on_device=form.device.type == "cuda",
@@ -170,12 +167,10 @@ class JuliaBackend(AbstractBackend):
         )
 
     @torch.no_grad()
-    def trace_path(
-        self, r: Residual, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str, jvp: ResidualJVP
-    ) -> Path:
+    def trace_path(self, r: AbstractMap, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str) -> Path:
         form = StateForm(z0)
-        function = _native_or_callback(r, form, timed=False)
-        product = jvp if isinstance(r, BoundJuliaField) else Callback(jvp, form, n_inputs=2, timed=False)
+        function = _native(r, form) or Callback(r, form, timed=False)
+        product = _native(r, form) or Callback(_Products(r.linearised), form, n_inputs=2, timed=False)
         states: list[Tensor] = []
         job = Job(
             on_device=form.device.type == "cuda",
@@ -202,10 +197,30 @@ class JuliaBackend(AbstractBackend):
         )
 
 
-def _native_or_callback(function: Callable[..., Tensor], form: StateForm, *, timed: bool) -> BoundJuliaField | Callback:
-    if isinstance(function, BoundJuliaField):
-        return function.for_state(torch.empty(form.shape, device="meta"))
-    return Callback(function, form, timed=timed)
+def _native(f: AbstractField | AbstractMap, form: StateForm) -> BoundJuliaField | None:
+    """The function as Julia's own where it is a `JuliaField`; None: it is called back."""
+    if isinstance(f, UserFunction) and isinstance(f.f, JuliaField):
+        return f.f.bind(f.args).for_state(torch.empty(form.shape, device="meta"))
+    return None
+
+
+class _Products:
+    """Jacobian-vector products (*time, state, v) -> (df/dy) v, many of them at one point.
+
+    Points are compared by value, since a solver may write all of them into one buffer; the last one is kept.
+    """
+
+    def __init__(self, linearised: Callable[..., Linearisation]) -> None:
+        self._linearised = linearised
+        self._point: tuple[Tensor, ...] = ()
+        self._found: Linearisation | None = None
+
+    def __call__(self, *inputs: Tensor) -> Tensor:
+        *point, v = inputs
+        if self._found is None or not all(map(torch.equal, point, self._point)):
+            self._point = tuple(x.clone() for x in point)
+            self._found = self._linearised(*self._point)
+        return self._found.push(v)
 
 
 def _batch_form(z0: Tensor) -> StateForm:

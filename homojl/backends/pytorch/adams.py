@@ -11,51 +11,40 @@ from fractions import Fraction
 import torch
 
 from homojl.algorithms import RK38, AdamsBashforth, AdamsMoulton
-from homojl.backends.base import RightHandSide
-from homojl.backends.pytorch.runge_kutta import combine, time_like
-from homojl.backends.pytorch.schemes import AbstractScheme, ExplicitScheme, Stages
+from homojl.backends.pytorch.steps import AbstractStepper, ExplicitStepper, Field, Number, Step, combine, time_like
 
 Tensor = torch.Tensor
 
 _FEWEST = 3  # derivatives, below which a step is one of RK38
 
 
-class AdamsScheme(AbstractScheme):
+class AdamsStepper(AbstractStepper):
     """The steps of one solve, which have to be asked for in their order; the last one may be asked for again."""
 
     interpolates = False
 
     def __init__(self, algorithm: AdamsBashforth) -> None:
-        self.order = algorithm.order
+        self.order = self.error_order = algorithm.order
         self._algorithm = algorithm
-        self._start = ExplicitScheme(RK38.tableau)
+        self._start = ExplicitStepper(RK38.tableau)
         self._past: deque[tuple[float, Tensor]] = deque(maxlen=max(algorithm.max_order - 1, 1))  # the newest first
 
-    def step(
-        self,
-        rhs: RightHandSide,
-        t: float,
-        h: float,
-        y: Tensor,
-        k_first: Tensor | None = None,
-        *,
-        last_stage: bool = True,
-    ) -> tuple[Tensor, Stages]:
-        first = rhs(time_like(t, y), y) if k_first is None else k_first
+    def step(self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True) -> Step:
+        first = f(time_like(t, y), y) if first is None else first
         if not self._past or self._past[0][0] != t:
             self._past.appendleft((t, first))
         if len(self._past) < _FEWEST:
-            return self._start.step(rhs, t, h, y, first)
+            return self._start.step(f, t, h, y, first)
         nodes, ks = [(time - t) / h for time, _ in self._past], [k for _, k in self._past]
         y_next = combine(y, h, weights(_exactly(nodes)), ks)
         if isinstance(self._algorithm, AdamsMoulton):
-            y_next = self._correct(self._algorithm, rhs, t, h, y, y_next, nodes, ks)
-        return y_next, ks
+            y_next = self._correct(self._algorithm, f, t, h, y, y_next, nodes, ks)
+        return Step(t, h, y, y_next, ks)
 
     def _correct(
         self,
         algorithm: AdamsMoulton,
-        rhs: RightHandSide,
+        f: Field,
         t: float,
         h: float,
         y: Tensor,
@@ -67,7 +56,7 @@ class AdamsScheme(AbstractScheme):
         newest, *others = weights(_exactly([1.0, *nodes]))
         known = combine(y, h, others, ks)
         for _ in range(algorithm.max_iter):
-            before, y_next = y_next, torch.add(known, rhs(end, y_next), alpha=h * newest)
+            before, y_next = y_next, torch.add(known, f(end, y_next), alpha=h * newest)
             with torch.no_grad():
                 size = torch.maximum((before - y).abs(), (y_next - y).abs())
                 ratio = (y_next - before).abs() / (algorithm.atol + algorithm.rtol * size)
@@ -80,14 +69,11 @@ class AdamsScheme(AbstractScheme):
         )
         return y_next
 
-    def error(self, y: Tensor, h: float, ks: Stages) -> Tensor:
-        raise NotImplementedError("Adams methods take the steps they are told to")
+    def error(self, step: Step) -> Tensor:
+        raise AssertionError("Adams methods take the steps they are told to")
 
-    def inside(self, y: Tensor, y_next: Tensor, h: float, ks: Stages, fractions: Sequence[float]) -> list[Tensor]:
-        return [y_next for _ in fractions]  # all of them 1: steps end on the save times
-
-    def carried(self, ks: Stages) -> None:
-        return None
+    def inside(self, step: Step, fractions: Sequence[float]) -> list[Tensor]:
+        return [step.y_next for _ in fractions]  # all of them 1: steps end on the save times
 
 
 def _exactly(nodes: list[float]) -> tuple[Fraction, ...]:

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 import torch
 
 from homojl.algorithms import AbstractAdaptive
-from homojl.backends.base import OpenField
-from homojl.backends.pytorch.schemes import SMALL
+from homojl.backends.pytorch import control
+from homojl.backends.pytorch.steps import SMALL
+from homojl.functions import VectorField
 
 try:
     from torch._higher_order_ops.scan import scan
@@ -71,11 +72,11 @@ class Ahead:
             and y.numel() <= SMALL
         )
 
-    def attempt(self, field: OpenField, t: float, h: float, y: Tensor, k: Tensor) -> Attempt:
+    def attempt(self, field: VectorField, t: float, h: float, y: Tensor, k: Tensor) -> Attempt:
         """The step of size h from (t, y), where k is the derivative."""
         last = self._last
         if last is not None and last.y is not y:  # it was accepted
-            self._before = last.h, max(last.ratio, 1e-4)
+            self._before = last.h, max(last.ratio, control.LEAST_RATIO)
         if self._foreseen:
             found = self._foreseen.popleft()
             if found.y is y and math.isclose(found.t, t, rel_tol=_SAME) and math.isclose(found.h, h, rel_tol=_SAME):
@@ -86,7 +87,7 @@ class Ahead:
         self._last = self._foreseen.popleft()
         return self._last
 
-    def _look(self, field: OpenField, t: float, h: float, y: Tensor, k: Tensor) -> None:
+    def _look(self, field: VectorField, t: float, h: float, y: Tensor, k: Tensor) -> None:
         # No more than are left at this size. A length of 1 would be compiled apart.
         many = max(2, min(self._many, math.ceil(abs(self._end - t) / abs(h))))
         self._many = min(2 * self._many, _MOST)
@@ -94,7 +95,7 @@ class Ahead:
         fixed = torch.tensor([self._end, *self._tolerances], dtype=torch.float64, device=y.device)
         each = torch.zeros(many, device=y.device)
         torch._dynamo.mark_dynamic(each, 0)
-        numbers, states, stages = self._run(field.function, field.args, control, fixed, y, k, each)
+        numbers, states, stages = self._run(field.f, field.args, control, fixed, y, k, each)
         for (t, h, ratio), y_next, ks in zip(numbers.tolist(), states.unbind(), stages.unbind(), strict=True):
             self._foreseen.append(Attempt(t, h, ratio, y, y_next, ks))
             if ratio <= 1.0:
@@ -110,12 +111,8 @@ class Ahead:
         attempts, the state that it came to, and its stages; each with the attempts along the first dimension. After
         the end come steps of size zero.
 
-        The arithmetic of the control is that of `integrate_adaptive`.
         """
-        controller, order = algorithm.controller, algorithm.order
-        beta1, beta2, beta3 = controller.exponents(order)
-        safety, max_step = controller.safety, algorithm.max_step
-        least, most = 1 / controller.max_factor, 1 / controller.min_factor
+        controller, order, max_step = algorithm.controller, algorithm.order, algorithm.max_step
 
         def attempts(  # pragma: no cover - compiled, so that nothing sees its lines run
             function: Callable[..., Tensor],
@@ -135,12 +132,12 @@ class Ahead:
                 h = torch.where(h.abs() >= rest.abs() * (1 - 1e-12), rest, h)
                 y_next, ratio, *ks = step(function, args, torch.stack([t, h, rtol, atol]), y, k)
                 ratio = ratio.double()
-                alone = ratio ** (1 / order) / safety
-                beside = ratio**beta1 / ratio_old**beta2 / (h / h_old) ** beta3 / safety
-                growth = torch.where(ratio_old < 0, alone, beside).clamp(least, most)
-                shrink = torch.where(torch.isfinite(ratio), alone, math.inf).clamp(1 + 1e-3, most)
-                taken = torch.stack([t + h, h / growth, h, ratio.clamp(min=1e-4)])
-                refused = torch.stack([t, h / shrink, h_old, ratio_old])
+                first = control.after_first(h, ratio, order, controller)
+                later = control.after_step(h, ratio, h_old, ratio_old, ratio_old, order, controller)
+                larger = torch.where(ratio_old < 0, first, later)
+                shorter = control.after_rejection(h, ratio, order, controller)
+                taken = torch.stack([t + h, larger, h, ratio.clamp(min=control.LEAST_RATIO)])
+                refused = torch.stack([t, shorter, h_old, ratio_old])
                 accepted = ratio <= 1.0
                 onward = (
                     torch.where(accepted, taken, refused),

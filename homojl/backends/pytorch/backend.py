@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
 
 from homojl.algorithms import (
+    AbstractAdaptive,
     AbstractErrorControlled,
     AbstractFixedPointAlgorithm,
     AbstractFixedStep,
-    AbstractJacobianBased,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
     AdamsBashforth,
@@ -19,23 +20,22 @@ from homojl.algorithms import (
 )
 from homojl.backends.base import (
     AbstractBackend,
-    AbstractRightHandSideJVP,
+    AbstractField,
+    AbstractMap,
     EventCondition,
     FixedPoint,
     Integration,
-    Map,
-    MapJVP,
     Path,
-    Residual,
-    ResidualJVP,
-    RightHandSide,
 )
 from homojl.backends.pytorch.fixed_point import METHODS, find_fixed_point
-from homojl.backends.pytorch.integrate import integrate_adaptive, integrate_fixed
+from homojl.backends.pytorch.joint import integrate
 from homojl.backends.pytorch.path import trace_path
-from homojl.backends.pytorch.schemes import AbstractScheme, scheme_for
+from homojl.backends.pytorch.per_sample import integrate_samples
 from homojl.backends.pytorch.scipy_solvers import integrate_scipy
+from homojl.backends.pytorch.steppers import stepper_for
+from homojl.backends.pytorch.steps import AbstractStepper
 from homojl.errors import ConfigError
+from homojl.functions import VectorField
 
 Tensor = torch.Tensor
 
@@ -57,50 +57,47 @@ class TorchBackend(AbstractBackend):
 
     def integrate(
         self,
-        rhs: RightHandSide,
+        f: AbstractField,
         y0: Tensor,
         ts: tuple[float, ...],
         algorithm: AbstractODEAlgorithm,
         *,
-        error_norm: ErrorNorm = ErrorNorm(),
+        norm: ErrorNorm = ErrorNorm(),
         keep_states: bool = False,
-        jvp: AbstractRightHandSideJVP | None = None,
         event: EventCondition | None = None,
-        discontinuities: tuple[float, ...] = (),
+        jumps: Sequence[float] = (),
     ) -> Integration:
         if isinstance(algorithm, SciPy):
-            if event is not None or discontinuities:
+            if event is not None or jumps:
                 raise ConfigError("SciPy() takes no events or discontinuities; use a method such as Tsit5()")
-            return integrate_scipy(rhs, y0, ts, algorithm)
-        implicit = isinstance(algorithm, AbstractJacobianBased)
-        scheme = scheme_for(algorithm, jvp) if implicit else self.scheme(rhs, y0, ts, algorithm, error_norm)
-        if not isinstance(algorithm, AbstractErrorControlled):
-            assert isinstance(algorithm, AbstractFixedStep), algorithm
-            return integrate_fixed(rhs, y0, ts, algorithm, scheme, keep_states=keep_states, event=event)
-        return integrate_adaptive(
-            rhs,
-            y0,
-            ts,
-            algorithm,
-            scheme,
-            error_norm=error_norm,
-            keep_states=keep_states,
-            event=event,
-            discontinuities=discontinuities,
+            return integrate_scipy(f, y0, ts, algorithm)
+        assert isinstance(algorithm, AbstractErrorControlled | AbstractFixedStep), algorithm
+        stepper = self.stepper(f, y0, ts, algorithm, norm)
+        return integrate(
+            f, y0, ts, algorithm, stepper, norm=norm, keep_states=keep_states, event=event, jumps=jumps
         )
 
-    def scheme(
-        self, rhs: RightHandSide, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm
-    ) -> AbstractScheme:
+    def integrate_samples(
+        self,
+        f: VectorField,
+        y0: Tensor,
+        ts: tuple[float, ...],
+        algorithm: AbstractAdaptive,
+        *,
+        keep_states: bool,
+        event: EventCondition | None = None,
+    ) -> Integration:
+        """`integrate` where every sample of a batch has steps of its own."""
+        return integrate_samples(f, y0, ts, algorithm, keep_states=keep_states, event=event)
+
+    def stepper(
+        self, f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm
+    ) -> AbstractStepper:
         """What takes the steps of one solve."""
-        return scheme_for(algorithm)
+        return stepper_for(algorithm)
 
-    def find_fixed_point(
-        self, f: Map, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, *, jvp: MapJVP | None = None
-    ) -> FixedPoint:
-        return find_fixed_point(f, z0, algorithm, jvp=jvp)
+    def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
+        return find_fixed_point(f, z0, algorithm)
 
-    def trace_path(
-        self, r: Residual, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str, jvp: ResidualJVP
-    ) -> Path:
-        return trace_path(r, z0, algorithm, kind=kind, jvp=jvp)
+    def trace_path(self, r: AbstractMap, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str) -> Path:
+        return trace_path(r, z0, algorithm, kind=kind)

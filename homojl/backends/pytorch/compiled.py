@@ -13,12 +13,12 @@ from typing import Any, ClassVar
 import torch
 
 from homojl.algorithms import AbstractAdaptive, AbstractFixedStep, AbstractODEAlgorithm, ErrorNorm
-from homojl.backends.base import OpenField, RightHandSide
+from homojl.backends.base import AbstractField
 from homojl.backends.pytorch.ahead import Ahead
 from homojl.backends.pytorch.backend import TorchBackend
-from homojl.backends.pytorch.evaluations import Counted
-from homojl.backends.pytorch.schemes import AbstractScheme, ExplicitScheme, Part, Stages
+from homojl.backends.pytorch.steps import AbstractStepper, ExplicitStepper, Number, Step
 from homojl.errors import ConfigError
+from homojl.functions import VectorField
 from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
@@ -42,38 +42,23 @@ class CompiledBackend(TorchBackend):
     """
 
     name: ClassVar[str] = "pytorch-compiled"
-    opens: ClassVar[bool] = True
 
     def __init__(self, *, cuda_graphs: bool = False) -> None:
         self._cuda_graphs = cuda_graphs
 
-    def scheme(
-        self, rhs: RightHandSide, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm
-    ) -> AbstractScheme:
+    def stepper(
+        self, f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm
+    ) -> AbstractStepper:
         explicit = isinstance(algorithm, AbstractAdaptive | AbstractFixedStep) and isinstance(
             algorithm.tableau, ButcherTableau
         )
-        plain = getattr(algorithm, "grid", None) is None and not y0.is_complex()
-        if not isinstance(rhs, OpenField) or not explicit or not plain:
-            return super().scheme(rhs, y0, ts, algorithm, norm)
-        return CompiledScheme(rhs, y0, ts[-1], algorithm, norm, cuda_graphs=self._cuda_graphs and y0.is_cuda)
+        plain = not isinstance(algorithm, AbstractFixedStep) or algorithm.grid is None
+        if not (explicit and plain and isinstance(f, VectorField) and f.opens) or y0.is_complex():
+            return super().stepper(f, y0, ts, algorithm, norm)
+        return CompiledStepper(f, y0, ts[-1], algorithm, norm, cuda_graphs=self._cuda_graphs and y0.is_cuda)
 
 
-class CompiledStages(Sequence[Tensor]):
-    """The stages of a compiled step, one by one or in one tensor, with its error ratio where it has one."""
-
-    def __init__(self, ks: Sequence[Tensor] | Tensor, ratio: float | None = None) -> None:
-        self.ks, self.ratio = ks, ratio
-        self._len = ks.shape[0] if isinstance(ks, Tensor) else len(ks)
-
-    def __len__(self) -> int:
-        return self._len
-
-    def __getitem__(self, i: Any) -> Any:
-        return self.ks[i]
-
-
-class CompiledScheme(ExplicitScheme):
+class CompiledStepper(ExplicitStepper):
     """An explicit Runge-Kutta method whose step from one field is one compiled function.
 
     Args:
@@ -86,7 +71,7 @@ class CompiledScheme(ExplicitScheme):
 
     def __init__(
         self,
-        field: OpenField,
+        field: VectorField,
         y0: Tensor,
         end: float,
         algorithm: AbstractODEAlgorithm,
@@ -106,75 +91,62 @@ class CompiledScheme(ExplicitScheme):
         form = y0.shape, y0.stride(), y0.dtype, y0.device, y0.requires_grad, torch.is_grad_enabled()
         key = tableau, known, norm.parts, form, cuda_graphs
         step = step_function(tableau, norm if known else None)
-        self._step = _compiled(field.function, ("step", *key), step, cuda_graphs)
+        self._step = _compiled(field.f, ("step", *key), step, cuda_graphs)
         self._ahead: Ahead | None = None
         if (
             isinstance(algorithm, AbstractAdaptive)
             and not cuda_graphs
             and known
             and Ahead.serves(y0, algorithm)
-            and _owner(field.function) not in _alone
+            and _owner(field.f) not in _alone
         ):
             control = algorithm.controller, algorithm.max_step
             # A field's numbers are compiled in: PyTorch 2.13 gets them wrong as inputs of a loop in a graph.
             attempts = Ahead.function(step, algorithm)
-            run = _compiled(field.function, ("ahead", control, *key), attempts, dynamic=False)
+            run = _compiled(field.f, ("ahead", control, *key), attempts, dynamic=False)
             self._ahead = Ahead(run, end, self._tolerances)
 
     def step(
-        self,
-        rhs: RightHandSide,
-        t: float,
-        h: float,
-        y: Tensor,
-        k_first: Tensor | None = None,
-        *,
-        last_stage: bool = True,
-    ) -> tuple[Tensor, Stages]:
-        if k_first is None and not self._started:  # the problem's function is checked at its first evaluation
+        self, f: Any, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
+    ) -> Step:
+        # The problem's function is checked at its first evaluation, and may turn out to be more than its operations.
+        if (first is None and not self._started) or not self._field.opens:
             self._started = True
-            y_next, ks = super().step(rhs, t, h, y)
-            return y_next, CompiledStages(ks)
+            return super().step(f, t, h, y, first, last=last)
         self._started = True
-        evaluations = self.tableau.stages - (k_first is not None)
-        assert isinstance(rhs, Counted), type(rhs)
-        rhs.count(evaluations)
-        if self._ahead is not None and k_first is not None:
+        evaluations = self.tableau.stages - (first is not None)
+        self._field.calls += evaluations
+        if self._ahead is not None and first is not None:
             try:
-                attempt = self._ahead.attempt(self._field, t, h, y, k_first)
-                return attempt.y_next, CompiledStages(attempt.ks, attempt.ratio)
+                attempt = self._ahead.attempt(self._field, t, h, y, first)
+                return Step(t, h, y, attempt.y_next, attempt.ks, ratio=attempt.ratio)
             except Exception as error:
                 if not _is_of_compiler(error):
                     raise
                 # A loop in a graph allows less than a step does.
                 _log.info("steps are compiled one by one: %s", error)
-                _alone.add(_owner(self._field.function))
+                _alone.add(_owner(self._field.f))
                 self._ahead = None
         with _reported_in_one_line():
-            y_next, ks = self._step_alone(t, h, y, k_first)
-        if y_next.requires_grad:
-            y_next.register_hook(lambda _: self._field.on_backward(evaluations))
-        return y_next, ks
+            step = self._step_alone(t, h, y, first)
+        if step.y_next.requires_grad:
+            step.y_next.register_hook(lambda _: self._field.count_products(evaluations))
+        return step
 
-    def _step_alone(self, t: float, h: float, y: Tensor, k_first: Tensor | None) -> tuple[Tensor, CompiledStages]:
+    def _step_alone(self, t: float, h: float, y: Tensor, first: Tensor | None) -> Step:
         numbers = torch.tensor([t, h, *self._tolerances], dtype=torch.float64, device=y.device)
         if self._cuda_graphs:
             torch.compiler.cudagraph_mark_step_begin()
-        y_next, ratio, *ks = self._step(self._field.function, self._field.args, numbers, y, k_first)
+        y_next, ratio, *ks = self._step(self._field.f, self._field.args, numbers, y, first)
         if self._cuda_graphs:  # the next replay writes into the same memory
             y_next, ratio, ks = y_next.clone(), ratio.clone(), [k.clone() for k in ks]
-        return y_next, CompiledStages(ks, None if ratio is None else ratio.item())
+        return Step(t, h, y, y_next, ks, ratio=None if ratio is None else ratio.item())
 
-    def known_ratio(self, ks: Stages) -> float | None:
-        assert isinstance(ks, CompiledStages), type(ks)
-        return ks.ratio
-
-    def side_by_side(self, parts: Sequence[Part]) -> tuple[Tensor, Tensor] | None:
-        stages = [part.ks.ks for part in parts if isinstance(part.ks, CompiledStages)]
-        blocks = [ks for ks in stages if isinstance(ks, Tensor)]
-        if len(blocks) < len(parts):
-            return super().side_by_side(parts)
-        return torch.stack([part.y for part in parts]), torch.stack(blocks)
+    def side_by_side(self, steps: Sequence[Step]) -> tuple[Tensor, Tensor] | None:
+        blocks = [step.ks for step in steps if isinstance(step.ks, Tensor)]  # of the steps looked ahead at
+        if len(blocks) < len(steps):
+            return super().side_by_side(steps)
+        return torch.stack([step.y for step in steps]), torch.stack(blocks)
 
 
 def _is_of_compiler(error: Exception) -> bool:

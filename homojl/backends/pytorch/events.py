@@ -2,56 +2,67 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
+import numpy as np
 import torch
 
 from homojl.backends.base import EventCondition
-from homojl.backends.pytorch.runge_kutta import time_like
+from homojl.backends.pytorch.steps import time_like
 
 Tensor = torch.Tensor
 
 
-class EventWatch:
-    """Follows the values of a condition from one accepted step to the next.
+def changed(before: np.ndarray, after: np.ndarray, direction: int) -> np.ndarray:
+    """Which values have changed their sign, or are no longer numbers: a value that was zero has not."""
+    rises, falls = direction >= 0, direction <= 0
+    with np.errstate(invalid="ignore"):
+        crossed = (rises & (before < 0) & (after >= 0)) | (falls & (before > 0) & (after <= 0))
+    return crossed | (np.isnan(after) & ~np.isnan(before))
 
-    A value that is zero at the start of a step is no event there; one that is zero at its end is.
-    """
+
+class EventWatch:
+    """Follows the values of a condition from one accepted step to the next."""
 
     def __init__(self, event: EventCondition, t0: float, y0: Tensor) -> None:
         self._event = event
         self._before = self._values(t0, y0)
+        if event.passed is not None:
+            self._before[event.passed] = 0.0
 
     @torch.no_grad()
-    def _values(self, t: float, y: Tensor) -> list[float]:
-        return self._event.condition(time_like(t, y), y).reshape(-1).tolist()
-
-    def _changed(self, after: list[float]) -> bool:
-        rises, falls = self._event.direction >= 0, self._event.direction <= 0
-        return any((rises and a < 0 <= b) or (falls and a > 0 >= b) for a, b in zip(self._before, after, strict=True))
+    def _values(self, t: float, y: Tensor) -> np.ndarray:
+        values = self._event.condition(time_like(t, y), y, None)
+        return values.detach().reshape(-1).to("cpu", torch.float64).numpy().copy()
 
     def happens_by(self, t: float, y: Tensor) -> bool:
         """Whether the condition changes its sign between the last state that was asked about and this one."""
         after = self._values(t, y)
-        if self._changed(after):
+        if changed(self._before, after, self._event.direction).any():
             return True
         self._before = after
         return False
 
-    def locate(self, t: float, h: float, y_next: Tensor, state_at: Callable[[float], Tensor]) -> tuple[float, Tensor]:
-        """The fraction of the step from t of size h at which the sign has just changed, to rounding, and the state.
+    def locate(self, t: float, h: float, y_next: Tensor, state_at: Callable[[float], Tensor]) -> tuple[float, Tensor, int]:
+        """The fraction of the step from t of size h at which the sign has just changed, to rounding.
 
         Args:
             t, h, y_next: the step, and the state at its end.
             state_at: fraction in (0, 1) -> state.
+
+        Returns:
+            The fraction, the state there, and which of the values changed; -1 where it is not a number there.
         """
-        low, high, y = 0.0, 1.0, y_next
+        low, high, y, after = 0.0, 1.0, y_next, self._values(t + h, y_next)
         resolution = torch.finfo(y_next.dtype).eps
         while high - low > resolution:
             middle = (low + high) / 2
             y_middle = state_at(middle)
-            if self._changed(self._values(t + middle * h, y_middle)):
-                high, y = middle, y_middle
+            values = self._values(t + middle * h, y_middle)
+            if changed(self._before, values, self._event.direction).any():
+                high, y, after = middle, y_middle, values
             else:
                 low = middle
-        return high, y
+        which = int(changed(self._before, after, self._event.direction).argmax())
+        return high, y, -1 if math.isnan(after[which]) else which

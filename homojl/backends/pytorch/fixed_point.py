@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from homojl.algorithms import (
@@ -23,7 +24,8 @@ from homojl.algorithms import (
     PseudoTransient,
     Relaxation,
 )
-from homojl.backends.base import FixedPoint, Map, MapJVP
+from homojl.backends.base import AbstractMap, FixedPoint
+from homojl.backends.pytorch.gmres import column_of
 from homojl.backends.pytorch.history import AbstractMethod, AndersonMethod, BroydenMethod, PicardMethod
 from homojl.backends.pytorch.homotopy import HomotopyMethod
 from homojl.backends.pytorch.newton import NewtonKrylovMethod, PseudoTransientMethod
@@ -44,11 +46,12 @@ METHODS: dict[type[AbstractFixedPointAlgorithm], type[AbstractMethod[Any]]] = {
 }
 
 
-def find_fixed_point(
-    f: Map, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, *, jvp: MapJVP | None = None
-) -> FixedPoint:
+def find_fixed_point(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
     """Solve z = f(z) for every row of z0; see `AbstractBackend.find_fixed_point`."""
-    samples = Samples(f, z0, jvp)
+    if len(z0) == 0:
+        none = torch.zeros(0, dtype=torch.int64)
+        return FixedPoint(z0, none.double(), none, none.bool(), Status.SUCCESS, "", nfe=0, n_jvp=0)
+    samples = Samples(f, z0, algorithm)
     progress = Progress(algorithm, samples)
     method = METHODS[type(algorithm)](algorithm, samples)
     z = samples.layout.flatten(z0)
@@ -61,23 +64,31 @@ def find_fixed_point(
         observed = torch.stack([*norms, *method.observe(r, fz)], dim=1)
         host = observed.detach().to("cpu", torch.float64)
         residual, norm = host[:, 0].numpy(), host[:, 1].numpy()
+        samples.note(residual, norm)
         progress.update(iteration, z, residual, norm)
+        some = progress.active.any() and not progress.active.all()
+        if some and not samples.separable(z, fz, progress.active) and samples.mixed and not progress.together:
+            progress.reopen()
+            progress.update(iteration, z, residual, norm)
         if iteration == algorithm.max_steps:
             progress.stop(progress.active, Status.MAX_STEPS, iteration)
         if not progress.active.any():
             return progress.result()
         seen = (observed if observed.requires_grad else host)[:, 2:]
-        compaction = progress.compaction()
+        compaction = progress.compaction() if samples.alone else None
         if compaction is not None:
             samples.keep(compaction)
             method.keep(compaction)
             z, fz, r = (compaction.take(x) for x in (z, fz, r))
             residual = residual[compaction.order]
             seen = seen[torch.from_numpy(compaction.order).to(seen.device)]
-        advance = method.advance(z, fz, r, seen, residual, progress.active)
+        active = progress.active
+        advance = method.advance(z, fz, r, seen, residual, active)
         for status, rows in advance.ended.items():
-            progress.stop(rows, status, iteration)
+            progress.stop(np.full_like(rows, rows.any()) if progress.together else rows, status, iteration)
         if not progress.active.any():
             return progress.result()
-        z = advance.z
-        fz = samples.evaluate(z) if advance.fz is None else advance.fz
+        # Rows that are done rest where the others cannot go on without them.
+        ahead = advance.z if samples.alone or active.all() else torch.where(column_of(active, z), advance.z, z)
+        known = advance.fz is not None and (not advance.joined or samples.separable(z, fz, active))
+        z, fz = ahead, advance.fz if known and advance.fz is not None else samples.evaluate(ahead)

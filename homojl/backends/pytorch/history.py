@@ -9,13 +9,14 @@ from __future__ import annotations
 import abc
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import ClassVar, Generic, TypeVar
 
 import numpy as np
 import torch
 
 from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson, Broyden, Picard
-from homojl.backends.pytorch.samples import Compaction, Samples
+from homojl.backends.pytorch.rows import Compaction
+from homojl.backends.pytorch.samples import Samples
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -30,15 +31,19 @@ class Advance:
         z: the next iterates (b, n).
         fz: the map there, where the method has evaluated it already.
         ended: rows that cannot go on, (b,), bool, by why.
+        joined: whether rows of fz come from different evaluations.
     """
 
     z: Tensor
     fz: Tensor | None = None
     ended: Mapping[Status, np.ndarray] = field(default_factory=dict)
+    joined: bool = False
 
 
 class AbstractMethod(abc.ABC, Generic[Algorithm]):
     """A method at work on one batch."""
+
+    rows: ClassVar[tuple[str, ...]] = ()  # attributes that have a row for each sample: tensors, arrays or None
 
     def __init__(self, algorithm: Algorithm, samples: Samples) -> None:
         self.algorithm, self.samples = algorithm, samples
@@ -60,9 +65,13 @@ class AbstractMethod(abc.ABC, Generic[Algorithm]):
             active: rows that are still at work, (b,), on the host; the others may come to anything.
         """
 
-    @abc.abstractmethod
     def keep(self, compaction: Compaction) -> None:
         """The batch has moved together."""
+        for name in self.rows:
+            value = getattr(self, name, None)
+            if value is not None:
+                moved = compaction.take(value) if isinstance(value, Tensor) else value[compaction.order]
+                setattr(self, name, moved)
 
 
 class History:
@@ -151,9 +160,6 @@ class PicardMethod(AbstractMethod[Picard]):
         damping = self.algorithm.damping
         return Advance(fz if damping == 0.0 else torch.sub(fz, r, alpha=damping))
 
-    def keep(self, compaction: Compaction) -> None:
-        pass  # there is no history
-
 
 class AndersonMethod(AbstractMethod[Anderson]):
     """Differences of residuals dR and of iterates; z <- z + mixing r - (dZ + mixing dR) gamma.
@@ -165,20 +171,22 @@ class AndersonMethod(AbstractMethod[Anderson]):
     References: Walker, Ni (2011), SIAM J. Numer. Anal. 49(4).
     """
 
+    rows = ("_r_before", "_image_before")
+
     def __init__(self, algorithm: Anderson, samples: Samples) -> None:
         super().__init__(algorithm, samples)
         # One iterate fewer than are combined; a memory of 1 leaves nothing to combine.
         self._memory = algorithm.memory - 1
         self._differences, self._images = History(self._memory), History(self._memory)
-        self._before: tuple[Tensor, Tensor] | None = None
+        self._r_before: Tensor | None = None
+        self._image_before: Tensor | None = None
 
     def observe(self, r: Tensor, fz: Tensor) -> list[Tensor]:
-        if self._before is None or self._memory == 0:
+        if self._r_before is None or self._memory == 0:
             return []
         # z + mixing r is what a step without a history would return.
-        r_before, image_before = self._before
-        self._differences.add(r, minus=r_before)
-        self._images.add(self._image(fz, r), minus=image_before)
+        self._differences.add(r, minus=self._r_before)
+        self._images.add(self._image(fz, r), minus=self._image_before)
         return self._differences.products(r)
 
     def _image(self, fz: Tensor, r: Tensor) -> Tensor:
@@ -189,7 +197,7 @@ class AndersonMethod(AbstractMethod[Anderson]):
         self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
     ) -> Advance:
         image = self._image(fz, r)
-        self._before = r, image
+        self._r_before, self._image_before = r, image
         if seen.shape[1] == 0:
             return Advance(image)
         count = len(self._differences)
@@ -203,11 +211,9 @@ class AndersonMethod(AbstractMethod[Anderson]):
         return Advance(self._images.combine(image, -gamma))
 
     def keep(self, compaction: Compaction) -> None:
+        super().keep(compaction)
         self._differences.keep(compaction)
         self._images.keep(compaction)
-        if self._before is not None:
-            r, image = self._before
-            self._before = compaction.take(r), compaction.take(image)
 
 
 class BroydenMethod(AbstractMethod[Broyden]):
@@ -221,10 +227,12 @@ class BroydenMethod(AbstractMethod[Broyden]):
     References: Kelley (1995), Iterative Methods for Linear and Nonlinear Equations, 7.3.
     """
 
+    rows = ("_start",)
+
     def __init__(self, algorithm: Broyden, samples: Samples) -> None:
         super().__init__(algorithm, samples)
         self._steps = History(algorithm.memory)
-        self._start = torch.zeros(len(samples.index), dtype=torch.int64)  # of each row, its first step that counts
+        self._start = np.zeros(len(samples.index), dtype=int)  # of each row, its first step that counts
 
     def observe(self, r: Tensor, fz: Tensor) -> list[Tensor]:
         return self._steps.products(r) if len(self._steps) else []
@@ -239,10 +247,9 @@ class BroydenMethod(AbstractMethod[Broyden]):
         gram = self._steps.gram(row)
         if count == self._steps.memory:
             self._steps.clear()
-            self._start.zero_()
+            self._start[:] = 0
             return self._step(z, r)
-        counts = torch.arange(count) >= self._start[:, None]
-        counts = counts.to(row.device)
+        counts = torch.from_numpy(np.arange(count) >= self._start[:, None]).to(row.device)
         below = torch.tril(gram[:, :, 1:], -1) * counts[:, :, None]
         diagonal = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(row.dtype).tiny)
         system = torch.diag_embed(diagonal) - torch.nn.functional.pad(below, (0, 1))
@@ -251,7 +258,7 @@ class BroydenMethod(AbstractMethod[Broyden]):
         restart = ~(denominator.abs() > 1e-3)  # written so that NaN restarts too
         weights = torch.nn.functional.pad(c[:, :-1], (1, 0))
         weights = torch.where(restart[:, None], torch.zeros_like(weights), weights)
-        self._start[restart.cpu()] = count
+        self._start[restart.cpu().numpy()] = count
         denominator = torch.where(restart, torch.ones_like(denominator), denominator)
         step = self._steps.combine(r, weights) / denominator[:, None].to(r.device, r.dtype)
         return self._step(z, step)
@@ -261,5 +268,5 @@ class BroydenMethod(AbstractMethod[Broyden]):
         return Advance(z + step)
 
     def keep(self, compaction: Compaction) -> None:
+        super().keep(compaction)
         self._steps.keep(compaction)
-        self._start = self._start[torch.from_numpy(compaction.order)]

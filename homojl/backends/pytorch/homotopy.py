@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from homojl.algorithms import Homotopy
+from homojl.backends.pytorch.gmres import column_of, gmres, host
 from homojl.backends.pytorch.history import AbstractMethod, Advance
-from homojl.backends.pytorch.krylov import gmres
-from homojl.backends.pytorch.samples import Compaction, Samples
+from homojl.backends.pytorch.samples import Samples
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -36,6 +36,8 @@ class HomotopyMethod(AbstractMethod[Homotopy]):
 
     References: Allgower, Georg (1990), Numerical Continuation Methods, chapters 4 to 6; Ding et al. (2023), (1), (23).
     """
+
+    rows = ("_lam", "_h", "_size0", "_z0", "_r0", "_tangent")
 
     # Known from the first step on: start, residual there and its norm, the path's tangents, that of lambda, sqrt(n).
     _z0: Tensor
@@ -62,18 +64,18 @@ class HomotopyMethod(AbstractMethod[Homotopy]):
             self._root = math.sqrt(z.shape[1])
             # At lambda = 0 the tangent must point to where lambda grows.
             self._tangent = self._turned(z, fz, self._up.expand(len(z), -1), active)
-        slope = _host(self._tangent[:, -1])
+        slope = host(self._tangent[:, -1])
         with np.errstate(divide="ignore", invalid="ignore"):
             to_end = np.where(self._lam >= 1, 0.0, (1 - self._lam) / slope)
         ends = active & (to_end >= 0) & (to_end <= self._h)
         h = np.where(ends, to_end, self._h)
         before = self._lam
         self._lam = np.where(ends, 1.0, before + h * slope)
-        guess = z + _column(h * self._root, z) * self._tangent[:, :-1]
-        border = torch.where(_column(ends, z), self._up, self._tangent)
+        guess = z + column_of(h * self._root, z) * self._tangent[:, :-1]
+        border = torch.where(column_of(ends, z), self._up, self._tangent)
         predicted = self._lam
         point, value, good, corrections = self._corrected(guess, border, active, ends)
-        moved = np.hypot(_host(torch.linalg.vector_norm(point - guess, dim=1)) / self._root, self._lam - predicted)
+        moved = np.hypot(host(torch.linalg.vector_norm(point - guess, dim=1)) / self._root, self._lam - predicted)
         with np.errstate(divide="ignore", invalid="ignore"):
             good &= (h < KINK) & ~ends | (moved <= FARTHEST * np.where(ends, 2 * self._h, h)) | (before >= 1)
         # The path turned up sharply and is past its end: a step as long as leads nearly there is taken instead.
@@ -85,7 +87,7 @@ class HomotopyMethod(AbstractMethod[Homotopy]):
             good &= self._lam > 0  # where only z0 solves H = 0 at lambda = 0: another path
         going = active & good & ~ends
         tangent = self._turned(point, value, self._tangent, going)
-        angle = np.arccos(np.clip(_host((tangent * self._tangent).sum(dim=1)), -1, 1))
+        angle = np.arccos(np.clip(host((tangent * self._tangent).sum(dim=1)), -1, 1))
         good &= ends | (h < KINK) | (angle <= LARGEST_ANGLE)
         going &= good
         returned = going & (self._lam <= 0)
@@ -93,10 +95,10 @@ class HomotopyMethod(AbstractMethod[Homotopy]):
             growth = np.clip(np.minimum(ANGLE / angle, 2.0 ** (3 - corrections)), 0.5, 2.0)
         self._h = np.where(good, np.where(ends, self._h, h * growth), h * shorter)
         self._lam = np.where(good, self._lam, before)
-        self._tangent = torch.where(_column(going, z), tangent, self._tangent)
+        self._tangent = torch.where(column_of(going, z), tangent, self._tangent)
         ended = {Status.RETURNED: returned, Status.STEP_TOO_SMALL: active & ~good & (self._h < SHORTEST)}
-        stays = _column(~good, z)
-        return Advance(torch.where(stays, z, point), torch.where(stays, fz, value), ended)
+        stays = column_of(~good, z)
+        return Advance(torch.where(stays, z, point), torch.where(stays, fz, value), ended, joined=not good.all())
 
     def _corrected(
         self, z: Tensor, border: Tensor, active: np.ndarray, ends: np.ndarray
@@ -106,7 +108,6 @@ class HomotopyMethod(AbstractMethod[Homotopy]):
         Returns:
             The points, the map there, which rows have arrived, and how many corrections each took.
         """
-        algorithm = self.algorithm
         taken = np.zeros(len(active), dtype=int)
         most = np.where(ends, LAST_CORRECTIONS, CORRECTIONS)
         arrived, before = np.zeros(len(active), dtype=bool), np.full(len(active), math.inf)
@@ -114,11 +115,10 @@ class HomotopyMethod(AbstractMethod[Homotopy]):
         while True:
             fz = self.samples.evaluate(z)
             h = self._h_at(z, fz)
-            size, norm = _host(torch.linalg.vector_norm(h, dim=1)), _host(torch.linalg.vector_norm(fz, dim=1))
+            size, norm = host(torch.linalg.vector_norm(h, dim=1)), host(torch.linalg.vector_norm(fz, dim=1))
             # At the end the criterion is the caller's, which a hair's breadth of rounding must not miss.
-            asked = 0.9 * (algorithm.atol + algorithm.rtol * norm)
-            asked = np.where(ends, asked, np.maximum(asked, NEAR * np.minimum(norm, self._size0)))
-            arrived |= ~failed & (size <= asked)
+            enough = (size <= NEAR * np.minimum(norm, self._size0)) & ~ends | (self.samples.score(size, norm) <= 0.9)
+            arrived |= ~failed & enough
             with np.errstate(invalid="ignore"):
                 failed |= ~arrived & (
                     ~(size < np.where(ends, 1.0, CONTRACTION) * before) | ~np.isfinite(size) | (taken >= most)
@@ -129,9 +129,9 @@ class HomotopyMethod(AbstractMethod[Homotopy]):
             taken, before = taken + need, size
             right = torch.cat([-h, h.new_zeros(len(h), 1)], dim=1)
             step = self._solved(z, fz, border, right, need)
-            moves = _column(need, z)
+            moves = column_of(need, z)
             z = torch.where(moves, z + step[:, :-1], z)
-            self._lam = np.where(need & ~ends, self._lam + _host(step[:, -1]) / self._root, self._lam)
+            self._lam = np.where(need & ~ends, self._lam + host(step[:, -1]) / self._root, self._lam)
 
     def _turned(self, z: Tensor, fz: Tensor, near: Tensor, wanted: np.ndarray) -> Tensor:
         """Unit tangents within a right angle of the vectors `near`; of use in the rows that are wanted."""
@@ -146,10 +146,10 @@ class HomotopyMethod(AbstractMethod[Homotopy]):
         def product(v: Tensor) -> Tensor:
             return torch.cat([self._derivative(z, fz, v), (border * v).sum(dim=1, keepdim=True)], dim=1)
 
-        return gmres(product, right, np.where(wanted, FORCING, 1.0), self.algorithm.krylov_steps)
+        return gmres(product, right, np.where(wanted, FORCING, np.inf), self.algorithm.krylov_steps)[0]
 
     def _h_at(self, z: Tensor, fz: Tensor) -> Tensor:
-        lam = _column(self._lam, z)
+        lam = column_of(self._lam, z)
         if self.algorithm.kind == "newton":
             return z - fz - (1 - lam) * self._r0
         return z - lam * fz - (1 - lam) * self._z0
@@ -159,21 +159,5 @@ class HomotopyMethod(AbstractMethod[Homotopy]):
         newton = self.algorithm.kind == "newton"
         by_lambda = self._r0 if newton else self._z0 - fz
         pushed = self.samples.push(z, v[:, :-1])
-        top = v[:, :-1] - (pushed if newton else _column(self._lam, z) * pushed)
+        top = v[:, :-1] - (pushed if newton else column_of(self._lam, z) * pushed)
         return torch.addcmul(top, by_lambda, v[:, -1:], value=1 / self._root)
-
-    def keep(self, compaction: Compaction) -> None:
-        self._lam, self._h = self._lam[compaction.order], self._h[compaction.order]
-        if self._started:
-            self._size0 = self._size0[compaction.order]
-            self._z0, self._r0, self._tangent = map(compaction.take, (self._z0, self._r0, self._tangent))
-
-
-def _host(x: Tensor) -> np.ndarray:
-    return x.to("cpu", torch.float64).numpy()
-
-
-def _column(x: np.ndarray, like: Tensor) -> Tensor:
-    """Numbers or truth values of each row as a column, (b, 1), beside a state."""
-    column = torch.from_numpy(x).to(like.device)[:, None]
-    return column if column.dtype == torch.bool else column.to(like.dtype)

@@ -6,9 +6,9 @@ import numpy as np
 import torch
 
 from homojl.algorithms import NewtonKrylov, PseudoTransient
+from homojl.backends.pytorch.gmres import column_of, gmres, host
 from homojl.backends.pytorch.history import AbstractMethod, Advance
-from homojl.backends.pytorch.krylov import gmres
-from homojl.backends.pytorch.samples import Compaction, Samples
+from homojl.backends.pytorch.samples import Samples
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -18,11 +18,7 @@ SHORTEST = 1e-8  # pseudo-time step before a row gives up
 
 
 def _norms(x: Tensor) -> np.ndarray:
-    return torch.linalg.vector_norm(x, dim=1).to("cpu", torch.float64).numpy()
-
-
-def _column(x: np.ndarray, like: Tensor) -> Tensor:
-    return torch.from_numpy(x).to(like.device, like.dtype)[:, None]
+    return host(torch.linalg.vector_norm(x, dim=1))
 
 
 class NewtonKrylovMethod(AbstractMethod[NewtonKrylov]):
@@ -30,6 +26,8 @@ class NewtonKrylovMethod(AbstractMethod[NewtonKrylov]):
 
     References: Eisenstat, Walker (1996), SIAM J. Sci. Comput. 17(1), choice 2; Armijo's rule for the line search.
     """
+
+    rows = ("_before", "_forcing")
 
     def __init__(self, algorithm: NewtonKrylov, samples: Samples) -> None:
         super().__init__(algorithm, samples)
@@ -48,7 +46,7 @@ class NewtonKrylovMethod(AbstractMethod[NewtonKrylov]):
             self._forcing = np.clip(wanted, 1e-6, 0.5)
         self._before = residual
         relative = np.where(active, self._forcing, np.inf)
-        step = gmres(lambda v: v - self.samples.push(z, v), r, relative, self.algorithm.krylov_steps)
+        step, _ = gmres(lambda v: v - self.samples.push(z, v), r, relative, self.algorithm.krylov_steps)
         return self._search(z, fz, residual, step, active)
 
     def _search(self, z: Tensor, fz: Tensor, residual: np.ndarray, step: Tensor, active: np.ndarray) -> Advance:
@@ -69,15 +67,10 @@ class NewtonKrylovMethod(AbstractMethod[NewtonKrylov]):
             left[trying] = _norms(found - candidate[rows])
             good[trying] = left[trying] <= (1 - 1e-4 * t) * residual[trying]
         if good.all():
-            return Advance(trial, value)
-        keep = torch.from_numpy(~good).to(z.device)[:, None]
+            return Advance(trial, value, joined=t < 1.0)
+        keep = column_of(~good, z)
         ended = {Status.DIVERGED: ~good & ~np.isfinite(left), Status.STALLED: ~good & np.isfinite(left)}
-        return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), ended)
-
-    def keep(self, compaction: Compaction) -> None:
-        self._forcing = self._forcing[compaction.order]
-        if self._before is not None:
-            self._before = self._before[compaction.order]
+        return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), ended, joined=True)
 
 
 class PseudoTransientMethod(AbstractMethod[PseudoTransient]):
@@ -87,6 +80,8 @@ class PseudoTransientMethod(AbstractMethod[PseudoTransient]):
 
     References: Kelley, Keyes (1998), SIAM J. Numer. Anal. 35(2).
     """
+
+    rows = ("_before", "_h")
 
     def __init__(self, algorithm: PseudoTransient, samples: Samples) -> None:
         super().__init__(algorithm, samples)
@@ -103,12 +98,12 @@ class PseudoTransientMethod(AbstractMethod[PseudoTransient]):
         # Nearly a Newton step where h is long, so nearly as exact a solve as its convergence needs.
         relative = np.where(active, np.clip(1 / (1 + self._h), 1e-3, 0.1), np.inf)
         while True:
-            shift = _column(1 + 1 / self._h, z)
+            shift = column_of(1 + 1 / self._h, z)
 
             def apply(v: Tensor, shift: Tensor = shift) -> Tensor:
                 return shift * v - self.samples.push(z, v)
 
-            step = gmres(apply, r, relative, self.algorithm.krylov_steps)
+            step, _ = gmres(apply, r, relative, self.algorithm.krylov_steps)
             trial = z + step
             value = self.samples.evaluate(trial)
             bad = active & ~np.isfinite(_norms(value - trial))
@@ -116,10 +111,5 @@ class PseudoTransientMethod(AbstractMethod[PseudoTransient]):
                 return Advance(trial, value)
             self._h[bad] /= 10
             if (gave_up := bad & (self._h < SHORTEST)).any():
-                keep = torch.from_numpy(bad).to(z.device)[:, None]
-                return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), {Status.DIVERGED: gave_up})
-
-    def keep(self, compaction: Compaction) -> None:
-        self._h = self._h[compaction.order]
-        if self._before is not None:
-            self._before = self._before[compaction.order]
+                keep, ended = column_of(bad, z), {Status.DIVERGED: gave_up}
+                return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), ended, joined=True)

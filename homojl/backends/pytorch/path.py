@@ -14,16 +14,19 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import torch
 
 from homojl.algorithms import AbstractErrorControlled, AbstractPathAlgorithm, ArcLength
-from homojl.backends.base import Path, Residual, ResidualJVP
+from homojl.backends.base import AbstractMap, Path
 from homojl.backends.pytorch.gmres import gmres
-from homojl.backends.pytorch.runge_kutta import combine, step
-from homojl.layout import Layout
+from homojl.backends.pytorch.rows import RowLayout
+from homojl.backends.pytorch.steps import ExplicitStepper
+from homojl.functions.products import Linearisation
 from homojl.solution import Status
 
 Tensor = torch.Tensor
+Ends = tuple[float, float, float, float]  # value, slope times the step's size, and both at its end
 
 # What a step should cost: the angle that the path turns by, the distance corrected relative to the step's length, and
 # the factor that one correction reduces the residual by. A step where any is so large that it should have been less
@@ -35,12 +38,13 @@ _BRANCH_STEP = 1e-3
 _KRYLOV_RTOL = 1e-4  # of one linear system; the corrections themselves bring the residual down to the tolerance
 _LAST_CORRECTIONS = 30  # at lambda = 1, where a root may be multiple and Newton's method slow
 _VERTICAL = 0.05  # a tangent's part in lambda below which a path that could not be followed is said to turn back
+_TOUCH = 1e-3  # how near to lambda = 1 a path has to turn back for a root to be looked for there
 
 
-def trace_path(r: Residual, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str, jvp: ResidualJVP) -> Path:
+def trace_path(r: AbstractMap, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str) -> Path:
     """Follow the zero path; see `AbstractBackend.trace_path`."""
     with torch.no_grad():
-        return _Tracker(_Homotopy(r, jvp, z0.detach(), kind), algorithm).run()
+        return _Tracker(_Homotopy(r, z0.detach(), kind), algorithm).run()
 
 
 class _Point:
@@ -52,17 +56,20 @@ class _Point:
         self.r = homotopy.residual(self.z)
         self.h = homotopy.value(self)
         self.size = _rms(self.h)
+        self.linearised: Linearisation | None = None
 
 
 class _Homotopy:
     """H on flat vectors w = (z, lambda), and its derivative; counts evaluations."""
 
-    def __init__(self, r: Residual, jvp: ResidualJVP, z0: Tensor, kind: str) -> None:
-        self._r, self._jvp, self._newton = r, jvp, kind == "newton"
-        self._layout = Layout([z0])
+    def __init__(self, r: AbstractMap, z0: Tensor, kind: str) -> None:
+        self._r, self._newton = r, kind == "newton"
+        self._layout = RowLayout(z0[None])
         self.nfe = self.n_jvp = 0
-        self.u0 = self._layout.pack([z0], z0.dtype)
+        self.u0 = self._layout.flatten(z0[None])[0]
         self.n = self.u0.numel()
+        # Where each element of the flat vector stands in the order of the state's dimensions.
+        self._order = self._layout.flatten(torch.arange(self.n, device=z0.device).view(1, *z0.shape))[0]
         self.start = torch.cat([self.u0, self.u0.new_zeros(1)])
         self._r0 = self.residual(self.state(self.start)) if self._newton else None
 
@@ -72,31 +79,34 @@ class _Homotopy:
 
     def state(self, w: Tensor) -> Tensor:
         """z, a view of w in the form that it came in."""
-        return self._layout.unpack(w)[0]
+        return self._layout.unflatten(w[None, :-1])[0]
 
     def residual(self, z: Tensor) -> Tensor:
         self.nfe += 1
-        return self._layout.pack([self._r(z)], z.dtype)
+        return self._layout.flatten(self._r(z)[None])[0]
 
     def value(self, p: _Point) -> Tensor:
         if self._r0 is not None:
             return p.r - (1 - p.lam) * self._r0
         return p.lam * p.r + (1 - p.lam) * (p.w[:-1] - self.u0)
 
-    def by_lambda(self, p: _Point) -> Tensor:
+    def _by_lambda(self, p: _Point) -> Tensor:
         return p.r - (p.w[:-1] - self.u0) if self._r0 is None else self._r0
 
-    def by_state(self, p: _Point, v: Tensor) -> Tensor:
-        self.n_jvp += 1
-        product = self._layout.pack([self._jvp(p.z, self._layout.unpack(v)[0])], v.dtype)
-        return product if self._newton else p.lam * product + (1 - p.lam) * v
+    def _linearised(self, p: _Point) -> Linearisation:
+        if p.linearised is None:
+            p.linearised = self._r.linearised(p.z)
+        return p.linearised
 
     def solve_densely(self, p: _Point, border: Tensor, rhs: Tensor) -> tuple[Tensor | None, float]:
         """The solution (n + 1,) of the bordered system at a point, None if there is none; its determinant's sign."""
         matrix = torch.empty(self.n + 1, self.n + 1, dtype=rhs.dtype, device=rhs.device)
-        for j, unit in enumerate(torch.eye(self.n, dtype=rhs.dtype, device=rhs.device)):
-            matrix[:-1, j] = self.by_state(p, unit)
-        matrix[:-1, -1] = self.by_lambda(p)
+        self.n_jvp += self.n
+        by_state = self._linearised(p).matrix()[self._order][:, self._order]
+        matrix[:-1, :-1] = by_state if self._newton else p.lam * by_state
+        if not self._newton:
+            matrix[:-1, :-1].diagonal().add_(1 - p.lam)
+        matrix[:-1, -1] = self._by_lambda(p)
         matrix[-1] = border
         factors, pivots, info = torch.linalg.lu_factor_ex(matrix)
         if info.item() != 0:
@@ -108,14 +118,16 @@ class _Homotopy:
 
     def solve_by_krylov(self, p: _Point, border: Tensor, rhs: Tensor, steps: int) -> tuple[Tensor | None, float]:
         """The same by GMRES, which does not know the determinant: its sign comes as 0."""
-        by_lambda = self.by_lambda(p)
+        by_lambda, at = self._by_lambda(p), self._linearised(p)
 
         def product(v: Tensor) -> Tensor:
-            top = self.by_state(p, v[:-1]).add_(v[-1] * by_lambda)
-            return torch.cat([top, torch.dot(border, v).reshape(1)])
+            self.n_jvp += 1
+            by_state = self._layout.flatten(at.push(self._layout.unflatten(v[:, :-1])[0])[None])
+            top = by_state if self._newton else p.lam * by_state + (1 - p.lam) * v[:, :-1]
+            return torch.cat([top + v[:, -1:] * by_lambda, (v @ border)[:, None]], dim=1)
 
-        x, left = gmres(product, rhs, steps=steps, rtol=_KRYLOV_RTOL)
-        return (x if left < 0.1 else None), 0.0
+        x, left = gmres(product, rhs[None], np.full(1, _KRYLOV_RTOL), steps)
+        return (x[0] if left[0] < 0.1 else None), 0.0
 
 
 class _StepFailed(Exception):
@@ -130,6 +142,7 @@ class _Tracker:
         self.arc_length = algorithm if isinstance(algorithm, ArcLength) else None
         self.by_length = self.arc_length is not None
         self.dense = algorithm.solves_densely(homotopy.n)
+        self.stepper = ExplicitStepper(algorithm.predictor.explicit_tableau)
         self.eps = torch.finfo(homotopy.start.dtype).eps
         self.along_lambda = torch.zeros_like(homotopy.start)
         self.along_lambda[-1] = 1.0
@@ -161,19 +174,15 @@ class _Tracker:
             h = 1 - point.lam if lands else h
             try:
                 new, turned, sign, length, quotient = self._step(point, tangent, h, lands)
-                fraction = None
-                if self.by_length:
-                    fraction = _crossing(point.lam, tangent[-1].item(), new.lam, turned[-1].item(), length)
-                    if fraction is not None:
-                        last = self._root(point, tangent, new, turned, length, fraction)
+                root = self._root_within(point, tangent, new, turned, length) if self.by_length else None
             except _StepFailed as failure:
                 failed = failure.args[0]
                 self.rejected += 1
                 self.h = h / 2
                 continue
             failed = None
-            if fraction is not None:
-                self._accept(last, length * fraction)
+            if root is not None:
+                self._accept(root[0], length * root[1])
                 return self._end(Status.SUCCESS, "")
             self._accept(new, length)
             if lands:
@@ -197,18 +206,19 @@ class _Tracker:
         Raises:
             _StepFailed: if that is more than 2, or something failed.
         """
-        algorithm, tableau = self.algorithm, self.algorithm.predictor.explicit_tableau
+        algorithm, predictor = self.algorithm, self.algorithm.predictor
 
         def field(_: Tensor, w: Tensor) -> Tensor:
             return self._tangent(_Point(self.homotopy, w), tangent)[0]
 
-        w, ks = step(field, tableau, 0.0, h, point.w, tangent)
+        predicted = self.stepper.step(field, 0.0, h, point.w, tangent)
+        w, quotient = predicted.y_next, 0.0
         if lands:
             w[-1] = 1.0
         new = guess = _Point(self.homotopy, w)
-        quotient = 0.0
-        if tableau.b_error is not None:
-            quotient = self._error_ratio(point.w, w, h, ks) ** (1 / tableau.order)
+        if isinstance(predictor, AbstractErrorControlled):
+            scale = torch.maximum(point.w.abs(), w.abs()).mul_(predictor.rtol).add_(predictor.atol)
+            quotient = _rms(self.stepper.error(predicted) / scale) ** (1 / self.stepper.order)
         if algorithm.max_corrections > 0:
             new, contraction = self._corrected(guess, self._border(tangent), algorithm.max_corrections)
             quotient = max(quotient, math.sqrt(contraction / _CONTRACTION))
@@ -216,10 +226,10 @@ class _Tracker:
         chord = new.w - point.w
         length = torch.linalg.vector_norm(chord).item()
         if algorithm.max_corrections == 0:
-            return new, turned, sign, length, quotient if tableau.b_error is not None else 1.0
+            return new, turned, sign, length, quotient if isinstance(predictor, AbstractErrorControlled) else 1.0
         angle = _angle(tangent, chord) + _angle(chord, turned)
         distance = torch.linalg.vector_norm(new.w - guess.w).item() / (h * torch.linalg.vector_norm(tangent).item())
-        quotient = max(quotient, angle / _ANGLE, (distance / _DISTANCE) ** (1 / tableau.order))
+        quotient = max(quotient, angle / _ANGLE, (distance / _DISTANCE) ** (1 / self.stepper.order))
         if self.homotopy.jumped(new):
             raise _StepFailed(Status.STEP_TOO_SMALL)
         if sign != self.sign and length > _BRANCH_STEP * (1 + torch.linalg.vector_norm(point.w).item()):
@@ -228,15 +238,6 @@ class _Tracker:
             raise _StepFailed(Status.STEP_TOO_SMALL)
         # The chord of a circular arc that turns by this angle.
         return new, turned, sign, length * (angle / 2 / math.sin(angle / 2) if angle > 0 else 1.0), quotient
-
-    def _error_ratio(self, w: Tensor, w_next: Tensor, h: float, ks: list[Tensor]) -> float:
-        predictor = self.algorithm.predictor
-        assert isinstance(predictor, AbstractErrorControlled), predictor
-        weights = predictor.explicit_tableau.b_error
-        assert weights is not None, predictor
-        error = combine(torch.zeros_like(w), h, weights, ks)
-        scale = torch.maximum(w.abs(), w_next.abs()).mul_(predictor.rtol).add_(predictor.atol)
-        return _rms(error / scale)
 
     def _border(self, tangent: Tensor) -> Tensor:
         return tangent if self.by_length else self.along_lambda
@@ -274,8 +275,28 @@ class _Tracker:
             return point, contraction
         raise _StepFailed(Status.STALLED if math.isfinite(point.size) else Status.DIVERGED)
 
+    def _root_within(
+        self, point: _Point, tangent: Tensor, new: _Point, turned: Tensor, h: float
+    ) -> tuple[_Point, float] | None:
+        """The root at lambda = 1 within a step between two points, and at which fraction of it; None: not reached.
+
+        Raises:
+            _StepFailed: if Newton's method finds none where the step crosses lambda = 1.
+        """
+        ends = point.lam, tangent[-1].item() * h, new.lam, turned[-1].item() * h
+        fraction = _crossing(ends)
+        if fraction is not None:
+            return self._root(point, tangent, new, turned, h, fraction), fraction
+        top = max(range(65), key=lambda k: _cubic(k / 64, ends)) / 64
+        if not (ends[1] > 0 > ends[3] and _cubic(top, ends) > 1 - _TOUCH):
+            return None
+        try:  # a path that only touches lambda = 1 has a double root there
+            return self._root(point, tangent, new, turned, h, top), top
+        except _StepFailed:
+            return None
+
     def _root(self, point: _Point, tangent: Tensor, new: _Point, turned: Tensor, h: float, fraction: float) -> _Point:
-        """The root at lambda = 1 near the crossing at that fraction of the step between two points.
+        """The root at lambda = 1 near that fraction of a step.
 
         Raises:
             _StepFailed: if Newton's method does not find one near by.
@@ -319,6 +340,7 @@ class _Tracker:
             k3 = 1 / velocity(s + length / 2 * k2)
             length *= (k1 + 2 * k2 + 2 * k3 + 1 / velocity(s + length * k3)) / 6
         self.s += length
+        point.linearised = None
         self.points.append(point)
         self.lengths.append(self.s)
 
@@ -387,18 +409,17 @@ def _hermite(x: float) -> tuple[float, float, float, float]:
     return (1 + 2 * x) * (1 - x) ** 2, x * (1 - x) ** 2, x**2 * (3 - 2 * x), x**2 * (x - 1)
 
 
-def _crossing(lam: float, slope: float, lam_next: float, slope_next: float, h: float) -> float | None:
-    """The first fraction of a step of size h at which the cubic through both ends reaches lambda = 1; None: nowhere."""
+def _cubic(x: float, ends: Ends) -> float:
+    return sum(weight * end for weight, end in zip(_hermite(x), ends, strict=True))
 
-    def past(x: float) -> bool:
-        a, b, c, d = _hermite(x)
-        return a * lam + b * h * slope + c * lam_next + d * h * slope_next >= 1
 
-    first = next((k for k in range(1, 9) if (lam_next >= 1 if k == 8 else past(k / 8))), None)
+def _crossing(ends: Ends) -> float | None:
+    """The first fraction of a step at which the cubic through both ends reaches 1; None: nowhere."""
+    first = next((k for k in range(1, 9) if (ends[2] if k == 8 else _cubic(k / 8, ends)) >= 1), None)
     if first is None:
         return None
     low, high = (first - 1) / 8, first / 8
     for _ in range(50):
         middle = (low + high) / 2
-        low, high = (low, middle) if past(middle) else (middle, high)
+        low, high = (low, middle) if _cubic(middle, ends) >= 1 else (middle, high)
     return high

@@ -8,8 +8,9 @@ import numpy as np
 import torch
 
 from homojl.algorithms import Bosh3, Relaxation
+from homojl.backends.pytorch.gmres import column_of
 from homojl.backends.pytorch.history import AbstractMethod, Advance
-from homojl.backends.pytorch.samples import Compaction, Samples
+from homojl.backends.pytorch.samples import Samples
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -26,6 +27,8 @@ class RelaxationMethod(AbstractMethod[Relaxation]):
     relative to the shrinking residual, which a fixed tolerance would not.
     """
 
+    rows = ("_h",)
+
     def __init__(self, algorithm: Relaxation, samples: Samples) -> None:
         super().__init__(algorithm, samples)
         self._h = np.full(len(samples.index), 1.0)
@@ -36,7 +39,7 @@ class RelaxationMethod(AbstractMethod[Relaxation]):
         self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
     ) -> Advance:
         tableau = Bosh3.tableau
-        h = torch.from_numpy(self._h).to(z.device, z.dtype)[:, None]
+        h = column_of(self._h, z)
         ks = [r]
         for row in (*tableau.a[1 : tableau.stages - 1], tableau.b):
             trial = z + h * _sum(row, ks)
@@ -53,13 +56,11 @@ class RelaxationMethod(AbstractMethod[Relaxation]):
         self._h = np.clip(self._h * np.clip(factor, 0.2, np.where(accepted, 5.0, 0.9)), 0.0, 1e6)
         gave_up = active & ~accepted & (self._h < SHORTEST)
         if not accepted.all():
-            good = torch.from_numpy(accepted).to(z.device)[:, None]
+            good = column_of(accepted, z)
             trial, value = torch.where(good, trial, z), torch.where(good, value, fz)
         finite = np.isfinite(size_of_error)
-        return Advance(trial, value, {Status.DIVERGED: gave_up & ~finite, Status.STEP_TOO_SMALL: gave_up & finite})
-
-    def keep(self, compaction: Compaction) -> None:
-        self._h = self._h[compaction.order]
+        ended = {Status.DIVERGED: gave_up & ~finite, Status.STEP_TOO_SMALL: gave_up & finite}
+        return Advance(trial, value, ended, joined=not accepted.all())
 
 
 def _sum(weights: Sequence[float], ks: Sequence[Tensor]) -> Tensor:

@@ -1,4 +1,4 @@
-"""A batch of samples that converge one by one: their memory layout, who is still at work, and how each one ended.
+"""A batch of samples that converge one by one: the map at those still at work, and how each one ended.
 
 States are flat here, (b, n): one row for each sample still at work, its elements in the order of the caller's memory.
 """
@@ -11,118 +11,107 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov
-from homojl.backends.base import FixedPoint, Map, MapJVP
-from homojl.backends.pytorch.evaluations import Untouched
-from homojl.errors import ConfigError
-from homojl.layout import is_dense
+from homojl.backends.base import AbstractMap, FixedPoint
+from homojl.backends.pytorch.gmres import column_of
+from homojl.backends.pytorch.rows import COMPACT_AT, Compaction, RowLayout
+from homojl.functions.products import Linearisation
+from homojl.functions.user import Mixes, warn_caller
 from homojl.solution import Status
 
 Tensor = torch.Tensor
 
 PATIENCE = 30  # iterations in which there has to be progress; a tenth of max_steps if more
-COMPACT_AT = 0.125  # the part of the batch that has to be done before the rest moves together
-
-
-class RowLayout:
-    """Rows of a batch as flat vectors and back: views where memory allows, its order kept where it does not.
-
-    Args:
-        like: the batch (B, ...) whose order of dimensions to follow.
-    """
-
-    def __init__(self, like: Tensor) -> None:
-        self._like = like
-        strides = like.stride()
-        order = sorted(range(1, like.ndim), key=lambda d: (-strides[d], d))
-        self._order = (0, *order)
-        self._shape = tuple(like.shape[d] for d in order)
-        self._inverse = tuple(self._order.index(d) for d in range(like.ndim))
-
-    def flatten(self, batch: Tensor) -> Tensor:
-        """(b, ...) as (b, n)."""
-        return batch.permute(self._order).reshape(batch.shape[0], -1)
-
-    def unflatten(self, flat: Tensor) -> Tensor:
-        """(b, n) as (b, ...), a view."""
-        return flat.reshape(flat.shape[0], *self._shape).permute(self._inverse)
-
-    def restore(self, flat: Tensor) -> Tensor:
-        """The whole batch, in the strides it came with where they were dense."""
-        batch, like = self.unflatten(flat), self._like
-        if batch.stride() == like.stride() or not is_dense(like):
-            return batch
-        return torch.empty_strided(like.shape, like.stride(), dtype=flat.dtype, device=flat.device).copy_(batch)
-
-
-class Compaction:
-    """The samples still at work move into the first rows, those at the back into the places of those that are done.
-
-    Args:
-        active: which rows go on, (b,), bool.
-        device: of the buffers.
-    """
-
-    def __init__(self, active: np.ndarray, device: torch.device) -> None:
-        self.size = int(active.sum())
-        holes = np.flatnonzero(~active[: self.size])
-        movers = self.size + np.flatnonzero(active[self.size :])
-        self.order = np.arange(self.size)
-        self.order[holes] = movers
-        indices = torch.from_numpy(np.concatenate([holes, movers, self.order])).to(device, non_blocking=True)
-        self._holes, self._movers, self._rows = indices.split([len(holes), len(movers), self.size])
-
-    def take(self, buffer: Tensor) -> Tensor:
-        """The remaining rows of a (b, ...) buffer, as a new tensor."""
-        return buffer.index_select(0, self._rows)
-
-    def shrink(self, buffer: Tensor) -> Tensor:
-        """The same in place, so that only rows at the back are copied; for buffers that nothing else refers to."""
-        if len(self._holes):
-            buffer.index_copy_(0, self._holes, buffer.index_select(0, self._movers))
-        return buffer[: self.size]
+FAR = 5.0  # norm(f(z)) relative to where it began, from which on a residual may be small by growth alone
 
 
 class Samples:
-    """The map, seen from the samples still at work; counts its evaluations.
+    """The map, seen from the samples still at work, and what its residuals have to come to; counts its evaluations.
 
     Attributes:
         layout: of the rows.
         nfe, n_jvp: evaluations and Jacobian-vector products so far.
         index: the position in the batch of each row, (b,), int64 on the host.
+        alone: whether rows are known not to need each other.
+        mixed: whether they are known to.
     """
 
-    def __init__(self, f: Map, z0: Tensor, jvp: MapJVP | None) -> None:
-        self._f, self._jvp = f, jvp
+    def __init__(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> None:
+        self._f, self._algorithm, self._device = f, algorithm, z0.device
         self._rows: Tensor | None = None
-        self._device, self._untouched = z0.device, Untouched()
+        self._point: tuple[Tensor, Linearisation] | None = None  # where the map was linearised last
+        self._asked = len(z0) + 1  # rows at work when it was last asked whether they need each other
         self.layout = RowLayout(z0)
-        self.index = np.arange(z0.shape[0])
+        self.index = np.arange(len(z0))
         self.nfe = self.n_jvp = 0
+        self.alone = self.mixed = False
+        self._far, self._largest = np.full(len(z0), math.nan), np.zeros(len(z0))
+        self._eps = torch.finfo(z0.dtype).eps
 
     def evaluate(self, z: Tensor) -> Tensor:
         """f at (b, n)."""
         self.nfe += 1
-        return self._untouched(self.layout.flatten(self._f(self.layout.unflatten(z), self._rows)))
+        return self.layout.flatten(self._f(self.layout.unflatten(z), self._rows))
 
     def evaluate_some(self, z: Tensor, which: np.ndarray) -> Tensor:
         """f at the rows `which` (bool) of (b, n); shape (count of which, n)."""
-        if which.all():
-            return self.evaluate(z)
+        chosen = torch.from_numpy(np.flatnonzero(which)).to(self._device, non_blocking=True)
+        if which.all() or not self.alone:
+            return self.evaluate(z).index_select(0, chosen)
         self.nfe += 1
         rows = torch.from_numpy(self.index[which]).to(self._device, non_blocking=True)
-        chosen = torch.from_numpy(np.flatnonzero(which)).to(self._device, non_blocking=True)
         return self.layout.flatten(self._f(self.layout.unflatten(z.index_select(0, chosen)), rows))
 
     def push(self, z: Tensor, v: Tensor) -> Tensor:
-        """(df/dz) v at (b, n)."""
-        if self._jvp is None:
-            raise ConfigError("this method needs the map's Jacobian-vector product: pass jvp")
+        """(df/dz) v at (b, n); the map is linearised once where z is the same tensor."""
         self.n_jvp += 1
-        return self.layout.flatten(self._jvp(self.layout.unflatten(z), self.layout.unflatten(v), self._rows))
+        if self._point is None or self._point[0] is not z:
+            self._point = z, self._f.linearised(self.layout.unflatten(z), self._rows)
+        return self.layout.flatten(self._point[1].push(self.layout.unflatten(v)))
+
+    def separable(self, z: Tensor, fz: Tensor, active: np.ndarray) -> bool:
+        """Whether rows may go on without each other; f(z) = fz, both (b, n), is all that is known of the whole batch.
+
+        What the map does not tell is asked again where fewer rows are at work.
+        """
+        if self.alone or self.mixed or active.sum() >= self._asked:
+            return self.alone
+        self._asked = int(active.sum())
+        some = np.flatnonzero(active)[: max(1, len(active) // 2)]  # of all rows nothing would be learnt
+        staying = torch.from_numpy(some).to(self._device)
+        try:
+            self.alone = self._f.separable((self.layout.unflatten(z),), self.layout.unflatten(fz), staying)
+        except Mixes as error:
+            self.mixed = True
+            if str(error):
+                warn_caller(f"{error}; the batch converges as a whole")
+        return self.alone
+
+    def note(self, residual: np.ndarray, norm: np.ndarray) -> None:
+        """Residuals and norms of f(z), (b,), that have been found; the first are those at z0."""
+        with np.errstate(invalid="ignore"):
+            self._far = np.where(np.isnan(self._far), FAR * (residual + norm), self._far)
+            self._largest = np.fmax(self._largest, residual)
+
+    def tolerance(self, norm: np.ndarray) -> np.ndarray:
+        """What norm(f(z) - z) may come to where norm(f(z)) is `norm`, both (b,).
+
+        Far from where it began, f(z) may be large only because nothing holds it: growth makes any residual small
+        beside it. There the largest residual so far is what others are compared with.
+        """
+        with np.errstate(invalid="ignore"):
+            size = np.where(norm > self._far, np.minimum(norm, self._largest), norm)
+        return np.asarray(self._algorithm.atol + self._algorithm.rtol * size)
+
+    def score(self, residual: np.ndarray, norm: np.ndarray) -> np.ndarray:
+        """norm(f(z) - z) as a multiple of what it may come to, (b,); far off no less than rounding leaves of it."""
+        with np.errstate(divide="ignore", invalid="ignore"):
+            residual = np.where(norm > self._far, np.maximum(residual, self._eps * norm), residual)
+            return np.where(residual == 0, 0.0, residual / self.tolerance(norm))
 
     def keep(self, compaction: Compaction) -> None:
-        self.index = self.index[compaction.order]
+        self.index, self._far, self._largest = (x[compaction.order] for x in (self.index, self._far, self._largest))
         self._rows = torch.from_numpy(self.index).to(self._device, non_blocking=True)
+        self._point = None
 
 
 class Progress:
@@ -134,6 +123,7 @@ class Progress:
 
     Attributes:
         active: which rows are still at work, (b,), bool.
+        together: whether the batch converges as a whole: where all its rows meet the tolerance.
     """
 
     _best: Tensor  # iterates (b, n); from the first update on
@@ -145,7 +135,7 @@ class Progress:
             algorithm.max_steps if isinstance(algorithm, Homotopy) else max(PATIENCE, algorithm.max_steps // 10)
         )
         count = len(samples.index)
-        self.active = np.ones(count, dtype=bool)
+        self.active, self.together = np.ones(count, dtype=bool), False
         self._score = np.full(count, math.inf)  # residual over what is tolerated, at the best iterate
         self._ratio = np.full(count, math.nan)  # residual over norm(f(z)), there
         self._mark = np.full(count, math.inf)  # the score that has to be undercut to count as progress
@@ -158,33 +148,35 @@ class Progress:
 
     def update(self, iteration: int, z: Tensor, residual: np.ndarray, norm: np.ndarray) -> None:
         """Take note of the iterates z (b, n), where norm(f(z) - z) and norm(f(z)), both (b,), have been found."""
-        algorithm = self._algorithm
-        finite = np.isfinite(residual) & np.isfinite(norm)
+        finite, score = np.isfinite(residual) & np.isfinite(norm), self._samples.score(residual, norm)
         with np.errstate(divide="ignore", invalid="ignore"):
-            score = np.where(residual == 0, 0.0, residual / (algorithm.atol + algorithm.rtol * norm))
             ratio = np.where(residual == 0, 0.0, residual / norm)
+        if self.together:
+            finite, score = np.full_like(finite, finite.all()), np.full_like(score, score.max())
         better = self.active & finite & (score < self._score)
         if iteration == 0 or better.all():
             self._best = z
         elif better.any():
-            chosen = torch.from_numpy(better).to(z.device, non_blocking=True)
-            self._best = torch.where(chosen[:, None], z, self._best)
+            self._best = torch.where(column_of(better, z), z, self._best)
         self._score[better], self._ratio[better] = score[better], ratio[better]
         fell = better & (score < 0.999 * self._mark)
         grew = self.active & finite & (norm > 1.001 * self._largest)
         self._mark[fell], self._largest[grew] = score[fell], norm[grew]
         self._marked_at[fell | grew] = iteration
 
-        converged = self.active & (self._score <= 1.0)
-        self._end(converged, Status.SUCCESS, iteration)
-        self._end(self.active & ~finite, Status.DIVERGED, iteration)
-        self._end(self.active & (iteration - self._marked_at >= self._patience), Status.STALLED, iteration)
+        self.stop(self._score <= 1.0, Status.SUCCESS, iteration)
+        self.stop(~finite, Status.DIVERGED, iteration)
+        self.stop(iteration - self._marked_at >= self._patience, Status.STALLED, iteration)
+
+    def reopen(self) -> None:
+        """All rows go back to work and end together from now on; to be updated again with the present iterates."""
+        self.together = True
+        self._pieces.clear()
+        self.active[:], self._score[:], self._mark[:], self._statuses[:] = True, math.inf, math.inf, None
 
     def stop(self, which: np.ndarray, status: Status, iteration: int) -> None:
         """Those of the rows `which` (bool) that are still at work end here, at their best iterates."""
-        self._end(which & self.active, status, iteration)
-
-    def _end(self, which: np.ndarray, status: Status, iteration: int) -> None:
+        which = which & self.active
         if not which.any():
             return
         rows = torch.from_numpy(np.flatnonzero(which)).to(self._best.device, non_blocking=True)
@@ -205,7 +197,7 @@ class Progress:
         return compaction
 
     def result(self) -> FixedPoint:
-        """What came of it, once no row is at work."""
+        """The result, once no row is at work."""
         index = np.concatenate([index for index, _ in self._pieces])
         value = self._pieces[0][1] if len(self._pieces) == 1 else torch.cat([piece for _, piece in self._pieces])
         if not np.array_equal(index, np.arange(len(index))):
@@ -224,11 +216,11 @@ class Progress:
         )
 
     def _verdict(self, converged: np.ndarray) -> tuple[Status, str]:
-        """The gravest end of any sample, and one line on what happened and what to try."""
+        """The worst status among the samples, and one line on what happened and what to try."""
         if converged.all():
             return Status.SUCCESS, ""
-        grave = (Status.DIVERGED, Status.STEP_TOO_SMALL, Status.RETURNED, Status.STALLED, Status.MAX_STEPS)
-        status = next(s for s in grave if s in self._statuses)
+        worst_first = (Status.DIVERGED, Status.STEP_TOO_SMALL, Status.RETURNED, Status.STALLED, Status.MAX_STEPS)
+        status = next(s for s in worst_first if s in self._statuses)
         missed, algorithm = np.flatnonzero(~converged), self._algorithm
         if status is Status.DIVERGED:
             worst = int(np.flatnonzero(self._statuses == status)[0])

@@ -6,15 +6,16 @@ import numpy as np
 import torch
 
 from homojl.algorithms import SciPy
-from homojl.backends.base import Integration, RightHandSide
-from homojl.backends.pytorch.runge_kutta import time_like
+from homojl.backends.base import AbstractField, Integration
+from homojl.backends.pytorch.record import Record
+from homojl.backends.pytorch.steps import time_like
 from homojl.errors import BackendUnavailable, ConfigError
-from homojl.solution import Status, StepSequence
+from homojl.solution import Status
 
 Tensor = torch.Tensor
 
 
-def integrate_scipy(rhs: RightHandSide, y0: Tensor, ts: tuple[float, ...], algorithm: SciPy) -> Integration:
+def integrate_scipy(f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: SciPy) -> Integration:
     """See `AbstractBackend.integrate`.
 
     Raises:
@@ -25,17 +26,15 @@ def integrate_scipy(rhs: RightHandSide, y0: Tensor, ts: tuple[float, ...], algor
         from scipy.integrate import solve_ivp
     except ImportError:
         raise BackendUnavailable("SciPy is not installed; run: pip install scipy") from None
-    calls = 0
+    started = f.calls
     missed = "no gradient passes through SciPy's solvers; use BacksolveAdjoint() or GaussAdjoint()"
     if torch.is_grad_enabled() and y0.requires_grad:
         raise ConfigError(missed)
 
     def on_arrays(t: float, flat: np.ndarray) -> np.ndarray:
-        nonlocal calls
-        calls += 1
         # A copy, because SciPy also passes columns of arrays, and works on its own.
         y = torch.from_numpy(flat.copy()).to(y0.device, y0.dtype).view(y0.shape)
-        dy = rhs(time_like(t, y0), y)
+        dy = f(time_like(t, y0), y)
         if dy.requires_grad:
             raise ConfigError(missed)
         return dy.reshape(-1).cpu().numpy().astype(flat.dtype)
@@ -60,10 +59,9 @@ def integrate_scipy(rhs: RightHandSide, y0: Tensor, ts: tuple[float, ...], algor
     return Integration(
         ts=ts[: len(states)],
         ys=[y0, *states[1:].unbind()],
-        steps=StepSequence(),
-        states=[],
+        record=Record(),
         status=Status.SUCCESS if ok else Status.STEP_TOO_SMALL,
-        message="" if ok else f"SciPy's {algorithm.solver}: {found.message} (after {calls} evaluations)",
-        nfe=calls,
+        message="" if ok else f"SciPy's {algorithm.solver}: {found.message} (after {f.calls - started} evaluations)",
+        nfe=f.calls - started,
         n_rejected=0,
     )

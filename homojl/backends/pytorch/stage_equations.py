@@ -10,10 +10,11 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractImplicit, AbstractImplicitFixedStep
-from homojl.backends.base import AbstractRightHandSideJVP, RightHandSide
+from homojl.backends.base import AbstractField
 from homojl.backends.pytorch.gmres import gmres
-from homojl.backends.pytorch.runge_kutta import time_like
+from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError, SolveError
+from homojl.functions.products import Linearisation
 
 Tensor = torch.Tensor
 
@@ -68,14 +69,13 @@ class StageEquations:
 
     def __init__(
         self,
-        rhs: RightHandSide,
-        jvp: AbstractRightHandSideJVP,
+        f: AbstractField,
         algorithm: AbstractImplicit | AbstractImplicitFixedStep,
         t: float,
         h: float,
         y: Tensor,
     ) -> None:
-        self._rhs, self._jvp, self._t, self._h, self._y = rhs, jvp, t, h, y.detach()
+        self._f, self._t, self._h, self._y = f, t, h, y.detach()
         self._form = _Form(y)
         self._dense = algorithm.solves_densely(self._form.n)
         self.finite = True
@@ -127,7 +127,7 @@ class StageEquations:
         before, fresh = math.nan, False
         for iteration in range(ITERATIONS):
             states = form.all_states(base + z)
-            self.values = [self._rhs(time_like(t, self._y), x).detach() for t, x in zip(times, states, strict=True)]
+            self.values = [self._f(time_like(t, self._y), x).detach() for t, x in zip(times, states, strict=True)]
             residual = a @ form.all_flat(self.values) - z
             correction = self._correction(weights, a, times, states, residual)
             z = z + correction
@@ -160,25 +160,24 @@ class StageEquations:
         if self._dense:
             return torch.linalg.lu_solve(*self._factorised(weights, a), residual.reshape(-1, 1)).reshape(m, n)
 
+        points = self._linearisations(times, states)
+
         def product(v: Tensor) -> Tensor:
             v = v.view(m, n) * self._scale
-            return ((v - a @ self._pushed(times, states, v)) / self._scale).view(-1)
+            pushed = [p.push(w) for p, w in zip(points, self._form.all_states(v), strict=True)]
+            return ((v - a @ self._form.all_flat(pushed)) / self._scale).view(-1)
 
         scaled = (residual / self._scale).view(-1)
         mean = torch.linalg.vector_norm(scaled).item() / math.sqrt(m * n)
         # As exactly as the last iteration needs it, within what pays.
         rtol = min(0.1, max(1e-4, 0.3 * ACCURACY / mean)) if mean > 0 else 0.1
-        return _restarted(product, scaled, rtol).view(m, n) * self._scale
+        return _restarted(product, scaled, rtol)[0].view(m, n) * self._scale
 
-    def _pushed(self, times: list[float], states: list[Tensor], v: Tensor) -> Tensor:
-        """J v for each stage; (m, n)."""
-        columns = zip(times, states, self._form.all_states(v), strict=True)
-        return self._form.all_flat([self._jvp(time_like(t, self._y), x, w) for t, x, w in columns])
+    def _linearisations(self, times: list[float], states: Sequence[Tensor]) -> list[Linearisation]:
+        return [self._f.linearised(time_like(t, self._y), x) for t, x in zip(times, states, strict=True)]
 
     def _linearise(self, times: list[float], states: list[Tensor]) -> Tensor:
-        self._jacobians = torch.stack(
-            [self._jvp.matrix(time_like(t, self._y), x) for t, x in zip(times, states, strict=True)]
-        )
+        self._jacobians = torch.stack([point.matrix() for point in self._linearisations(times, states)])
         self._factors.clear()
         return self._jacobians
 
@@ -206,29 +205,16 @@ class StageEquations:
     ) -> list[Tensor]:
         """The changes as functions of the bases and of whatever else the field depends on."""
         states = [(base + change).detach() for base, change in zip(bases, changes, strict=True)]
-
-        def values() -> list[Tensor]:
-            return [self._rhs(time_like(t, self._y), x) for t, x in zip(times, states, strict=True)]
-
-        given = any(base.requires_grad for base in bases)
-        if self._dense or not given:
-            found = values()
-            if not given and not any(value.requires_grad for value in found):
+        if not any(base.requires_grad for base in bases):
+            found = [self._f(time_like(t, self._y), x) for t, x in zip(times, states, strict=True)]
+            if not any(value.requires_grad for value in found):
                 return changes
-        if not self._dense:  # the products with J^T come from these graphs
-            for x in states:
-                x.requires_grad_()
-            found = values()
-        return list(_Implicit.apply(self, weights, times, states, *bases, *found, *changes))
+        points = self._linearisations(times, states)
+        self._f.calls += len(points)
+        values = [self._f.counted(point.value) for point in points]
+        return list(_Implicit.apply(self, weights, times[0], points, *bases, *values, *changes))
 
-    def transposed(
-        self,
-        weights: np.ndarray,
-        times: list[float],
-        states: Sequence[Tensor],
-        values: Sequence[Tensor],
-        cotangents: Tensor,
-    ) -> Tensor:
+    def transposed(self, weights: np.ndarray, t: float, points: Sequence[Linearisation], cotangents: Tensor) -> Tensor:
         """The solution of (I - h A J)^T x = cotangents, with the Jacobians at the stages; (m, n).
 
         Raises:
@@ -237,22 +223,21 @@ class StageEquations:
         m, n = cotangents.shape
         a = torch.from_numpy(weights * self._h).to(self._scale)
         if self._dense:
-            matrices = [self._jvp.matrix(time_like(t, self._y), x) for t, x in zip(times, states, strict=True)]
-            matrix = _matrix(a, torch.stack(matrices))
+            matrix = _matrix(a, torch.stack([point.matrix() for point in points]))
             return torch.linalg.solve(matrix.mT, cotangents.reshape(-1, 1)).reshape(m, n)
 
         def product(v: Tensor) -> Tensor:
             v = v.view(m, n) / self._scale
-            pulled = [_pulled(f, x, w) for f, x, w in zip(values, states, self._form.all_states(a.mT @ v), strict=True)]
+            pulled = [p.pull(w) for p, w in zip(points, self._form.all_states(a.mT @ v), strict=True)]
             return ((v - self._form.all_flat(pulled)) * self._scale).view(-1)
 
         scaled = (cotangents * self._scale).view(-1)
         rtol = torch.finfo(scaled.dtype).eps ** 0.75
-        solution, left = _restarted_with_rest(product, scaled, rtol)
+        solution, left = _restarted(product, scaled, rtol)
         if not left <= 1e3 * rtol:
             raise SolveError(
                 f"GMRES left a relative residual of {left:.1g} in the gradient of an implicit stage at "
-                f"t = {times[0]:.6g}; use linear_solver='dense', float64, or smaller steps"
+                f"t = {t:.6g}; use linear_solver='dense', float64, or smaller steps"
             )
         return solution.view(m, n) / self._scale
 
@@ -265,23 +250,22 @@ class _Implicit(torch.autograd.Function):
         ctx: Any,
         equations: StageEquations,
         weights: np.ndarray,
-        times: list[float],
-        states: list[Tensor],
+        t: float,
+        points: list[Linearisation],
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        m = len(times)
-        ctx.equations, ctx.weights, ctx.times, ctx.states = equations, weights, times, states
-        ctx.save_for_backward(*tensors[m : 2 * m])
+        m = len(points)
+        ctx.equations, ctx.weights, ctx.t, ctx.points = equations, weights, t, points
         return tuple(z.view_as(z) for z in tensors[2 * m :])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         if torch.is_grad_enabled():  # create_graph=True; the graph would silently lack how the Jacobian changes
             raise ConfigError("implicit methods have first derivatives only; take an explicit one for second ones")
-        equations, weights, m = ctx.equations, ctx.weights, len(ctx.times)
+        equations, weights, m = ctx.equations, ctx.weights, len(ctx.points)
         form = equations._form
         nu = form.all_flat(cotangents)
-        mu = equations.transposed(weights, ctx.times, ctx.states, ctx.saved_tensors, nu)
+        mu = equations.transposed(weights, ctx.t, ctx.points, nu)
         a = torch.from_numpy(weights * equations._h).to(mu)
         bases, values = form.all_states(mu - nu), form.all_states(a.mT @ mu)
         return None, None, None, None, *bases, *values, *(None,) * m
@@ -294,22 +278,13 @@ def _matrix(a: Tensor, jacobians: Tensor) -> Tensor:
     return torch.eye(m * n, dtype=a.dtype, device=a.device) - blocks.transpose(1, 2).reshape(m * n, m * n)
 
 
-def _pulled(value: Tensor, state: Tensor, cotangent: Tensor) -> Tensor:
-    """cotangent^T d value / d state."""
-    if not value.requires_grad:
-        return torch.zeros_like(state)
-    (grad,) = torch.autograd.grad(value, state, cotangent, retain_graph=True, allow_unused=True)
-    return torch.zeros_like(state) if grad is None else grad
-
-
-def _restarted(product: Callable[[Tensor], Tensor], rhs: Tensor, rtol: float) -> Tensor:
-    return _restarted_with_rest(product, rhs, rtol)[0]
-
-
-def _restarted_with_rest(product: Callable[[Tensor], Tensor], rhs: Tensor, rtol: float) -> tuple[Tensor, float]:
-    x, left = gmres(product, rhs, steps=KRYLOV_STEPS, rtol=rtol)
-    for _ in range(RESTARTS - 1):
+def _restarted(product: Callable[[Tensor], Tensor], rhs: Tensor, rtol: float) -> tuple[Tensor, float]:
+    """GMRES for one system, started again from where it is; the solution, and its relative residual."""
+    guess, left = None, math.inf
+    for _ in range(RESTARTS):
+        x, lefts = gmres(lambda v: product(v[0])[None], rhs[None], np.array([rtol]), KRYLOV_STEPS, guess=guess)
+        guess, left = x, float(lefts[0])
         if left <= rtol or not math.isfinite(left):
             break
-        x, left = gmres(product, rhs, steps=KRYLOV_STEPS, rtol=rtol, guess=x)
-    return x, left
+    assert guess is not None
+    return guess[0], left

@@ -1,0 +1,270 @@
+"""What happened in a solve, and taking its accepted steps again: whole with a graph, or in pieces for a gradient."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from homojl.backends.pytorch.rows import RowLayout
+from homojl.backends.pytorch.steps import AbstractStepper, Field, Number, Step, on
+from homojl.errors import ConfigError
+from homojl.functions import VectorField
+from homojl.functions.products import gradients
+from homojl.solution import StepSequence
+
+Tensor = torch.Tensor
+
+
+class Round(NamedTuple):
+    """Steps that were accepted together: one of the whole state, or one of each of some samples.
+
+    Attributes:
+        t, h: where they start and their signed sizes.
+        fresh: whether the derivative at the start was evaluated anew, as after a jump.
+        y: the states they start from; None where they were not asked for.
+        fractions, saves: of each state that was saved in them the fraction of the step in (0, 1], 1 being its end, and
+            the position of its time among the save times after the first.
+        samples: whose steps they are, (b,); None: of the whole state.
+        at: for each saved state, which of the steps it lies in, (p,); None: there is one step.
+    """
+
+    t: Number
+    h: Number
+    fresh: bool
+    y: Tensor | None
+    fractions: Any
+    saves: Any
+    samples: np.ndarray | None = None
+    at: np.ndarray | None = None
+
+    @property
+    def inside(self) -> bool:
+        """Whether a state was saved before the end of a step."""
+        return any(x != 1.0 for x in self.fractions)
+
+
+@dataclass(eq=False)
+class Record:
+    """The accepted steps of a solve, in the order in which they were taken.
+
+    Attributes:
+        rounds: of them.
+        layout: of the rows, where every sample has steps of its own; None: the whole state is one row.
+        held: positions of save time and sample, (m,) each, wherever the saved state is the sample's last one; in a
+            joint solve that stopped early the position of its last state.
+    """
+
+    rounds: list[Round] = field(default_factory=list)
+    layout: RowLayout | None = None
+    held: tuple[np.ndarray, np.ndarray] | None = None
+
+    def steps(self) -> StepSequence:
+        """As the solution shows them; of a joint solve."""
+        if self.layout is not None:
+            return StepSequence()
+        saves = tuple((i, f) for i, taken in enumerate(self.rounds) for f in taken.fractions)
+        return StepSequence(tuple(r.t for r in self.rounds), tuple(r.h for r in self.rounds), saves)
+
+    @staticmethod
+    def of(steps: StepSequence, states: Sequence[Tensor], jumps: Sequence[float], saves: int) -> Record:
+        """The record of a joint solve that another backend took, with that many states saved after the first."""
+        fractions: list[list[float]] = [[] for _ in steps.starts]
+        for i, fraction in steps.saves:
+            fractions[i].append(fraction)
+        rounds, save = [], 0
+        for i, (t, h) in enumerate(zip(steps.starts, steps.sizes, strict=True)):
+            low, high = sorted((steps.starts[i - 1], t)) if i else (t, t)
+            fresh = i == 0 or any(low <= s <= high for s in jumps)
+            places = list(range(save, save + len(fractions[i])))
+            rounds.append(Round(t, h, fresh, states[i] if states else None, fractions[i], places))
+            save += len(places)
+        held = (np.array([save]), np.zeros(1, dtype=int)) if save < saves else None
+        return Record(rounds, held=held)
+
+
+def _take(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x.index_select(0, rows)
+
+
+def _put(whole: Tensor | None, rows: Tensor | None, part: Tensor, like: Tensor) -> Tensor:
+    if rows is None:
+        return part
+    return (torch.zeros_like(like) if whole is None else whole).index_copy(0, rows, part)
+
+
+class Replay:
+    """The accepted steps of a solve, to be taken again.
+
+    Args:
+        record, stepper: of the solve.
+        f: the field.
+        like: the initial state.
+    """
+
+    def __init__(self, record: Record, stepper: AbstractStepper, f: VectorField, like: Tensor) -> None:
+        self._record, self._stepper, self._f, self._like = record, stepper, f, like
+
+    def _positions(self, taken: Round) -> Tensor | None:
+        """Of a round's samples in the batch; None where they are all of it, in its order."""
+        if taken.samples is None or len(taken.samples) == len(self._like):
+            return None
+        return on(self._like, taken.samples)
+
+    def _field(self, rows: Tensor | None) -> Field:
+        layout = self._record.layout
+        return self._f if layout is None else layout.field(self._f, rows)
+
+    def _take_step(self, taken: Round, y: Tensor, first: Tensor | None, rows: Tensor | None, *, last: bool) -> Step:
+        return self._stepper.step(self._field(rows), taken.t, taken.h, y, first, last=last)
+
+    def _saved(self, step: Step, taken: Round) -> list[Tensor]:
+        """The states that were saved in a round: one by one, or of its rows in one tensor."""
+        if taken.at is None:
+            return self._stepper.inside(step, taken.fractions)
+        return [self._stepper.rows_inside(step, taken.at, taken.fractions)] if len(taken.at) else []
+
+    def whole(self, y0: Tensor, count: int) -> tuple[list[Tensor], list[Tensor]]:
+        """The states that the steps start from, and the `count` saved ones, from y0 on, in the solve's grad mode."""
+        record, layout = self._record, self._record.layout
+        y = y0 if layout is None else layout.flatten(y0)
+        first = self._at_start(y)
+        starts: list[Tensor] = []
+        pieces: list[Tensor] = []
+        places: list[np.ndarray] = []
+        for i, taken in enumerate(record.rounds):
+            rows = self._positions(taken)
+            known = None if first is None or taken.fresh else _take(first, rows)
+            start = _take(y, rows)
+            step = self._take_step(taken, start, known, rows, last=taken.inside or i + 1 < len(record.rounds))
+            starts.append(start)
+            pieces += self._saved(step, taken)
+            if taken.at is not None and taken.samples is not None:
+                places.append(taken.saves * len(y) + taken.samples[taken.at])
+            y = _put(y, rows, step.y_next, y)
+            carried = self._stepper.carried(step)
+            first = None if carried is None else _put(first, rows, carried, y)
+        if layout is None:
+            return starts, pieces + [y] * (count - len(pieces))
+        if record.held is not None and len(record.held[0]):
+            saves, samples = record.held
+            pieces.append(y.index_select(0, on(y, samples)))
+            places.append(saves * len(y) + samples)
+        order = on(y, np.argsort(np.concatenate(places)))
+        return starts, [layout.restore(s) for s in torch.cat(pieces).index_select(0, order).view(count, *y.shape)]
+
+    def _at_start(self, y: Tensor) -> Tensor | None:
+        """The derivative at the start of every sample that took a step, where rows carry it on."""
+        record = self._record
+        if record.layout is None or not record.rounds or not self._stepper.carries:
+            return None
+        t = np.full(len(y), np.nan)
+        for taken in reversed(record.rounds):
+            t[taken.samples] = taken.t
+        (going,) = np.nonzero(~np.isnan(t))
+        rows = None if len(going) == len(y) else on(y, going)
+        return _put(None, rows, self._field(rows)(on(y, t[going]), _take(y, rows)), y)
+
+    def states_from(self, y: Tensor, start: int, stop: int) -> Tensor:
+        """The state at which step `stop` starts, from that of step `start`; of a joint solve."""
+        first = None
+        for i in range(start, stop):
+            taken = self._record.rounds[i]
+            step = self._take_step(taken, y, None if taken.fresh else first, None, last=i + 1 < stop)
+            y, first = step.y_next, self._stepper.carried(step)
+        return y
+
+    def backwards(
+        self,
+        starts: Iterable[tuple[int, Tensor]],
+        wrt: Sequence[Tensor],
+        saved: Sequence[Tensor],
+        cotangents: Sequence[Tensor | None],
+    ) -> tuple[Tensor | None, list[Tensor | None]]:
+        """The gradient, one round after the other, the last one first, each with a graph of its own.
+
+        Args:
+            starts: the rounds' numbers and the states they start from, in that order.
+            wrt: tensors that the field depends on.
+            saved, cotangents: states that the solve saved, and the gradients with respect to them.
+
+        Returns:
+            With respect to the initial state and to each of `wrt`; None for zero.
+
+        Raises:
+            ConfigError: if the field does not give the values that it gave in the solve.
+        """
+        layout = self._record.layout
+        totals: list[Tensor | None] = [None] * len(wrt)
+        costate, given = self._last_costate(cotangents)
+        checked = False
+        for i, y in starts:
+            taken = self._record.rounds[i]
+            rows = self._positions(taken)
+            with torch.enable_grad():
+                y = y.detach().requires_grad_()
+                step = self._take_step(taken, y, None, rows, last=taken.inside)
+                outputs = self._saved(step, taken)
+            if not checked and outputs:
+                self._check(outputs, step, taken, saved)
+                checked = True
+            seeds = self._seeds(taken, given)
+            pairs = [(o, s) for o, s in zip(outputs, seeds, strict=True) if s is not None]
+            if costate is not None:
+                pairs.append((step.y_next, _take(costate, rows)))
+            if not pairs:
+                continue
+            before, *grads = gradients([o for o, _ in pairs], [y, *wrt], [s for _, s in pairs])
+            if before is None:
+                before = torch.zeros_like(y)
+            costate = before if layout is None else _put(costate, rows, before, self._flat_like())
+            for j, grad in enumerate(grads):
+                if grad is not None:
+                    total = totals[j]
+                    totals[j] = grad if total is None else total.add_(grad)
+        return costate if layout is None or costate is None else layout.restore(costate), totals
+
+    def _flat_like(self) -> Tensor:
+        layout = self._record.layout
+        return self._like if layout is None else layout.flatten(self._like)
+
+    def _last_costate(self, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, Any]:
+        """The gradient with respect to the last states, and what the rounds' saved states are given."""
+        layout, held = self._record.layout, self._record.held
+        if layout is None:
+            return (cotangents[int(held[0][0])] if held is not None else None), cotangents
+        like = self._flat_like()
+        flat = torch.stack([torch.zeros_like(like) if c is None else layout.flatten(c) for c in cotangents])
+        costate = torch.zeros_like(like)
+        given = flat.flatten(0, 1)
+        if held is not None and len(held[0]):
+            saves, samples = held
+            costate.index_add_(0, on(like, samples), given.index_select(0, on(like, saves * len(like) + samples)))
+        return costate, given
+
+    def _seeds(self, taken: Round, given: Any) -> list[Tensor | None]:
+        if taken.at is None:
+            return [given[save] for save in taken.saves]
+        if not len(taken.at):
+            return []
+        assert taken.samples is not None
+        places = taken.saves * len(self._like) + taken.samples[taken.at]
+        return [given.index_select(0, on(self._like, places))]
+
+    def _check(self, outputs: Sequence[Tensor], step: Step, taken: Round, saved: Sequence[Tensor]) -> None:
+        """That one saved state is what it was in the solve, to rounding."""
+        save = int(taken.saves[0])
+        now, before = outputs[0].detach(), saved[save]
+        if taken.at is not None:
+            assert self._record.layout is not None and taken.samples is not None
+            now = now[0]
+            before = self._record.layout.flatten(before)[int(taken.samples[taken.at[0]])]
+        size = step.y.abs().max() + step.y_next.abs().max() + abs(np.asarray(taken.h)).max() * step.ks[0].abs().max()
+        if ((now - before).abs().max() > torch.finfo(now.dtype).eps ** 0.5 * size).item():
+            raise ConfigError(
+                "f gives another value in the backward pass than it gave in the solve, so this gradient would be wrong: "
+                "draw random numbers, as of dropout, outside of it and pass them in args, or use DirectAdjoint()"
+            )

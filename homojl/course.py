@@ -1,0 +1,218 @@
+"""The course of an ODE solve: one integration, or several where events and jumps of the field divide it.
+
+An adjoint knows nothing of times that require gradients, nor of events: they enter here, between integrations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from homojl.adjoints.base import AbstractODEAdjoint, Solve
+from homojl.adjoints.times import at_event, follow
+from homojl.algorithms import AbstractErrorControlled
+from homojl.backends.base import EventCondition, Integration
+from homojl.errors import ConfigError
+from homojl.problems import Event, ODEProblem
+from homojl.solution import Happened, Samples, StackedStates, Status, StepSequence
+
+Tensor = torch.Tensor
+Time = float | Tensor  # a tensor where it requires a gradient
+
+MOST_EVENTS = 10_000  # of one solve, as of a ball that comes to rest
+
+
+class Course:
+    """One solve from its start to its end.
+
+    Args:
+        problem: the problem.
+        solve: how and where it is integrated.
+        adjoint: how the integrations are differentiated.
+        split: from a joined state to the user's.
+
+    Attributes:
+        ts, states, status, message, steps, samples, events: of the solution, states joined.
+        nfe, n_accepted, n_rejected: costs of all integrations.
+        result: of the last one.
+    """
+
+    result: Integration
+
+    def __init__(
+        self, problem: ODEProblem, solve: Solve, adjoint: AbstractODEAdjoint, split: Callable[[Tensor], Any]
+    ) -> None:
+        self._problem, self._solve, self._adjoint, self._split = problem, solve, adjoint, split
+        self.states: Sequence[Tensor] = ()
+        self.events: list[Happened] = []
+        self.status, self.message, self.samples = Status.SUCCESS, "", None
+        self.steps = StepSequence()
+        self.nfe = self.n_accepted = self.n_rejected = 0
+        self._times: tuple[Time, ...] = problem.ts
+        if problem.times is not None and torch.is_grad_enabled():
+            self._times = problem.times.unbind()
+
+    def run(self, y0: Tensor) -> Course:
+        """Integrate from the initial state."""
+        problem = self._problem
+        jumps = sorted(problem.jumps, key=_number, reverse=problem.ts[-1] < problem.ts[0]) if torch.is_grad_enabled() else []
+        if not jumps and (problem.event is None or problem.event.terminal):
+            ts, ys = self._integrate(y0, self._times, None)
+            self.ts = _stacked(ts)
+            self.states = ys if isinstance(ys, StackedStates) else tuple(ys)
+            self.steps = self.result.record.steps()
+        else:
+            self._in_parts(y0, jumps)
+        return self
+
+    def _in_parts(self, y0: Tensor, jumps: Sequence[Tensor]) -> None:
+        """Integrate from event to event, and from jump to jump."""
+        if self._solve.each or self._solve.keep_states:
+            what = "batch='per-sample'" if self._solve.each else "dense=True"
+            raise ConfigError(f"events that do not end the solve, and gradients of jumps, do not go with {what}")
+        ts, direction = self._problem.ts, 1.0 if self._problem.ts[-1] > self._problem.ts[0] else -1.0
+        ahead = [j for j in jumps if (_number(j) - ts[0]) * direction > 0 and (ts[-1] - _number(j)) * direction > 0]
+        start, y, passed = self._times[0], y0, None
+        saved_ts, saved = [start], [y0]
+        starts, sizes, saves = [], [], []
+        while True:
+            at = _number(start)
+            left = self._times[len(saved) :]
+            bound = ahead[0] if ahead else self._times[-1]
+            inner = [t for t in left if (_number(bound) - _number(t)) * direction > 0]
+            first = len(starts)
+            got, ys = self._integrate(y, (start, *inner, bound), passed)
+            steps = self.result.record.steps()
+            starts, sizes = [*starts, *steps.starts], [*sizes, *steps.sizes]
+            reached = len(got) - 1 - (self.status is Status.EVENT or self.result.record.held is not None)
+            kept = min(reached, len(inner) + (not ahead))
+            saved_ts, saved = [*saved_ts, *got[1 : 1 + kept]], [*saved, *ys[1 : 1 + kept]]
+            saves += [(first + i, x) for i, x in steps.saves[:kept]]
+            if not self.status.ok:
+                if reached < len(got) - 1:
+                    saved_ts, saved = [*saved_ts, got[-1]], [*saved, ys[-1]]
+                break
+            if self.status is Status.EVENT:
+                start, y, passed = self._after_event(got[-1], ys[-1])
+                if self._problem.event is not None and self._problem.event.terminal:
+                    saved_ts, saved, saves = [*saved_ts, start], [*saved, y], [*saves, (len(starts) - 1, 1.0)]
+                    break
+                if _number(start) == _number(bound) or _number(start) == at:
+                    start = math.nextafter(at, _number(bound)) if _number(start) == at else start
+                if (ts[-1] - _number(start)) * direction <= 0 or len(self.events) >= MOST_EVENTS:
+                    saved_ts, saved = [*saved_ts, start], [*saved, y]
+                    if len(self.events) >= MOST_EVENTS:
+                        self.status, self.message = Status.MAX_STEPS, f"{MOST_EVENTS} events took place; loosen direction"
+                    break
+                continue
+            if not ahead:
+                break
+            start, y, passed = ahead.pop(0), ys[-1], None
+        if self.status is Status.EVENT and not (self._problem.event is not None and self._problem.event.terminal):
+            self.status = Status.SUCCESS
+        self.ts, self.states = _stacked(saved_ts), tuple(saved)
+        self.steps = StepSequence(tuple(starts), tuple(sizes), tuple(saves))
+
+    def _after_event(self, t: Time, y: Tensor) -> tuple[Time, Tensor, int | None]:
+        """Note an event; the time and the state that the solve goes on from, and which value has just changed."""
+        event, which = self._problem.event, self.result.event
+        assert event is not None and which is not None, "an event ended the integration"
+        time = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
+        self.events.append(Happened(time, self._split(y), which))
+        if event.then is not None:
+            state = self._split(y)
+            like = time.to(y.device, y.dtype.to_real())
+            after = event.then(like, state, *self._solve.f.args)
+            y = self._problem.form.join(after, "then") if not self._problem.form.plain else after
+            self._solve.f.check(y, "then")
+        return t, y, which
+
+    def _integrate(self, y0: Tensor, times: Sequence[Time], passed: int | None) -> tuple[list[Time], Sequence[Tensor]]:
+        """One integration: the times that were reached and the states there, with their gradients."""
+        solve, recording = self._solve, torch.is_grad_enabled()
+        ts = tuple(_number(t) for t in times)
+        event = None if self._problem.event is None else self._condition(self._problem.event, passed)
+        solve = replace(solve, ts=ts, event=event)
+        start = y0
+        if recording and _wants(times[0]):
+            start = follow(solve.f, -1.0, times[0], y0, self._beside(ts[0], ts[-1]))
+        self.result = result = self._adjoint.integrate(solve, start)
+        self._count(result)
+        got: list[Time] = list(result.ts)
+        ys: Sequence[Tensor] = result.ys
+        if recording and any(map(_wants, times)):
+            states = [y0, *ys[1:]]
+            for i in range(min(len(got), len(times))):
+                if _wants(times[i]) and result.ts[i] == ts[i]:
+                    got[i] = times[i]
+                    if i:
+                        states[i] = follow(solve.f, 1.0, times[i], states[i], self._beside(ts[i], ts[0]))
+            ys = states
+        if result.status is Status.EVENT and recording:
+            ys = self._through_event(solve, got, list(ys))
+        return got, ys
+
+    def _through_event(self, solve: Solve, got: list[Time], ys: list[Tensor]) -> list[Tensor]:
+        """The states with gradients through the times of events, which `got`, or `samples`, receives."""
+        event, samples = solve.event, self.samples
+        assert event is not None
+        if samples is None:
+            got[-1], ys[-1] = at_event(
+                solve.f, event.condition, torch.tensor(_number(got[-1]), dtype=torch.float64), ys[-1], self.result.event
+            )
+            return ys
+        which = samples.events
+        times, last = at_event(solve.f, event.condition, samples.times, ys[-1], which)
+        self.samples = replace(samples, times=times)
+        ended = (which >= 0).to(last.device)
+        for i in range(1, len(ys)):  # the state at the event stands for the save times after it
+            after = ended & ((samples.times - _number(got[i])) * (_number(got[-1]) - _number(got[0])) <= 0).to(last.device)
+            ys[i] = torch.where(after.view(-1, *[1] * (last.ndim - 1)), last, ys[i])
+        return ys
+
+    def _beside(self, t: float, towards: float) -> float | None:
+        """The time next to a jump of the field on that side of it; None: the field does not jump there."""
+        if t not in self._solve.jumps:
+            return None
+        dtype = self._solve.f.dtype.to_real()
+        return torch.nextafter(torch.tensor(t, dtype=dtype), torch.tensor(towards, dtype=dtype)).item()
+
+    def _condition(self, event: Event, passed: int | None) -> EventCondition:
+        f, split = self._solve.f, self._split
+
+        def condition(t: Tensor, y: Tensor, rows: Tensor | None) -> Tensor:
+            values = event.condition(t, split(y), *f.args_at(rows))
+            if not isinstance(values, Tensor):
+                raise ConfigError(f"an event's condition must return a torch.Tensor, got {type(values).__name__}")
+            return values
+
+        return EventCondition(condition, event.direction, passed)
+
+    def _count(self, result: Integration) -> None:
+        self.status, self.message, self.samples = result.status, result.message, result.samples
+        self.nfe += result.nfe
+        self.n_rejected += result.n_rejected
+        accepted = len(result.record.rounds)
+        if isinstance(result.samples, Samples):
+            most = int((result.samples.n_accepted + result.samples.n_rejected).argmax())
+            accepted = int(result.samples.n_accepted[most])
+        self.n_accepted += accepted
+
+
+def _number(t: Time) -> float:
+    return t.item() if isinstance(t, Tensor) else t
+
+
+def _wants(t: Time) -> bool:
+    return isinstance(t, Tensor) and t.requires_grad
+
+
+def _stacked(ts: Sequence[Time]) -> Tensor:
+    """Times as one tensor, float64 on the CPU; those of events, and given ones, with their gradients."""
+    if not any(map(_wants, ts)):
+        return torch.tensor([_number(t) for t in ts], dtype=torch.float64)
+    return torch.stack([torch.as_tensor(t, dtype=torch.float64, device="cpu") for t in ts])

@@ -1,0 +1,108 @@
+"""States of several tensors, or of complex numbers, as the one tensor that a solver works on."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.utils import _pytree as pytree
+
+from homojl.errors import ConfigError
+
+Tensor = torch.Tensor
+FLOATS = (torch.float32, torch.float64)
+
+
+class Form:
+    """How a state is joined to one tensor and split again.
+
+    A single tensor is taken as it is. Tuples, lists and dicts of tensors are laid side by side: rows of (B, n) where
+    all of them have the same first dimension, else one vector (n,).
+
+    Args:
+        state: the user's.
+        name: of it, for messages.
+        real: whether complex numbers become pairs of real ones, in rows of (B, 2 n).
+        batched: whether the first dimension of every tensor counts samples.
+
+    Attributes:
+        plain: whether joining and splitting change nothing.
+
+    Raises:
+        ConfigError: for anything but floating-point tensors of one dtype and device.
+    """
+
+    def __init__(self, state: Any, name: str, *, real: bool = False, batched: bool = False) -> None:
+        leaves, self._spec = pytree.tree_flatten(state)
+        _check_leaves(leaves, name, state, batched=batched)
+        self._complex = real and leaves[0].is_complex()
+        self.plain = state is leaves[0] and not self._complex
+        self.shapes: list[torch.Size] = [leaf.shape for leaf in leaves]
+        first = {shape[:1] for shape in self.shapes}
+        self._rows = batched or (len(first) == 1 and first != {torch.Size()})
+        counts = [leaf.numel() // max(len(leaf), 1) if self._rows else leaf.numel() for leaf in leaves]
+        if self._rows and any(len(leaf) == 0 for leaf in leaves):
+            counts = [shape[1:].numel() for shape in self.shapes]
+        ends = list(itertools.accumulate((n * (2 if self._complex else 1) for n in counts), initial=0))
+        self._parts = list(itertools.pairwise(ends))
+
+    def join(self, state: Any, name: str = "f") -> Tensor:
+        """The state as one tensor.
+
+        Raises:
+            ConfigError: if it is not of the structure and the shapes of the first one.
+        """
+        leaves, spec = pytree.tree_flatten(state)
+        shapes = [getattr(leaf, "shape", None) for leaf in leaves]
+        rows_agree = self._rows and len(leaves) == len(self.shapes) and len({s[:1] for s in shapes if s is not None}) == 1
+        wanted = self.shapes if not rows_agree else [torch.Size((*shapes[0][:1], *s[1:])) for s in self.shapes]
+        if spec != self._spec or shapes != wanted:
+            raise ConfigError(
+                f"{name} must return what the state is: {_described(self._spec, wanted)}; "
+                f"got {_described(spec, shapes)}"
+            )
+        parts = []
+        for leaf in leaves:
+            if self._complex:
+                leaf = torch.view_as_real(leaf.to(leaf.dtype.to_complex()).resolve_conj())
+            parts.append(leaf.reshape(len(leaf), -1) if self._rows else leaf.reshape(-1))
+        if len(parts) == 1:
+            return parts[0]
+        return torch.cat(parts, dim=1 if self._rows else 0)
+
+    def split(self, joined: Tensor) -> Any:
+        """The state of a joined tensor, which may hold fewer rows and have further dimensions in front."""
+        lead = joined.shape[: joined.ndim - (2 if self._rows else 1)]
+        parts = []
+        for shape, (start, stop) in zip(self.shapes, self._parts, strict=True):
+            part = joined[..., start:stop]
+            shape = (*lead, *((joined.shape[-2], *shape[1:]) if self._rows else shape))
+            if self._complex:
+                part = torch.view_as_complex(part.reshape(*shape, 2).contiguous())
+            parts.append(part.reshape(shape))
+        return pytree.tree_unflatten(parts, self._spec)
+
+
+def _check_leaves(leaves: Sequence[Any], name: str, state: Any, *, batched: bool) -> None:
+    if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
+        wrong = next((type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)), type(state).__name__)
+        raise ConfigError(f"{name} must be a torch.Tensor, or a tuple, list or dict of them, got {wrong}")
+    if len({(leaf.dtype, leaf.device) for leaf in leaves}) > 1:
+        kinds = ", ".join(sorted({f"{leaf.dtype} on {leaf.device}" for leaf in leaves}))
+        raise ConfigError(f"the tensors of {name} must have one dtype and device, got {kinds}; convert them with .to()")
+    dtype = leaves[0].dtype
+    if dtype.to_real() not in FLOATS if dtype.is_floating_point or dtype.is_complex else True:
+        remedy = f"{name}.to(torch.complex64)" if dtype.is_complex else f"{name}.float()"
+        raise ConfigError(f"{name} must be float32, float64, complex64 or complex128, got {dtype}; convert with {remedy}")
+    if batched and any(leaf.ndim == 0 for leaf in leaves):
+        raise ConfigError(f"{name} needs a first dimension that counts samples; write {name}[None] for one sample")
+    if batched and len({len(leaf) for leaf in leaves}) > 1:
+        raise ConfigError(f"the tensors of {name} must have the same first dimension, which counts samples")
+
+
+def _described(spec: Any, shapes: Sequence[Any]) -> str:
+    if spec.is_leaf():
+        return "a tensor of shape " + str(tuple(shapes[0])) if shapes and shapes[0] is not None else "no tensor"
+    return f"{spec.type.__name__} of shapes {[None if s is None else tuple(s) for s in shapes]}"
