@@ -16,10 +16,10 @@ from homojl.benchmark.measure import measure, use_threads
 from homojl.benchmark.record import Library, Report
 from homojl.benchmark.solvers import SOLVERS, AbstractSolver
 from homojl.benchmark.table import markdown
+from homojl.environment import environment
 from homojl.errors import ConfigError, DataError
 from homojl.files import replace_file
 from homojl.names import did_you_mean
-from homojl.training.run import environment
 
 REPETITIONS, PATIENCE, LEAK_SOLVES = 7, 20.0, 10_000
 QUICK_REPETITIONS, QUICK_PATIENCE, QUICK_LEAK_SOLVES = 3, 4.0, 1000

@@ -20,7 +20,7 @@ from homojl.benchmark.problems import system_problem
 from homojl.benchmark.record import QUANTITIES, Library, Measurement, Report
 from homojl.benchmark.solvers import SOLVERS, Case
 from homojl.benchmark.table import markdown
-from homojl.training.run import environment
+from homojl.environment import environment
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 ROW = Measurement("batch", "vanderpol, batch 256", "vanderpol", "float32", "torchdiffeq", "", "dopri5", tolerance=1e-5,
