@@ -71,6 +71,11 @@ def cores() -> int:
         return os.cpu_count() or 1
 
 
+def fair_share(jobs: int) -> int:
+    """CPU threads for each of so many processes at a time."""
+    return max(1, cores() // jobs)
+
+
 def _julia_runtime() -> ModuleType:
     """`homojl.backends.julia.runtime`, without `homojl.backends`, which would load PyTorch."""
     name = "homojl.backends.julia.runtime"

@@ -10,7 +10,7 @@ from typing import Any
 
 from homojl.data import dataset_names
 from homojl.errors import ConfigError
-from homojl.models import MODELS, model_class
+from homojl.models.settings import MODELS, model_settings
 from homojl.names import did_you_mean
 from homojl.training.config import MAX_WHOLE, read_toml
 
@@ -154,7 +154,7 @@ def _check_sections(settings: object, where: str) -> None:
 def _names(values: object, where: str) -> tuple[str, ...]:
     names = _texts(values, where)
     for name in names:
-        model_class(name)
+        model_settings(name)
     return names
 
 

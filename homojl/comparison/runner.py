@@ -15,14 +15,8 @@ from pathlib import Path
 
 from homojl.comparison.plan import Plan, PlannedRun
 from homojl.comparison.worker import STOPPED
-from homojl.environment import cores
 from homojl.files import locked, make_folder
 from homojl.training.run import Run
-
-
-def fair_share(jobs: int) -> int:
-    """CPU threads for each of so many processes at a time."""
-    return max(1, cores() // jobs)
 
 
 def run_all(plan: Plan, *, jobs: int = 1, say: Callable[[str], None] = lambda _: None) -> bool:

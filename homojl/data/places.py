@@ -41,10 +41,10 @@ def find_dataset(name_or_path: str | Path) -> DatasetInfo | Path:
 def expanded(path: str | Path) -> Path:
     """A path with its ~ replaced; a ConfigError if it cannot be one, such as a name that is too long."""
     try:
-        expanded = Path(path).expanduser()
-        expanded.exists()
+        whole = Path(path).expanduser()
+        whole.exists()
     except (OSError, RuntimeError) as error:
         raise ConfigError(f"{os.fspath(path)!r} is no path that can be looked at: {error}") from None
     if "\0" in os.fspath(path):
         raise ConfigError(f"{os.fspath(path)!r} is no path: it holds the character NUL")
-    return expanded
+    return whole

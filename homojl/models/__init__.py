@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from homojl.errors import ConfigError
@@ -66,7 +67,8 @@ def create_model(
     for key in options:
         if key not in known:
             raise ConfigError(f"model {name!r} has no option {key!r}; {did_you_mean(key, known)}")
-    return settings.model()(input_shape=input_shape, n_classes=n_classes, **options)
+    cls: Callable[..., AbstractImplicitModel] = settings.model()
+    return cls(input_shape=input_shape, n_classes=n_classes, **options)
 
 
 if not TYPE_CHECKING:

@@ -147,7 +147,9 @@ class MonDEQSettings(AbstractModelSettings):
 class ANODESettings(AbstractModelSettings):
     """Of `homojl.models.node.ANODE`."""
 
-    summary = "dz/dt = F(z, t) for t in [0, 1] from z(0) = the image with zero channels appended, logits = linear(z(1))."
+    summary = (
+        "dz/dt = F(z, t) for t in [0, 1] from z(0) = the image with zero channels appended, logits = linear(z(1))."
+    )
     implementation = ("homojl.models.node", "ANODE")
     algorithm: ClassVar[AbstractODEAlgorithm] = Dopri5(rtol=1e-3, atol=1e-3, max_steps=1000)
     adjoint = "checkpoint"

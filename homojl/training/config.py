@@ -6,6 +6,7 @@ import sys
 import tomllib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
 from importlib import resources
 from pathlib import Path
@@ -399,3 +400,21 @@ def with_solver(config: ExperimentConfig, **changes: Any) -> ExperimentConfig:
     changes = {key: value for key, value in changes.items() if value is not None}
     values = {**config.to_dict()["solver"], **changes}
     return replace(config, solver=_section(SolverConfig, "solver", values))
+
+
+def check_algorithms(config: ExperimentConfig, names: Iterable[str], where: Path | str) -> None:
+    """Refuse methods that are not for the kind of problem that the configured model states.
+
+    Args:
+        names: of methods, in small letters.
+        where: the run, for the message.
+
+    Raises:
+        ConfigError: for the first of them.
+    """
+    ode = model_settings(config.model.name).states_ode()
+    known = tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)
+    for name in names:
+        if name not in known:
+            kind = "an ODE" if ode else "a fixed point"
+            raise ConfigError(f"{where} states {kind}, which {name!r} is not for; {did_you_mean(name, known)}")

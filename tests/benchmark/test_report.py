@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 
 from homojl.benchmark.bars import bars_of
-from homojl.benchmark.experiments import ACCURACY_SAVES, PROBLEMS, Group, groups_of
+from homojl.benchmark.experiments import ACCURACY_SAVES, Group, groups_of
 from homojl.benchmark.figures import draw_bench
 from homojl.benchmark.hdf5 import SCHEMA, read_bench, write_bench
 from homojl.benchmark.magnification import magnification
 from homojl.benchmark.measure import measure
+from homojl.benchmark.names import PROBLEMS
 from homojl.benchmark.problems import system_problem
 from homojl.benchmark.record import QUANTITIES, Library, Measurement, Report
 from homojl.benchmark.solvers import SOLVERS, Case
