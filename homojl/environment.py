@@ -5,10 +5,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import platform
-import runpy
 import subprocess
 import sys
-from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -104,6 +102,8 @@ def _machine(packages: tuple[str, ...]) -> dict[str, Any]:
 
 
 def _version(package: str) -> str:
+    from importlib import metadata
+
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -112,6 +112,8 @@ def _version(package: str) -> str:
 
 def _cuda() -> str | None:
     """The CUDA that the installed PyTorch was built for."""
+    import runpy
+
     spec = importlib.util.find_spec("torch")
     if spec is None or not spec.submodule_search_locations:
         return None

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from importlib import resources
 from pathlib import Path
 
 import click
 
+import homojl
 from homojl_cli.options import backend_option
 
 SECONDS = 60.0  # of training for each run where no budget is given
 
-# Read without the package they belong to, which loads torch.
-_FILES = (resources.files("homojl") / "comparison" / "experiments").iterdir()
-EXPERIMENTS = ", ".join(sorted(file.name.removesuffix(".toml") for file in _FILES))
+# Read without the package they belong to: --help, too, comes here.
+_FILES = (Path(homojl.__file__).parent / "comparison" / "experiments").glob("*.toml")
+EXPERIMENTS = ", ".join(sorted(file.stem for file in _FILES))
 
 
 @click.command("compare")

@@ -147,12 +147,14 @@ def _train(
 
 def _wanted(resume: Path | None, choices: dict[str, Any]) -> Run | ExperimentConfig:
     """The run to go on with, or the configuration of a new one."""
-    from homojl.data.places import find_dataset
-    from homojl.training.run import Run
-
     if resume is not None:
+        from homojl.training.run import Run
+
         return Run.open(resume)
     config = _config(**choices)
+
+    from homojl.data.places import find_dataset
+
     find_dataset(config.data.dataset)
     return config
 

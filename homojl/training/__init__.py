@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import TYPE_CHECKING
 
-from homojl.training.config import ExperimentConfig
-from homojl.training.run import Run, load_run
-
 if TYPE_CHECKING:
+    from homojl.training.config import ExperimentConfig
     from homojl.training.loop import train
+    from homojl.training.run import Run, load_run
 
 __all__ = ["ExperimentConfig", "Run", "load_run", "train"]
+
+_MODULES = {"ExperimentConfig": "config", "Run": "run", "load_run": "run", "train": "loop"}
 
 
 if not TYPE_CHECKING:
 
     def __getattr__(name: str):
-        # It needs torch; a configuration, or what lies in a run's folder, does not.
-        if name == "train":
-            from homojl.training.loop import train
-
-            return train
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        # Each with its module, when it is first asked for: the loop needs torch, a configuration does not.
+        if name not in _MODULES:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -8,7 +8,6 @@ import types
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -33,6 +32,8 @@ if TYPE_CHECKING:
 
 MAX_WHOLE = 2**31 - 1
 """The largest whole number of a setting: it fits wherever it is used, and a seed twice into PyTorch's."""
+
+PRESETS = Path(__file__).parent.parent / "presets"
 
 _MAX_TOML = 2**20  # bytes of a file of settings; a complete one has four thousand
 
@@ -352,8 +353,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def preset_names() -> list[str]:
     """Names of the presets that come with homojl, `<model>-<dataset>`."""
-    folder = resources.files("homojl.presets")
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -364,7 +364,7 @@ def read_preset(name: str) -> dict[str, Any]:
     """
     if name not in preset_names():
         raise ConfigError(f"unknown preset {name!r}; {did_you_mean(name, preset_names())}")
-    return tomllib.loads((resources.files("homojl.presets") / f"{name}.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
