@@ -121,9 +121,9 @@ def _cuda() -> str | None:
     return runpy.run_path(str(file)).get("cuda") if file.is_file() else None
 
 
-def _gpu() -> str | None:
+def _gpu(driver: Path = Path("/proc/driver/nvidia")) -> str | None:
     """The first NVIDIA GPU that the driver names, on Linux."""
-    for file in sorted(Path("/proc/driver/nvidia/gpus").glob("*/information")):
+    for file in sorted(driver.glob("gpus/*/information")):
         for line in file.read_text(encoding="utf-8").splitlines():
             if line.startswith("Model:"):
                 return line.partition(":")[2].strip()

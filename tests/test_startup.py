@@ -10,6 +10,7 @@ import sys
 import pytest
 import torch
 
+from homojl import environment
 from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
 from homojl.adjoints.ode import ODE_ADJOINTS
 from homojl.backends import BACKEND_NAMES
@@ -151,7 +152,14 @@ def test_info_loads_what_looks_for_julia():
     info = json.loads(out)
     assert info["packages"]["torch"] == torch.__version__
     assert info["cuda"] == torch.version.cuda
-    assert (info["gpu"] is not None) == torch.cuda.is_available()
+
+
+def test_a_gpu_is_named_by_its_driver(tmp_path):
+    assert environment._gpu(tmp_path) is None
+    file = tmp_path / "gpus" / "0000:01:00.0" / "information"
+    file.parent.mkdir(parents=True)
+    file.write_text("Model: \t\t NVIDIA H200\nIRQ:   \t\t 65\n")
+    assert environment._gpu(tmp_path) == "NVIDIA H200"
 
 
 def test_completion_loads_nothing():
