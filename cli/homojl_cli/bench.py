@@ -6,14 +6,12 @@ from pathlib import Path
 
 import click
 
-# As in homojl.benchmark, whose import loads torch.
-PROBLEMS = "vanderpol, lotka-volterra, lorenz, kaps, layer, equilibrium, trajectory, steps, accuracy, leak"
-SOLVERS = "homojl-pytorch, homojl-compiled, homojl-julia, torchdiffeq, torchode, diffrax, torchdeq"
+from homojl.benchmark.names import PROBLEMS, SOLVERS, check_names
 
 
 @click.command("bench")
-@click.option("--problem", help=f"Problems, with commas: {PROBLEMS}. [default: all]")
-@click.option("--solver", help=f"Solvers, with commas: {SOLVERS}. [default: all]")
+@click.option("--problem", help=f"Problems, with commas: {', '.join(PROBLEMS)}. [default: all]")
+@click.option("--solver", help=f"Solvers, with commas: {', '.join(SOLVERS)}. [default: all]")
 @click.option("--quick", is_flag=True, help="Small sizes and few repetitions: minutes, and no measurement.")
 @click.option("--out", type=click.Path(path_type=Path), default="bench", show_default=True, help="Folder to write to.")
 @click.option("--seed", type=click.IntRange(0), default=0, show_default=True, help="Of starts and weights.")
@@ -30,12 +28,21 @@ def command(problem: str | None, solver: str | None, quick: bool, out: Path, see
       homojl bench --problem vanderpol,layer --threads 2 --out bench-2
       homojl bench --problem accuracy --solver homojl-pytorch,torchdiffeq
     """
+    problems = PROBLEMS if problem is None else tuple(name.strip() for name in problem.split(","))
+    solvers = SOLVERS if solver is None else tuple(name.strip() for name in solver.split(","))
+    check_names(problems, solvers)
+
     from homojl.benchmark.run import run_bench, write_all
     from homojl.benchmark.table import markdown
 
-    chosen = {"problems": problem, "solvers": solver}
-    names = {key: [name.strip() for name in text.split(",")] for key, text in chosen.items() if text is not None}
-    report = run_bench(**names, quick=quick, seed=seed, threads=threads, say=lambda line: print(line, flush=True))
+    report = run_bench(
+        problems=problems,
+        solvers=solvers,
+        quick=quick,
+        seed=seed,
+        threads=threads,
+        say=lambda line: print(line, flush=True),
+    )
     print()
     print(markdown(report))
     for path in write_all(report, out):

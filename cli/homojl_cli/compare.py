@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import sys
-from importlib import resources
 from pathlib import Path
 
 import click
 
+import homojl
 from homojl_cli.options import backend_option
 
 SECONDS = 60.0  # of training for each run where no budget is given
 
-# Read without the package they belong to, which loads torch.
-_FILES = (resources.files("homojl") / "comparison" / "experiments").iterdir()
-EXPERIMENTS = ", ".join(sorted(file.name.removesuffix(".toml") for file in _FILES))
+# Read without the package they belong to: --help, too, comes here.
+_FILES = (Path(homojl.__file__).parent / "comparison" / "experiments").glob("*.toml")
+EXPERIMENTS = ", ".join(sorted(file.stem for file in _FILES))
 
 
 @click.command("compare")
@@ -59,11 +59,9 @@ def command(
       homojl compare --experiment initial-point --dataset mnist --seconds 240
       homojl compare --experiment mine.toml --set optim.lr=3e-4
     """
-    from homojl.comparison import collect, make_plan, read_experiment, run_all
-    from homojl.comparison.experiment import MODELS_ALONE
-    from homojl.comparison.publish import publish
-    from homojl.comparison.runner import fair_share
-    from homojl.comparison.table import plain_table
+    from homojl.comparison.experiment import MODELS_ALONE, read_experiment
+    from homojl.comparison.plan import make_plan
+    from homojl.environment import fair_share
     from homojl.errors import ConfigError
     from homojl.training.config import parse_assignment
 
@@ -87,6 +85,12 @@ def command(
         threads=fair_share(jobs),
     )
     plan.check()
+
+    from homojl.comparison.publish import publish
+    from homojl.comparison.record import collect
+    from homojl.comparison.runner import run_all
+    from homojl.comparison.table import plain_table
+
     say = (lambda _: None) if quiet else (lambda line: print(line, flush=True))
     budget = f"{epochs} epochs" if seconds is None else f"{seconds:g} s of training"
     say(

@@ -20,8 +20,8 @@ def command(data_root: Path | None) -> None:
     of pictures for each class.
     """
     from homojl.data import dataset_info, dataset_names
-    from homojl.data.datasets import data_root as default_root
     from homojl.data.download import find_file
+    from homojl.data.places import data_root as default_root
 
     root = data_root or default_root()
     print(f"files are looked for in {root}")

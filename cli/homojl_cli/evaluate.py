@@ -26,10 +26,14 @@ def command(run: str, split: str, checkpoint: str, **solver: Any) -> None:
       homojl evaluate runs/NAME --algorithm tsit5 --rtol 1e-5 --atol 1e-5
       homojl evaluate runs/NAME --split val --checkpoint last
     """
-    from homojl.training.outcome import evaluate_run, publish
+    from homojl.training.config import with_solver
     from homojl.training.run import Run
 
     opened = Run.open(run)
+    with_solver(opened.config, **solver)  # what it refuses is refused before PyTorch is loaded
+
+    from homojl.training.outcome import evaluate_run, publish
+
     evaluation = evaluate_run(opened, split=split, which=checkpoint, **solver)
     s = evaluation.solver
     tolerance = f" (rtol {s['rtol']:g}, atol {s['atol']:g})" if "rtol" in s else ""

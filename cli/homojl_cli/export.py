@@ -28,11 +28,13 @@ def command(run: str, out: Path | None, trajectories: int, backend: str | None) 
       homojl export runs/NAME --out results.h5
       homojl export runs/NAME --trajectories 8
     """
-    from homojl.results.hdf5 import write_results
-    from homojl.training.outcome import evaluate_run, stored_record, trace_run
     from homojl.training.run import Run
 
     opened = Run.open(run)
+
+    from homojl.results.hdf5 import write_results
+    from homojl.training.outcome import evaluate_run, stored_record, trace_run
+
     stored = stored_record(opened)
     record = opened.record(evaluate_run(opened, backend=backend) if stored is None else stored.evaluation)
     if trajectories:

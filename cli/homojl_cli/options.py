@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 import click
 
-Function = TypeVar("Function", bound=Callable[..., Any])
+from homojl.choices import BACKENDS, TRAINING_PRECISIONS
 
-BACKENDS = ("auto", "pytorch", "pytorch-compiled", "julia")
+Function = TypeVar("Function", bound=Callable[..., Any])
 
 
 def run_argument(function: Function) -> Function:
@@ -30,7 +30,7 @@ def solver_options(function: Function) -> Function:
         click.option("--rtol", type=float, help="Relative tolerance."),
         click.option("--atol", type=float, help="Absolute tolerance."),
         backend_option(),
-        click.option("--precision", type=click.Choice(("full", "bfloat16")), help="Of the field's evaluations."),
+        click.option("--precision", type=click.Choice(TRAINING_PRECISIONS), help="Of the field's evaluations."),
     ]
     for option in reversed(options):
         function = option(function)

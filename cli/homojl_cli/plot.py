@@ -22,11 +22,13 @@ def command(run: str, out: Path | None) -> None:
     Example:
       homojl plot runs/NAME --out figures
     """
-    from homojl.results.plots import draw_all
-    from homojl.training.outcome import stored_record
     from homojl.training.run import Run
 
     opened = Run.open(run)
+
+    from homojl.results.plots import draw_all
+    from homojl.training.outcome import stored_record
+
     record = stored_record(opened) or opened.record()
     for path in draw_all(record, opened.path / "figures" if out is None else out):
         print(path)

@@ -35,6 +35,11 @@ def command(runs: tuple[str, ...], out: Path | None, samples: int) -> None:
     """
     import sys
 
+    from homojl.training.run import Run
+
+    for path in runs:
+        Run.open(path)
+
     from homojl.results.page import write_page
     from homojl.training.reporting import gather
 
@@ -42,6 +47,6 @@ def command(runs: tuple[str, ...], out: Path | None, samples: int) -> None:
     for run in reported:
         for note in run.notes:
             print(f"{run.name}: {note}", file=sys.stderr)
-    path = out or (Path(runs[0]) if len(runs) == 1 else Path()) / "report.html"
-    write_page(path, reported)
-    print(path)
+    file = out or (Path(runs[0]) if len(runs) == 1 else Path()) / "report.html"
+    write_page(file, reported)
+    print(file)

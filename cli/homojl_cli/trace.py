@@ -76,22 +76,28 @@ def command(
 
     if problem is None:
         for name in gallery.names():
-            print(f"{name:<18} {gallery.get(name).summary}")
+            print(f"{name:<18} {gallery.SUMMARIES[name]}")
         return
 
     from homojl.algorithms import ode_algorithm, path_algorithm
+
+    gallery.check(problem)
+    options: dict[str, Any] = {"predictor": ode_algorithm(predictor), "max_step": max_step, "rtol": rtol, "atol": atol}
+    options["max_steps"] = max(2000, int(200 / max_step)) if max_step > 0 else None
+    chosen = {}
+    for v in _numbers("velocity", "1" if velocity is None else velocity):
+        speed = {} if v == 1 else {"velocity": v}  # lambda's own path has none
+        chosen[f"v = {v:g}"] = path_algorithm(algorithm, **options, **speed)
+
     from homojl.results.paths import draw_paths, hausdorff_distance
     from homojl.solving import solve
 
     example = gallery.get(problem)
     z0 = _start(start, example.z0)
-    options: dict[str, Any] = {"predictor": ode_algorithm(predictor), "max_step": max_step, "rtol": rtol, "atol": atol}
-    options["max_steps"] = max(2000, int(200 / max_step)) if max_step > 0 else None
-    paths = {}
-    for v in _numbers("velocity", "1" if velocity is None else velocity):
-        speed = {} if v == 1 else {"velocity": v}  # lambda's own path has none
-        chosen = path_algorithm(algorithm, **options, **speed)
-        paths[f"v = {v:g}"] = solve(example.problem(z0, kind=homotopy), chosen, backend=backend, throw=False)
+    paths = {
+        name: solve(example.problem(z0, kind=homotopy), how, backend=backend, throw=False)
+        for name, how in chosen.items()
+    }
     first = next(iter(paths.values()))
     print(f"{example.name}: {example.summary}")
     print(f"{'velocity':<10}{'ended':<16}{'s':>9}{'points':>8}{'folds':>7}{'nfe':>7}{'norm(H)':>10}{'apart':>10}  z")

@@ -15,11 +15,13 @@ if TYPE_CHECKING:
 
 def trace_run(run: str, *, samples: int, velocity: str, augmented: bool, rtol: float | None, out: Path | None) -> None:
     """Print, and draw, the zero paths of a run's model for the first images of its test set."""
-    from homojl.training.evaluation import prepare
-    from homojl.training.experiment import load_data
     from homojl.training.run import Run
 
     opened = Run.open(run)
+
+    from homojl.training.evaluation import prepare
+    from homojl.training.experiment import load_data
+
     model, form, _ = opened.load_model()
     data = load_data(opened.config)
     image = prepare(data.x_test[:samples], form, model)

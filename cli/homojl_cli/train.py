@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
+from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,26 +55,34 @@ def command(
       homojl train --resume runs/mine
       torchrun --nproc-per-node 2 -m homojl_cli train    on several processes: docs/distributed.md
     """
+    from homojl.environment import process_count
     from homojl.errors import ConfigError
-    from homojl.training.ranks import joined
+    from homojl.training.tensorboard import check_installed
 
+    if tensorboard:
+        check_installed()
     if resume is not None:
         given = [name for name, value in choices.items() if value not in (None, ())]
         if given or out or overwrite:
             raise ConfigError("--resume goes on with a run as it was configured; it takes no other settings")
+    # One process alone reads its settings before it loads PyTorch, and refuses at once what it would refuse later.
+    # Several load it first: process 0 has to tell the others.
+    wanted = _wanted(resume, choices) if process_count() == 1 else None
+
+    from homojl.training.ranks import joined
+
     with joined() as ranks:
-        code = _train(ranks, resume, out, overwrite, quiet, tensorboard, choices)
+        code = _train(ranks, lambda: wanted or _wanted(resume, choices), out, overwrite, quiet, tensorboard)
     sys.exit(code)
 
 
 def _train(
     ranks: Ranks,
-    resume: Path | None,
+    wanted: Callable[[], Run | ExperimentConfig],
     out: Path | None,
     overwrite: bool,
     quiet: bool,
     tensorboard: bool,
-    choices: dict[str, Any],
 ) -> int:
     """What one of the processes does; returns its exit code. Process 0 alone touches the folder and prints."""
     from homojl.training.experiment import check, resolved
@@ -81,18 +90,15 @@ def _train(
     from homojl.training.outcome import evaluate_run, publish
     from homojl.training.progress import Progress, TerminalProgress
     from homojl.training.run import Run
-    from homojl.training.tensorboard import TensorBoard, check_installed
+    from homojl.training.tensorboard import TensorBoard
 
-    if tensorboard:
-        check_installed()
     data = None
 
     def open_run() -> Run:
         nonlocal data
-        if resume is not None:
-            run = Run.open(resume)
-        else:
-            config = resolved(ranks.fitted(_config(**choices)))
+        run = wanted()
+        if not isinstance(run, Run):
+            config = resolved(ranks.fitted(run))
             data = check(config)
             run = Run.create(out or _new_folder(config), config, overwrite=overwrite)
         show(_headline(run, ranks))  # the configuration is read here, and goes to the other processes with the run
@@ -137,6 +143,20 @@ def _train(
         show(evaluation.failed)
     print(run.path)
     return 0
+
+
+def _wanted(resume: Path | None, choices: dict[str, Any]) -> Run | ExperimentConfig:
+    """The run to go on with, or the configuration of a new one."""
+    if resume is not None:
+        from homojl.training.run import Run
+
+        return Run.open(resume)
+    config = _config(**choices)
+
+    from homojl.data.places import find_dataset
+
+    find_dataset(config.data.dataset)
+    return config
 
 
 def _config(

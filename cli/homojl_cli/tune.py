@@ -39,9 +39,8 @@ def command(
       homojl tune runs/NAME --within 0 --algorithms bosh3,tsit5,rk4 --tolerances 1e-1,3e-2,1e-2
       homojl tune runs/NAME --limit 1000 --batch-size 64
     """
-    from homojl.results.tuning import Trial, draw_tuning, write_tuning
+    from homojl.training.config import check_algorithms
     from homojl.training.run import Run
-    from homojl.training.tune import tune
 
     try:
         grid = [float(text) for text in tolerances.split(",")]
@@ -49,6 +48,11 @@ def command(
         raise click.BadParameter(f"{tolerances!r} are not numbers with commas", param_hint="--tolerances") from None
     names = None if algorithms is None else [name.strip().lower() for name in algorithms.split(",")]
     opened = Run.open(run)
+    check_algorithms(opened.config, names or (), run)
+
+    from homojl.results.tuning import Trial, draw_tuning, write_tuning
+    from homojl.training.tune import tune
+
     print(f"{'':<28}{'accuracy':>10}{'agreement':>11}{'logits':>10}{'evaluations':>13}{'ms/image':>10}")
     first = True
 

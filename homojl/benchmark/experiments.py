@@ -123,7 +123,7 @@ def _accuracy(quick: bool, seed: int) -> list[Group]:
     return groups
 
 
-_MAKERS: dict[str, Callable[[bool, int], list[Group]]] = {
+MAKERS: dict[str, Callable[[bool, int], list[Group]]] = {
     **{name: functools.partial(_system, name) for name in ("vanderpol", "lotka-volterra", "lorenz", "kaps")},
     "layer": _layer,
     "equilibrium": _equilibrium,
@@ -133,10 +133,7 @@ _MAKERS: dict[str, Callable[[bool, int], list[Group]]] = {
     "leak": lambda quick, seed: [],  # it compares nothing: see `memory.leak`
 }
 
-PROBLEMS = tuple(_MAKERS)
-"""What `homojl bench --problem` takes."""
-
 
 def groups_of(problem: str, *, quick: bool, seed: int) -> list[Group]:
-    """What is measured for one of `PROBLEMS`; with `quick` less, and smaller."""
-    return _MAKERS[problem](quick, seed)
+    """What is measured for one of `MAKERS`; with `quick` less, and smaller."""
+    return MAKERS[problem](quick, seed)

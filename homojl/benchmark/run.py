@@ -9,17 +9,17 @@ from pathlib import Path
 import torch
 
 from homojl.benchmark import memory
-from homojl.benchmark.experiments import PROBLEMS, groups_of
+from homojl.benchmark.experiments import groups_of
 from homojl.benchmark.figures import draw_bench
 from homojl.benchmark.hdf5 import write_bench
 from homojl.benchmark.measure import measure, use_threads
+from homojl.benchmark.names import PROBLEMS, check_names
 from homojl.benchmark.record import Library, Report
 from homojl.benchmark.solvers import SOLVERS, AbstractSolver
 from homojl.benchmark.table import markdown
-from homojl.errors import ConfigError, DataError
+from homojl.environment import environment
+from homojl.errors import DataError
 from homojl.files import replace_file
-from homojl.names import did_you_mean
-from homojl.training.run import environment
 
 REPETITIONS, PATIENCE, LEAK_SOLVES = 7, 20.0, 10_000
 QUICK_REPETITIONS, QUICK_PATIENCE, QUICK_LEAK_SOLVES = 3, 4.0, 1000
@@ -47,10 +47,7 @@ def run_bench(
     Raises:
         ConfigError: for an unknown name.
     """
-    for what, names, known in (("problem", problems, PROBLEMS), ("solver", solvers, SOLVERS)):
-        for name in names:
-            if name not in known:
-                raise ConfigError(f"unknown {what} {name!r}; {did_you_mean(name, known)}")
+    check_names(problems, solvers)
     threads = torch.get_num_threads() if threads is None else threads
     use_threads(threads)
     report = Report(environment(), quick, seed)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import tomllib
 from dataclasses import dataclass, field
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
 from homojl.data import dataset_names
 from homojl.errors import ConfigError
-from homojl.models import MODELS, model_class
+from homojl.models.settings import MODELS, model_settings
 from homojl.names import did_you_mean
 from homojl.training.config import MAX_WHOLE, read_toml
+
+EXPERIMENTS = Path(__file__).parent / "experiments"
 
 OWN_DATA = "own"
 """What stands in a variation's `datasets` for a user's own file or folder."""
@@ -70,8 +71,7 @@ MODELS_ALONE = Experiment("models", "Models compared", "", tuple(MODELS), (Varia
 
 def experiment_names() -> list[str]:
     """Names of the experiments that come with homojl."""
-    folder = resources.files("homojl.comparison") / "experiments"
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+    return sorted(path.stem for path in EXPERIMENTS.glob("*.toml"))
 
 
 def read_experiment(name: str) -> Experiment:
@@ -84,7 +84,7 @@ def read_experiment(name: str) -> Experiment:
         return _experiment(Path(name).stem, read_toml(Path(name)), name)
     if name not in experiment_names():
         raise ConfigError(f"unknown experiment {name!r}; {did_you_mean(name, experiment_names())}")
-    text = (resources.files("homojl.comparison") / "experiments" / f"{name}.toml").read_text(encoding="utf-8")
+    text = (EXPERIMENTS / f"{name}.toml").read_text(encoding="utf-8")
     return _experiment(name, tomllib.loads(text), f"experiment {name}")
 
 
@@ -154,7 +154,7 @@ def _check_sections(settings: object, where: str) -> None:
 def _names(values: object, where: str) -> tuple[str, ...]:
     names = _texts(values, where)
     for name in names:
-        model_class(name)
+        model_settings(name)
     return names
 
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from homojl.comparison.experiment import Experiment
+from homojl.data.places import find_dataset
 from homojl.errors import ConfigError
-from homojl.models import model_class
+from homojl.models.settings import model_settings
 from homojl.training.config import ExperimentConfig, merge, preset_names, read_preset, with_solver
-from homojl.training.experiment import ModelForm, build_model, load_data, resolved, steps_per_epoch
 from homojl.training.run import Run
 
 
@@ -74,6 +74,8 @@ class Plan:
             ConfigError, DataError, BackendUnavailable: whatever would stop a run at its start, or a run on disk that
                 has other settings.
         """
+        from homojl.training.experiment import ModelForm, build_model, load_data, steps_per_epoch
+
         form = data = None
         for run in {run.label: run for run in self.runs}.values():
             data = load_data(run.config) if data is None else data
@@ -118,9 +120,10 @@ def make_plan(
     if not seeds or len(set(seeds)) < len(seeds):
         raise ConfigError(f"seeds must be different whole numbers, got {', '.join(map(str, seeds)) or 'none'}")
     budget = {"train": {"epochs": epochs} if seconds is None else {"seconds": seconds}}
-    runs = []
+    find_dataset(dataset)
+    planned = []
     for model in dict.fromkeys(models or experiment.models):
-        model_class(model)
+        model_settings(model)
         preset = f"{model}-{dataset}"
         base = read_preset(preset) if preset in preset_names() else {"model": {"name": model}}
         for variation in experiment.variations:
@@ -133,13 +136,18 @@ def make_plan(
                 *settings,
                 variation.settings,
             )
-            config = _with_milestones(resolved(ExperimentConfig.from_dict(values)), base)
-            label = f"{model}, {variation.name}" if variation.name else model
-            for seed in seeds:
-                seeded = replace(config, train=replace(config.train, seed=seed))
-                runs.append(PlannedRun(label, model, variation.name, seed, seeded))
-    if not runs:
+            planned.append((model, variation.name, _with_milestones(ExperimentConfig.from_dict(values), base)))
+    if not planned:
         raise ConfigError(f"experiment {experiment.name!r} has no variation for these models on {dataset}")
+    from homojl.training.experiment import resolved  # PyTorch says what there is to solve with
+
+    runs = []
+    for model, variation_name, wanted in planned:
+        config = resolved(wanted)
+        label = f"{model}, {variation_name}" if variation_name else model
+        for seed in seeds:
+            seeded = replace(config, train=replace(config.train, seed=seed))
+            runs.append(PlannedRun(label, model, variation_name, seed, seeded))
     if experiment.x is not None:
         section, _, key = experiment.x.partition(".")
         for run in runs:

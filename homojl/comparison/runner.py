@@ -19,15 +19,6 @@ from homojl.files import locked, make_folder
 from homojl.training.run import Run
 
 
-def fair_share(jobs: int) -> int:
-    """CPU threads for each of so many processes at a time."""
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # not Linux
-        cores = os.cpu_count() or 1
-    return max(1, cores // jobs)
-
-
 def run_all(plan: Plan, *, jobs: int = 1, say: Callable[[str], None] = lambda _: None) -> bool:
     """Train and evaluate every run that has not ended yet.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -13,17 +12,10 @@ from torch import Tensor
 
 from homojl.data.download import download_files, find_file, missing_files_error, verify_file
 from homojl.data.pictures import read_class_folders
+from homojl.data.places import data_root, expanded, find_dataset
 from homojl.data.readers import Arrays, read_npz
-from homojl.data.registry import (
-    SPLIT_SEED,
-    TEST_FRACTION,
-    DatasetInfo,
-    dataset_info,
-    dataset_names,
-    stratified_choice,
-)
+from homojl.data.registry import SPLIT_SEED, TEST_FRACTION, DatasetInfo, stratified_choice
 from homojl.errors import ConfigError, DataError
-from homojl.names import did_you_mean
 
 
 @dataclass(frozen=True, eq=False)
@@ -125,29 +117,6 @@ class ImageDataset:
         return torch.from_numpy(train), torch.from_numpy(val)
 
 
-def data_root() -> Path:
-    """The folder of datasets: $HOMOJL_DATA, else homojl/data in $XDG_CACHE_HOME, else in ~/.cache.
-
-    Raises:
-        ConfigError: what the variable says cannot be a path.
-    """
-    if root := os.environ.get("HOMOJL_DATA"):
-        return _expanded(root)
-    return _expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "homojl" / "data"
-
-
-def _expanded(path: str | Path) -> Path:
-    """A path with its ~ replaced; a ConfigError if it cannot be one, such as a name that is too long."""
-    try:
-        expanded = Path(path).expanduser()
-        expanded.exists()
-    except (OSError, RuntimeError) as error:
-        raise ConfigError(f"{os.fspath(path)!r} is no path that can be looked at: {error}") from None
-    if "\0" in os.fspath(path):
-        raise ConfigError(f"{os.fspath(path)!r} is no path: it holds the character NUL")
-    return expanded
-
-
 def load_dataset(
     name_or_path: str | Path, *, root: str | Path | None = None, download: bool = True, progress: bool = True
 ) -> ImageDataset:
@@ -169,21 +138,15 @@ def load_dataset(
         DataError: files are missing and could not be downloaded (the message says what to put where), or are
             damaged, or are not those of this dataset.
     """
-    name = os.fspath(name_or_path)
-    if name in dataset_names():
-        info = dataset_info(name)
-        folder = _expanded(root) if root else data_root()
-        return _as_dataset(name, *_read_registered(info, folder, download, progress))
-    path = _expanded(name)
-    if path.suffix == ".npz" or path.is_file():
-        arrays = read_npz(path)
-        return _as_dataset(path.stem, arrays, tuple(str(label) for label in range(int(arrays[1].max()) + 1)))
-    if path.is_dir():
-        found, class_names = read_class_folders(path)
-        return _as_dataset(path.resolve().name, _with_test_set(path, *found), class_names)
-    raise ConfigError(
-        f"unknown dataset {name!r}, and no such .npz file or folder; {did_you_mean(name, dataset_names())}"
-    )
+    found = find_dataset(name_or_path)
+    if isinstance(found, DatasetInfo):
+        folder = expanded(root) if root else data_root()
+        return _as_dataset(found.name, *_read_registered(found, folder, download, progress))
+    if found.suffix == ".npz" or found.is_file():
+        arrays = read_npz(found)
+        return _as_dataset(found.stem, arrays, tuple(str(label) for label in range(int(arrays[1].max()) + 1)))
+    pictures, class_names = read_class_folders(found)
+    return _as_dataset(found.resolve().name, _with_test_set(found, *pictures), class_names)
 
 
 def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bool) -> tuple[Arrays, tuple[str, ...]]:

@@ -12,7 +12,6 @@ import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from http.client import HTTPException
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
@@ -101,6 +100,8 @@ def download_files(dataset: str, files: Sequence[RemoteFile], folder: Path, *, p
     Raises:
         DataError: at the first file that no url gave; the message says what to put where.
     """
+    from http.client import HTTPException
+
     for number, file in enumerate(files):
         failures = []
         for url in file.urls:

@@ -11,11 +11,12 @@ import gzip
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, Protocol
 
 from homojl.errors import DataError
+
+if TYPE_CHECKING:
+    import numpy as np
 
 MAX_DEFLATE_RATIO = 1032
 """Deflate cannot do better (https://zlib.net/zlib_tech.html): a header that promises more is a lie."""
@@ -116,6 +117,8 @@ def read_exactly(stream: Stream, size: int) -> np.ndarray:
     Raises:
         RefusedError: there are fewer.
     """
+    import numpy as np
+
     data = np.empty(size, dtype=np.uint8)
     filled = 0
     while filled < size:

@@ -9,14 +9,16 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-
-import numpy as np
+from typing import TYPE_CHECKING
 
 from homojl.data.download import RemoteFile
-from homojl.data.pictures import read_tiny_imagenet, read_tiny_imagenet_names
-from homojl.data.readers import Arrays, read_cifar_binary, read_idx_dataset, read_svhn_mat
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from homojl.data.readers import Arrays
 
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
@@ -95,6 +97,8 @@ def stratified_choice(labels: np.ndarray, fraction: float, rng: np.random.Genera
     Returns:
         Sorted indices, int64, of the first and of the second part; together they are 0 to N - 1.
     """
+    import numpy as np
+
     classes, counts = np.unique(labels, return_counts=True)
     shares = fraction * counts
     quotas = np.floor(shares).astype(np.int64)  # below the count of the class, since fraction < 1
@@ -107,8 +111,12 @@ def stratified_choice(labels: np.ndarray, fraction: float, rng: np.random.Genera
     return np.flatnonzero(~chosen), np.flatnonzero(chosen)
 
 
+# Each loads its reader when it is called: what lists the datasets, or refuses a name, waits for none of them.
+
+
 def _read_digits(paths: list[Path]) -> Arrays:
     """scikit-learn's digits, grey levels 0 to 16 stretched to 0 to 255, with the fixed test set."""
+    import numpy as np
     from sklearn.datasets import load_digits  # takes a second, and only this dataset needs it
 
     digits = load_digits()
@@ -119,11 +127,33 @@ def _read_digits(paths: list[Path]) -> Arrays:
 
 
 def _read_svhn(paths: list[Path]) -> Arrays:
+    from homojl.data.readers import read_svhn_mat
+
     return *read_svhn_mat(paths[0]), *read_svhn_mat(paths[1])
 
 
 def _read_cifar(n_classes: int, paths: list[Path]) -> Arrays:
+    from homojl.data.readers import read_cifar_binary
+
     return read_cifar_binary(paths[0], n_classes)
+
+
+def _read_idx(paths: list[Path]) -> Arrays:
+    from homojl.data.readers import read_idx_dataset
+
+    return read_idx_dataset(paths)
+
+
+def _read_tiny_imagenet(paths: list[Path]) -> Arrays:
+    from homojl.data.pictures import read_tiny_imagenet
+
+    return read_tiny_imagenet(paths[0])
+
+
+def _read_tiny_imagenet_names(paths: list[Path]) -> tuple[str, ...]:
+    from homojl.data.pictures import read_tiny_imagenet_names
+
+    return read_tiny_imagenet_names(paths[0])
 
 
 def _idx_files(mirrors: tuple[str, ...], md5s: dict[str, tuple[str, str | None]]) -> tuple[RemoteFile, ...]:
@@ -191,7 +221,7 @@ _ENTRIES = (
             },
         ),
         folders=("mnist", "MNIST/raw", "."),
-        read=read_idx_dataset,
+        read=_read_idx,
     ),
     DatasetInfo(
         name="fashion-mnist",
@@ -214,7 +244,7 @@ _ENTRIES = (
         ),
         # Not the data folder itself: the files have the names and shapes of MNIST's and could be those.
         folders=("fashion-mnist", "FashionMNIST/raw"),
-        read=read_idx_dataset,
+        read=_read_idx,
     ),
     DatasetInfo(
         name="svhn",
@@ -282,8 +312,8 @@ _ENTRIES = (
             ),
         ),
         folders=("tiny-imagenet", "."),
-        read=lambda paths: read_tiny_imagenet(paths[0]),
-        read_class_names=lambda paths: read_tiny_imagenet_names(paths[0]),
+        read=_read_tiny_imagenet,
+        read_class_names=_read_tiny_imagenet_names,
     ),
 )
 _DATASETS = {info.name: info for info in _ENTRIES}

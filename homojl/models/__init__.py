@@ -2,27 +2,20 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from homojl.errors import ConfigError
-from homojl.models.base import AbstractImplicitModel, count_parameters
-from homojl.models.deq import DEQ
-from homojl.models.homoode import HomoODE
-from homojl.models.mondeq import MonDEQ
-from homojl.models.node import ANODE, NeuralODE
-from homojl.models.pcdeq import PcDEQ
+from homojl.models.settings import MODELS, model_settings
 from homojl.names import did_you_mean
 
-MODELS: dict[str, type[AbstractImplicitModel]] = {
-    "homoode": HomoODE,
-    "deq": DEQ,
-    "mondeq": MonDEQ,
-    "node": NeuralODE,
-    "anode": ANODE,
-    "pcdeq": PcDEQ,
-}
+if TYPE_CHECKING:
+    from homojl.models.base import AbstractImplicitModel, count_parameters
+    from homojl.models.deq import DEQ
+    from homojl.models.homoode import HomoODE
+    from homojl.models.mondeq import MonDEQ
+    from homojl.models.node import ANODE, NeuralODE
+    from homojl.models.pcdeq import PcDEQ
 
 __all__ = [
     "ANODE",
@@ -37,6 +30,7 @@ __all__ = [
     "create_model",
     "model_class",
     "model_names",
+    "model_settings",
 ]
 
 
@@ -51,9 +45,7 @@ def model_class(name: str) -> type[AbstractImplicitModel]:
     Raises:
         ConfigError: for an unknown name.
     """
-    if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; {did_you_mean(name, MODELS)}")
-    return MODELS[name]
+    return model_settings(name).model()
 
 
 def create_model(
@@ -70,9 +62,24 @@ def create_model(
     Raises:
         ConfigError: for an unknown name or option, or sizes that do not fit.
     """
-    cls: Callable[..., AbstractImplicitModel] = model_class(name)
-    known = inspect.signature(cls).parameters
+    settings = model_settings(name)
+    known = (*settings.defaults(), "algorithm", "adjoint", "backend")
     for key in options:
         if key not in known:
             raise ConfigError(f"model {name!r} has no option {key!r}; {did_you_mean(key, known)}")
+    cls: Callable[..., AbstractImplicitModel] = settings.model()
     return cls(input_shape=input_shape, n_classes=n_classes, **options)
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str):
+        # The classes need torch; listing the models, or refusing an option, does not.
+        if name in ("AbstractImplicitModel", "count_parameters"):
+            from homojl.models import base
+
+            return getattr(base, name)
+        for settings in MODELS.values():
+            if name == settings.implementation[1]:
+                return settings.model()
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

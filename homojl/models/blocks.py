@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from homojl.draws import draw_rows
-from homojl.errors import ConfigError
+from homojl.models.settings import groups_of
 
 Tensor = torch.Tensor
 
@@ -32,10 +32,7 @@ def group_norm(channels: int) -> nn.GroupNorm:
     Raises:
         ConfigError: if the channels cannot be divided into as many groups.
     """
-    groups = min(32, channels)
-    if channels % groups:
-        raise ConfigError(f"channels must be at most 32 or a multiple of 32, got {channels}")
-    return _GroupNorm(groups, channels)
+    return _GroupNorm(groups_of(channels), channels)
 
 
 def channel_dropout_mask(like: Tensor, p: float, part: tuple[int, int] | None = None) -> Tensor:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 
-from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel, Adjoint, Algorithm, use_channels_last
 from homojl.models.blocks import ConditionedField, Features, Head, InitialPoint, channel_dropout_mask
+from homojl.models.settings import ConditionedSettings
 
 Tensor = torch.Tensor
 
@@ -44,14 +42,7 @@ class AbstractConditionedModel(AbstractImplicitModel):
         backend: str,
     ) -> None:
         super().__init__(algorithm=algorithm, adjoint=adjoint, backend=backend)
-        if channels < 1:
-            raise ConfigError(f"channels must be positive, got {channels}")
-        if not 0 <= dropout < 1:
-            raise ConfigError(f"dropout must lie in [0, 1), got {dropout}")
-        if init not in ("learned", "zero"):
-            raise ConfigError(f"init must be 'learned' or 'zero', got {init!r}")
-        if not 0 < gain < math.inf:
-            raise ConfigError(f"gain must be positive, got {gain}")
+        ConditionedSettings(channels=channels, dropout=dropout, init=init, gain=gain)  # refuses what cannot be
         self.dropout = dropout
         self.features = Features(input_shape[0], channels)
         self.field = ConditionedField(channels)

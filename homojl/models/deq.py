@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import torch
 
-from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint, jacobian_regularization
-from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson
-from homojl.errors import ConfigError
+from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint, jacobian_regularization
+from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.models.conditioned import AbstractConditionedModel
+from homojl.models.settings import DEQSettings
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution
 
@@ -30,19 +30,19 @@ class DEQ(AbstractConditionedModel):
     arXiv 2106.14342.
     """
 
-    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = Anderson(rtol=1e-3, max_steps=50)
-    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
+    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = DEQSettings.algorithm
+    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = fixed_point_adjoint(DEQSettings.adjoint)
 
     def __init__(
         self,
         *,
         input_shape: tuple[int, int, int],
         n_classes: int,
-        channels: int = 64,
-        dropout: float = 0.1,
-        init: str = "zero",
-        gain: float = 0.1,
-        jacobian_weight: float = 0.0,
+        channels: int = DEQSettings.channels,
+        dropout: float = DEQSettings.dropout,
+        init: str = DEQSettings.init,
+        gain: float = DEQSettings.gain,
+        jacobian_weight: float = DEQSettings.jacobian_weight,
         algorithm: AbstractFixedPointAlgorithm | None = None,
         adjoint: AbstractFixedPointAdjoint | None = None,
         backend: str = "auto",
@@ -58,8 +58,7 @@ class DEQ(AbstractConditionedModel):
             adjoint=adjoint,
             backend=backend,
         )
-        if jacobian_weight < 0:
-            raise ConfigError(f"jacobian_weight must not be negative, got {jacobian_weight}")
+        DEQSettings(jacobian_weight=jacobian_weight)  # refuses what cannot be
         self.jacobian_weight = jacobian_weight
         self._penalty: Tensor | None = None
 

@@ -6,9 +6,10 @@ from typing import ClassVar
 
 import torch
 
-from homojl.adjoints import AbstractODEAdjoint, CheckpointAdjoint
-from homojl.algorithms import AbstractODEAlgorithm, Dopri5
+from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
+from homojl.algorithms import AbstractODEAlgorithm
 from homojl.models.conditioned import AbstractConditionedModel
+from homojl.models.settings import HomoODESettings
 from homojl.problems import ODEProblem
 
 Tensor = torch.Tensor
@@ -22,18 +23,18 @@ class HomoODE(AbstractConditionedModel):
     References: Ding et al. (2023), arXiv 2310.09583, (17), (18), Algorithm 1.
     """
 
-    default_algorithm: ClassVar[AbstractODEAlgorithm] = Dopri5(rtol=1e-3, atol=1e-3, max_steps=1000)
-    default_adjoint: ClassVar[AbstractODEAdjoint] = CheckpointAdjoint()
+    default_algorithm: ClassVar[AbstractODEAlgorithm] = HomoODESettings.algorithm
+    default_adjoint: ClassVar[AbstractODEAdjoint] = ode_adjoint(HomoODESettings.adjoint)
 
     def __init__(
         self,
         *,
         input_shape: tuple[int, int, int],
         n_classes: int,
-        channels: int = 64,
-        dropout: float = 0.1,
-        init: str = "learned",
-        gain: float = 1.0,
+        channels: int = HomoODESettings.channels,
+        dropout: float = HomoODESettings.dropout,
+        init: str = HomoODESettings.init,
+        gain: float = HomoODESettings.gain,
         algorithm: AbstractODEAlgorithm | None = None,
         adjoint: AbstractODEAdjoint | None = None,
         backend: str = "auto",

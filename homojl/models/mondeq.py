@@ -10,12 +10,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
-from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractSplitting, PeacemanRachford
+from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
+from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractSplitting
 from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel
 from homojl.models.monotone import MonotoneConvolution, MonotoneLinear
-from homojl.models.pcdeq import check_form
+from homojl.models.settings import MonDEQSettings
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution
 from homojl.solving import solve
@@ -47,26 +47,24 @@ class MonDEQ(AbstractImplicitModel):
     operator: MonotoneLinear | MonotoneConvolution
     injection: nn.Module
 
-    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = PeacemanRachford(rtol=1e-2, max_steps=300)
-    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
+    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = MonDEQSettings.algorithm
+    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = fixed_point_adjoint(MonDEQSettings.adjoint)
 
     def __init__(
         self,
         *,
         input_shape: tuple[int, int, int],
         n_classes: int,
-        form: str = "single",
-        channels: tuple[int, ...] = (56,),
-        m: float = 1.0,
-        tune_alpha: bool = True,
+        form: str = MonDEQSettings.form,
+        channels: tuple[int, ...] = MonDEQSettings.channels,
+        m: float = MonDEQSettings.m,
+        tune_alpha: bool = MonDEQSettings.tune_alpha,
         algorithm: AbstractFixedPointAlgorithm | None = None,
         adjoint: AbstractFixedPointAdjoint | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__(algorithm=algorithm, adjoint=adjoint, backend=backend)
-        check_form(form, channels)
-        if not m > 0:
-            raise ConfigError(f"m must be positive, got {m}")
+        MonDEQSettings(form=form, channels=channels, m=m)  # refuses what cannot be
         self.form, self.tune_alpha = form, tune_alpha
         # In the state that is saved, so that a resumed run goes on with the same iterations; NaN: the algorithm's own.
         self.register_buffer("alpha", torch.tensor(math.nan))

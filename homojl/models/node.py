@@ -8,10 +8,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from homojl.adjoints import AbstractODEAdjoint, CheckpointAdjoint
-from homojl.algorithms import AbstractODEAlgorithm, Dopri5
-from homojl.errors import ConfigError
+from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
+from homojl.algorithms import AbstractODEAlgorithm
 from homojl.models.base import AbstractImplicitModel, use_channels_last
+from homojl.models.settings import ANODESettings, NeuralODESettings
 from homojl.problems import ODEProblem
 
 Tensor = torch.Tensor
@@ -57,26 +57,23 @@ class ANODE(AbstractImplicitModel):
     References: Dupont, Doucet, Teh (2019), arXiv 1904.01681.
     """
 
-    default_algorithm: ClassVar[AbstractODEAlgorithm] = Dopri5(rtol=1e-3, atol=1e-3, max_steps=1000)
-    default_adjoint: ClassVar[AbstractODEAdjoint] = CheckpointAdjoint()
+    default_algorithm: ClassVar[AbstractODEAlgorithm] = ANODESettings.algorithm
+    default_adjoint: ClassVar[AbstractODEAdjoint] = ode_adjoint(ANODESettings.adjoint)
 
     def __init__(
         self,
         *,
         input_shape: tuple[int, int, int],
         n_classes: int,
-        filters: int = 64,
-        augment: int = 5,
-        time: bool = False,
+        filters: int = ANODESettings.filters,
+        augment: int = ANODESettings.augment,
+        time: bool = ANODESettings.time,
         algorithm: AbstractODEAlgorithm | None = None,
         adjoint: AbstractODEAdjoint | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__(algorithm=algorithm, adjoint=adjoint, backend=backend)
-        if filters < 1:
-            raise ConfigError(f"filters must be positive, got {filters}")
-        if augment < 0:
-            raise ConfigError(f"augment must not be negative, got {augment}")
+        ANODESettings(filters=filters, augment=augment)  # refuses what cannot be
         channels, height, width = input_shape
         self.augment = augment
         self.field = ImageField(channels + augment, filters, time=time)
@@ -107,8 +104,8 @@ class NeuralODE(ANODE):
         *,
         input_shape: tuple[int, int, int],
         n_classes: int,
-        filters: int = 92,
-        time: bool = False,
+        filters: int = NeuralODESettings.filters,
+        time: bool = NeuralODESettings.time,
         algorithm: AbstractODEAlgorithm | None = None,
         adjoint: AbstractODEAdjoint | None = None,
         backend: str = "auto",

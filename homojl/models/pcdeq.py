@@ -10,24 +10,20 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
-from homojl.algorithms import AbstractFixedPointAlgorithm, Picard
+from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
+from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel, use_channels_last
-from homojl.names import did_you_mean
+from homojl.models.settings import ACTIVATIONS, PcDEQSettings
 from homojl.problems import FixedPointProblem
 from homojl.solution import EquilibriumSolution
 
 Tensor = torch.Tensor
 
 # sigma by name; "sigmoid" alone is positive at 0, which pcDEQ-2 needs and pcDEQ-1, with its positive input, does not.
-ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "tanh": torch.tanh,
-    "softsign": F.softsign,
-    "relu6": F.relu6,
-    "sigmoid": torch.sigmoid,
-}
-CONSTRAINTS = ("projection", "absolute")
+_SIGMAS: dict[str, Callable[[Tensor], Tensor]] = dict(
+    zip(ACTIVATIONS, (torch.tanh, F.softsign, F.relu6, torch.sigmoid), strict=True)
+)
 
 
 class NonnegativeWeight(nn.Module):
@@ -70,7 +66,7 @@ class ConcaveMap:
     """sigma(W z + x) with args = (x of z's shape, W (1, n, n) or (1, C, C, 3, 3)), W and x >= 0."""
 
     def __init__(self, activation: str) -> None:
-        self._sigma = ACTIVATIONS[activation]
+        self._sigma = _SIGMAS[activation]
 
     def __call__(self, z: Tensor, x: Tensor, weight: Tensor) -> Tensor:
         product = F.linear(z, weight[0]) if z.ndim == 2 else F.conv2d(z, weight[0], padding=1)
@@ -127,28 +123,24 @@ class PcDEQ(AbstractImplicitModel):
 
     head: nn.Module
 
-    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = Picard(rtol=1e-4, max_steps=200)
-    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
+    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = PcDEQSettings.algorithm
+    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = fixed_point_adjoint(PcDEQSettings.adjoint)
 
     def __init__(
         self,
         *,
         input_shape: tuple[int, int, int],
         n_classes: int,
-        form: str = "single",
-        channels: tuple[int, ...] = (82,),
-        activation: str = "tanh",
-        constraint: str = "projection",
+        form: str = PcDEQSettings.form,
+        channels: tuple[int, ...] = PcDEQSettings.channels,
+        activation: str = PcDEQSettings.activation,
+        constraint: str = PcDEQSettings.constraint,
         algorithm: AbstractFixedPointAlgorithm | None = None,
         adjoint: AbstractFixedPointAdjoint | None = None,
         backend: str = "auto",
     ) -> None:
         super().__init__(algorithm=algorithm, adjoint=adjoint, backend=backend)
-        check_form(form, channels)
-        if activation not in ACTIVATIONS:
-            raise ConfigError(f"unknown activation {activation!r}; {did_you_mean(activation, ACTIVATIONS)}")
-        if constraint not in CONSTRAINTS:
-            raise ConfigError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got {constraint!r}")
+        PcDEQSettings(form=form, channels=channels, activation=activation, constraint=constraint)  # refuses others
         options = {"activation": activation, "constraint": constraint}
         in_channels, *size = input_shape
         if form == "linear":
@@ -201,17 +193,3 @@ class PcDEQ(AbstractImplicitModel):
     def project_(self) -> None:
         for layer in self._chain():
             layer.weight.project_()
-
-
-def check_form(form: str, channels: tuple[int, ...]) -> None:
-    """Refuse forms of a layer that there are not, and widths that do not fit.
-
-    Raises:
-        ConfigError: see above.
-    """
-    counts = {"linear": 1, "single": 1, "multi": 3}
-    if form not in counts:
-        raise ConfigError(f"unknown form {form!r}; {did_you_mean(form, counts)}")
-    if len(channels) != counts[form] or min(channels) < 1:
-        number = "three positive numbers" if counts[form] == 3 else "one positive number"
-        raise ConfigError(f"channels must be {number} for form {form!r}, got {list(channels)}")

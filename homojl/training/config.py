@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-import inspect
 import sys
 import tomllib
 import types
 import typing
+from collections.abc import Iterable
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from importlib import resources
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import tomlkit
-
-from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint, CheckpointAdjoint, ImplicitAdjoint
-from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
-from homojl.adjoints.ode import ODE_ADJOINTS
 from homojl.algorithms import (
     CONTROLLERS,
     FIXED_POINT_ALGORITHMS,
@@ -27,15 +21,19 @@ from homojl.algorithms import (
     AbstractSplitting,
     StepMemory,
 )
-from homojl.backends import BACKEND_NAMES
+from homojl.choices import BACKENDS, BATCHES, FIXED_POINT_ADJOINTS, ODE_ADJOINTS, TRAINING_PRECISIONS
 from homojl.errors import ConfigError
-from homojl.models import model_class
+from homojl.models import model_settings
 from homojl.names import did_you_mean
 from homojl.parsing import parse_toml, read_text
-from homojl.solving import BATCHES
+
+if TYPE_CHECKING:
+    from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
 
 MAX_WHOLE = 2**31 - 1
 """The largest whole number of a setting: it fits wherever it is used, and a seed twice into PyTorch's."""
+
+PRESETS = Path(__file__).parent.parent / "presets"
 
 _MAX_TOML = 2**20  # bytes of a file of settings; a complete one has four thousand
 
@@ -55,12 +53,14 @@ class ModelConfig:
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        known = _model_options(self.name)
+        settings = model_settings(self.name)
+        known = settings.defaults()
         options = dict(known)
         for key, value in self.options.items():
             if key not in known:
                 raise ConfigError(f"unknown key model.{key}; {did_you_mean(key, known)}")
             options[key] = _model_option(key, value, known[key])
+        settings(**options)  # refuses values that no model can have
         object.__setattr__(self, "options", options)
 
 
@@ -91,10 +91,9 @@ class SolverConfig:
         choices=("auto", *ODE_ADJOINTS, *FIXED_POINT_ADJOINTS),
     )
     checkpoints: int | None = setting(None, "states that adjoint checkpoint keeps at a time; absent: all", low=1)
-    backend: str = setting("auto", "where the solve runs", choices=BACKEND_NAMES)
-    # float16 is not among them: its gradients want the loss scaled.
+    backend: str = setting("auto", "where the solve runs", choices=BACKENDS)
     precision: str = setting(
-        "full", "numbers that the field is evaluated in, beside a float32 state", choices=("full", "bfloat16")
+        "full", "numbers that the field is evaluated in, beside a float32 state", choices=TRAINING_PRECISIONS
     )
 
     def __post_init__(self) -> None:
@@ -121,12 +120,14 @@ class SolverConfig:
 
     def build_adjoint(self) -> AbstractODEAdjoint | AbstractFixedPointAdjoint:
         """The adjoint; not for "auto", which `ExperimentConfig` resolves."""
+        from homojl.adjoints import CheckpointAdjoint, ImplicitAdjoint, fixed_point_adjoint, ode_adjoint
+
         if self.adjoint == "implicit":
             # As a forward solve's, its failures are counted: training goes on with the best iterate.
             return ImplicitAdjoint(throw=False)
         if self.adjoint == "checkpoint":
             return CheckpointAdjoint(max_states=self.checkpoints)
-        return (ODE_ADJOINTS | FIXED_POINT_ADJOINTS)[self.adjoint]()
+        return ode_adjoint(self.adjoint) if self.adjoint in ODE_ADJOINTS else fixed_point_adjoint(self.adjoint)
 
     def resolved(self, model: str) -> SolverConfig:
         """With the model's own settings where there are none, and checked to be of the model's kind.
@@ -134,23 +135,23 @@ class SolverConfig:
         Raises:
             ConfigError: for an algorithm or an adjoint that is not for the kind of problem that the model states.
         """
-        cls = model_class(model)
-        own, own_adjoint = cls.default_algorithm, type(cls.default_adjoint)
-        ode = cls.states_ode()
-        algorithms, adjoints = (ODE_ALGORITHMS, ODE_ADJOINTS) if ode else (FIXED_POINT_ALGORITHMS, FIXED_POINT_ADJOINTS)
+        settings = model_settings(model)
+        own, ode = settings.algorithm, settings.states_ode()
+        algorithms = tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)
+        adjoints = ODE_ADJOINTS if ode else FIXED_POINT_ADJOINTS
         absent = {name: getattr(own, name) for name in ("rtol", "atol", "max_steps") if getattr(self, name) is None}
         if not ode:
             absent["controller"] = absent["batch"] = None  # there are no step sizes
         if self.algorithm == "auto":
             absent["algorithm"] = own.name.lower()
         if self.adjoint == "auto":
-            absent["adjoint"] = next(name for name, kind in adjoints.items() if kind is own_adjoint)
+            absent["adjoint"] = settings.adjoint
         complete = replace(self, **absent)
-        for key, table in (("algorithm", algorithms), ("adjoint", adjoints)):
-            if getattr(complete, key).lower() not in table:
+        for key, names in (("algorithm", algorithms), ("adjoint", adjoints)):
+            if getattr(complete, key).lower() not in names:
                 raise ConfigError(
                     f"solver.{key} is {getattr(complete, key)!r}, but {model} states "
-                    f"{'an ODE' if ode else 'a fixed point'}; known for that: {', '.join(table)}"
+                    f"{'an ODE' if ode else 'a fixed point'}; known for that: {', '.join(names)}"
                 )
         if complete.precision != "full" and isinstance(complete.build_algorithm(), AbstractSplitting):
             raise ConfigError(f"solver.precision must be 'full' for {complete.algorithm}, got {complete.precision!r}")
@@ -258,6 +259,8 @@ class ExperimentConfig:
 
     def to_toml(self) -> str:
         """The complete configuration as TOML, each setting with its description."""
+        import tomlkit
+
         document = tomlkit.document()
         for name, values in self.to_dict().items():
             helps = {g.name: g.metadata.get("help") for g in fields(getattr(self, name))}
@@ -269,12 +272,6 @@ class ExperimentConfig:
                 table.add(key, entry)
             document.add(name, table)
         return tomlkit.dumps(document)
-
-
-def _model_options(name: str) -> dict[str, Any]:
-    given_elsewhere = {"input_shape", "n_classes", "algorithm", "adjoint", "backend"}
-    signature = inspect.signature(model_class(name)).parameters
-    return {key: p.default for key, p in signature.items() if key not in given_elsewhere}
 
 
 def _model_option(key: str, value: Any, default: Any) -> Any:
@@ -356,8 +353,7 @@ def read_toml(path: Path) -> dict[str, Any]:
 
 def preset_names() -> list[str]:
     """Names of the presets that come with homojl, `<model>-<dataset>`."""
-    folder = resources.files("homojl.presets")
-    return sorted(p.name.removesuffix(".toml") for p in folder.iterdir() if p.name.endswith(".toml"))
+    return sorted(path.stem for path in PRESETS.glob("*.toml"))
 
 
 def read_preset(name: str) -> dict[str, Any]:
@@ -368,7 +364,7 @@ def read_preset(name: str) -> dict[str, Any]:
     """
     if name not in preset_names():
         raise ConfigError(f"unknown preset {name!r}; {did_you_mean(name, preset_names())}")
-    return tomllib.loads((resources.files("homojl.presets") / f"{name}.toml").read_text(encoding="utf-8"))
+    return tomllib.loads((PRESETS / f"{name}.toml").read_text(encoding="utf-8"))
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
@@ -404,3 +400,21 @@ def with_solver(config: ExperimentConfig, **changes: Any) -> ExperimentConfig:
     changes = {key: value for key, value in changes.items() if value is not None}
     values = {**config.to_dict()["solver"], **changes}
     return replace(config, solver=_section(SolverConfig, "solver", values))
+
+
+def check_algorithms(config: ExperimentConfig, names: Iterable[str], where: Path | str) -> None:
+    """Refuse methods that are not for the kind of problem that the configured model states.
+
+    Args:
+        names: of methods, in small letters.
+        where: the run, for the message.
+
+    Raises:
+        ConfigError: for the first of them.
+    """
+    ode = model_settings(config.model.name).states_ode()
+    known = tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)
+    for name in names:
+        if name not in known:
+            kind = "an ODE" if ode else "a fixed point"
+            raise ConfigError(f"{where} states {kind}, which {name!r} is not for; {did_you_mean(name, known)}")

@@ -39,6 +39,7 @@ from homojl.algorithms import (
     ErrorNorm,
     memory_of,
 )
+from homojl.environment import process_count
 from homojl.errors import ConfigError, ProcessError
 from homojl.models import AbstractImplicitModel
 from homojl.training.config import ExperimentConfig, with_solver
@@ -48,7 +49,6 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 TIMEOUT = timedelta(minutes=30)  # how long a process waits for one that has neither come nor gone
-LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun says in the environment
 
 
 @dataclass(frozen=True)
@@ -231,11 +231,6 @@ def _divides(algorithm: object) -> bool:
     if isinstance(algorithm, AbstractJacobianBased | AdamsMoulton):
         return False
     return isinstance(algorithm, AbstractAdaptive | AbstractFixedStep | AbstractFixedPointAlgorithm)
-
-
-def process_count() -> int:
-    """How many processes torchrun or a scheduler has started with this one, itself included."""
-    return int(os.environ["WORLD_SIZE"]) if all(name in os.environ for name in LAUNCHED) else 1
 
 
 @contextlib.contextmanager

@@ -5,29 +5,26 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import platform
 import shutil
-import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from functools import cached_property
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-import homojl
+from homojl.environment import environment
 from homojl.errors import CheckpointError, ConfigError
 from homojl.files import LOCK, atomic_write, file_meant, locked, make_folder, remove_leftovers
-from homojl.models import AbstractImplicitModel, count_parameters
 from homojl.parsing import MAX_TEXT, parse_json, read_bytes, read_text
 from homojl.results.records import METRICS, Evaluation, RunRecord, metrics_row
-from homojl.training.checkpoint import Checkpoint, read_checkpoint
 from homojl.training.config import ExperimentConfig, read_toml
-from homojl.training.experiment import ModelForm, build_model, initial_point, state_form
-from homojl.training.ranks import process_count
+
+if TYPE_CHECKING:
+    import torch
+
+    from homojl.models import AbstractImplicitModel
+    from homojl.training.checkpoint import Checkpoint
+    from homojl.training.experiment import ModelForm
 
 # The last line of a run's config.toml: what is left of a damaged one can still be valid TOML.
 _CONFIG_END = "\n# end of the configuration\n"
@@ -173,18 +170,21 @@ class Run:
         return self.path / "results.h5"
 
     def load_model(
-        self, which: str = "best", *, read: Callable[[Path], Checkpoint] = read_checkpoint
+        self, which: str = "best", *, read: Callable[[Path], Checkpoint] | None = None
     ) -> tuple[AbstractImplicitModel, ModelForm, dict[str, Any]]:
         """The model of checkpoint "best" or "last", its form, and the checkpoint's header.
 
         Args:
-            read: as `read_checkpoint`, where that is not to be done in this process.
+            read: in the place of `read_checkpoint`, where that is not to be done in this process.
 
         Raises:
             CheckpointError: if it is missing, damaged or of another model.
         """
+        from homojl.training.checkpoint import read_checkpoint
+        from homojl.training.experiment import build_model, state_form
+
         path = self.best_checkpoint if which == "best" else self.last_checkpoint
-        tensors, header = read(path)
+        tensors, header = read_checkpoint(path) if read is None else read(path)
         form = checked_form(path, header, self.config)
         check_weights(tensors, state_form(self.config, form), path)
         model = build_model(self.config, form)
@@ -193,6 +193,9 @@ class Run:
 
     def record(self, evaluation: Evaluation | None = None) -> RunRecord:
         """Everything known of the run, for `homojl.results`."""
+        from homojl.models import count_parameters
+        from homojl.training.experiment import initial_point
+
         model, form, _ = self.load_model("best")
         point = initial_point(model)
         return RunRecord(
@@ -276,6 +279,8 @@ def checked_form(path: Path, header: dict[str, Any], config: ExperimentConfig) -
     Raises:
         CheckpointError: if it is of another model.
     """
+    from homojl.training.experiment import ModelForm
+
     wanted = config.to_dict()["model"]
     if header.get("model") != wanted:
         raise CheckpointError(f"{path} is of another model: {header.get('model')}, the run's is {wanted}")
@@ -320,57 +325,3 @@ def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path:
 
 def _weights(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     return {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
-
-
-def environment() -> dict[str, Any]:
-    """What the numbers of a run may depend on: versions, machine, threads, commit."""
-    packages = ("torch", "torchvision", "numpy", "h5py", "safetensors", "juliacall", "scikit-learn")
-    versions = {}
-    for name in packages:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "missing"
-    from homojl.backends.julia import runtime
-
-    return {
-        "homojl": homojl.__version__,
-        "commit": _commit(),
-        "python": platform.python_version(),
-        "platform": platform.platform(),
-        "processor": _processor(),
-        "packages": versions,
-        "julia": runtime.find().version or None,
-        "threads": torch.get_num_threads(),
-        "processes": process_count(),
-        "cuda": torch.version.cuda,
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "command": sys.argv,
-    }
-
-
-def _processor() -> str:
-    try:
-        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                return line.partition(":")[2].strip()
-    except OSError:
-        pass  # not Linux
-    return platform.processor()
-
-
-def _commit() -> str | None:
-    """The commit of a source checkout, with "+changes" if it is not clean; None for an installed package."""
-    folder = Path(homojl.__file__).parent.parent
-    if not (folder / ".git").exists():
-        return None
-
-    def git(*args: str) -> str:
-        # Without the lock that `git status` takes to refresh its index: a kill would leave it behind.
-        command = ["git", "--no-optional-locks", "-C", str(folder), *args]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain", "-uno") else "")
-    except (OSError, subprocess.CalledProcessError):
-        return None

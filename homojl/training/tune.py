@@ -16,9 +16,8 @@ from homojl.algorithms import (
 )
 from homojl.errors import BackendUnavailable, ConfigError
 from homojl.models import AbstractImplicitModel
-from homojl.names import did_you_mean
 from homojl.results.tuning import Trial, Tuning
-from homojl.training.config import with_solver
+from homojl.training.config import check_algorithms, with_solver
 from homojl.training.evaluation import prepare
 from homojl.training.experiment import ModelForm, resolve_device, solve_as
 from homojl.training.outcome import matching_data, split_of
@@ -67,11 +66,8 @@ def tune(
     ode = model.states_ode()
     names = _methods(model) if algorithms is None else tuple(algorithms)
     known = ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS
-    for name in names:
-        if name not in known:
-            kind = "an ODE" if ode else "a fixed point"
-            raise ConfigError(f"{run.path} states {kind}, which {name!r} is not for; {did_you_mean(name, known)}")
     config = run.config
+    check_algorithms(config, names, run.path)
     model.to(resolve_device(config.train.device))
     model.throw = False
     size = batch_size or config.train.eval_batch_size

@@ -11,16 +11,17 @@ import numpy as np
 import pytest
 
 from homojl.benchmark.bars import bars_of
-from homojl.benchmark.experiments import ACCURACY_SAVES, PROBLEMS, Group, groups_of
+from homojl.benchmark.experiments import ACCURACY_SAVES, Group, groups_of
 from homojl.benchmark.figures import draw_bench
 from homojl.benchmark.hdf5 import SCHEMA, read_bench, write_bench
 from homojl.benchmark.magnification import magnification
 from homojl.benchmark.measure import measure
+from homojl.benchmark.names import PROBLEMS
 from homojl.benchmark.problems import system_problem
 from homojl.benchmark.record import QUANTITIES, Library, Measurement, Report
 from homojl.benchmark.solvers import SOLVERS, Case
 from homojl.benchmark.table import markdown
-from homojl.training.run import environment
+from homojl.environment import environment
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 ROW = Measurement("batch", "vanderpol, batch 256", "vanderpol", "float32", "torchdiffeq", "", "dopri5", tolerance=1e-5,

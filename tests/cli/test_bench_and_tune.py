@@ -7,7 +7,7 @@ from click.testing import CliRunner
 
 from homojl.benchmark.hdf5 import read_bench
 from homojl.results.tuning import read_tuning
-from homojl_cli import bench, tune
+from homojl_cli import tune
 from tests.cli.test_cli import SMALL, assert_one_line_error, homojl
 
 
@@ -44,12 +44,14 @@ def test_bad_input(args, words, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_help_names_what_there_is():
-    from homojl.benchmark.experiments import PROBLEMS
+def test_the_names_are_those_of_what_there_is():
+    from homojl.benchmark.experiments import MAKERS
+    from homojl.benchmark.names import PROBLEMS
+    from homojl.benchmark.names import SOLVERS as NAMES
     from homojl.benchmark.solvers import SOLVERS
 
-    assert bench.PROBLEMS.split(", ") == list(PROBLEMS)
-    assert bench.SOLVERS.split(", ") == list(SOLVERS)
+    assert list(PROBLEMS) == list(MAKERS)
+    assert list(NAMES) == list(SOLVERS)
 
 
 @pytest.fixture(scope="module")

@@ -59,18 +59,6 @@ def test_every_command_has_help(name):
         assert "Example" in result.stdout
 
 
-def test_help_loads_no_torch():
-    code = (
-        "import sys; sys.argv = ['homojl', '--help']\n"
-        "from homojl_cli.main import main\n"
-        "try: main()\n"
-        "except SystemExit: pass\n"
-        "print('torch' in sys.modules, file=sys.stderr)"
-    )
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert result.stderr.strip() == "False"
-
-
 def test_train_leaves_a_complete_run(trained):
     folder, result = trained
     assert sorted(p.name for p in folder.iterdir()) == [

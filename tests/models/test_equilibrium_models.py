@@ -11,7 +11,7 @@ import torch
 from torch.nn import functional as F
 
 import homojl as hj
-from homojl.models.pcdeq import ACTIVATIONS
+from homojl.models.settings import ACTIVATIONS
 
 TIGHT = {"rtol": 1e-12, "atol": 1e-12, "max_steps": 3000}
 PCDEQ = [("pcdeq", {"form": form, "activation": a, "channels": (3, 4, 5) if form == "multi" else (4,)})

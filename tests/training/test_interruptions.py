@@ -10,10 +10,10 @@ import time
 import pytest
 
 import homojl
+from homojl.environment import environment
 from homojl.errors import BusyError, CheckpointError, ConfigError
 from homojl.results.records import METRICS
 from homojl.training import Run, train
-from homojl.training.run import environment
 from tests.training.test_loop import assert_same_end
 
 

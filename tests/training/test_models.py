@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from homojl.errors import ConfigError
-from homojl.models import MODELS, create_model
+from homojl.models import MODELS, create_model, model_class
 from homojl.training.config import ExperimentConfig, with_solver
 from homojl.training.loop import train
 from homojl.training.outcome import evaluate_run, publish
@@ -74,7 +74,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(name, tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_configuration_is_complete_with_the_models_own_solver(name):
     solver = ExperimentConfig.from_dict({"model": {"name": name}}).solver
-    cls = MODELS[name]
+    cls = model_class(name)
     own = cls.default_algorithm
     built = solver.build_algorithm()
     assert type(built) is type(own)

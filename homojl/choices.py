@@ -1,0 +1,10 @@
+"""The names that settings and options choose between, known without loading what they name."""
+
+from __future__ import annotations
+
+BACKENDS = ("auto", "pytorch", "pytorch-compiled", "julia")
+ODE_ADJOINTS = ("direct", "checkpoint", "backsolve", "gauss")
+FIXED_POINT_ADJOINTS = ("implicit", "phantom", "one-step", "unrolled")
+BATCHES = ("joint", "per-sample")
+TRAINING_PRECISIONS = ("full", "bfloat16")
+"""Of a configuration. float16 is not among them: its gradients want the loss scaled."""

@@ -1,0 +1,287 @@
+"""What is known of each model before it is built: its name, its options with their defaults, and how it is solved.
+
+The models' classes read their defaults here. So do configurations and the command line, which need not load PyTorch to
+list the models or to refuse an option.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from homojl.algorithms import (
+    AbstractFixedPointAlgorithm,
+    AbstractODEAlgorithm,
+    Anderson,
+    Dopri5,
+    PeacemanRachford,
+    Picard,
+)
+from homojl.errors import ConfigError
+from homojl.names import did_you_mean
+
+if TYPE_CHECKING:
+    from homojl.models.base import AbstractImplicitModel
+
+FORMS = {"linear": 1, "single": 1, "multi": 3}
+"""Forms of a monDEQ's or a pcDEQ's layer, and how many widths each has."""
+
+ACTIVATIONS = ("tanh", "softsign", "relu6", "sigmoid")
+CONSTRAINTS = ("projection", "absolute")
+
+
+@dataclass(frozen=True, kw_only=True)
+class AbstractModelSettings:
+    """A model's own options; making one checks them.
+
+    The fields of a subclass are the options of the model, with their defaults; their types are those that the settings
+    in [model] are to have.
+
+    Attributes:
+        summary: one line: the equation that the model solves.
+        implementation: module and name of the class.
+        algorithm: how the model's problem is solved unless the configuration says otherwise; it also says which kind
+            of problem the model states.
+        adjoint: the name of how it is differentiated.
+
+    Raises:
+        ConfigError: for a value that no model can have.
+    """
+
+    summary: ClassVar[str]
+    implementation: ClassVar[tuple[str, str]]
+    algorithm: ClassVar[AbstractODEAlgorithm | AbstractFixedPointAlgorithm]
+    adjoint: ClassVar[str]
+
+    @classmethod
+    def states_ode(cls) -> bool:
+        """Whether the model's problem is an ODE; else it is a fixed point."""
+        return isinstance(cls.algorithm, AbstractODEAlgorithm)
+
+    @classmethod
+    def defaults(cls) -> dict[str, Any]:
+        """The options and their defaults."""
+        return asdict(cls())
+
+    @classmethod
+    def model(cls) -> type[AbstractImplicitModel]:
+        """The model's class; loads PyTorch."""
+        module, name = cls.implementation
+        return getattr(importlib.import_module(module), name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ConditionedSettings(AbstractModelSettings):
+    """Options that HomoODE and DEQ share; `homojl.models.conditioned.AbstractConditionedModel` says what they mean."""
+
+    channels: int = 64
+    dropout: float = 0.1
+    init: str = "zero"
+    gain: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.channels < 1:
+            raise ConfigError(f"channels must be positive, got {self.channels}")
+        if not 0 <= self.dropout < 1:
+            raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
+        if self.init not in ("learned", "zero"):
+            raise ConfigError(f"init must be 'learned' or 'zero', got {self.init!r}")
+        if not 0 < self.gain < math.inf:
+            raise ConfigError(f"gain must be positive, got {self.gain}")
+        groups_of(self.channels)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HomoODESettings(ConditionedSettings):
+    """Of `homojl.models.homoode.HomoODE`."""
+
+    summary = "dz/ds = F(z; x) for s in [0, 1] from z(0) = z0, x = features(image), logits = head(z(1))."
+    implementation = ("homojl.models.homoode", "HomoODE")
+    algorithm: ClassVar[AbstractODEAlgorithm] = Dopri5(rtol=1e-3, atol=1e-3, max_steps=1000)
+    adjoint = "checkpoint"
+
+    init: str = "learned"
+
+
+@dataclass(frozen=True, kw_only=True)
+class DEQSettings(ConditionedSettings):
+    """Of `homojl.models.deq.DEQ`."""
+
+    summary = "z = F(z; x), x = features(image), logits = head(z), with HomoODE's F, features and head."
+    implementation = ("homojl.models.deq", "DEQ")
+    algorithm: ClassVar[AbstractFixedPointAlgorithm] = Anderson(rtol=1e-3, max_steps=50)
+    adjoint = "implicit"
+
+    gain: float = 0.1
+    jacobian_weight: float = 0.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.jacobian_weight < 0:
+            raise ConfigError(f"jacobian_weight must not be negative, got {self.jacobian_weight}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MonDEQSettings(AbstractModelSettings):
+    """Of `homojl.models.mondeq.MonDEQ`."""
+
+    summary = "z = relu(W z + U x + b), W = (1 - m) I - A^T A + B - B^T."
+    implementation = ("homojl.models.mondeq", "MonDEQ")
+    algorithm: ClassVar[AbstractFixedPointAlgorithm] = PeacemanRachford(rtol=1e-2, max_steps=300)
+    adjoint = "implicit"
+
+    form: str = "single"
+    channels: tuple[int, ...] = (56,)
+    m: float = 1.0
+    tune_alpha: bool = True
+
+    def __post_init__(self) -> None:
+        _check_form(self.form, self.channels)
+        if not self.m > 0:
+            raise ConfigError(f"m must be positive, got {self.m}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ANODESettings(AbstractModelSettings):
+    """Of `homojl.models.node.ANODE`."""
+
+    summary = (
+        "dz/dt = F(z, t) for t in [0, 1] from z(0) = the image with zero channels appended, logits = linear(z(1))."
+    )
+    implementation = ("homojl.models.node", "ANODE")
+    algorithm: ClassVar[AbstractODEAlgorithm] = Dopri5(rtol=1e-3, atol=1e-3, max_steps=1000)
+    adjoint = "checkpoint"
+
+    filters: int = 64
+    augment: int = 5
+    time: bool = False
+
+    def __post_init__(self) -> None:
+        _check_filters(self.filters)
+        if self.augment < 0:
+            raise ConfigError(f"augment must not be negative, got {self.augment}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NeuralODESettings(AbstractModelSettings):
+    """Of `homojl.models.node.NeuralODE`."""
+
+    summary = "dz/dt = F(z, t) for t in [0, 1] from z(0) = the image, logits = linear(z(1))."
+    implementation = ("homojl.models.node", "NeuralODE")
+    algorithm: ClassVar[AbstractODEAlgorithm] = ANODESettings.algorithm
+    adjoint = ANODESettings.adjoint
+
+    filters: int = 92
+    time: bool = False
+
+    def __post_init__(self) -> None:
+        _check_filters(self.filters)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PcDEQSettings(AbstractModelSettings):
+    """Of `homojl.models.pcdeq.PcDEQ`."""
+
+    summary = (
+        "z = sigma(W z + x), W >= 0: pcDEQ-1 with tanh, softsign or relu6 and x > 0; pcDEQ-2 with sigmoid and x >= 0."
+    )
+    implementation = ("homojl.models.pcdeq", "PcDEQ")
+    algorithm: ClassVar[AbstractFixedPointAlgorithm] = Picard(rtol=1e-4, max_steps=200)
+    adjoint = "implicit"
+
+    form: str = "single"
+    channels: tuple[int, ...] = (82,)
+    activation: str = "tanh"
+    constraint: str = "projection"
+
+    def __post_init__(self) -> None:
+        _check_form(self.form, self.channels)
+        if self.activation not in ACTIVATIONS:
+            raise ConfigError(f"unknown activation {self.activation!r}; {did_you_mean(self.activation, ACTIVATIONS)}")
+        if self.constraint not in CONSTRAINTS:
+            raise ConfigError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got {self.constraint!r}")
+
+
+MODELS: dict[str, type[AbstractModelSettings]] = {
+    "homoode": HomoODESettings,
+    "deq": DEQSettings,
+    "mondeq": MonDEQSettings,
+    "node": NeuralODESettings,
+    "anode": ANODESettings,
+    "pcdeq": PcDEQSettings,
+}
+
+PRESET_PARAMETERS = {
+    "anode-cifar10": 171_799,
+    "anode-cifar100": 1_369_969,
+    "anode-digits": 13_520,
+    "anode-mnist": 84_816,
+    "anode-svhn": 171_799,
+    "deq-cifar10": 132_938,
+    "deq-cifar100": 565_988,
+    "deq-digits": 34_154,
+    "deq-mnist": 34_154,
+    "deq-svhn": 132_938,
+    "deq-tiny-imagenet": 617_288,
+    "homoode-cifar10": 132_938,
+    "homoode-cifar100": 565_988,
+    "homoode-digits": 34_154,
+    "homoode-mnist": 34_154,
+    "homoode-svhn": 132_938,
+    "homoode-tiny-imagenet": 617_288,
+    "mondeq-cifar10": 172_218,
+    "mondeq-cifar100": 638_868,
+    "mondeq-digits": 20_044,
+    "mondeq-mnist": 84_460,
+    "mondeq-svhn": 172_218,
+    "node-cifar10": 172_358,
+    "node-cifar100": 448_928,
+    "node-digits": 9_995,
+    "node-mnist": 84_395,
+    "node-svhn": 172_358,
+    "pcdeq-cifar10": 164_760,
+    "pcdeq-cifar100": 344_850,
+    "pcdeq-digits": 10_026,
+    "pcdeq-mnist": 69_136,
+    "pcdeq-svhn": 164_760,
+}
+"""Trained parameters of the models at the sizes of the presets, as `count_parameters` counts them."""
+
+
+def model_settings(name: str) -> type[AbstractModelSettings]:
+    """The settings of a model's name.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    if name not in MODELS:
+        raise ConfigError(f"unknown model {name!r}; {did_you_mean(name, MODELS)}")
+    return MODELS[name]
+
+
+def groups_of(channels: int) -> int:
+    """How many groups a group normalisation of so many channels has: 32, or one for each channel where there are fewer.
+
+    Raises:
+        ConfigError: if the channels cannot be divided into as many groups.
+    """
+    groups = min(32, channels)
+    if channels % groups:
+        raise ConfigError(f"channels must be at most 32 or a multiple of 32, got {channels}")
+    return groups
+
+
+def _check_form(form: str, channels: tuple[int, ...]) -> None:
+    """Refuse forms of a layer that there are not, and widths that do not fit."""
+    if form not in FORMS:
+        raise ConfigError(f"unknown form {form!r}; {did_you_mean(form, FORMS)}")
+    if len(channels) != FORMS[form] or min(channels) < 1:
+        number = "three positive numbers" if FORMS[form] == 3 else "one positive number"
+        raise ConfigError(f"channels must be {number} for form {form!r}, got {list(channels)}")
+
+
+def _check_filters(filters: int) -> None:
+    if filters < 1:
+        raise ConfigError(f"filters must be positive, got {filters}")
