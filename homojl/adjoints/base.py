@@ -14,7 +14,7 @@ import torch
 from homojl.algorithms import AbstractErrorControlled, AbstractODEAlgorithm, ErrorNorm, note_first_step, with_first_step
 from homojl.backends.base import AbstractBackend, EventCondition, Integration
 from homojl.backends.pytorch.backend import TorchBackend
-from homojl.backends.pytorch.record import Record, Replay
+from homojl.backends.pytorch.record import Record, Replay, Round
 from homojl.backends.pytorch.steppers import stepper_for
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError
@@ -109,7 +109,11 @@ class AbstractRecomputingAdjoint(AbstractODEAdjoint):
         self.check(solve.algorithm)
         job = _Job(self, solve)
         saved = _Recomputed.apply(job, y0, *f.tensors)
-        return dataclasses.replace(job.result, ys=[y0, *saved])
+        result, rounds = dataclasses.replace(job.result, ys=[y0, *saved]), job.kept
+        job.kept = None
+        if rounds is not None:
+            result = dataclasses.replace(result, record=dataclasses.replace(result.record, rounds=rounds))
+        return result
 
     @abc.abstractmethod
     def backward(
@@ -150,6 +154,7 @@ class _Job:
     adjoint: AbstractRecomputingAdjoint
     solve: Solve
     result: Integration = dataclasses.field(init=False)  # once autograd has run the forward pass
+    kept: list[Round] | None = None  # the rounds with their states, for a solution that was asked to keep them
 
 
 class _Recomputed(torch.autograd.Function):
@@ -168,6 +173,7 @@ class _Recomputed(torch.autograd.Function):
         states = [taken.y for taken in rounds if taken.y is not None]
         # Nothing but autograd keeps tensors, so that it sees whether they change, and its hooks may pack them.
         record = dataclasses.replace(result.record, rounds=[taken._replace(y=None) for taken in rounds])
+        job.kept = rounds if job.solve.keep_states else None
         job.result = dataclasses.replace(result, ys=[], record=record)
         # The graph must not hold the module whose field was solved, which may hold the solution.
         job.solve = dataclasses.replace(job.solve, f=job.solve.f.frozen(), event=None)
@@ -199,7 +205,7 @@ class _Recomputed(torch.autograd.Function):
             before, grads = adjoint.backward(solve, result, f, wrt, [y0, *saved], cotangents)
         solve.f.stats.nfe_backward += f.calls
         solve.f.stats.seconds_backward += time.perf_counter() - started
-        return None, before, *solve.f.spread(grads)
+        return None, before, *solve.f.spread(grads, tensors)
 
 
 def add(total: Tensor | None, more: Tensor | None) -> Tensor | None:

@@ -101,7 +101,7 @@ class PhantomAdjoint(AbstractFixedPointAdjoint):
         if not torch.is_grad_enabled() or len(z0) == 0:
             return result
         f.counting, rows = True, _sound_rows(f, result)
-        start = z = result.value if rows is None else result.value.index_select(0, rows)
+        start = z = result.value if rows is None else result.value[rows]
         for _ in range(self.steps if len(z) else 0):
             f.stats.nfe_backward += 1
             fz = f(z, rows)
@@ -267,8 +267,8 @@ class _Equilibrium(AbstractRelation):
             worst = int((left - allowed).argmax())
             raise ConfigError(
                 f"f is not deterministic: at the equilibrium of sample {worst} norm(f(z) - z) is "
-                f"{float(left[worst]):.2g}, where the solve found {float(found[worst] * norm[worst]):.2g}; draw dropout "
-                "masks and other random numbers once and pass them in args"
+                f"{float(left[worst]):.2g}, where the solve found {float(found[worst] * norm[worst]):.2g}; draw masks "
+                "of dropout and other random numbers once and pass them in args"
             )
 
 
@@ -338,7 +338,7 @@ class _LinearMap(AbstractMap):
                 self._part = self._turned(self._whole), self._v
             else:
                 self._count()
-                z, rows = self._whole.at.index_select(0, some), some if self._rows is None else self._rows[some]
+                z, rows = self._whole.at.detach()[some], some if self._rows is None else self._rows[some]
                 self._part = self._turned(self._f.linearised(z, rows)), self._v.index_select(0, some)
             self._some = some
         return self._part

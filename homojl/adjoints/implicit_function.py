@@ -122,7 +122,7 @@ class AbstractRelation(abc.ABC):
             raise ConfigError(f"f does not go through torch.vmap: {_line(error)}") from error
 
     def part(self, x: Tensor) -> Tensor:
-        return x if self.rows is None else x.index_select(0, self.rows)
+        return x if self.rows is None else x[self.rows]
 
     def _whole(self, x: Tensor, like: Tensor) -> Tensor:
         return x if self.rows is None else torch.zeros_like(like).index_copy(0, self.rows, x)
@@ -140,7 +140,7 @@ class AbstractRelation(abc.ABC):
         self.f.stats.n_vjp += 1
         at = f.linearised(self.part(z), self.rows)
         g = self.solve(f, at, self.part(cotangent), transposed=True)
-        return self.f.spread(gradients([at.value], wrt, [self.sign * g]))
+        return self.f.spread(gradients([at.value], wrt, [self.sign * g]), tensors)
 
     def solved(self, right: Tensor, z: Tensor, tensors: Sequence[Tensor], transposed: bool) -> Tensor:
         """A x = right or A^T x = right, (B, ...), at tensors that no transform has hold of."""

@@ -65,7 +65,7 @@ class _Root(AbstractRelation):
             matrix = at.matrix()
             x, info = torch.linalg.solve_ex(matrix.T if transposed else matrix, right.reshape(-1, 1))
             if info.item() != 0 or not torch.isfinite(x).all():
-                raise SolveError("the derivative of r is singular or not finite at the root, which then has no gradient")
+                raise SolveError("the derivative of r is singular or not finite at the root, which has no gradient")
             return x.view(right.shape)
         rtol, times = math.sqrt(torch.finfo(right.dtype).eps), at.pull if transposed else at.push
         x, (left,) = gmres(

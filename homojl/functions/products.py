@@ -37,8 +37,8 @@ class Linearisation:
 
     def _record(self, at: Tensor, *, math_kernel: bool) -> None:
         kernel = sdpa_kernel(SDPBackend.MATH) if math_kernel else nullcontext()
-        with torch.enable_grad(), kernel:
-            self.at = at.detach().requires_grad_()
+        with torch.inference_mode(False), torch.enable_grad(), kernel:
+            self.at = (at.clone() if at.is_inference() else at.detach()).requires_grad_()
             self.value = self._function(self.at)
 
     def pull(self, cotangent: Tensor) -> Tensor:

@@ -95,7 +95,7 @@ def _check_leaves(leaves: Sequence[Any], name: str, state: Any, *, batched: bool
     dtype = leaves[0].dtype
     if dtype.to_real() not in FLOATS if dtype.is_floating_point or dtype.is_complex else True:
         remedy = f"{name}.to(torch.complex64)" if dtype.is_complex else f"{name}.float()"
-        raise ConfigError(f"{name} must be float32, float64, complex64 or complex128, got {dtype}; convert with {remedy}")
+        raise ConfigError(f"{name} must be float32 or float64, or complex of these, got {dtype}; convert it with {remedy}")
     if batched and any(leaf.ndim == 0 for leaf in leaves):
         raise ConfigError(f"{name} needs a first dimension that counts samples; write {name}[None] for one sample")
     if batched and len({len(leaf) for leaf in leaves}) > 1:

@@ -71,6 +71,8 @@ class UserFunction:
         leaves, self._spec = pytree.tree_flatten(args, is_leaf=lambda x: isinstance(x, PerSample | Shared))
         self._marks = [True if isinstance(a, PerSample) else False if isinstance(a, Shared) else None for a in leaves]
         self._leaves = [a.value if isinstance(a, PerSample | Shared) else a for a in leaves]
+        with torch.inference_mode(False):  # what was made in inference mode can be in no graph, which products need
+            self._leaves = [a.clone() if isinstance(a, Tensor) and a.is_inference() else a for a in self._leaves]
         self.args: tuple[Any, ...] = tuple(pytree.tree_unflatten(self._leaves, self._spec))
         self._rows: Tensor | None = None
         self._row_args = self.args
@@ -302,6 +304,8 @@ class UserFunction:
         if loose:
             raise ConfigError(f"{self._names[0]} does not show where it holds {len(loose)} of params; pass them in args")
         self.tensors, self._counts, self._traps = [*slots, *held], (len(slots), len(held)), []
+        self._given_slots = [isinstance(a, Tensor) for a in self._leaves]
+        self._wanted = [x.requires_grad for x in self.tensors]
 
     def _reached(self, value: Tensor, known: Sequence[Tensor], instead: str) -> set[int]:
         """The identities of those `known` tensors that a value was computed from; all others raise."""
@@ -347,7 +351,7 @@ class UserFunction:
     @property
     def hidden(self) -> bool:
         """Whether there are params that `rebuilt` cannot replace."""
-        return len(self.tensors) > sum(self._counts)
+        return len(self._wanted) > sum(self._counts)
 
     @property
     def eps(self) -> float:
@@ -369,9 +373,8 @@ class UserFunction:
         return other
 
     def release(self) -> None:
-        """Let go of the function: gradients use what `rebuilt` makes, and no solution keeps a module alive."""
-        self.finish()
-        self.f = _released
+        """Become what is `frozen`: gradients use what `rebuilt` makes, and no solution keeps a module alive."""
+        self.__dict__.update(self.frozen().__dict__)
 
     def held(self) -> list[Tensor]:
         """The tensors in its arguments and those that f holds."""
@@ -393,8 +396,10 @@ class UserFunction:
         other._last = other._last_careful = other._known = None
         return other
 
-    def spread(self, grads: Sequence[Tensor | None]) -> list[Tensor | None]:
-        """Gradients by what `again` returned, as gradients by `tensors`.
+    def spread(self, grads: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients by what `again` returned, as gradients by the saved `tensors`.
+
+        An argument on which nothing depends has the gradient zero; a tensor that f holds has none.
 
         Raises:
             ConfigError: if f uses a tensor in the backward pass that it did not use in the first evaluation.
@@ -407,6 +412,8 @@ class UserFunction:
                     f"{self._names[0]} depends on a tensor of shape {tuple(grad.shape)} that its first evaluation did "
                     "not use; pass it in args"
                 )
+            if wanted and grad is None and i < self._counts[0]:
+                grad = torch.zeros_like(tensors[i])
             places.append(grad)
         return places
 
@@ -481,7 +488,7 @@ class UserFunction:
         if self._separable is not None:
             return self._separable
         some = staying[:2]
-        expected, whole = value.index_select(0, some), tuple(x.index_select(0, some) for x in inputs)
+        expected, whole = value.index_select(0, some), tuple(x[some] for x in inputs)  # which keeps the memory format
         unmarked = [mark is None and self._of_batch_size(a) for a, mark in zip(self._leaves, self._marks, strict=True)]
         agreeing = []
         for as_rows in (True, False) if any(unmarked) else (True,):
@@ -517,7 +524,7 @@ class UserFunction:
         values = []
         for rows in (pair, pair[:1]):
             try:
-                values.append(self._apply(tuple(x.index_select(0, rows) for x in inputs), self._chosen(rows, self._marks)))
+                values.append(self._apply(tuple(x[rows] for x in inputs), self._chosen(rows, self._marks)))
             except Exception:  # as of BatchNorm, which refuses one sample
                 return False
         both, one = (x[:1].nan_to_num() for x in values)
@@ -544,10 +551,6 @@ def warn_caller(message: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("homojl", "torch"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, stacklevel=level)
-
-
-def _released(*_: Any) -> Any:
-    raise RuntimeError("this function has been let go after its solve")
 
 
 class Mixes(ConfigError):

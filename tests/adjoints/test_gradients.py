@@ -168,22 +168,30 @@ class TestRecomputing:
         torch.testing.assert_close(direct.ys, other.ys, rtol=rounding, atol=rounding)
         assert direct.steps == other.steps
 
+    def test_tensors_in_a_closure_are_found(self, adjoint, backend):
+        module, (y0, x) = Field(), inputs()
+        tight = hj.Tsit5(rtol=1e-10, atol=1e-10)
+        computed = 2 * x  # with a graph of its own
+        for hidden in (lambda t, z: module(t, z, x.detach()), lambda t, z: z * x, lambda t, z: z * computed):
+            grads = []
+            for how in (adjoint, hj.DirectAdjoint()):
+                solution = hj.solve(hj.ODEProblem(hidden, y0, (0.0, 1.0)), tight, adjoint=how, backend=backend)
+                wrt = [y0, x, *module.parameters()]
+                grads.append(
+                    torch.autograd.grad(
+                        solution.value.sum(), wrt, retain_graph=True, allow_unused=True, materialize_grads=True
+                    )
+                )
+            torch.testing.assert_close(*grads, rtol=1e-6, atol=1e-7)
+
     def test_hidden_tensors_are_refused_not_missed(self, adjoint, backend):
-        module = Field()
-        y0, x = inputs()
-        for hidden in (lambda t, z: module(t, z, x.detach()), lambda t, z: z * x):
-            problem = hj.ODEProblem(hidden, y0, (0.0, 1.0))
-            with pytest.raises(hj.ConfigError, match="neither in args nor in params"):
-                hj.solve(problem, hj.Tsit5(), adjoint=adjoint, backend=backend)
-        # Through a graph of its own, too: x here is computed from a tensor that needs a gradient.
-        computed = 2 * x
+        class Holder:  # neither a module nor callable: nobody looks into it
+            weight = torch.ones(1, dtype=torch.float64, requires_grad=True)
+
+        y0, _ = inputs()
+        problem = hj.ODEProblem(lambda t, z: z * Holder.weight, y0, (0.0, 1.0))
         with pytest.raises(hj.ConfigError, match="neither in args nor in params"):
-            hj.solve(
-                hj.ODEProblem(lambda t, z: z * computed, y0, (0.0, 1.0)),
-                hj.Tsit5(),
-                adjoint=adjoint,
-                backend=backend,
-            )
+            hj.solve(problem, hj.Tsit5(), adjoint=adjoint, backend=backend)
 
     def test_named_params_get_their_gradient(self, adjoint, backend):
         module, (y0, x) = Field(), inputs()
@@ -240,13 +248,18 @@ class TestRecomputing:
         (gy,) = torch.autograd.grad(solution.states[0].sum(), [y0])
         assert torch.equal(gy, torch.ones_like(y0))
 
-    def test_a_second_derivative_is_refused(self, adjoint, backend):
+    def test_a_second_derivative_is_right_or_refused(self, adjoint, backend):
         field, (y0, x) = Field(), inputs()
-        value = hj.solve(
-            hj.ODEProblem(field, y0, (0.0, 1.0), args=(x,)), hj.Tsit5(), adjoint=adjoint, backend=backend
-        ).value
-        with pytest.raises(hj.ConfigError, match="use DirectAdjoint"):
-            torch.autograd.grad(value.sum(), [y0], create_graph=True)
+        problem, second = hj.ODEProblem(field, y0, (0.0, 1.0), args=(x,)), []
+        for how in (adjoint, hj.DirectAdjoint()):
+            value = hj.solve(problem, hj.Tsit5(), adjoint=how, backend=backend).value
+            if isinstance(how, hj.GaussAdjoint | hj.BacksolveAdjoint):
+                with pytest.raises(hj.ConfigError, match="use DirectAdjoint"):
+                    torch.autograd.grad(value.sum(), [y0], create_graph=True)
+                return
+            (first,) = torch.autograd.grad(value.square().sum(), [y0], create_graph=True)
+            second.append(torch.autograd.grad(first.square().sum(), [y0, x, *field.parameters()]))
+        torch.testing.assert_close(*second)
 
     def test_stats_of_the_backward_pass(self, adjoint, backend):
         field, (y0, x) = Field(), inputs()

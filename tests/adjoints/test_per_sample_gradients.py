@@ -198,14 +198,17 @@ def test_direct_reaches_hidden_tensors_and_may_be_differentiated_twice():
     assert second.item() == pytest.approx(exact[1], rel=1e-7)
 
 
-def test_checkpoint_refuses_what_it_would_miss():
+def test_checkpoint_finds_the_parameters_of_a_closure_and_may_be_differentiated_again():
     module, (y0, x, speed) = Field(), inputs()
-    hidden = hj.ODEProblem(lambda t, z, s: module(t, z, 0 * z, s), y0, (0.0, 1.0), args=(speed,))
-    with pytest.raises(hj.ConfigError, match="neither in args nor in params"):
-        hj.solve(hidden, hj.Tsit5(), adjoint=hj.CheckpointAdjoint(), batch="per-sample")
-    value = states_of(module, (y0, x, speed), (0.0, 1.0), hj.Tsit5(), hj.CheckpointAdjoint()).value
-    with pytest.raises(hj.ConfigError, match="use DirectAdjoint"):
-        torch.autograd.grad(value.sum(), [y0], create_graph=True)
+    found = []
+    for adjoint in (hj.DirectAdjoint(), hj.CheckpointAdjoint()):
+        hidden = hj.ODEProblem(lambda t, z, s: module(t, z, 0 * z, s), y0, (0.0, 1.0), args=(speed,))
+        value = hj.solve(hidden, hj.Tsit5(), adjoint=adjoint, batch="per-sample").value
+        found.append(torch.autograd.grad(value.sum(), list(module.parameters())))
+        value = states_of(module, (y0, x, speed), (0.0, 1.0), hj.Tsit5(), adjoint).value
+        (first,) = torch.autograd.grad(value.square().sum(), [y0], create_graph=True)
+        found.append(torch.autograd.grad(first.square().sum(), [y0, x, speed, *module.parameters()]))
+    torch.testing.assert_close(found[:2], found[2:])
 
 
 @each_adjoint

@@ -11,15 +11,10 @@ from hypothesis import strategies as st
 
 import homojl as hj
 from homojl.algorithms import AbstractAdaptive, with_first_step
-from homojl.solution import StepSequence
 from tests.catalogue import EXACT_ODES, EXPLICIT
 
 ADAPTIVE = [cls for cls in EXPLICIT.values() if issubclass(cls, AbstractAdaptive)]
 TRUTHFUL = [cls for cls in ADAPTIVE if cls is not hj.Fehlberg2]  # its estimate is far below its error
-
-
-def steps(*sizes: float) -> StepSequence:
-    return StepSequence(starts=tuple(range(len(sizes))), sizes=sizes)
 
 
 @pytest.mark.parametrize("cls", ADAPTIVE, ids=lambda c: c.__name__)
@@ -65,26 +60,26 @@ def test_what_is_learned_of_a_step_sequence():
     ts = (0.0, 1.0)
     memory = hj.StepMemory()
     assert memory.recall(ts) is None
-    memory.learn_from(ts, steps(), 0)
+    memory.learn_from(ts, (), 0)
     assert memory.recall(ts) is None  # an event at the start, say
-    memory.learn_from(ts, steps(0.01, 0.1, 0.89), 0)
+    memory.learn_from(ts, (0.01, 0.1, 0.89), 0)
     assert memory.recall(ts) == 0.1
     # The second step was cut short, or rejected: the first is known to have been good.
-    memory.learn_from(ts, steps(0.5, 1e-6, 0.5), 1)
+    memory.learn_from(ts, (0.5, 1e-6, 0.5), 1)
     assert memory.recall(ts) == 0.45
     # A single step may be shorter than what is known because the solve is.
-    memory.learn_from(ts, steps(0.3), 0)
+    memory.learn_from(ts, (0.3,), 0)
     assert memory.recall(ts) == 0.45
-    memory.learn_from(ts, steps(0.3), 2)
+    memory.learn_from(ts, (0.3,), 2)
     assert memory.recall(ts) == 0.3
-    memory.learn_from(ts, steps(0.7), 0)
+    memory.learn_from(ts, (0.7,), 0)
     assert memory.recall(ts) == 0.7
 
 
 def test_directions_are_remembered_apart():
     memory = hj.StepMemory()
-    memory.learn_from((0.0, 1.0), steps(0.1, 0.2, 0.7), 0)
-    memory.learn_from((1.0, 0.0), steps(-0.3, -0.4, -0.3), 0)
+    memory.learn_from((0.0, 1.0), (0.1, 0.2, 0.7), 0)
+    memory.learn_from((1.0, 0.0), (-0.3, -0.4, -0.3), 0)
     assert (memory.onwards, memory.backwards) == (0.2, 0.4)
     twin = memory.copy()
     twin.learn((0.0, 1.0), 0.9)

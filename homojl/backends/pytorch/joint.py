@@ -20,6 +20,7 @@ from homojl.backends.base import AbstractField, EventCondition, Integration
 from homojl.backends.pytorch import control
 from homojl.backends.pytorch.events import EventWatch
 from homojl.backends.pytorch.record import Record, Round
+from homojl.backends.pytorch.steppers import stepper_for
 from homojl.backends.pytorch.steps import AbstractStepper, Step, time_like
 from homojl.solution import Status
 
@@ -65,7 +66,7 @@ class Planned:
     """Equal steps from each save time to the next, or those of a grid, all of them accepted."""
 
     def __init__(self, algorithm: AbstractFixedStep, ts: tuple[float, ...]) -> None:
-        self._steps = _steps_ahead(ts, algorithm)
+        self.algorithm, self._steps = algorithm, _steps_ahead(ts, algorithm)
         self.t, self.size = ts[0], 0.0
 
     def start(self, f: AbstractField, y: Tensor) -> Tensor | None:
@@ -384,7 +385,7 @@ def integrate(
     saved.compute()
     if status.ok and isinstance(sizes, Planned) and not _all_finite(saved.ys):
         status = Status.DIVERGED
-        where = _first_not_finite(f, y0, ts, algorithm, stepper)
+        where = _first_not_finite(f, y0, ts, sizes.algorithm)
         message = f"{algorithm.name}: {status.value} ({where}); try a smaller step_size or an adaptive method"
     return Integration(
         ts=tuple(saved.ts),
@@ -429,10 +430,10 @@ def _all_finite(states: Sequence[Tensor]) -> bool:
 
 @torch.no_grad()
 def _first_not_finite(
-    f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractFixedStep, stepper: AbstractStepper
+    f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractFixedStep
 ) -> str:
     """Where equal steps are first not finite, for a message: they are taken again, each looked at."""
-    y, first = y0, None
+    stepper, y, first = stepper_for(algorithm), y0, None
     for count, (t, h, _) in enumerate(_steps_ahead(ts, algorithm)):
         step = stepper.step(f, t, h, y, first)
         if not _all_finite([step.y_next]):

@@ -314,12 +314,14 @@ class _Batch:
         if len(self.y0) == 1 or self.rows is not None or self.f.separates is not None or live.sum() == self.asked:
             return self.rows is not None or bool(self.f.separates)
         self.asked = live.sum()
-        if not live.any():
-            return False
         t, y = self.field_times(self.t[self.index]), self.layout.unflatten(self.y)
         value = self.f.at(t, y, None) if self.k is None else self.layout.unflatten(self.k)
+        finite = torch.isfinite(self.y).all(1) & torch.isfinite(value.reshape(len(value), -1)).all(1)
+        (staying,) = np.nonzero(live & finite.cpu().numpy())
+        if not len(staying):
+            return False
         try:
-            return self.f.separable((t, y), value, on(self.y, np.flatnonzero(live)))
+            return self.f.separable((t, y), value, on(self.y, staying))
         except Mixes as error:
             raise ConfigError(
                 f"{error}, so samples cannot have steps of their own: use batch='joint', or the field in evaluation mode"

@@ -162,7 +162,8 @@ class Progress:
         fell = better & (score < 0.999 * self._mark)
         grew = self.active & finite & (norm > 1.001 * self._largest)
         self._mark[fell], self._largest[grew] = score[fell], norm[grew]
-        self._marked_at[fell | grew] = iteration
+        moved = fell | grew
+        self._marked_at[moved | (self.together and moved.any())] = iteration
 
         self.stop(self._score <= 1.0, Status.SUCCESS, iteration)
         self.stop(~finite, Status.DIVERGED, iteration)
