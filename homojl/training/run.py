@@ -324,7 +324,7 @@ def _weights(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def environment() -> dict[str, Any]:
     """What the numbers of a run may depend on: versions, machine, threads, commit."""
-    packages = ("torch", "torchvision", "numpy", "h5py", "safetensors", "juliacall", "scikit-learn")
+    packages = ("torch", "torchvision", "numpy", "h5py", "safetensors", "juliacall")
     versions = {}
     for name in packages:
         try:
