@@ -15,6 +15,7 @@ from homojl.models import AbstractImplicitModel, create_model
 from homojl.models.blocks import InitialPoint
 from homojl.solving import choose_backend
 from homojl.training.config import ExperimentConfig, OptimConfig, SolverConfig, with_solver
+from homojl.training.optimizers import SGD, AbstractOptimizer, Adam, AdamW
 
 Tensor = torch.Tensor
 
@@ -187,19 +188,19 @@ def initial_point(model: AbstractImplicitModel) -> InitialPoint | None:
 
 def build_optimizers(
     model: AbstractImplicitModel, config: ExperimentConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+) -> tuple[AbstractOptimizer, AbstractOptimizer | None]:
     """The optimiser of the weights, and that of a learned initial point, which the first must not touch."""
     point = initial_point(model)
     apart = {id(p) for p in point.parameters()} if point is not None else set()
     weights = [p for p in model.parameters() if id(p) not in apart]
     point_sgd = None
     if point is not None and point.value.requires_grad:
-        point_sgd = torch.optim.SGD(point.parameters(), lr=config.initial_point.lr)
+        point_sgd = SGD(point.parameters(), lr=config.initial_point.lr)
     return _optimizer(config.optim, weights), point_sgd
 
 
-def _optimizer(config: OptimConfig, weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(config: OptimConfig, weights: list[torch.nn.Parameter]) -> AbstractOptimizer:
     if config.name == "sgd":
-        return torch.optim.SGD(weights, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    cls = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+        return SGD(weights, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    cls = Adam if config.name == "adam" else AdamW
     return cls(weights, config.lr, weight_decay=config.weight_decay)

@@ -46,6 +46,7 @@ from homojl.training.experiment import (
     resolve_device,
     steps_per_epoch,
 )
+from homojl.training.optimizers import AbstractOptimizer
 from homojl.training.progress import Progress
 from homojl.training.ranks import ALONE, Ranks
 from homojl.training.run import Run, checked_form, form_header, load_weights
@@ -198,8 +199,7 @@ def _train(
             labels = data.y_train[index].to(device)
 
             lr = learning_rate(config.optim, *schedule_place(position, config.train, batches))
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            optimizer.lr = lr
             # Each process takes its part of the batch, and as large a share in what are means over the batch.
             images, labels = prepare(ranks.part(pixels), form, model), ranks.part(labels)
             share = len(images) / batch_size
@@ -220,14 +220,14 @@ def _train(
                     solution,
                 )
             step.forward_seconds = watch.lap()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             (share * loss).backward()
             ranks.sum_gradients(optimizer)
             step.backward_seconds = watch.lap()
             optimizer.step()
             model.project_()
             if point is not None and point_sgd is not None and position.step % config.initial_point.every == 0:
-                point_sgd.zero_grad(set_to_none=True)
+                point_sgd.zero_grad()
                 point_loss = share * point.loss(solution.value)
                 point_loss.backward()
                 ranks.sum_gradients(point_sgd)
@@ -405,7 +405,7 @@ def save(
     run: Run,
     which: str,
     model: AbstractImplicitModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AbstractOptimizer,
     position: Position,
     form: ModelForm,
     config: ExperimentConfig,
@@ -426,7 +426,7 @@ def restore(
     run: Run,
     checkpoint: Checkpoint,
     model: AbstractImplicitModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AbstractOptimizer,
     config: ExperimentConfig,
 ) -> Position:
     """Put the last checkpoint's state into the model and the optimiser, and return where it stood."""
