@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -26,11 +27,12 @@ def command(run: str, split: str, checkpoint: str, **solver: Any) -> None:
       homojl evaluate runs/NAME --algorithm tsit5 --rtol 1e-5 --atol 1e-5
       homojl evaluate runs/NAME --split val --checkpoint last
     """
-    from homojl.training.outcome import evaluate_run, publish
+    from homojl.training.outcome import evaluate_run, illustrate, store
     from homojl.training.run import Run
 
     opened = Run.open(run)
-    evaluation = evaluate_run(opened, split=split, which=checkpoint, **solver)
+    loaded = opened.load_model(checkpoint)
+    evaluation = evaluate_run(opened, split=split, which=checkpoint, loaded=loaded, **solver)
     s = evaluation.solver
     tolerance = f" (rtol {s['rtol']:g}, atol {s['atol']:g})" if "rtol" in s else ""
     for name, value in {
@@ -44,5 +46,6 @@ def command(run: str, split: str, checkpoint: str, **solver: Any) -> None:
         print(f"{name:<12} {value}")
     if evaluation.failed:
         print(f"{'solves':<12} {evaluation.failed}")
+    sys.stdout.flush()
     if split == "test" and checkpoint == "best" and all(value is None for value in solver.values()):
-        publish(opened, evaluation)
+        illustrate(opened, store(opened, evaluation, loaded=loaded))

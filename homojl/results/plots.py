@@ -51,7 +51,9 @@ _STYLE: dict[Any, Any] = {
     "svg.fonttype": "none",  # text stays text: searchable, editable
     "svg.hashsalt": "homojl",  # the same figure gives the same file
 }
-_METADATA = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+_METADATA: dict[str, dict[str, None]] = {"png": {}, "svg": {"Date": None}, "pdf": {"CreationDate": None}}
+FORMATS = tuple(_METADATA)
+"""What figures can be written as."""
 
 
 @dataclass(frozen=True)
@@ -75,12 +77,12 @@ FIGURES: dict[str, FigureKind] = {}
 """Every kind of figure by the stem of its file."""
 
 
-def draw_all(record: RunRecord, folder: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
+def draw_all(record: RunRecord, folder: str | Path, formats: Sequence[str] = ("png",)) -> list[Path]:
     """Draw every figure that the record has the data for, each file whole or not at all.
 
     Args:
         folder: made where it does not exist.
-        formats: "png", "svg", "pdf".
+        formats: of `FORMATS`.
 
     Returns:
         The files, a figure's formats in the order given.

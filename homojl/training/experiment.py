@@ -99,8 +99,11 @@ def _backend_name(config: ExperimentConfig) -> str:
     return choose_backend(solver.backend, algorithm, device, adjoint, batch=solver.batch or "joint").name
 
 
-def check(config: ExperimentConfig) -> ImageDataset:
+def check(config: ExperimentConfig) -> tuple[ImageDataset, AbstractImplicitModel]:
     """Load the data and build everything once, so that what cannot work is refused before a run is made.
+
+    Returns:
+        The dataset and the model, with which `train` can begin.
 
     Raises:
         ConfigError, DataError, BackendUnavailable: whatever would stop the run at its start.
@@ -108,9 +111,9 @@ def check(config: ExperimentConfig) -> ImageDataset:
     resolve_device(config.train.device)
     _backend_name(config)
     data = load_data(config)
-    build_model(config, ModelForm.of(data))
+    model = build_model(config, ModelForm.of(data))
     steps_per_epoch(data, config)
-    return data
+    return data, model
 
 
 def steps_per_epoch(data: ImageDataset, config: ExperimentConfig) -> int:
@@ -127,9 +130,18 @@ def steps_per_epoch(data: ImageDataset, config: ExperimentConfig) -> int:
     return n // config.train.batch_size
 
 
-def build_model(config: ExperimentConfig, form: ModelForm) -> AbstractImplicitModel:
-    """The configured model with initial weights that depend on `train.seed` alone, drawn in float32; on the CPU."""
-    numbers = sum(t.numel() for t in state_form(config, form).values())
+def build_model(
+    config: ExperimentConfig, form: ModelForm, *, state: dict[str, Tensor] | None = None
+) -> AbstractImplicitModel:
+    """The configured model with initial weights that depend on `train.seed` alone, drawn in float32; on the CPU.
+
+    Args:
+        state: what `state_form` says, where it was asked already.
+
+    Raises:
+        ConfigError: there is no such model, its options do not fit, or this machine cannot hold it.
+    """
+    numbers = sum(t.numel() for t in (state_form(config, form) if state is None else state).values())
     needed = 4 * numbers * getattr(torch, config.train.dtype).itemsize  # also gradients and what Adam keeps
     there = _memory()
     if needed > there:

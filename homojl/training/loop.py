@@ -128,6 +128,7 @@ def train(
     run: Run,
     *,
     data: ImageDataset | None = None,
+    model: AbstractImplicitModel | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
@@ -137,6 +138,7 @@ def train(
     Args:
         run: a new run, or one that was stopped or killed.
         data: the configured dataset where it is loaded already.
+        model: the configured model where it is built already and untouched since; it is trained.
         progress: what to show; None: nothing.
         should_stop: asked after each step; when true in any process, a checkpoint is written and the loop ends.
         ranks: the processes that train the run together, each in its own call.
@@ -151,11 +153,16 @@ def train(
         SolveError: if the loss is no longer finite; the last checkpoint stays.
     """
     with run.locked() if ranks.is_main else contextlib.nullcontext():
-        return _train(run, data, progress or Progress(), should_stop, ranks)
+        return _train(run, data, model, progress or Progress(), should_stop, ranks)
 
 
 def _train(
-    run: Run, data: ImageDataset | None, progress: Progress, should_stop: Callable[[], bool], ranks: Ranks
+    run: Run,
+    data: ImageDataset | None,
+    model: AbstractImplicitModel | None,
+    progress: Progress,
+    should_stop: Callable[[], bool],
+    ranks: Ranks,
 ) -> bool:
     config = ranks.fitted(run.config)
     if config.train.threads is not None:
@@ -167,7 +174,7 @@ def _train(
     batch_size = config.train.batch_size
     batches = steps_per_epoch(data, config)
 
-    model = build_model(config, form).to(device)
+    model = (build_model(config, form) if model is None else model).to(device)
     ranks.couple(model, batch_size)
     model.throw = False  # a failed solve is counted, and ends the run only if the loss is not finite
     point = initial_point(model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -10,15 +11,14 @@ import torch
 from homojl.data.datasets import ImageDataset
 from homojl.errors import ConfigError, DataError
 from homojl.results.hdf5 import read_results, write_results
-from homojl.results.plots import draw_all
+from homojl.results.plots import FIGURES, FORMATS, draw_all
 from homojl.results.records import Evaluation, RunRecord, Trajectories
 from homojl.results.report import write_report
-from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import with_solver
 from homojl.training.evaluation import evaluate, trace
 from homojl.training.experiment import ModelForm, load_data, resolve_device, solve_as, steps_per_epoch
 from homojl.training.ranks import ALONE, Ranks
-from homojl.training.run import Run
+from homojl.training.run import LoadedModel, Run
 
 
 def evaluate_run(
@@ -30,6 +30,7 @@ def evaluate_run(
     batch_size: int | None = None,
     limit: int | None = None,
     data: ImageDataset | None = None,
+    loaded: LoadedModel | None = None,
     ranks: Ranks = ALONE,
     **solver: object,
 ) -> Evaluation:
@@ -42,13 +43,14 @@ def evaluate_run(
         batch_size: images per forward pass; None: the run's own.
         limit: how many of the first images to answer; None: all.
         data: the run's dataset where it is loaded already.
+        loaded: what `run.load_model(which)` gave, where it was asked already; it then solves with these settings.
         ranks: the processes that share the work; each returns the whole.
         solver: settings of `SolverConfig` to use instead of the run's; None leaves one as it is.
     """
     if split not in ("test", "val", "train"):
         raise ConfigError(f"split must be test, val or train, got {split!r}")
     config = with_solver(run.config, **solver)
-    model, form, header = run.load_model(which, read=lambda path: ranks.from_main(read_checkpoint, path))
+    model, form, header = loaded or run.load_model(which, ranks=ranks)
     solve_as(model, config.solver)
     model.to(resolve_device(config.train.device))
     model.throw = throw
@@ -69,16 +71,25 @@ def evaluate_run(
     )
 
 
-def trace_run(run: Run, count: int, **solver: object) -> tuple[Trajectories, np.ndarray]:
+def trace_run(
+    run: Run,
+    count: int,
+    *,
+    data: ImageDataset | None = None,
+    loaded: LoadedModel | None = None,
+    **solver: object,
+) -> tuple[Trajectories, np.ndarray]:
     """The states that the first `count` test images pass through, with the best checkpoint; and those images.
 
     Args:
+        data: the run's dataset where it is loaded already.
+        loaded: what `run.load_model("best")` gave, where it was asked already; it then solves with these settings.
         solver: settings of `SolverConfig` to use instead of the run's; None leaves one as it is.
     """
     config = with_solver(run.config, **solver)
-    model, form, _ = run.load_model("best")
+    model, form, _ = loaded or run.load_model("best")
     solve_as(model, config.solver)
-    data = matching_data(run, form)
+    data = matching_data(run, form) if data is None else data
     if not 1 <= count <= len(data.x_test):
         raise ConfigError(f"trajectories must be between 1 and {len(data.x_test)}, got {count}")
     model.to(resolve_device(run.config.train.device))
@@ -93,10 +104,35 @@ def stored_record(run: Run) -> RunRecord | None:
 
 def publish(run: Run, evaluation: Evaluation) -> None:
     """Write results.h5, report.md and, where matplotlib is installed, the figures into the run's folder."""
-    record = run.record(evaluation)
+    illustrate(run, store(run, evaluation))
+
+
+def store(run: Run, evaluation: Evaluation, *, loaded: LoadedModel | None = None) -> RunRecord:
+    """Write results.h5 and report.md, and return what they hold; with them a run is complete.
+
+    Args:
+        loaded: what `run.load_model("best")` gave, where it was asked already.
+    """
+    record = run.record(evaluation, loaded=loaded)
     write_results(run.results_path, record)
-    figures = draw_all(record, run.path / "figures") if find_spec("matplotlib") else []
-    write_report(run.path / "report.md", record, figures)
+    write_report(run.path / "report.md", record, _figures(run))
+    return record
+
+
+def illustrate(run: Run, record: RunRecord) -> None:
+    """Draw the figures, where matplotlib is installed, and have report.md show them.
+
+    They are PNG, and in what other formats there are some already.
+    """
+    if find_spec("matplotlib"):
+        formats = dict.fromkeys(["png", *(path.suffix[1:] for path in _figures(run))])
+        write_report(run.path / "report.md", record, draw_all(record, run.path / "figures", list(formats)))
+
+
+def _figures(run: Run) -> list[Path]:
+    """The figures in the run's folder, in the order in which they are drawn."""
+    paths = (run.path / "figures" / f"{stem}.{name}" for stem in FIGURES for name in FORMATS)
+    return [path for path in paths if path.is_file()]
 
 
 def matching_data(run: Run, form: ModelForm, *, download: bool = True) -> ImageDataset:

@@ -9,12 +9,12 @@ import platform
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -24,10 +24,10 @@ from homojl.files import LOCK, atomic_write, file_meant, locked, make_folder, re
 from homojl.models import AbstractImplicitModel, count_parameters
 from homojl.parsing import MAX_TEXT, parse_json, read_bytes, read_text
 from homojl.results.records import METRICS, Evaluation, RunRecord, metrics_row
-from homojl.training.checkpoint import Checkpoint, read_checkpoint
+from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, read_toml
 from homojl.training.experiment import ModelForm, build_model, initial_point, state_form
-from homojl.training.ranks import process_count
+from homojl.training.ranks import ALONE, Ranks, process_count
 
 # The last line of a run's config.toml: what is left of a damaged one can still be valid TOML.
 _CONFIG_END = "\n# end of the configuration\n"
@@ -36,6 +36,14 @@ _CONTENTS = {
     *("config.toml", "environment.json", "metrics.jsonl", "checkpoints"),
     *("results.h5", "report.md", "report.html", "figures", "tune.h5", "tensorboard", LOCK),
 }
+
+
+class LoadedModel(NamedTuple):
+    """A model with a checkpoint's weights, in evaluation mode, its form, and the checkpoint's header."""
+
+    model: AbstractImplicitModel
+    form: ModelForm
+    header: dict[str, Any]
 
 
 class Run:
@@ -173,27 +181,34 @@ class Run:
         return self.path / "results.h5"
 
     def load_model(
-        self, which: str = "best", *, read: Callable[[Path], Checkpoint] = read_checkpoint
-    ) -> tuple[AbstractImplicitModel, ModelForm, dict[str, Any]]:
+        self, which: str = "best", *, into: AbstractImplicitModel | None = None, ranks: Ranks = ALONE
+    ) -> LoadedModel:
         """The model of checkpoint "best" or "last", its form, and the checkpoint's header.
 
         Args:
-            read: as `read_checkpoint`, where that is not to be done in this process.
+            into: a model built for this run, to be given the weights instead of another one that would be built.
+            ranks: the processes that each load it; process 0 alone reads the file.
 
         Raises:
             CheckpointError: if it is missing, damaged or of another model.
         """
         path = self.best_checkpoint if which == "best" else self.last_checkpoint
-        tensors, header = read(path)
+        tensors, header = ranks.from_main(read_checkpoint, path)
         form = checked_form(path, header, self.config)
-        check_weights(tensors, state_form(self.config, form), path)
-        model = build_model(self.config, form)
-        load_weights(model, tensors, path)
-        return model.eval(), form, header
+        if into is None:
+            state = state_form(self.config, form)
+            check_weights(tensors, state, path)
+            into = build_model(self.config, form, state=state)
+        load_weights(into, tensors, path)
+        return LoadedModel(into.eval(), form, header)
 
-    def record(self, evaluation: Evaluation | None = None) -> RunRecord:
-        """Everything known of the run, for `homojl.results`."""
-        model, form, _ = self.load_model("best")
+    def record(self, evaluation: Evaluation | None = None, *, loaded: LoadedModel | None = None) -> RunRecord:
+        """Everything known of the run, for `homojl.results`.
+
+        Args:
+            loaded: what `load_model("best")` gave, where it was asked already.
+        """
+        model, form, _ = loaded or self.load_model("best")
         point = initial_point(model)
         return RunRecord(
             config=self.config.to_dict(),
@@ -202,7 +217,7 @@ class Run:
             class_names=form.class_names,
             parameters=count_parameters(model),
             evaluation=evaluation,
-            initial_point=None if point is None else point.value.detach().flatten().numpy(),
+            initial_point=None if point is None else point.value.detach().flatten().cpu().numpy(),
         )
 
     # ---- metrics
