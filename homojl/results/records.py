@@ -11,6 +11,9 @@ from typing import Any
 
 import numpy as np
 
+CONFIG, RESULTS = "config.toml", "results.h5"
+"""Names of a run's files: what makes a folder a run, and what an evaluation leaves there."""
+
 
 @dataclass(frozen=True)
 class Metric:

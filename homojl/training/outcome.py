@@ -10,9 +10,9 @@ import torch
 
 from homojl.data.datasets import ImageDataset
 from homojl.errors import ConfigError, DataError
-from homojl.results.hdf5 import read_results, write_results
+from homojl.results.hdf5 import read_run, write_results
 from homojl.results.plots import FIGURES, FORMATS, draw_all
-from homojl.results.records import Evaluation, RunRecord, Trajectories
+from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
 from homojl.results.report import write_report
 from homojl.training.config import with_solver
 from homojl.training.evaluation import evaluate, trace
@@ -97,11 +97,6 @@ def trace_run(
     return trace(model, form, data.x_test, data.y_test, torch.arange(count)), images.numpy()
 
 
-def stored_record(run: Run) -> RunRecord | None:
-    """What the run's results.h5 holds: the run with its evaluation and trajectories; None if there is none."""
-    return read_results(run.results_path) if run.results_path.exists() else None
-
-
 def publish(run: Run, evaluation: Evaluation) -> None:
     """Write results.h5, report.md and, where matplotlib is installed, the figures into the run's folder."""
     illustrate(run, store(run, evaluation))
@@ -114,25 +109,55 @@ def store(run: Run, evaluation: Evaluation, *, loaded: LoadedModel | None = None
         loaded: what `run.load_model("best")` gave, where it was asked already.
     """
     record = run.record(evaluation, loaded=loaded)
+    if not _has_figures_of(run, record):  # removed first: whatever is killed now, those that are there are right
+        for path in _figures(run, record):
+            path.unlink()
     write_results(run.results_path, record)
-    write_report(run.path / "report.md", record, _figures(run))
+    write_report(run.path / "report.md", record, _figures(run, record))
     return record
 
 
 def illustrate(run: Run, record: RunRecord) -> None:
-    """Draw the figures, where matplotlib is installed, and have report.md show them.
+    """Draw as PNG those figures of what was stored that are not there, and have report.md show all.
 
-    They are PNG, and in what other formats there are some already.
+    Where matplotlib is not installed nothing is done.
     """
-    if find_spec("matplotlib"):
-        formats = dict.fromkeys(["png", *(path.suffix[1:] for path in _figures(run))])
-        write_report(run.path / "report.md", record, draw_all(record, run.path / "figures", list(formats)))
+    folder = run.path / "figures"
+    missing = [stem for stem, kind in FIGURES.items() if kind.has(record) and not (folder / f"{stem}.png").is_file()]
+    if missing and find_spec("matplotlib"):
+        draw_all(record, folder, stems=missing)
+        write_report(run.path / "report.md", record, _figures(run, record))
 
 
-def _figures(run: Run) -> list[Path]:
-    """The figures in the run's folder, in the order in which they are drawn."""
-    paths = (run.path / "figures" / f"{stem}.{name}" for stem in FIGURES for name in FORMATS)
+def _figures(run: Run, record: RunRecord) -> list[Path]:
+    """The files in the run's folder that show what the record holds, in the order in which they are drawn."""
+    stems = [stem for stem, kind in FIGURES.items() if kind.has(record)]
+    paths = (run.path / "figures" / f"{stem}.{name}" for stem in stems for name in FORMATS)
     return [path for path in paths if path.is_file()]
+
+
+def _has_figures_of(run: Run, record: RunRecord) -> bool:
+    """Whether figures drawn of what results.h5 holds show the record too: all but times is the same."""
+    try:
+        before = read_run(run.path)
+    except DataError:  # damaged, or of another version
+        return False
+    if before is None or before.evaluation is None or record.evaluation is None:
+        return False
+    a, b = before.evaluation, record.evaluation
+    pairs = [
+        (before.initial_point, record.initial_point),
+        *((getattr(a, name), getattr(b, name)) for name in ("index", "labels", "predictions")),
+        *zip(_columns(before), _columns(record), strict=True),
+    ]
+    return (before.class_names, a.accuracy, a.checkpoint) == (record.class_names, b.accuracy, b.checkpoint) and all(
+        x is y or np.array_equal(x, y, equal_nan=True) for x, y in pairs
+    )
+
+
+def _columns(record: RunRecord) -> list[np.ndarray]:
+    """The metrics, an array for each."""
+    return [np.array([row.get(name, np.nan) for row in record.metrics], dtype=float) for name in METRICS]
 
 
 def matching_data(run: Run, form: ModelForm, *, download: bool = True) -> ImageDataset:

@@ -10,9 +10,10 @@ import numpy as np
 
 from homojl.data.datasets import ImageDataset
 from homojl.errors import HomoJLError
+from homojl.results.hdf5 import read_run
 from homojl.results.page import ReportedRun, hardest
 from homojl.results.records import Evaluation, RunRecord
-from homojl.training.outcome import evaluate_run, matching_data, stored_record
+from homojl.training.outcome import evaluate_run, matching_data
 from homojl.training.run import Run
 
 
@@ -35,7 +36,7 @@ def gather_run(run: Run, name: str, samples: int = 24) -> ReportedRun:
     Raises:
         CheckpointError, DataError: no run, or a damaged one.
     """
-    stored, loaded = stored_record(run), run.load_model("best")
+    stored, loaded = read_run(run.path), run.load_model("best")
     record = run.record(loaded=loaded)
     evaluation = None if stored is None else stored.evaluation
     notes = [*_progress_notes(run, record, stored)]

@@ -23,7 +23,7 @@ from homojl.errors import CheckpointError, ConfigError
 from homojl.files import LOCK, atomic_write, file_meant, locked, make_folder, remove_leftovers
 from homojl.models import AbstractImplicitModel, count_parameters
 from homojl.parsing import MAX_TEXT, parse_json, read_bytes, read_text
-from homojl.results.records import METRICS, Evaluation, RunRecord, metrics_row
+from homojl.results.records import CONFIG, METRICS, RESULTS, Evaluation, RunRecord, metrics_row
 from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, read_toml
 from homojl.training.experiment import ModelForm, build_model, initial_point, state_form
@@ -33,8 +33,8 @@ from homojl.training.ranks import ALONE, Ranks, process_count
 _CONFIG_END = "\n# end of the configuration\n"
 
 _CONTENTS = {
-    *("config.toml", "environment.json", "metrics.jsonl", "checkpoints"),
-    *("results.h5", "report.md", "report.html", "figures", "tune.h5", "tensorboard", LOCK),
+    *(CONFIG, "environment.json", "metrics.jsonl", "checkpoints"),
+    *(RESULTS, "report.md", "report.html", "figures", "tune.h5", "tensorboard", LOCK),
 }
 
 
@@ -86,7 +86,7 @@ class Run:
             for name, text in (
                 ("environment.json", json.dumps(environment(), indent=2) + "\n"),
                 ("metrics.jsonl", ""),
-                ("config.toml", config.to_toml() + _CONFIG_END),  # last: a folder that has it is a run
+                (CONFIG, config.to_toml() + _CONFIG_END),  # last: a folder that has it is a run
             ):
                 with atomic_write(run.path / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
@@ -102,7 +102,7 @@ class Run:
             CheckpointError: if there is none at that path.
         """
         run = Run(path)
-        if not (run.path / "config.toml").is_file():
+        if not (run.path / CONFIG).is_file():
             raise CheckpointError(f"{run.path} is not a run: it has no config.toml")
         return run
 
@@ -111,7 +111,7 @@ class Run:
         if not self.path.exists():
             return
         with locked(self.path):
-            (self.path / "config.toml").unlink(missing_ok=True)  # first: what a kill leaves is no run
+            (self.path / CONFIG).unlink(missing_ok=True)  # first: what a kill leaves is no run
             for path in self.path.iterdir():
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -137,7 +137,7 @@ class Run:
     @cached_property
     def config(self) -> ExperimentConfig:
         """The resolved configuration."""
-        path = self.path / "config.toml"
+        path = self.path / CONFIG
         values = read_toml(path)
         if not read_text(path).rstrip().endswith(_CONFIG_END.strip()):
             raise CheckpointError(f"{path} is cut short: its last line is missing")
@@ -178,7 +178,7 @@ class Run:
 
     @property
     def results_path(self) -> Path:
-        return self.path / "results.h5"
+        return self.path / RESULTS
 
     def load_model(
         self, which: str = "best", *, into: AbstractImplicitModel | None = None, ranks: Ranks = ALONE
