@@ -18,8 +18,8 @@ from homojl_cli.options import run_argument, solver_options
 def command(run: str, split: str, checkpoint: str, **solver: Any) -> None:
     """Evaluate a trained run, as it was configured or with another solver.
 
-    As configured, on the test set and with the best checkpoint, it also renews the run's results.h5, report and
-    figures; otherwise it only prints.
+    As configured, on the test set and with the best checkpoint, it also renews the run's results.h5, report and,
+    where they show other answers, figures; otherwise it only prints.
 
     \b
     Examples:

@@ -10,6 +10,7 @@ import torch
 
 from homojl.data.datasets import ImageDataset
 from homojl.errors import ConfigError, DataError
+from homojl.files import remove_file
 from homojl.results.hdf5 import read_run, write_results
 from homojl.results.plots import FIGURES, FORMATS, draw_all
 from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
@@ -105,13 +106,18 @@ def publish(run: Run, evaluation: Evaluation) -> None:
 def store(run: Run, evaluation: Evaluation, *, loaded: LoadedModel | None = None) -> RunRecord:
     """Write results.h5 and report.md, and return what they hold; with them a run is complete.
 
+    Figures of other answers are removed.
+
     Args:
         loaded: what `run.load_model("best")` gave, where it was asked already.
+
+    Raises:
+        DataError: a file cannot be written or removed.
     """
     record = run.record(evaluation, loaded=loaded)
     if not _has_figures_of(run, record):  # removed first: whatever is killed now, those that are there are right
         for path in _figures(run, record):
-            path.unlink()
+            remove_file(path)
     write_results(run.results_path, record)
     write_report(run.path / "report.md", record, _figures(run, record))
     return record
