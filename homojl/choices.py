@@ -8,3 +8,4 @@ FIXED_POINT_ADJOINTS = ("implicit", "phantom", "one-step", "unrolled")
 BATCHES = ("joint", "per-sample")
 TRAINING_PRECISIONS = ("full", "bfloat16")
 """Of a configuration. float16 is not among them: its gradients want the loss scaled."""
+FIGURE_FORMATS = ("png", "svg", "pdf")

@@ -15,7 +15,7 @@ import homojl
 if TYPE_CHECKING:
     from types import ModuleType
 
-PACKAGES = ("torch", "torchvision", "numpy", "h5py", "safetensors", "juliacall", "scikit-learn")
+PACKAGES = ("torch", "torchvision", "numpy", "h5py", "safetensors", "juliacall")
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun says in the environment
 
 

@@ -117,14 +117,6 @@ def test_auto_says_once_which_backend_it_took(no_julia):
     assert done.stderr == "homojl: backend auto: solving with PyTorch\n"
 
 
-@pytest.mark.parametrize("statement", ["import homojl", "import homojl; dir(homojl)", "import homojl_cli.main"])
-def test_import_loads_neither_torch_nor_julia(statement):
-    heavy = ("torch", "juliacall", "juliapkg", "numpy", "torchvision", "sklearn", "h5py")
-    code = f"{statement}; import sys; print([m for m in {heavy} if m in sys.modules])"
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert out.strip() == "[]"
-
-
 def test_every_public_name_exists():
     for name in hj.__all__:
         assert getattr(hj, name) is not None

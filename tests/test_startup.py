@@ -14,13 +14,14 @@ from homojl import environment
 from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
 from homojl.adjoints.ode import ODE_ADJOINTS
 from homojl.backends import BACKEND_NAMES
-from homojl.choices import BACKENDS, BATCHES, TRAINING_PRECISIONS
+from homojl.choices import BACKENDS, BATCHES, FIGURE_FORMATS, TRAINING_PRECISIONS
 from homojl.choices import FIXED_POINT_ADJOINTS as FIXED_POINT_NAMES
 from homojl.choices import ODE_ADJOINTS as ODE_NAMES
 from homojl.data import dataset_info
 from homojl.models import count_parameters, create_model, model_class
 from homojl.models.settings import MODELS, PRESET_PARAMETERS
 from homojl.precision import PRECISIONS
+from homojl.results.plots import FORMATS
 from homojl.solving import BATCHES as SOLVED_BATCHES
 from homojl.training import ExperimentConfig, Run
 from homojl.training.config import preset_names, read_preset
@@ -76,6 +77,7 @@ COMMAND_LINES = {
     "evaluate RUN --rtol -1": 2,
     "export none": 2,
     "plot none": 2,
+    "plot RUN --format gif": 2,
     "report none": 2,
     "report RUN none": 2,
     "tune none": 2,
@@ -180,7 +182,7 @@ def test_names_and_refusals_in_python_load_nothing(tmp_path):
     _child(
         """
 import homojl as hj
-hj.model_names(), hj.dataset_names(), hj.Tsit5(rtol=1e-5), hj.Anderson()
+dir(hj), hj.model_names(), hj.dataset_names(), hj.Tsit5(rtol=1e-5), hj.Anderson()
 run = hj.load_run(sys.argv[1])
 run.config, run.metrics, run.environment
 for name, options in (("homood", {}), ("homoode", {"widht": 1})):
@@ -220,6 +222,7 @@ def test_the_names_are_those_of_what_they_name():
     assert tuple(ODE_ADJOINTS) == ODE_NAMES
     assert tuple(FIXED_POINT_ADJOINTS) == FIXED_POINT_NAMES
     assert set(TRAINING_PRECISIONS) < set(PRECISIONS)
+    assert FIGURE_FORMATS == FORMATS
 
 
 @pytest.mark.parametrize("name", MODELS)

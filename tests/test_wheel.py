@@ -45,6 +45,7 @@ assert str(site).startswith(sys.argv[1]), site
 assert pathlib.Path(homojl_cli.__file__).parent.parent == site
 assert all((site / name / "py.typed").is_file() for name in ("homojl", "homojl_cli"))
 assert list(site.glob("homojl-*.dist-info/licenses/LICENSE"))
+assert (site / "homojl" / "data" / "digits.txt").is_file()
 from homojl.training.config import preset_names, read_preset
 print(*[name for name in preset_names() if read_preset(name)])
 print(*sorted(str(p.relative_to(site)) for p in (site / "homojl_julia").rglob("*") if p.is_file()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -17,8 +18,8 @@ from homojl_cli.options import run_argument, solver_options
 def command(run: str, split: str, checkpoint: str, **solver: Any) -> None:
     """Evaluate a trained run, as it was configured or with another solver.
 
-    As configured, on the test set and with the best checkpoint, it also renews the run's results.h5, report and
-    figures; otherwise it only prints.
+    As configured, on the test set and with the best checkpoint, it also renews the run's results.h5, report and,
+    where they show other answers, figures; otherwise it only prints.
 
     \b
     Examples:
@@ -32,9 +33,10 @@ def command(run: str, split: str, checkpoint: str, **solver: Any) -> None:
     opened = Run.open(run)
     with_solver(opened.config, **solver)  # what it refuses is refused before PyTorch is loaded
 
-    from homojl.training.outcome import evaluate_run, publish
+    from homojl.training.outcome import evaluate_run, illustrate, store
 
-    evaluation = evaluate_run(opened, split=split, which=checkpoint, **solver)
+    loaded = opened.load_model(checkpoint)
+    evaluation = evaluate_run(opened, split=split, which=checkpoint, loaded=loaded, **solver)
     s = evaluation.solver
     tolerance = f" (rtol {s['rtol']:g}, atol {s['atol']:g})" if "rtol" in s else ""
     for name, value in {
@@ -48,5 +50,6 @@ def command(run: str, split: str, checkpoint: str, **solver: Any) -> None:
         print(f"{name:<12} {value}")
     if evaluation.failed:
         print(f"{'solves':<12} {evaluation.failed}")
+    sys.stdout.flush()
     if split == "test" and checkpoint == "best" and all(value is None for value in solver.values()):
-        publish(opened, evaluation)
+        illustrate(opened, store(opened, evaluation, loaded=loaded))

@@ -87,19 +87,21 @@ def _train(
     """What one of the processes does; returns its exit code. Process 0 alone touches the folder and prints."""
     from homojl.training.experiment import check, resolved
     from homojl.training.loop import train
-    from homojl.training.outcome import evaluate_run, publish
+    from homojl.training.outcome import evaluate_run, illustrate, store
     from homojl.training.progress import Progress, TerminalProgress
     from homojl.training.run import Run
     from homojl.training.tensorboard import TensorBoard
 
-    data = None
+    data = model = None
 
     def open_run() -> Run:
-        nonlocal data
+        nonlocal data, model
         run = wanted()
-        if not isinstance(run, Run):
+        if isinstance(run, Run):
+            data, model = check(ranks.fitted(run.config))
+        else:
             config = resolved(ranks.fitted(run))
-            data = check(config)
+            data, model = check(config)
             run = Run.create(out or _new_folder(config), config, overwrite=overwrite)
         show(_headline(run, ranks))  # the configuration is read here, and goes to the other processes with the run
         return run
@@ -121,7 +123,9 @@ def _train(
     if tensorboard and ranks.is_main:
         progress = TensorBoard(run.path, progress)
     try:
-        complete = train(run, data=data, progress=progress, should_stop=lambda: bool(stopped_by), ranks=ranks)
+        complete = train(
+            run, data=data, model=model, progress=progress, should_stop=lambda: bool(stopped_by), ranks=ranks
+        )
     finally:
         progress.close()
         for number, handler in previous.items():
@@ -131,17 +135,20 @@ def _train(
             print(f"stopped and saved; go on with: homojl train --resume {run.path}")
         return 128 + (stopped_by[0] if stopped_by else signal.SIGTERM)
 
-    evaluation = evaluate_run(run, ranks=ranks)
+    # Several processes have changed their model for training together.
+    loaded = run.load_model("best", into=model if ranks.size == 1 else None, ranks=ranks)
+    evaluation = evaluate_run(run, data=data, loaded=loaded, ranks=ranks)
     if not ranks.is_main:
         return 0
-    publish(run, evaluation)
+    record = store(run, evaluation, loaded=loaded)
     show(
         f"test accuracy {100 * evaluation.accuracy:.2f} % on {len(evaluation.labels)} images "
         f"({evaluation.checkpoint}; {evaluation.nfe.mean():.1f} evaluations per forward pass)"
     )
     if evaluation.failed:
         show(evaluation.failed)
-    print(run.path)
+    print(run.path, flush=True)
+    illustrate(run, record)
     return 0
 
 

@@ -164,7 +164,7 @@ def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bo
         verify_file(file, path)
         paths.append(path)
     arrays = info.read(paths)
-    where = paths[0].parent if paths else "scikit-learn"
+    where = paths[0].parent if paths else "the installation"
     for part, x, y, n in (("training", *arrays[:2], info.n_train), ("test", *arrays[2:], info.n_test)):
         if x.shape != (n, *info.input_shape) or y.max() >= info.n_classes:
             raise DataError(

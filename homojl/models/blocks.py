@@ -116,7 +116,9 @@ class InitialPoint(nn.Module):
 
     def __init__(self, channels: int, *, learned: bool) -> None:
         super().__init__()
-        start = torch.randn(1, 1, channels) if learned else torch.zeros(1, 1, channels)
+        start = torch.zeros(1, 1, channels)
+        if learned and not start.is_meta:  # where there are no numbers, drawing them would load PyTorch's compiler
+            start.normal_()
         self.value = nn.Parameter(start, requires_grad=learned)
 
     def expand_like(self, x: Tensor) -> Tensor:

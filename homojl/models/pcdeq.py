@@ -41,7 +41,10 @@ class NonnegativeWeight(nn.Module):
         super().__init__()
         self.constraint = constraint
         fan_in = torch.Size(shape[1:]).numel()
-        self.direction = nn.Parameter(torch.rand(shape) / fan_in**0.5)
+        direction = torch.rand(shape)
+        if not direction.is_meta:  # where there are no numbers, dividing them would load PyTorch's compiler
+            direction /= fan_in**0.5
+        self.direction = nn.Parameter(direction)
         self.gain = nn.Parameter(torch.full((shape[0],), 0.5 / fan_in**0.5))
 
     def forward(self) -> Tensor:

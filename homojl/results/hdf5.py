@@ -17,7 +17,7 @@ import tomlkit
 from homojl.errors import ConfigError, DataError
 from homojl.names import did_you_mean
 from homojl.parsing import parse_json, parse_toml
-from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
+from homojl.results.records import METRICS, RESULTS, Evaluation, RunRecord, Trajectories
 from homojl.results.schema import Entry, Schema
 
 GROUPS: dict[str, str] = {
@@ -113,6 +113,16 @@ def read_results(path: str | Path) -> RunRecord:
         DataError: no such file, not a whole file of this schema, or one of a later version.
     """
     return SCHEMA.read(path, _record)
+
+
+def read_run(folder: str | Path) -> RunRecord | None:
+    """What a run's results.h5 holds, with its evaluation and trajectories; None if there is none.
+
+    Raises:
+        DataError: as `read_results`.
+    """
+    path = Path(folder) / RESULTS
+    return read_results(path) if path.exists() else None
 
 
 def describe_schema() -> str:

@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import numpy as np
 
+RESULTS = "results.h5"
+"""What an evaluation leaves in a run's folder."""
+
 
 @dataclass(frozen=True)
 class Metric:

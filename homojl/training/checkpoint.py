@@ -15,6 +15,7 @@ from safetensors.torch import save
 from homojl.errors import CheckpointError
 from homojl.files import atomic_write
 from homojl.parsing import parse_json
+from homojl.training.optimizers import AbstractOptimizer
 
 SCHEMA = 1
 
@@ -83,31 +84,18 @@ def _digest(tensors: dict[str, torch.Tensor], header: str) -> str:
     return digest.hexdigest()
 
 
-def optimizer_tensors(optimizer: torch.optim.Optimizer, prefix: str) -> dict[str, torch.Tensor]:
+def optimizer_tensors(optimizer: AbstractOptimizer, prefix: str) -> dict[str, torch.Tensor]:
     """The optimiser's state as named tensors; its settings come from the configuration."""
-    return {
-        f"{prefix}.{index}.{key}": torch.as_tensor(value)
-        for index, state in optimizer.state_dict()["state"].items()
-        for key, value in state.items()
-        if value is not None
-    }
+    return {f"{prefix}.{index}.{key}": value for index, kept in optimizer.state.items() for key, value in kept.items()}
 
 
-_STATES: dict[type, set[str]] = {
-    torch.optim.Adam: {"step", "exp_avg", "exp_avg_sq"},
-    torch.optim.AdamW: {"step", "exp_avg", "exp_avg_sq"},
-    torch.optim.SGD: {"momentum_buffer"},
-}
-"""What an optimiser keeps for a parameter that it has moved."""
-
-
-def load_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[str, torch.Tensor]) -> None:
+def load_optimizer(optimizer: AbstractOptimizer, prefix: str, tensors: dict[str, torch.Tensor]) -> None:
     """Put back what `optimizer_tensors` gave, in the memory format of the parameters.
 
     Raises:
         ValueError: the tensors are not those of this optimiser.
     """
-    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    parameters = optimizer.parameters
     state: dict[int, dict[str, torch.Tensor]] = {}
     for name, value in tensors.items():
         if name.startswith(prefix + "."):
@@ -125,8 +113,8 @@ def load_optimizer(optimizer: torch.optim.Optimizer, prefix: str, tensors: dict[
                     f"{name} is {value.dtype} {tuple(value.shape)}, the parameter {like.dtype} {tuple(like.shape)}"
                 )
             state.setdefault(int(index), {})[key] = value
-    kept = _STATES[type(optimizer)]
     for place, values in state.items():
-        if values.keys() != kept:
-            raise ValueError(f"{prefix}.{place} has {', '.join(sorted(values))}, expected {', '.join(sorted(kept))}")
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+        if values.keys() != optimizer.keeps:
+            expected = ", ".join(sorted(optimizer.keeps))
+            raise ValueError(f"{prefix}.{place} has {', '.join(sorted(values))}, expected {expected}")
+    optimizer.state = state

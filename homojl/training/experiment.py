@@ -15,6 +15,7 @@ from homojl.models import AbstractImplicitModel, create_model
 from homojl.models.blocks import InitialPoint
 from homojl.solving import choose_backend
 from homojl.training.config import ExperimentConfig, OptimConfig, SolverConfig, with_solver
+from homojl.training.optimizers import SGD, AbstractOptimizer, Adam, AdamW
 
 Tensor = torch.Tensor
 
@@ -98,8 +99,11 @@ def _backend_name(config: ExperimentConfig) -> str:
     return choose_backend(solver.backend, algorithm, device, adjoint, batch=solver.batch or "joint").name
 
 
-def check(config: ExperimentConfig) -> ImageDataset:
+def check(config: ExperimentConfig) -> tuple[ImageDataset, AbstractImplicitModel]:
     """Load the data and build everything once, so that what cannot work is refused before a run is made.
+
+    Returns:
+        The dataset and the model, with which `train` can begin.
 
     Raises:
         ConfigError, DataError, BackendUnavailable: whatever would stop the run at its start.
@@ -107,9 +111,9 @@ def check(config: ExperimentConfig) -> ImageDataset:
     resolve_device(config.train.device)
     _backend_name(config)
     data = load_data(config)
-    build_model(config, ModelForm.of(data))
+    model = build_model(config, ModelForm.of(data))
     steps_per_epoch(data, config)
-    return data
+    return data, model
 
 
 def steps_per_epoch(data: ImageDataset, config: ExperimentConfig) -> int:
@@ -126,9 +130,18 @@ def steps_per_epoch(data: ImageDataset, config: ExperimentConfig) -> int:
     return n // config.train.batch_size
 
 
-def build_model(config: ExperimentConfig, form: ModelForm) -> AbstractImplicitModel:
-    """The configured model with initial weights that depend on `train.seed` alone, drawn in float32; on the CPU."""
-    numbers = sum(t.numel() for t in state_form(config, form).values())
+def build_model(
+    config: ExperimentConfig, form: ModelForm, *, state: dict[str, Tensor] | None = None
+) -> AbstractImplicitModel:
+    """The configured model with initial weights that depend on `train.seed` alone, drawn in float32; on the CPU.
+
+    Args:
+        state: what `state_form` says, where it was asked already.
+
+    Raises:
+        ConfigError: there is no such model, its options do not fit, or this machine cannot hold it.
+    """
+    numbers = sum(t.numel() for t in (state_form(config, form) if state is None else state).values())
     needed = 4 * numbers * getattr(torch, config.train.dtype).itemsize  # also gradients and what Adam keeps
     there = _memory()
     if needed > there:
@@ -187,19 +200,19 @@ def initial_point(model: AbstractImplicitModel) -> InitialPoint | None:
 
 def build_optimizers(
     model: AbstractImplicitModel, config: ExperimentConfig
-) -> tuple[torch.optim.Optimizer, torch.optim.Optimizer | None]:
+) -> tuple[AbstractOptimizer, AbstractOptimizer | None]:
     """The optimiser of the weights, and that of a learned initial point, which the first must not touch."""
     point = initial_point(model)
     apart = {id(p) for p in point.parameters()} if point is not None else set()
     weights = [p for p in model.parameters() if id(p) not in apart]
     point_sgd = None
     if point is not None and point.value.requires_grad:
-        point_sgd = torch.optim.SGD(point.parameters(), lr=config.initial_point.lr)
+        point_sgd = SGD(point.parameters(), lr=config.initial_point.lr)
     return _optimizer(config.optim, weights), point_sgd
 
 
-def _optimizer(config: OptimConfig, weights: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+def _optimizer(config: OptimConfig, weights: list[torch.nn.Parameter]) -> AbstractOptimizer:
     if config.name == "sgd":
-        return torch.optim.SGD(weights, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
-    cls = torch.optim.Adam if config.name == "adam" else torch.optim.AdamW
+        return SGD(weights, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+    cls = Adam if config.name == "adam" else AdamW
     return cls(weights, config.lr, weight_decay=config.weight_decay)

@@ -46,6 +46,7 @@ from homojl.training.experiment import (
     resolve_device,
     steps_per_epoch,
 )
+from homojl.training.optimizers import AbstractOptimizer
 from homojl.training.progress import Progress
 from homojl.training.ranks import ALONE, Ranks
 from homojl.training.run import Run, checked_form, form_header, load_weights
@@ -127,6 +128,7 @@ def train(
     run: Run,
     *,
     data: ImageDataset | None = None,
+    model: AbstractImplicitModel | None = None,
     progress: Progress | None = None,
     should_stop: Callable[[], bool] = lambda: False,
     ranks: Ranks = ALONE,
@@ -136,6 +138,7 @@ def train(
     Args:
         run: a new run, or one that was stopped or killed.
         data: the configured dataset where it is loaded already.
+        model: the configured model where it is built already and untouched since; it is trained.
         progress: what to show; None: nothing.
         should_stop: asked after each step; when true in any process, a checkpoint is written and the loop ends.
         ranks: the processes that train the run together, each in its own call.
@@ -150,11 +153,16 @@ def train(
         SolveError: if the loss is no longer finite; the last checkpoint stays.
     """
     with run.locked() if ranks.is_main else contextlib.nullcontext():
-        return _train(run, data, progress or Progress(), should_stop, ranks)
+        return _train(run, data, model, progress or Progress(), should_stop, ranks)
 
 
 def _train(
-    run: Run, data: ImageDataset | None, progress: Progress, should_stop: Callable[[], bool], ranks: Ranks
+    run: Run,
+    data: ImageDataset | None,
+    model: AbstractImplicitModel | None,
+    progress: Progress,
+    should_stop: Callable[[], bool],
+    ranks: Ranks,
 ) -> bool:
     config = ranks.fitted(run.config)
     if config.train.threads is not None:
@@ -166,7 +174,7 @@ def _train(
     batch_size = config.train.batch_size
     batches = steps_per_epoch(data, config)
 
-    model = build_model(config, form).to(device)
+    model = (build_model(config, form) if model is None else model).to(device)
     ranks.couple(model, batch_size)
     model.throw = False  # a failed solve is counted, and ends the run only if the loss is not finite
     point = initial_point(model)
@@ -198,8 +206,7 @@ def _train(
             labels = data.y_train[index].to(device)
 
             lr = learning_rate(config.optim, *schedule_place(position, config.train, batches))
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            optimizer.lr = lr
             # Each process takes its part of the batch, and as large a share in what are means over the batch.
             images, labels = prepare(ranks.part(pixels), form, model), ranks.part(labels)
             share = len(images) / batch_size
@@ -220,14 +227,14 @@ def _train(
                     solution,
                 )
             step.forward_seconds = watch.lap()
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             (share * loss).backward()
             ranks.sum_gradients(optimizer)
             step.backward_seconds = watch.lap()
             optimizer.step()
             model.project_()
             if point is not None and point_sgd is not None and position.step % config.initial_point.every == 0:
-                point_sgd.zero_grad(set_to_none=True)
+                point_sgd.zero_grad()
                 point_loss = share * point.loss(solution.value)
                 point_loss.backward()
                 ranks.sum_gradients(point_sgd)
@@ -405,7 +412,7 @@ def save(
     run: Run,
     which: str,
     model: AbstractImplicitModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AbstractOptimizer,
     position: Position,
     form: ModelForm,
     config: ExperimentConfig,
@@ -426,7 +433,7 @@ def restore(
     run: Run,
     checkpoint: Checkpoint,
     model: AbstractImplicitModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: AbstractOptimizer,
     config: ExperimentConfig,
 ) -> Position:
     """Put the last checkpoint's state into the model and the optimiser, and return where it stood."""

@@ -3,22 +3,23 @@
 from __future__ import annotations
 
 from importlib.util import find_spec
+from pathlib import Path
 
 import numpy as np
 import torch
 
 from homojl.data.datasets import ImageDataset
 from homojl.errors import ConfigError, DataError
-from homojl.results.hdf5 import read_results, write_results
-from homojl.results.plots import draw_all
-from homojl.results.records import Evaluation, RunRecord, Trajectories
+from homojl.files import remove_file
+from homojl.results.hdf5 import read_run, write_results
+from homojl.results.plots import FIGURES, FORMATS, draw_all
+from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
 from homojl.results.report import write_report
-from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import with_solver
 from homojl.training.evaluation import evaluate, trace
 from homojl.training.experiment import ModelForm, load_data, resolve_device, solve_as, steps_per_epoch
 from homojl.training.ranks import ALONE, Ranks
-from homojl.training.run import Run
+from homojl.training.run import LoadedModel, Run
 
 
 def evaluate_run(
@@ -30,6 +31,7 @@ def evaluate_run(
     batch_size: int | None = None,
     limit: int | None = None,
     data: ImageDataset | None = None,
+    loaded: LoadedModel | None = None,
     ranks: Ranks = ALONE,
     **solver: object,
 ) -> Evaluation:
@@ -42,13 +44,14 @@ def evaluate_run(
         batch_size: images per forward pass; None: the run's own.
         limit: how many of the first images to answer; None: all.
         data: the run's dataset where it is loaded already.
+        loaded: what `run.load_model(which)` gave, where it was asked already; it then solves with these settings.
         ranks: the processes that share the work; each returns the whole.
         solver: settings of `SolverConfig` to use instead of the run's; None leaves one as it is.
     """
     if split not in ("test", "val", "train"):
         raise ConfigError(f"split must be test, val or train, got {split!r}")
     config = with_solver(run.config, **solver)
-    model, form, header = run.load_model(which, read=lambda path: ranks.from_main(read_checkpoint, path))
+    model, form, header = loaded or run.load_model(which, ranks=ranks)
     solve_as(model, config.solver)
     model.to(resolve_device(config.train.device))
     model.throw = throw
@@ -69,16 +72,25 @@ def evaluate_run(
     )
 
 
-def trace_run(run: Run, count: int, **solver: object) -> tuple[Trajectories, np.ndarray]:
+def trace_run(
+    run: Run,
+    count: int,
+    *,
+    data: ImageDataset | None = None,
+    loaded: LoadedModel | None = None,
+    **solver: object,
+) -> tuple[Trajectories, np.ndarray]:
     """The states that the first `count` test images pass through, with the best checkpoint; and those images.
 
     Args:
+        data: the run's dataset where it is loaded already.
+        loaded: what `run.load_model("best")` gave, where it was asked already; it then solves with these settings.
         solver: settings of `SolverConfig` to use instead of the run's; None leaves one as it is.
     """
     config = with_solver(run.config, **solver)
-    model, form, _ = run.load_model("best")
+    model, form, _ = loaded or run.load_model("best")
     solve_as(model, config.solver)
-    data = matching_data(run, form)
+    data = matching_data(run, form) if data is None else data
     if not 1 <= count <= len(data.x_test):
         raise ConfigError(f"trajectories must be between 1 and {len(data.x_test)}, got {count}")
     model.to(resolve_device(run.config.train.device))
@@ -86,17 +98,72 @@ def trace_run(run: Run, count: int, **solver: object) -> tuple[Trajectories, np.
     return trace(model, form, data.x_test, data.y_test, torch.arange(count)), images.numpy()
 
 
-def stored_record(run: Run) -> RunRecord | None:
-    """What the run's results.h5 holds: the run with its evaluation and trajectories; None if there is none."""
-    return read_results(run.results_path) if run.results_path.exists() else None
-
-
 def publish(run: Run, evaluation: Evaluation) -> None:
     """Write results.h5, report.md and, where matplotlib is installed, the figures into the run's folder."""
-    record = run.record(evaluation)
+    illustrate(run, store(run, evaluation))
+
+
+def store(run: Run, evaluation: Evaluation, *, loaded: LoadedModel | None = None) -> RunRecord:
+    """Write results.h5 and report.md, and return what they hold; with them a run is complete.
+
+    Figures of other answers are removed.
+
+    Args:
+        loaded: what `run.load_model("best")` gave, where it was asked already.
+
+    Raises:
+        DataError: a file cannot be written or removed.
+    """
+    record = run.record(evaluation, loaded=loaded)
+    if not _has_figures_of(run, record):  # removed first: whatever is killed now, those that are there are right
+        for path in _figures(run, record):
+            remove_file(path)
     write_results(run.results_path, record)
-    figures = draw_all(record, run.path / "figures") if find_spec("matplotlib") else []
-    write_report(run.path / "report.md", record, figures)
+    write_report(run.path / "report.md", record, _figures(run, record))
+    return record
+
+
+def illustrate(run: Run, record: RunRecord) -> None:
+    """Draw as PNG those figures of what was stored that are not there, and have report.md show all.
+
+    Where matplotlib is not installed nothing is done.
+    """
+    folder = run.path / "figures"
+    missing = [stem for stem, kind in FIGURES.items() if kind.has(record) and not (folder / f"{stem}.png").is_file()]
+    if missing and find_spec("matplotlib"):
+        draw_all(record, folder, stems=missing)
+        write_report(run.path / "report.md", record, _figures(run, record))
+
+
+def _figures(run: Run, record: RunRecord) -> list[Path]:
+    """The files in the run's folder that show what the record holds, in the order in which they are drawn."""
+    stems = [stem for stem, kind in FIGURES.items() if kind.has(record)]
+    paths = (run.path / "figures" / f"{stem}.{name}" for stem in stems for name in FORMATS)
+    return [path for path in paths if path.is_file()]
+
+
+def _has_figures_of(run: Run, record: RunRecord) -> bool:
+    """Whether figures drawn of what results.h5 holds show the record too: all but times is the same."""
+    try:
+        before = read_run(run.path)
+    except DataError:  # damaged, or of another version
+        return False
+    if before is None or before.evaluation is None or record.evaluation is None:
+        return False
+    a, b = before.evaluation, record.evaluation
+    pairs = [
+        (before.initial_point, record.initial_point),
+        *((getattr(a, name), getattr(b, name)) for name in ("index", "labels", "predictions")),
+        *zip(_columns(before), _columns(record), strict=True),
+    ]
+    return (before.class_names, a.accuracy, a.checkpoint) == (record.class_names, b.accuracy, b.checkpoint) and all(
+        x is y or np.array_equal(x, y, equal_nan=True) for x, y in pairs
+    )
+
+
+def _columns(record: RunRecord) -> list[np.ndarray]:
+    """The metrics, an array for each."""
+    return [np.array([row.get(name, np.nan) for row in record.metrics], dtype=float) for name in METRICS]
 
 
 def matching_data(run: Run, form: ModelForm, *, download: bool = True) -> ImageDataset:

@@ -43,6 +43,7 @@ from homojl.environment import process_count
 from homojl.errors import ConfigError, ProcessError
 from homojl.models import AbstractImplicitModel
 from homojl.training.config import ExperimentConfig, with_solver
+from homojl.training.optimizers import AbstractOptimizer
 
 Tensor = torch.Tensor
 T = TypeVar("T")
@@ -119,12 +120,11 @@ class Ranks:
             found = gathered[:, column].sum() if name in sums else gathered[:, column].max()
             setattr(numbers, name, type(value)(found.item()))
 
-    def sum_gradients(self, optimizer: torch.optim.Optimizer | None) -> None:
+    def sum_gradients(self, optimizer: AbstractOptimizer | None) -> None:
         """Add up the gradients of an optimiser's parameters over the processes, in one message."""
         if self.size == 1 or optimizer is None:
             return
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        grads = [p.grad for p in parameters if p.grad is not None]
+        grads = [p.grad for p in optimizer.parameters if p.grad is not None]
         flat = torch.cat([grad.flatten() for grad in grads])
         _call(dist.all_reduce, flat)
         for grad, total in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):

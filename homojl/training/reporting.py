@@ -10,9 +10,10 @@ import numpy as np
 
 from homojl.data.datasets import ImageDataset
 from homojl.errors import HomoJLError
+from homojl.results.hdf5 import read_run
 from homojl.results.page import ReportedRun, hardest
 from homojl.results.records import Evaluation, RunRecord
-from homojl.training.outcome import evaluate_run, matching_data, stored_record
+from homojl.training.outcome import evaluate_run, matching_data
 from homojl.training.run import Run
 
 
@@ -35,15 +36,16 @@ def gather_run(run: Run, name: str, samples: int = 24) -> ReportedRun:
     Raises:
         CheckpointError, DataError: no run, or a damaged one.
     """
-    stored, record = stored_record(run), run.record()
+    stored, loaded = read_run(run.path), run.load_model("best")
+    record = run.record(loaded=loaded)
     evaluation = None if stored is None else stored.evaluation
     notes = [*_progress_notes(run, record, stored)]
     data: ImageDataset | None = None
     if samples or evaluation is None:
         try:
-            data = matching_data(run, run.load_model("best")[1], download=False)
+            data = matching_data(run, loaded.form, download=False)
             if evaluation is None and record.metrics and np.isfinite(record.metrics[-1]["val_accuracy"]):
-                evaluation = evaluate_run(run, split="val", data=data)
+                evaluation = evaluate_run(run, split="val", data=data, loaded=loaded)
         except HomoJLError as error:
             what = "images" if evaluation is not None else "answers and no images"
             notes.append(f"No {what} are shown: {error}")

@@ -6,33 +6,43 @@ import contextlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from homojl.environment import environment
 from homojl.errors import CheckpointError, ConfigError
 from homojl.files import LOCK, atomic_write, file_meant, locked, make_folder, remove_leftovers
 from homojl.parsing import MAX_TEXT, parse_json, read_bytes, read_text
-from homojl.results.records import METRICS, Evaluation, RunRecord, metrics_row
+from homojl.results.records import METRICS, RESULTS, Evaluation, RunRecord, metrics_row
 from homojl.training.config import ExperimentConfig, read_toml
 
 if TYPE_CHECKING:
     import torch
 
     from homojl.models import AbstractImplicitModel
-    from homojl.training.checkpoint import Checkpoint
     from homojl.training.experiment import ModelForm
+    from homojl.training.ranks import Ranks
+
+CONFIG = "config.toml"  # a folder that has it is a run
 
 # The last line of a run's config.toml: what is left of a damaged one can still be valid TOML.
 _CONFIG_END = "\n# end of the configuration\n"
 
 _CONTENTS = {
-    *("config.toml", "environment.json", "metrics.jsonl", "checkpoints"),
-    *("results.h5", "report.md", "report.html", "figures", "tune.h5", "tensorboard", LOCK),
+    *(CONFIG, "environment.json", "metrics.jsonl", "checkpoints"),
+    *(RESULTS, "report.md", "report.html", "figures", "tune.h5", "tensorboard", LOCK),
 }
+
+
+class LoadedModel(NamedTuple):
+    """A model with a checkpoint's weights, in evaluation mode, its form, and the checkpoint's header."""
+
+    model: AbstractImplicitModel
+    form: ModelForm
+    header: dict[str, Any]
 
 
 class Run:
@@ -75,7 +85,7 @@ class Run:
             for name, text in (
                 ("environment.json", json.dumps(environment(), indent=2) + "\n"),
                 ("metrics.jsonl", ""),
-                ("config.toml", config.to_toml() + _CONFIG_END),  # last: a folder that has it is a run
+                (CONFIG, config.to_toml() + _CONFIG_END),  # last: a folder that has it is a run
             ):
                 with atomic_write(run.path / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
@@ -91,7 +101,7 @@ class Run:
             CheckpointError: if there is none at that path.
         """
         run = Run(path)
-        if not (run.path / "config.toml").is_file():
+        if not (run.path / CONFIG).is_file():
             raise CheckpointError(f"{run.path} is not a run: it has no config.toml")
         return run
 
@@ -100,7 +110,7 @@ class Run:
         if not self.path.exists():
             return
         with locked(self.path):
-            (self.path / "config.toml").unlink(missing_ok=True)  # first: what a kill leaves is no run
+            (self.path / CONFIG).unlink(missing_ok=True)  # first: what a kill leaves is no run
             for path in self.path.iterdir():
                 if path.is_dir() and not path.is_symlink():
                     shutil.rmtree(path)
@@ -126,7 +136,7 @@ class Run:
     @cached_property
     def config(self) -> ExperimentConfig:
         """The resolved configuration."""
-        path = self.path / "config.toml"
+        path = self.path / CONFIG
         values = read_toml(path)
         if not read_text(path).rstrip().endswith(_CONFIG_END.strip()):
             raise CheckpointError(f"{path} is cut short: its last line is missing")
@@ -167,15 +177,16 @@ class Run:
 
     @property
     def results_path(self) -> Path:
-        return self.path / "results.h5"
+        return self.path / RESULTS
 
     def load_model(
-        self, which: str = "best", *, read: Callable[[Path], Checkpoint] | None = None
-    ) -> tuple[AbstractImplicitModel, ModelForm, dict[str, Any]]:
+        self, which: str = "best", *, into: AbstractImplicitModel | None = None, ranks: Ranks | None = None
+    ) -> LoadedModel:
         """The model of checkpoint "best" or "last", its form, and the checkpoint's header.
 
         Args:
-            read: in the place of `read_checkpoint`, where that is not to be done in this process.
+            into: a model built for this run, to be given the weights instead of another one that would be built.
+            ranks: the processes that each load it, where there are several; process 0 alone reads the file.
 
         Raises:
             CheckpointError: if it is missing, damaged or of another model.
@@ -184,19 +195,25 @@ class Run:
         from homojl.training.experiment import build_model, state_form
 
         path = self.best_checkpoint if which == "best" else self.last_checkpoint
-        tensors, header = read_checkpoint(path) if read is None else read(path)
+        tensors, header = read_checkpoint(path) if ranks is None else ranks.from_main(read_checkpoint, path)
         form = checked_form(path, header, self.config)
-        check_weights(tensors, state_form(self.config, form), path)
-        model = build_model(self.config, form)
-        load_weights(model, tensors, path)
-        return model.eval(), form, header
+        if into is None:
+            state = state_form(self.config, form)
+            check_weights(tensors, state, path)
+            into = build_model(self.config, form, state=state)
+        load_weights(into, tensors, path)
+        return LoadedModel(into.eval(), form, header)
 
-    def record(self, evaluation: Evaluation | None = None) -> RunRecord:
-        """Everything known of the run, for `homojl.results`."""
+    def record(self, evaluation: Evaluation | None = None, *, loaded: LoadedModel | None = None) -> RunRecord:
+        """Everything known of the run, for `homojl.results`.
+
+        Args:
+            loaded: what `load_model("best")` gave, where it was asked already.
+        """
         from homojl.models import count_parameters
         from homojl.training.experiment import initial_point
 
-        model, form, _ = self.load_model("best")
+        model, form, _ = loaded or self.load_model("best")
         point = initial_point(model)
         return RunRecord(
             config=self.config.to_dict(),
@@ -205,7 +222,7 @@ class Run:
             class_names=form.class_names,
             parameters=count_parameters(model),
             evaluation=evaluation,
-            initial_point=None if point is None else point.value.detach().flatten().numpy(),
+            initial_point=None if point is None else point.value.detach().flatten().cpu().numpy(),
         )
 
     # ---- metrics

@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from homojl.data import ImageDataset, dataset_info, dataset_names, load_dataset, registry
+from homojl.data.registry import DIGITS
 from homojl.errors import ConfigError, DataError
 
 from .formats import (
@@ -213,18 +214,37 @@ def test_unknown_name(name, hint):
         dataset_info(name)
 
 
-def test_digits():
-    data = load_dataset("digits", download=False)
-    assert len(data.x_train) + len(data.x_test) == 1797
-    assert (data.n_classes, data.input_shape) == (10, (1, 8, 8))
-    assert int(data.x_train.max()) == 255
-    # The same images, each once, as scikit-learn's, with grey level g as round(255 g / 16).
-    from sklearn.datasets import load_digits
+# SHA-256 of scikit-learn 1.9.1's load_digits().images and .target as bytes, and of the split that runs were made with
+# while they were read from there.
+DIGITS_BYTES = {
+    "images": "8f26b2bd9d135c256808f68f14fdabddde6d9c7f869ae419704b051f0f14b3b3",
+    "labels": "8ba4f891220f5e4c9c819638d1602d74b83618f167043c6da52a2a247841ddf0",
+}
+DIGITS_SPLIT = {
+    "x_train": "56698d0a3d2ca8276e3f80516295e278dd4cc7942e39e1bf82e95a2adf4a02d0",
+    "y_train": "623f476e17fdfbd83fa261cb3fa9d9f911a880784baf9cbc5bd06580e6f356ca",
+    "x_test": "79f879f7d5c51589b8875b8f9a3b4cce601d08519a4c9060910c1b6df2c5db27",
+    "y_test": "bfc50f70029db07375ea5336e1c45ed2c06dfa90c6aabe1b5f13cbb20d29ee3b",
+}
 
-    levels = [round(g * 255 / 16) for g in range(17)]
+
+def sha256(array: np.ndarray) -> str:
+    return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+
+
+def test_digits():
+    with np.load(DIGITS, allow_pickle=False) as file:
+        assert {name: sha256(array) for name, array in file.items()} == DIGITS_BYTES
+        levels, labels = file["images"], file["labels"]
+    # The numbers of each digit are those that its authors publish.
+    assert np.bincount(labels).tolist() == [178, 182, 177, 183, 181, 182, 181, 179, 174, 180]
+    data = load_dataset("digits", download=False)
+    assert {name: sha256(getattr(data, name).numpy()) for name in DIGITS_SPLIT} == DIGITS_SPLIT
+    assert (data.n_classes, data.input_shape, data.x_train.dtype) == (10, (1, 8, 8), torch.uint8)
+    # Each image once, with grey level g as round(255 g / 16).
+    stretched = [round(g * 255 / 16) for g in range(17)]
     expected = Counter(
-        (tuple(levels[int(g)] for g in image.flat), int(label))
-        for image, label in zip(*load_digits(return_X_y=True), strict=True)
+        (tuple(stretched[g] for g in image.flat), int(label)) for image, label in zip(levels, labels, strict=True)
     )
     actual = Counter(
         (tuple(image.flatten().tolist()), int(label))
@@ -235,6 +255,15 @@ def test_digits():
     for label, count in Counter(label for _, label in expected.elements()).items():
         assert abs(int((data.y_test == label).sum()) - 0.2 * count) < 1
     assert torch.equal(load_dataset("digits").x_test, data.x_test)
+
+
+def test_damaged_digits_are_refused(tmp_path, monkeypatch):
+    whole = DIGITS.read_bytes()
+    monkeypatch.setattr("homojl.data.registry.DIGITS", tmp_path / "digits.npz")
+    for bytes_there in (b"", whole[:20_000], whole[:1000] + b"?" + whole[1001:]):
+        (tmp_path / "digits.npz").write_bytes(bytes_there)
+        with pytest.raises(DataError, match=r"digits\.npz: not a readable npz file"):
+            load_dataset("digits")
 
 
 def dataset_of(x_train: torch.Tensor, y_train: torch.Tensor, n_classes: int) -> ImageDataset:
@@ -347,7 +376,7 @@ def test_registry_is_complete():
 
 
 def test_importing_the_package_is_light():
-    heavy = ["torch", "torchvision", "sklearn", "scipy"]
+    heavy = ["torch", "torchvision", "scipy"]
     code = f"""
 import sys, homojl.data
 homojl.data.dataset_names()

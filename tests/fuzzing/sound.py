@@ -28,13 +28,12 @@ from homojl.data.download import RemoteFile, verify_file
 from homojl.data.pictures import read_tiny_imagenet, read_tiny_imagenet_names
 from homojl.data.readers import read_cifar_binary, read_idx, read_svhn_mat
 from homojl.files import replace_file
-from homojl.results.hdf5 import read_results, write_results
+from homojl.results.hdf5 import read_results, read_run, write_results
 from homojl.results.tuning import Trial, Tuning, read_tuning, write_tuning
 from homojl.training import Run, train
 from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, merge, parse_assignment, read_toml
 from homojl.training.experiment import ModelForm, state_form
-from homojl.training.outcome import stored_record
 from tests.data.formats import (
     CIFAR_LAYOUT,
     cifar_files,
@@ -175,7 +174,7 @@ def _trained() -> Path:
 
 def _read_run(path: Path) -> None:
     run = Run.open(path)
-    _ = run.environment, run.record(), stored_record(run)
+    _ = run.environment, run.record(), read_run(run.path)
     if run.config == tiny_config():  # another may be right and ask for hours
         train(run, data=_digits(), should_stop=lambda: True)
 

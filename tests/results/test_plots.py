@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from homojl.results import plots
 from homojl.results.records import METRICS, RunRecord, Trajectories
 
 ALL = ["learning_curves", "solver_cost", "confusion_matrix", "trajectories", "initial_point"]
+BOTH = ("png", "svg")
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +34,8 @@ def no_warnings():
 @pytest.fixture(scope="module")
 def drawn(record: RunRecord, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """Every figure of a complete record, by file name."""
-    return {path.name: path for path in plots.draw_all(record, tmp_path_factory.mktemp("run") / "figures")}
+    folder = tmp_path_factory.mktemp("run") / "figures"
+    return {path.name: path for path in plots.draw_all(record, folder, formats=BOTH)}
 
 
 def texts(path: Path) -> list[str]:
@@ -41,10 +44,27 @@ def texts(path: Path) -> list[str]:
 
 
 def test_every_figure_in_both_formats(drawn: dict[str, Path]):
-    assert list(drawn) == [f"{stem}.{suffix}" for stem in ALL for suffix in ("png", "svg")]
+    assert list(drawn) == [f"{stem}.{suffix}" for stem in ALL for suffix in BOTH]
     assert list(plots.FIGURES) == ALL
     folder = next(iter(drawn.values())).parent
     assert sorted(drawn) == sorted(path.name for path in folder.iterdir())  # no temporary file is left
+
+
+def test_png_is_what_is_drawn_unless_more_is_wanted(drawn: dict[str, Path], record: RunRecord, tmp_path: Path):
+    paths = plots.draw_all(record, tmp_path / "all")
+    assert [path.name for path in paths] == [f"{stem}.png" for stem in ALL]
+    (one,) = plots.draw_all(record, tmp_path / "one", stems=["solver_cost"])
+    assert one.name == "solver_cost.png"
+    assert one.read_bytes() == drawn["solver_cost.png"].read_bytes()
+
+
+def test_what_is_written_is_what_matplotlib_would_write(drawn: dict[str, Path], record: RunRecord):
+    figure, buffer = plots.confusion_matrix(record), io.BytesIO()
+    with plots.style():
+        figure.savefig(buffer, format="png")
+    buffer.seek(0)
+    there = matplotlib_image.imread(drawn["confusion_matrix.png"])
+    assert np.array_equal(matplotlib_image.imread(buffer), there)
 
 
 @pytest.mark.parametrize("stem", ALL)
@@ -78,7 +98,7 @@ def test_units_come_from_the_metrics(record: RunRecord, monkeypatch):
 
 
 def test_figures_are_the_same_bytes_each_time(drawn: dict[str, Path], record: RunRecord, tmp_path: Path):
-    for path in plots.draw_all(record, tmp_path):
+    for path in plots.draw_all(record, tmp_path, formats=BOTH):
         assert path.read_bytes() == drawn[path.name].read_bytes()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import pickle
 
 import pytest
@@ -13,6 +14,7 @@ from homojl.errors import CheckpointError
 from homojl.files import atomic_write
 from homojl.training import checkpoint as module
 from homojl.training.checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
+from homojl.training.optimizers import SGD, Adam, AdamW
 
 DTYPES = st.sampled_from([torch.float32, torch.float64, torch.int64, torch.uint8, torch.bool])
 
@@ -118,7 +120,7 @@ def test_atomic_write_keeps_the_old_file_when_its_body_fails(tmp_path):
     assert path.read_text() == "new"
 
 
-@pytest.mark.parametrize("make", [torch.optim.Adam, torch.optim.AdamW, lambda p: torch.optim.SGD(p, 0.1, momentum=0.9)])
+@pytest.mark.parametrize("make", [Adam, AdamW, functools.partial(SGD, momentum=0.9)])
 def test_an_optimizer_goes_on_as_if_nothing_had_happened(make, tmp_path):
     def model():
         torch.manual_seed(0)
@@ -131,18 +133,18 @@ def test_an_optimizer_goes_on_as_if_nothing_had_happened(make, tmp_path):
         optimizer.step()
 
     straight = model()
-    optimizer = make(straight.parameters())
+    optimizer = make(straight.parameters(), 0.01)
     for i in range(6):
         step(straight, optimizer, i)
 
     first = model()
-    optimizer = make(first.parameters())
+    optimizer = make(first.parameters(), 0.01)
     for i in range(3):
         step(first, optimizer, i)
     write_checkpoint(tmp_path / "x", optimizer_tensors(optimizer, "o"), {})
     second = model()
     second.load_state_dict(first.state_dict())
-    optimizer = make(second.parameters())
+    optimizer = make(second.parameters(), 0.01)
     load_optimizer(optimizer, "o", read_checkpoint(tmp_path / "x")[0])
     for i in range(3, 6):
         step(second, optimizer, i)

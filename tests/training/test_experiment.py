@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -20,6 +23,20 @@ def test_the_form_of_a_model_is_known_without_its_memory(name):
     form, state = state_form(config, FORM), build_model(config, FORM).state_dict()
     assert {key: (t.shape, t.dtype) for key, t in form.items()} == {key: (t.shape, t.dtype) for key, t in state.items()}
     assert {t.device.type for t in form.values()} == {"meta"}
+
+
+def test_what_models_are_built_with_loads_nothing_of_pytorch_s_compiler():
+    code = """
+import sys
+from homojl.training.config import ExperimentConfig, preset_names, read_preset
+from homojl.training.experiment import ModelForm, build_model, state_form
+form = ModelForm((3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
+for name in preset_names():
+    config = ExperimentConfig.from_dict(read_preset(name))
+    state_form(config, form), build_model(config, form)
+    assert not {"torch._dynamo", "sympy"} & sys.modules.keys(), name
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 @pytest.mark.parametrize(

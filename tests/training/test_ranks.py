@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
 
+from homojl.data.registry import DIGITS
 from homojl.draws import draw_rows
 from homojl.errors import ConfigError
 from homojl.training.checkpoint import read_checkpoint
@@ -45,8 +45,8 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> str:
     """48 digits to train and validate on, 10 to test on."""
-    digits = load_digits()
-    x, y = (digits.images[:58] * 15.9375).astype(np.uint8), digits.target[:58]
+    with np.load(DIGITS) as digits:
+        x, y = (digits["images"][:58] * 15.9375).astype(np.uint8), digits["labels"][:58].astype(np.int64)
     path = tmp_path_factory.mktemp("data") / "digits.npz"
     np.savez(path, x_train=x[:48], y_train=y[:48], x_test=x[48:], y_test=y[48:])
     return str(path)
