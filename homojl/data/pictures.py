@@ -29,6 +29,12 @@ if TYPE_CHECKING:
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Of the files in a class folder that are pictures, in small letters; others are passed over."""
 
+_NOT_CLASSES = (
+    "__MACOSX",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+)  # folders that systems add to archives and disks
+
 # Pillow tells a format by the content, whatever the name, and reads some with other programs, such as Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MAX_FILE = 2**26  # bytes of one file
@@ -43,7 +49,7 @@ def read_class_folders(path: Path) -> tuple[Arrays | tuple[np.ndarray, np.ndarra
     Args:
         path: either of these folders, or one with `train` and `test` (or `val`) in it that are both such folders of
             the same classes. All pictures have the same size. Pictures that are grey, all of them, have one channel,
-            otherwise three. Names that begin with a dot are passed over.
+            otherwise three. Names that begin with a dot, and folders such as `__MACOSX`, are passed over.
 
     Returns:
         x_train, y_train, x_test, y_test, or where there is no such division only x, y; and the classes' names, sorted.
@@ -82,7 +88,7 @@ def read_tiny_imagenet(path: Path) -> Arrays:
     """
     path = Path(path)
     with reading(path, "Tiny ImageNet"), _members(path) as (names, read):
-        train = sorted(name for name in names if name.startswith("train/") and name.endswith(".JPEG"))
+        train = sorted(name for name in names if _is_training_image(name))
         classes = sorted({name.split("/")[1] for name in train})
         index = {name: label for label, name in enumerate(classes)}
         rows = [line.split("\t") for line in read("val/val_annotations.txt").decode().splitlines()]
@@ -105,7 +111,7 @@ def read_tiny_imagenet_names(path: Path) -> tuple[str, ...]:
     Args, Raises: as of `read_tiny_imagenet`.
     """
     with reading(path, "Tiny ImageNet"), _members(path) as (names, read):
-        classes = sorted({name.split("/")[1] for name in names if name.startswith("train/") and name.endswith(".JPEG")})
+        classes = sorted({name.split("/")[1] for name in names if _is_training_image(name)})
         words = dict(line.split("\t", 1) for line in read("words.txt").decode().splitlines() if "\t" in line)
         found = [words.get(name, name).partition(",")[0] for name in classes]
         times = Counter(found)
@@ -120,8 +126,13 @@ class Source(NamedTuple):
     size: int
 
 
+def _of_system(name: str) -> bool:
+    """Whether a file or folder is an operating system's own, or hidden: `._x.png`, `.DS_Store`, `__MACOSX`."""
+    return name.startswith(".") or name in _NOT_CLASSES
+
+
 def _class_folders(path: Path) -> tuple[tuple[str, ...], list[Source], np.ndarray]:
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not _of_system(p.name))
     if len(folders) < 2:
         raise RefusedError(f"{path.name} has {len(folders)} folders; a folder of pictures is needed for each class")
     for folder in folders:
@@ -129,7 +140,7 @@ def _class_folders(path: Path) -> tuple[tuple[str, ...], list[Source], np.ndarra
             raise RefusedError(f"the class folder {folder.name!r} has characters in its name that cannot be shown")
     files, labels = [], []
     for label, folder in enumerate(folders):
-        own = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        own = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not _of_system(p.name))
         if not own:
             raise RefusedError(f"the class folder {folder.name!r} has no pictures ({', '.join(SUFFIXES)})")
         files += [
@@ -137,6 +148,11 @@ def _class_folders(path: Path) -> tuple[tuple[str, ...], list[Source], np.ndarra
         ]
         labels += [label] * len(own)
     return tuple(folder.name for folder in folders), files, np.array(labels, dtype=np.int64)
+
+
+def _is_training_image(name: str) -> bool:
+    """Whether a member of Tiny ImageNet is one."""
+    return name.startswith("train/") and name.endswith(".JPEG") and not any(map(_of_system, name.split("/")))
 
 
 @contextmanager

@@ -49,6 +49,19 @@ def test_one_colour_picture_makes_all_of_them_colour(tmp_path):
     assert (x.shape, y.tolist(), names) == ((5, 3, 5, 6), [0, 0, 1, 1, 1], ("x", "y"))
 
 
+def test_what_systems_add_to_archives_is_passed_over(tmp_path):
+    write_folder(tmp_path / "train", {"x": 2, "y": 2})
+    write_folder(tmp_path / "test", {"x": 1, "y": 1})
+    for folder in (tmp_path, tmp_path / "train", tmp_path / "test", tmp_path / "train" / "x"):
+        for name in ("._x.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
+            (folder / name).write_bytes(b"Mac OS X or Windows")
+        for name in ("__MACOSX", "$RECYCLE.BIN", "System Volume Information"):
+            (folder / name / "x").mkdir(parents=True)
+            (folder / name / "._000.png").write_bytes(b"Mac OS X or Windows")
+    data = load_dataset(tmp_path)
+    assert (data.class_names, data.y_train.tolist(), data.y_test.tolist()) == (("x", "y"), [0, 0, 1, 1], [0, 1])
+
+
 def spoil_size(root):
     (root / "x" / "zz.png").write_bytes(encoded(picture(0, size=(7, 5))))
 
@@ -121,6 +134,13 @@ def test_tiny_imagenet(tmp_path, monkeypatch, packed):
     assert data.y_test.tolist() == [1, 0]
     expected = np.asarray(Image.open(io.BytesIO(tiny_files()["train/n02/images/n02_1.JPEG"])).convert("RGB"))
     np.testing.assert_array_equal(data.x_train[4].numpy(), expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_tiny_imagenet_that_a_mac_has_packed(tmp_path, packed):
+    added = {"train/n01/images/._n01_0.JPEG": b"Mac OS X", "train/._n01": b"Mac OS X", "train/.DS_Store": b"Mac OS X"}
+    x, y, _, _ = read_tiny_imagenet(write_tiny(tmp_path, tiny_files() | added, packed=packed))
+    assert (len(x), y.tolist()) == (5, [0, 0, 0, 1, 1])
 
 
 @pytest.mark.parametrize("packed", [True, False])
