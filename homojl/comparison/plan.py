@@ -130,7 +130,7 @@ def make_plan(
                 base,
                 {"data": {"dataset": dataset}, "train": {} if threads is None else {"threads": threads}},
                 budget,
-                *settings,
+                merge(*settings),
                 variation.settings,
             )
             config = _with_milestones(resolved(ExperimentConfig.from_dict(values)), base)

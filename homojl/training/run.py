@@ -25,12 +25,9 @@ from homojl.models import AbstractImplicitModel, count_parameters
 from homojl.parsing import MAX_TEXT, parse_json, read_bytes, read_text
 from homojl.results.records import METRICS, Evaluation, RunRecord, metrics_row
 from homojl.training.checkpoint import Checkpoint, read_checkpoint
-from homojl.training.config import ExperimentConfig, read_toml
+from homojl.training.config import CONFIG_END, ExperimentConfig, is_whole, read_toml
 from homojl.training.experiment import ModelForm, build_model, initial_point, state_form
 from homojl.training.ranks import process_count
-
-# The last line of a run's config.toml: what is left of a damaged one can still be valid TOML.
-_CONFIG_END = "\n# end of the configuration\n"
 
 _CONTENTS = {
     *("config.toml", "environment.json", "metrics.jsonl", "checkpoints"),
@@ -78,7 +75,7 @@ class Run:
             for name, text in (
                 ("environment.json", json.dumps(environment(), indent=2) + "\n"),
                 ("metrics.jsonl", ""),
-                ("config.toml", config.to_toml() + _CONFIG_END),  # last: a folder that has it is a run
+                ("config.toml", config.to_toml() + CONFIG_END),  # last: a folder that has it is a run
             ):
                 with atomic_write(run.path / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
@@ -131,7 +128,7 @@ class Run:
         """The resolved configuration."""
         path = self.path / "config.toml"
         values = read_toml(path)
-        if not read_text(path).rstrip().endswith(_CONFIG_END.strip()):
+        if not is_whole(read_text(path)):
             raise CheckpointError(f"{path} is cut short: its last line is missing")
         return ExperimentConfig.from_dict(values)
 
