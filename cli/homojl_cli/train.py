@@ -196,7 +196,7 @@ def _config(
         "train": {"epochs": epochs, "seed": seed, "device": device},
     }
     chosen = {s: {k: v for k, v in values.items() if v is not None} for s, values in settings.items()}
-    layers = [chosen, *(parse_assignment(text) for text in assignments)]
+    layers = [merge(chosen, *(parse_assignment(text) for text in assignments))]  # all of them asked for by the user
     if config_file is not None:
         layers.insert(0, read_toml(config_file))
     if preset is None and config_file is None:

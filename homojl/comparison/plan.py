@@ -133,7 +133,7 @@ def make_plan(
                 base,
                 {"data": {"dataset": dataset}, "train": {} if threads is None else {"threads": threads}},
                 budget,
-                *settings,
+                merge(*settings),
                 variation.settings,
             )
             planned.append((model, variation.name, _with_milestones(ExperimentConfig.from_dict(values), base)))

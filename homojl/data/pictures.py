@@ -29,9 +29,17 @@ if TYPE_CHECKING:
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 """Of the files in a class folder that are pictures, in small letters; others are passed over."""
 
+_NOT_CLASSES = (
+    "__MACOSX",
+    "$RECYCLE.BIN",
+    "System Volume Information",
+)  # folders that systems add to archives and disks
+
 # Pillow tells a format by the content, whatever the name, and reads some with other programs, such as Ghostscript.
 _FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")
 _MAX_FILE = 2**26  # bytes of one file
+
+_DEEP = ("I;16", "I;16B", "I;16L", "I;16N", "I", "F")  # modes of grey with more than 8 bits, which `convert` would clip
 
 _TINY_SIZE = 64
 _TINY_MAX_MEMBER = 2**23  # bytes of one unpacked file; the largest published one, words.txt, has below three million
@@ -43,14 +51,15 @@ def read_class_folders(path: Path) -> tuple[Arrays | tuple[np.ndarray, np.ndarra
     Args:
         path: either of these folders, or one with `train` and `test` (or `val`) in it that are both such folders of
             the same classes. All pictures have the same size. Pictures that are grey, all of them, have one channel,
-            otherwise three. Names that begin with a dot are passed over.
+            otherwise three; grey of 12 or 16 bits becomes 8 bits, floating-point grey has to lie between 0, which is
+            black, and 1. Names that begin with a dot, and folders such as `__MACOSX`, are passed over.
 
     Returns:
         x_train, y_train, x_test, y_test, or where there is no such division only x, y; and the classes' names, sorted.
 
     Raises:
-        DataError: no class folders, a class without pictures, classes that differ, sizes that differ, or a file that
-            is not a readable picture.
+        DataError: no class folders, a class without pictures, classes that differ, sizes that differ, a file that
+            is not a readable picture, or one of which cannot be told what is white.
     """
     path = Path(path)
     with reading(path, "folder of class folders"):
@@ -82,7 +91,7 @@ def read_tiny_imagenet(path: Path) -> Arrays:
     """
     path = Path(path)
     with reading(path, "Tiny ImageNet"), _members(path) as (names, read):
-        train = sorted(name for name in names if name.startswith("train/") and name.endswith(".JPEG"))
+        train = sorted(name for name in names if _is_training_image(name))
         classes = sorted({name.split("/")[1] for name in train})
         index = {name: label for label, name in enumerate(classes)}
         rows = [line.split("\t") for line in read("val/val_annotations.txt").decode().splitlines()]
@@ -105,7 +114,7 @@ def read_tiny_imagenet_names(path: Path) -> tuple[str, ...]:
     Args, Raises: as of `read_tiny_imagenet`.
     """
     with reading(path, "Tiny ImageNet"), _members(path) as (names, read):
-        classes = sorted({name.split("/")[1] for name in names if name.startswith("train/") and name.endswith(".JPEG")})
+        classes = sorted({name.split("/")[1] for name in names if _is_training_image(name)})
         words = dict(line.split("\t", 1) for line in read("words.txt").decode().splitlines() if "\t" in line)
         found = [words.get(name, name).partition(",")[0] for name in classes]
         times = Counter(found)
@@ -120,8 +129,13 @@ class Source(NamedTuple):
     size: int
 
 
+def _of_system(name: str) -> bool:
+    """Whether a file or folder is an operating system's own, or hidden: `._x.png`, `.DS_Store`, `__MACOSX`."""
+    return name.startswith(".") or name in _NOT_CLASSES
+
+
 def _class_folders(path: Path) -> tuple[tuple[str, ...], list[Source], np.ndarray]:
-    folders = sorted(p for p in path.iterdir() if p.is_dir() and not p.name.startswith("."))
+    folders = sorted(p for p in path.iterdir() if p.is_dir() and not _of_system(p.name))
     if len(folders) < 2:
         raise RefusedError(f"{path.name} has {len(folders)} folders; a folder of pictures is needed for each class")
     for folder in folders:
@@ -129,7 +143,7 @@ def _class_folders(path: Path) -> tuple[tuple[str, ...], list[Source], np.ndarra
             raise RefusedError(f"the class folder {folder.name!r} has characters in its name that cannot be shown")
     files, labels = [], []
     for label, folder in enumerate(folders):
-        own = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not p.name.startswith("."))
+        own = sorted(p for p in folder.iterdir() if p.suffix.lower() in SUFFIXES and not _of_system(p.name))
         if not own:
             raise RefusedError(f"the class folder {folder.name!r} has no pictures ({', '.join(SUFFIXES)})")
         files += [
@@ -137,6 +151,11 @@ def _class_folders(path: Path) -> tuple[tuple[str, ...], list[Source], np.ndarra
         ]
         labels += [label] * len(own)
     return tuple(folder.name for folder in folders), files, np.array(labels, dtype=np.int64)
+
+
+def _is_training_image(name: str) -> bool:
+    """Whether a member of Tiny ImageNet is one."""
+    return name.startswith("train/") and name.endswith(".JPEG") and not any(map(_of_system, name.split("/")))
 
 
 @contextmanager
@@ -183,7 +202,42 @@ def _silent() -> Iterator[None]:
 
 
 def _all_grey(sources: Sequence[Source]) -> bool:
-    return all(_opened(source).mode in ("1", "L") for source in sources)
+    return all(_opened(source).mode in ("1", "L", *_DEEP) for source in sources)
+
+
+def _eight_bits(source: Source, picture: Image.Image) -> Image.Image:
+    """The picture, its grey of more bits as mode "L": 65535, or what else is white, becomes 255.
+
+    Raises:
+        RefusedError: what is white cannot be told.
+    """
+    if picture.mode not in _DEEP:
+        return picture
+    from PIL import Image, TiffImagePlugin
+
+    bits = 16
+    if isinstance(picture, TiffImagePlugin.TiffImageFile):
+        bits = picture.tag_v2.get(TiffImagePlugin.BITSPERSAMPLE, (16,))[0]
+        if picture.tag_v2.get(TiffImagePlugin.PHOTOMETRIC_INTERPRETATION) == 0:
+            raise RefusedError(f"{source.name} has 0 for white and {bits} bits a pixel; save it with 0 for black")
+        if picture.mode == "I":
+            raise RefusedError(
+                f"{source.name} has whole numbers of {bits} bits with a sign, or of 32 bits, and nothing says which of "
+                "them is white; save it with 8 or 16 bits, from 0"
+            )
+    values = np.asarray(picture)
+    if picture.mode == "F":
+        low, high = values.min(), values.max()
+        if not (low >= 0 and high <= 1):  # also NaN
+            raise RefusedError(
+                f"{source.name} has floating-point pixels from {low:.4g} to {high:.4g}; expected 0, black, to 1, white"
+            )
+        return Image.fromarray((values * 255 + 0.5).astype(np.uint8))
+    values = values.astype(np.uint16)  # mode I here is 16 bits of PNG or PGM
+    if bits == 12:
+        values = values << 4 | values >> 8
+    rounded = (np.minimum(values, 65407) + 128) // 257  # in 16 bits: 65407 + 128 is their largest number
+    return Image.fromarray(rounded.astype(np.uint8))
 
 
 def _decoded(sources: Sequence[Source], *, grey: bool, size: tuple[int, int] | None = None) -> np.ndarray:
@@ -205,7 +259,9 @@ def _decoded(sources: Sequence[Source], *, grey: bool, size: tuple[int, int] | N
             images = np.empty(shape, dtype=np.uint8)
         try:
             with _silent():
-                pixels = np.asarray(picture.convert("L" if grey else "RGB"))
+                pixels = np.asarray(_eight_bits(source, picture).convert("L" if grey else "RGB"))
+        except RefusedError:
+            raise
         except Exception as error:
             raise RefusedError(f"{source.name} is damaged ({type(error).__name__})") from error
         images[i] = pixels if grey else pixels.transpose(2, 0, 1)

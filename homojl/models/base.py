@@ -159,12 +159,21 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
     def project_(self) -> None:
         """Put the parameters back where the model is well posed; called after each step of the optimiser."""
 
-    def _solved(self, problem: ODEProblem | FixedPointProblem) -> Solution | EquilibriumSolution:
+    def _algorithm_now(self) -> Algorithm:
+        """The algorithm with what this model has learned for it, such as the remembered first step."""
         algorithm, memory = self.algorithm, memory_of(self.algorithm)
-        if memory is not None:
-            assert isinstance(algorithm, AbstractErrorControlled), algorithm  # what else has a memory?
-            memory = memory if self.remembered is None else self.remembered.memory
-            algorithm = replace(algorithm, first_step=memory if self.training else memory.copy())
+        if memory is None:
+            return algorithm
+        assert isinstance(algorithm, AbstractErrorControlled), algorithm  # what else has a memory?
+        memory = memory if self.remembered is None else self.remembered.memory
+        return replace(algorithm, first_step=memory if self.training else memory.copy())
+
+    def _solved(self, problem: ODEProblem | FixedPointProblem) -> Solution | EquilibriumSolution:
+        return self._solved_by(problem, self._algorithm_now(), throw=self.throw)
+
+    def _solved_by(
+        self, problem: ODEProblem | FixedPointProblem, algorithm: Algorithm, *, throw: bool
+    ) -> Solution | EquilibriumSolution:
         solution = solve(
             problem,
             algorithm,
@@ -172,7 +181,7 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
             backend=self.backend,
             batch=self.batch,
             precision=self.precision,
-            throw=self.throw,
+            throw=throw,
         )
         assert not isinstance(solution, PathSolution)
         return solution

@@ -13,12 +13,11 @@ from torch.nn import functional as F
 from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractSplitting
 from homojl.errors import ConfigError
-from homojl.models.base import AbstractImplicitModel
+from homojl.models.base import AbstractImplicitModel, Algorithm
 from homojl.models.monotone import MonotoneConvolution, MonotoneLinear
 from homojl.models.settings import MonDEQSettings
 from homojl.problems import FixedPointProblem, ODEProblem
-from homojl.solution import EquilibriumSolution
-from homojl.solving import solve
+from homojl.solution import EquilibriumSolution, Solution
 
 Tensor = torch.Tensor
 
@@ -109,8 +108,8 @@ class MonDEQ(AbstractImplicitModel):
         problem = self.problem(self.encode(image))
         best, alpha = math.inf, self.algorithm.alpha
         for _ in range(HALVINGS + 1):
-            algorithm = replace(self.algorithm, alpha=alpha)
-            solution = solve(problem, algorithm, adjoint=self.adjoint, backend=self.backend, throw=False)
+            solution = self._solved_by(problem, replace(self.algorithm, alpha=alpha), throw=False)
+            assert isinstance(solution, EquilibriumSolution), solution
             count = int(solution.iterations.max()) if solution.status.ok else math.inf
             if count < best:
                 best = count
@@ -119,16 +118,18 @@ class MonDEQ(AbstractImplicitModel):
                 return
             alpha /= 2
 
-    def _solved(self, problem: ODEProblem | FixedPointProblem) -> EquilibriumSolution:
-        assert isinstance(problem, FixedPointProblem), problem
-        algorithm, alpha = self.algorithm, self.alpha.item()
+    def _algorithm_now(self) -> Algorithm:
+        algorithm, alpha = super()._algorithm_now(), self.alpha.item()
         if self.tune_alpha and isinstance(algorithm, AbstractSplitting) and not math.isnan(alpha):
             algorithm = replace(algorithm, alpha=alpha)
-        return solve(
-            problem,
-            algorithm,
-            adjoint=self.adjoint,
-            backend=self.backend,
-            precision=self.precision,
-            throw=self.throw,
-        )
+        return algorithm
+
+    def _solved_by(
+        self, problem: ODEProblem | FixedPointProblem, algorithm: Algorithm, *, throw: bool
+    ) -> Solution | EquilibriumSolution:
+        if self.precision != "full" and self.form != "linear" and not isinstance(algorithm, AbstractSplitting):
+            raise ConfigError(
+                f"precision={self.precision!r} changes nothing for MonDEQ with form={self.form!r}, which multiplies "
+                "Fourier coefficients; use precision='full'"
+            )
+        return super()._solved_by(problem, algorithm, throw=throw)

@@ -37,6 +37,10 @@ ENTRIES: dict[str, Entry] = {
         f"/{metric.group}/{name}": Entry("number", ("epoch",), metric.unit, metric.description)
         for name, metric in METRICS.items()
     },
+    **{
+        f"/{group}/epoch": Entry("number", ("epoch",), METRICS["epoch"].unit, METRICS["epoch"].description)
+        for group in dict.fromkeys(metric.group for metric in METRICS.values())
+    },
     "/test/class_names": Entry("text", ("class",), "1", "name of each class, in the order of the labels"),
     "/test/index": Entry("int64", ("image",), "1", "position of each image in the dataset's test array"),
     "/test/labels": Entry("int64", ("image",), "1", "true class, counted from 0"),
@@ -72,7 +76,7 @@ ATTRIBUTES: dict[str, dict[str, str]] = {
     },
 }
 
-SCHEMA = Schema("homojl-results", 1, GROUPS, ENTRIES, ATTRIBUTES, scales=("/train/epoch", "/trajectories/s"))
+SCHEMA = Schema("homojl-results", 1, GROUPS, ENTRIES, ATTRIBUTES)
 
 
 def run_names(record: RunRecord) -> tuple[str, str]:
@@ -197,6 +201,8 @@ def _columns(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
     for name in names:
         values = [row.get(name) for row in rows]
         columns[f"/{METRICS[name].group}/{name}"] = [float("nan") if v is None else v for v in values]
+    for group in {METRICS[name].group for name in names}:
+        columns[f"/{group}/epoch"] = columns[_EPOCH]
     return columns
 
 
@@ -210,7 +216,7 @@ def _json(value: object) -> str:
 def _record(file: h5py.File) -> RunRecord:
     """The record in an open file of this schema; errors of every class where the file is damaged."""
     found = SCHEMA.datasets(file)
-    columns = {name.rpartition("/")[2]: found[name] for name in found if name.split("/")[1] in _METRIC_GROUPS}
+    columns = {name: found[path] for name, metric in METRICS.items() if (path := f"/{metric.group}/{name}") in found}
     epochs = len(columns["epoch"]) if columns else 0
     evaluation = trajectories = None
     if not {"/config", "/environment", "/test/class_names"} <= found.keys():
@@ -244,7 +250,7 @@ def _record(file: h5py.File) -> RunRecord:
     return record
 
 
-_METRIC_GROUPS = frozenset(metric.group for metric in METRICS.values())
+_EPOCH = f"/{METRICS['epoch'].group}/epoch"
 
 
 def _plain(value: object) -> Any:

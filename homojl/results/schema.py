@@ -6,7 +6,7 @@ import hashlib
 import io
 import math
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -19,6 +19,9 @@ import homojl
 from homojl.errors import ConfigError, DataError, HomoJLError
 from homojl.files import replace_file
 from homojl.parsing import read_bytes
+
+DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable."
+"""How the name of a dimension scale begins that has no coordinates; netCDF-4's words."""
 
 _BLOCK = 512  # bytes of HDF5's user block, which holds one line: the SHA-256 of all that follows
 _COMPRESSED_FROM = 1 << 16  # bytes; below, compression saves less than it costs to read
@@ -35,7 +38,8 @@ class Entry:
     Attributes:
         dtype: "text", "number" (int64 where every value is whole, else float64) or a numpy type.
         dims: name of each dimension; datasets agree on the size of a name. One that starts with * stands for
-            any number of dimensions.
+            any number of dimensions. A dataset with the name of its only dimension holds that dimension's
+            coordinates, for its group.
         unit: "1" where it has none.
         description: one sentence.
     """
@@ -56,7 +60,6 @@ class Schema:
         groups: description by name; the root is "/".
         entries: every dataset by its name.
         attributes: name and meaning of each group's attributes, those of the root that every file has left out.
-        scales: datasets that are the HDF5 dimension scale of their only dimension.
     """
 
     name: str
@@ -64,7 +67,6 @@ class Schema:
     groups: Mapping[str, str]
     entries: Mapping[str, Entry]
     attributes: Mapping[str, Mapping[str, str]]
-    scales: Sequence[str] = ()
 
     def arrays(self, parts: Mapping[str, object]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """Every dataset by its name, in the schema's types and shapes, and the size of each dimension.
@@ -106,8 +108,9 @@ class Schema:
             for name, description in self.groups.items():
                 if name in file:
                     file[name].attrs["description"] = description
-            for name in self.scales:
-                self._attach_scale(file, name)
+            # Coordinates become scales before others are given them; the root's dimensions come before the groups'.
+            for name in sorted(arrays, key=lambda name: (not _is_coordinate(file[name]), name.count("/"))):
+                _attach_scales(file[name])
         content = buffer.getvalue()
         replace_file(path, self._head(content) + content[_BLOCK:])
 
@@ -204,16 +207,6 @@ class Schema:
         for axis, label in enumerate(_dims(entry, array.ndim)):
             dataset.dims[axis].label = label
 
-    def _attach_scale(self, file: h5py.File, name: str) -> None:
-        """Make a dataset the HDF5 dimension scale of every other dimension with its label."""
-        if name not in file:
-            return
-        scale, (label,) = file[name], self.entries[name].dims
-        scale.make_scale(label)
-        for other, entry in self.entries.items():
-            if other != name and label in entry.dims and other in file:
-                file[other].dims[entry.dims.index(label)].attach_scale(scale)
-
     def _array(self, name: str, part: Any, sizes: dict[str, int]) -> np.ndarray:
         """One part of a record in the schema's type, held against `sizes`, the dimensions seen so far."""
         entry = self.entries[name]
@@ -238,6 +231,34 @@ class Schema:
             if not dim.startswith("*") and sizes.setdefault(dim, size) != size:
                 raise ConfigError(f"{name} has shape {array.shape}, but elsewhere {dim} has size {sizes[dim]}")
         return array
+
+
+def _attach_scales(dataset: h5py.Dataset) -> None:
+    """Give every dimension of a dataset its HDF5 dimension scale, made where there is none.
+
+    As netCDF-4 wants them, the scale lies in the dataset's own group or in the root: the coordinates, where the group
+    has them, else a dataset without numbers in the root; or in the group, where the root's has another size.
+    """
+    if _is_coordinate(dataset):
+        dataset.make_scale(dataset.dims[0].label)
+        return
+    for dimension, size in zip(dataset.dims, dataset.shape, strict=True):
+        label = dimension.label
+        for group in (dataset.parent, dataset.file):
+            scale = group.get(label)
+            if isinstance(scale, h5py.Dataset) and scale.is_scale and scale.shape == (size,):
+                break
+        else:
+            scale = (dataset.parent if label in dataset.file else dataset.file).create_dataset(label, (size,), ">f4")
+            scale.attrs["unit"] = "1"
+            scale.attrs["description"] = f"the dimension {label}, without coordinates"
+            scale.make_scale(f"{DIMENSION_ONLY}{size:10}")
+        dimension.attach_scale(scale)
+
+
+def _is_coordinate(dataset: h5py.Dataset) -> bool:
+    """Whether a dataset has the name of its only dimension."""
+    return [dimension.label for dimension in dataset.dims] == [dataset.name.rpartition("/")[2]]
 
 
 def _has(file: h5py.File, name: str) -> bool:
@@ -282,7 +303,8 @@ def _dims(entry: Entry, ndim: int) -> tuple[str, ...]:
     rest = ndim - len(entry.dims) + 1
     if entry.dims[-1] == "*state" and rest == 3:
         return (*entry.dims[:-1], "channel", "height", "width")
-    return (*entry.dims[:-1], *[entry.dims[-1][1:]] * rest)
+    label = entry.dims[-1][1:]
+    return (*entry.dims[:-1], *([label] if rest == 1 else [f"{label}_{i}" for i in range(rest)]))
 
 
 def escape_markdown(text: str) -> str:

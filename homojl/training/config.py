@@ -35,6 +35,9 @@ MAX_WHOLE = 2**31 - 1
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
+CONFIG_END = "\n# end of the configuration\n"
+"""The last line of a run's config.toml: what is left of a damaged one can still be valid TOML."""
+
 _MAX_TOML = 2**20  # bytes of a file of settings; a complete one has four thousand
 
 
@@ -66,17 +69,22 @@ class ModelConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class SolverConfig:
-    """How and where the model's problem is solved and differentiated; what does not apply to a method is ignored."""
+    """How and where the model's problem is solved and differentiated.
+
+    What is not for the algorithm or the adjoint is refused where it is given, and None in a complete configuration.
+    """
 
     algorithm: str = setting("auto", "method for the model's kind of problem; auto: the model's own")
     rtol: float | None = setting(None, "relative tolerance; absent: the model's own")
     atol: float | None = setting(None, "absolute tolerance; absent: the model's own")
-    controller: str | None = setting("pi", "step-size control of an adaptive method", choices=tuple(CONTROLLERS))
+    controller: str | None = setting(
+        None, "step-size control of an adaptive method; absent: pi", choices=tuple(CONTROLLERS)
+    )
     first_step: float | str | None = setting(
         None, 'first step of an adaptive method; "remember": that of earlier solves; "estimate" or absent: estimated'
     )
     batch: str | None = setting(
-        "joint", "whether an adaptive method's steps are the batch's or every sample's own", choices=BATCHES
+        None, "whether an adaptive method's steps are the batch's or every sample's own; absent: joint", choices=BATCHES
     )
     max_steps: int | None = setting(None, "steps or iterations before a solve fails; absent: the model's own")
     step_size: float | None = setting(None, "step of a fixed-step method; absent: one step")
@@ -84,7 +92,9 @@ class SolverConfig:
     mixing: float | None = setting(None, "how much of f(z) rather than z enters anderson")
     damping: float | None = setting(None, "how much of z rather than f(z) enters picard")
     alpha: float | None = setting(None, "step of forwardbackward and peacemanrachford; where tuned, the largest")
-    krylov_steps: int | None = setting(None, "products for one linear system of newtonkrylov or pseudotransient")
+    krylov_steps: int | None = setting(
+        None, "products for one linear system of newtonkrylov, pseudotransient or homotopy"
+    )
     adjoint: str = setting(
         "auto",
         "how gradients are computed; auto: the model's own",
@@ -102,9 +112,9 @@ class SolverConfig:
 
     def build_algorithm(self) -> AbstractODEAlgorithm | AbstractFixedPointAlgorithm:
         """The algorithm with those settings that its kind has; not for "auto", which `ExperimentConfig` resolves."""
-        known = ODE_ALGORITHMS | FIXED_POINT_ALGORITHMS
-        cls = known.get(self.algorithm.lower())
+        cls = _method(self.algorithm)
         if cls is None:
+            known = ODE_ALGORITHMS | FIXED_POINT_ALGORITHMS
             raise ConfigError(f"unknown algorithm {self.algorithm!r}; {did_you_mean(self.algorithm.lower(), known)}")
         settings = {f.name: getattr(self, f.name, None) for f in fields(cls)}
         if (controller := settings.get("controller")) is not None:
@@ -133,29 +143,74 @@ class SolverConfig:
         """With the model's own settings where there are none, and checked to be of the model's kind.
 
         Raises:
-            ConfigError: for an algorithm or an adjoint that is not for the kind of problem that the model states.
+            ConfigError: for an algorithm or an adjoint that is not for the kind of problem that the model states, or a
+                setting that is not for them.
         """
         settings = model_settings(model)
         own, ode = settings.algorithm, settings.states_ode()
         algorithms = tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)
         adjoints = ODE_ADJOINTS if ode else FIXED_POINT_ADJOINTS
-        absent = {name: getattr(own, name) for name in ("rtol", "atol", "max_steps") if getattr(self, name) is None}
-        if not ode:
-            absent["controller"] = absent["batch"] = None  # there are no step sizes
+        absent: dict[str, Any] = {}
         if self.algorithm == "auto":
             absent["algorithm"] = own.name.lower()
         if self.adjoint == "auto":
             absent["adjoint"] = settings.adjoint
-        complete = replace(self, **absent)
+        chosen = replace(self, **absent)
         for key, names in (("algorithm", algorithms), ("adjoint", adjoints)):
-            if getattr(complete, key).lower() not in names:
+            if getattr(chosen, key).lower() not in names:
                 raise ConfigError(
-                    f"solver.{key} is {getattr(complete, key)!r}, but {model} states "
+                    f"solver.{key} is {getattr(chosen, key)!r}, but {model} states "
                     f"{'an ODE' if ode else 'a fixed point'}; known for that: {', '.join(names)}"
                 )
+        usual = {name: getattr(own, name) for name in ("rtol", "atol", "max_steps")}
+        usual |= {"controller": "pi", "batch": "joint"}
+        for key in (f.name for f in fields(self)):
+            owner = _owner(key)
+            if owner is None:
+                continue
+            applies, given = _applies(key, getattr(chosen, owner)), getattr(self, key)
+            if given is not None and not applies:
+                raise ConfigError(f"solver.{key} is not for {owner} {getattr(chosen, owner)!r}; leave it out")
+            if given is None and applies and key in usual:
+                absent[key] = usual[key]
+        complete = replace(self, **absent)
         if complete.precision != "full" and isinstance(complete.build_algorithm(), AbstractSplitting):
             raise ConfigError(f"solver.precision must be 'full' for {complete.algorithm}, got {complete.precision!r}")
         return complete
+
+
+def _method(name: object) -> type[AbstractODEAlgorithm] | type[AbstractFixedPointAlgorithm] | None:
+    """The algorithm of a name; None: there is none."""
+    known = ODE_ALGORITHMS | FIXED_POINT_ALGORITHMS
+    return known.get(name.lower()) if isinstance(name, str) else None
+
+
+def _owner(key: str) -> str | None:
+    """Which other solver setting says whether one applies; None: it always does."""
+    if key in ("algorithm", "adjoint", "backend", "precision"):
+        return None
+    return "adjoint" if key == "checkpoints" else "algorithm"
+
+
+def _applies(key: str, owner: object) -> bool:
+    """Whether a solver setting is one of an algorithm or an adjoint; of an unknown one, such as "auto", none is."""
+    if key == "checkpoints":
+        return owner == "checkpoint"
+    method = _method(owner)
+    if method is None:
+        return False
+    return issubclass(method, AbstractErrorControlled) if key == "batch" else key in {f.name for f in fields(method)}
+
+
+def _replaced(solver: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Solver settings with changes, without those of the old algorithm or adjoint that the new one has not."""
+
+    def stays(key: str) -> bool:
+        owner = _owner(key)
+        old, new = solver.get(owner or ""), changes.get(owner or "")
+        return new is None or not _applies(key, old) or _applies(key, new)
+
+    return {key: value for key, value in solver.items() if stays(key)} | changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -337,14 +392,29 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
     raise ConfigError(f"{where} must be {expected}, got {value!r}")
 
 
+def is_whole(text: str) -> bool:
+    """Whether a text is a run's config.toml to its last line."""
+    return text.rstrip().endswith(CONFIG_END.strip())
+
+
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as nested plain values.
+    """A TOML file as nested plain values; of a run's own config.toml, what its algorithm and adjoint have use for.
+
+    Runs made before such settings were refused have them in their files, where they did nothing.
 
     Raises:
         ConfigError: if it cannot be read or is not TOML.
     """
     try:
-        return parse_toml(read_text(path, limit=_MAX_TOML, pipe=True))
+        text = read_text(path, limit=_MAX_TOML, pipe=True)
+        values = parse_toml(text)
+        solver = values.get("solver")
+        if is_whole(text) and isinstance(solver, dict):
+            owners = {key: solver.get(owner) for key in solver if (owner := _owner(key)) is not None}
+            known = {f.name for f in fields(SolverConfig)}
+            idle = {key for key, owner in owners.items() if key in known and not _applies(key, owner)}
+            values["solver"] = {key: value for key, value in solver.items() if key not in idle}
+        return values
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
@@ -368,13 +438,18 @@ def read_preset(name: str) -> dict[str, Any]:
 
 
 def merge(*layers: dict[str, Any]) -> dict[str, Any]:
-    """Nested values where later layers win, setting by setting."""
+    """Nested values where later layers win, setting by setting.
+
+    A layer with another solver.algorithm or solver.adjoint also takes out what earlier layers say of the old one, and
+    which the new one has not.
+    """
     merged: dict[str, Any] = {}
     for layer in layers:
         for section, content in layer.items():
             if not isinstance(content, dict):
                 raise ConfigError(f"[{section}] must be a section of settings, got {content!r}")
-            merged[section] = {**merged.get(section, {}), **content}
+            known = merged.get(section, {})
+            merged[section] = _replaced(known, content) if section == "solver" else known | content
     return merged
 
 
@@ -398,7 +473,7 @@ def parse_assignment(text: str) -> dict[str, Any]:
 def with_solver(config: ExperimentConfig, **changes: Any) -> ExperimentConfig:
     """The configuration with those solver settings replaced that are not None, checked like any other."""
     changes = {key: value for key, value in changes.items() if value is not None}
-    values = {**config.to_dict()["solver"], **changes}
+    values = _replaced(config.to_dict()["solver"], changes)
     return replace(config, solver=_section(SolverConfig, "solver", values))
 
 

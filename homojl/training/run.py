@@ -17,7 +17,7 @@ from homojl.errors import CheckpointError, ConfigError
 from homojl.files import LOCK, atomic_write, file_meant, locked, make_folder, remove_leftovers
 from homojl.parsing import MAX_TEXT, parse_json, read_bytes, read_text
 from homojl.results.records import METRICS, RESULTS, Evaluation, RunRecord, metrics_row
-from homojl.training.config import ExperimentConfig, read_toml
+from homojl.training.config import CONFIG_END, ExperimentConfig, is_whole, read_toml
 
 if TYPE_CHECKING:
     import torch
@@ -27,9 +27,6 @@ if TYPE_CHECKING:
     from homojl.training.ranks import Ranks
 
 CONFIG = "config.toml"  # a folder that has it is a run
-
-# The last line of a run's config.toml: what is left of a damaged one can still be valid TOML.
-_CONFIG_END = "\n# end of the configuration\n"
 
 _CONTENTS = {
     *(CONFIG, "environment.json", "metrics.jsonl", "checkpoints"),
@@ -85,7 +82,7 @@ class Run:
             for name, text in (
                 ("environment.json", json.dumps(environment(), indent=2) + "\n"),
                 ("metrics.jsonl", ""),
-                (CONFIG, config.to_toml() + _CONFIG_END),  # last: a folder that has it is a run
+                (CONFIG, config.to_toml() + CONFIG_END),  # last: a folder that has it is a run
             ):
                 with atomic_write(run.path / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
@@ -138,7 +135,7 @@ class Run:
         """The resolved configuration."""
         path = self.path / CONFIG
         values = read_toml(path)
-        if not read_text(path).rstrip().endswith(_CONFIG_END.strip()):
+        if not is_whole(read_text(path)):
             raise CheckpointError(f"{path} is cut short: its last line is missing")
         return ExperimentConfig.from_dict(values)
 

@@ -22,6 +22,7 @@ from homojl.benchmark.record import QUANTITIES, Library, Measurement, Report
 from homojl.benchmark.solvers import SOLVERS, Case
 from homojl.benchmark.table import markdown
 from homojl.environment import environment
+from tests.results.netcdf import assert_netcdf
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 ROW = Measurement("batch", "vanderpol, batch 256", "vanderpol", "float32", "torchdiffeq", "", "dopri5", tolerance=1e-5,
@@ -66,6 +67,7 @@ def test_the_file_holds_what_was_measured_and_describes_itself(report, tmp_path)
         np.testing.assert_array_equal(arrays[f"/measurements/{name}"], expected)
     assert list(arrays["/measurements/message"]) == ["", "", "", "it failed", "", ""]
     assert list(arrays["/solvers/missing"]) == ["", "not there"]
+    assert_netcdf(tmp_path / "b.h5")
     with h5py.File(tmp_path / "b.h5") as file:
         for name in SCHEMA.entries:
             assert file[name].attrs["unit"]

@@ -170,6 +170,14 @@ def test_a_users_own_images(tmp_path):
         (["train", "--config", "none.toml"], ["cannot read none.toml"]),
         (["train", "--set", "optim.lrr=1"], ["did you mean 'lr'"]),
         (["train", "--set", "lr=1"], ["section.key=value"]),
+        (
+            ["train", "--set", "solver.step_size=0.1", "--set", "solver.algorithm=dopri5"],
+            ["solver.step_size is not for algorithm 'dopri5'"],
+        ),
+        (
+            ["train", "--set", "solver.rtol=0.1", "--set", "solver.algorithm=rk4"],
+            ["solver.rtol is not for algorithm 'rk4'"],
+        ),
         (["train", "--epochs", "0"], ["train.epochs must be at least 1"]),
         (["train", "--epochs", "many"], ["many"]),
         (["train", "--backend", "fortran"], ["fortran"]),

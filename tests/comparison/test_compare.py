@@ -22,6 +22,7 @@ from homojl.errors import DataError
 from homojl.files import locked
 from homojl.results.hdf5 import read_results
 from homojl.training.run import Run
+from tests.results.netcdf import assert_netcdf
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -164,6 +165,7 @@ def test_the_file_holds_the_numbers_of_the_runs(made):
 
 def test_every_dataset_is_described_and_the_docs_show_the_schema(made):
     folder, _, _ = made
+    assert_netcdf(folder / "comparison.h5")
     with h5py.File(folder / "comparison.h5") as file:
         assert all(file[name].attrs["unit"] and file[name].attrs["description"] for name in SCHEMA.entries)
         assert all(file[name].attrs["description"] for name in SCHEMA.groups)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import io
+import struct
 
 import numpy as np
 import pytest
@@ -47,6 +48,87 @@ def test_one_colour_picture_makes_all_of_them_colour(tmp_path):
     (tmp_path / "y" / "z.bmp").write_bytes(encoded(picture(1), "BMP"))
     (x, y), names = read_class_folders(tmp_path)
     assert (x.shape, y.tolist(), names) == ((5, 3, 5, 6), [0, 0, 1, 1, 1], ("x", "y"))
+
+
+def write_deep(root, form, arrays):
+    for name in ("x", "y"):
+        (root / name).mkdir()
+        for i, array in enumerate(arrays):
+            Image.fromarray(array).save(root / name / f"{i}.{form}")
+
+
+@pytest.mark.parametrize("form", ["png", "tif", "pgm"])
+def test_sixteen_bits_become_eight(tmp_path, form):
+    levels = np.arange(65536, dtype=np.uint16).reshape(256, 256)
+    write_deep(tmp_path, form, [levels, levels[::-1].copy()])
+    (x, _), _ = read_class_folders(tmp_path)
+    assert x.shape == (4, 1, 256, 256)
+    expected = np.rint(levels / 257).astype(np.uint8)
+    np.testing.assert_array_equal(x[0, 0], expected)
+    np.testing.assert_array_equal(x[1, 0], expected[::-1])
+    (tmp_path / "x" / "z.png").write_bytes(encoded(picture(0, size=(256, 256))))
+    (x, _), _ = read_class_folders(tmp_path)
+    assert x.shape == (5, 3, 256, 256)
+    np.testing.assert_array_equal(x[0], np.stack([expected] * 3))
+
+
+def test_big_endian_and_plain_and_scarce_sixteen_bits(tmp_path):
+    levels = np.array([[0, 257, 4095, 65535]], dtype=np.uint16)
+    write_deep(tmp_path, "tif", [levels])
+    (tmp_path / "x" / "0.tif").write_bytes(tiff(levels.astype(">u2").tobytes(), bits=16, order=">"))
+    (tmp_path / "y" / "0.tif").unlink()
+    (tmp_path / "y" / "0.pgm").write_bytes(b"P2 4 1 65535 0 257 4095 65535")
+    (tmp_path / "y" / "1.pgm").write_bytes(b"P2 4 1 1020 0 4 64 1020")  # its own white
+    (tmp_path / "y" / "2.tif").write_bytes(tiff(bytes([0x00, 0x00, 0x10, 0x10, 0x0F, 0xFF]), bits=12))
+    (x, _), _ = read_class_folders(tmp_path)
+    assert x[:, 0, 0].tolist() == [[0, 1, 16, 255]] * 4
+
+
+def tiff(data: bytes, *, bits: int, photometric: int = 1, sample: int = 1, order: str = "<") -> bytes:
+    """A grey picture of 4 x 1 pixels."""
+    tags = [(256, 4), (257, 1), (258, bits), (259, 1), (262, photometric), (273, 8), (277, 1), (278, 1), (339, sample)]
+    tags.insert(8, (279, len(data)))
+    entries = b"".join(struct.pack(order + "HHIHH", tag, 3, 1, value, 0) for tag, value in tags)
+    head = (b"II" if order == "<" else b"MM") + struct.pack(order + "HI", 42, 8 + len(data))
+    return head + data + struct.pack(order + "H", len(tags)) + entries + bytes(4)
+
+
+def test_floating_point_pictures(tmp_path):
+    write_deep(tmp_path, "tif", [np.array([[0.0, 0.25, 0.5, 1.0]], dtype=np.float32)])
+    (x, _), _ = read_class_folders(tmp_path)
+    assert x[:, 0, 0].tolist() == [[0, 64, 128, 255]] * 2
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (tiff(np.array([0, 1, 2, 255], "<f4").tobytes(), bits=32, sample=3), r"floating-point pixels from 0 to 255"),
+        (tiff(np.array([0, 1, -0.1, 0], "<f4").tobytes(), bits=32, sample=3), r"floating-point pixels from -0.1 to 1"),
+        (tiff(np.array([0, 1, np.nan, 0], "<f4").tobytes(), bits=32, sample=3), r"floating-point pixels from nan"),
+        (tiff(np.arange(4, dtype="<i4").tobytes(), bits=32, sample=2), r"whole numbers of 32 bits"),
+        (tiff(np.arange(4, dtype="<i2").tobytes(), bits=16, sample=2), r"whole numbers of 16 bits with a sign"),
+        (tiff(np.arange(4, dtype="<u2").tobytes(), bits=16, photometric=0), r"0 for white and 16 bits"),
+    ],
+)
+def test_what_is_white_cannot_be_told(tmp_path, content, message):
+    write_deep(tmp_path, "png", [np.zeros((1, 4), np.uint8)])
+    (tmp_path / "y" / "odd.tif").write_bytes(content)
+    with pytest.raises(DataError, match=rf"y/odd\.tif has {message}") as error:
+        load_dataset(tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_what_systems_add_to_archives_is_passed_over(tmp_path):
+    write_folder(tmp_path / "train", {"x": 2, "y": 2})
+    write_folder(tmp_path / "test", {"x": 1, "y": 1})
+    for folder in (tmp_path, tmp_path / "train", tmp_path / "test", tmp_path / "train" / "x"):
+        for name in ("._x.png", ".DS_Store", "Thumbs.db", "desktop.ini"):
+            (folder / name).write_bytes(b"Mac OS X or Windows")
+        for name in ("__MACOSX", "$RECYCLE.BIN", "System Volume Information"):
+            (folder / name / "x").mkdir(parents=True)
+            (folder / name / "._000.png").write_bytes(b"Mac OS X or Windows")
+    data = load_dataset(tmp_path)
+    assert (data.class_names, data.y_train.tolist(), data.y_test.tolist()) == (("x", "y"), [0, 0, 1, 1], [0, 1])
 
 
 def spoil_size(root):
@@ -121,6 +203,13 @@ def test_tiny_imagenet(tmp_path, monkeypatch, packed):
     assert data.y_test.tolist() == [1, 0]
     expected = np.asarray(Image.open(io.BytesIO(tiny_files()["train/n02/images/n02_1.JPEG"])).convert("RGB"))
     np.testing.assert_array_equal(data.x_train[4].numpy(), expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("packed", [True, False])
+def test_tiny_imagenet_that_a_mac_has_packed(tmp_path, packed):
+    added = {"train/n01/images/._n01_0.JPEG": b"Mac OS X", "train/._n01": b"Mac OS X", "train/.DS_Store": b"Mac OS X"}
+    x, y, _, _ = read_tiny_imagenet(write_tiny(tmp_path, tiny_files() | added, packed=packed))
+    assert (len(x), y.tolist()) == (5, [0, 0, 0, 1, 1])
 
 
 @pytest.mark.parametrize("packed", [True, False])

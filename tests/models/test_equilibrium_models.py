@@ -170,6 +170,29 @@ def test_mondeq_tunes_alpha_by_halving():
     assert fixed.solve(images()).stats.nfe == before
 
 
+def test_precision_and_batch_reach_mondeqs_solves():
+    x = images().float()
+    model = small("mondeq", form="linear", channels=(20,), backend="pytorch").float().eval()
+    model.algorithm = hj.Anderson(rtol=1e-2, max_steps=200)
+    full = model.solve(x).value
+    model.precision = "bfloat16"
+    low = model.solve(x).value
+    assert not torch.equal(low, full)
+    torch.testing.assert_close(low, full, rtol=0.1, atol=0.1)
+    model.algorithm = hj.PeacemanRachford(rtol=1e-2)
+    for attempt in (model.solve, model.begin_epoch):
+        with pytest.raises(hj.ConfigError, match="precision='bfloat16' does not go with PeacemanRachford"):
+            attempt(x)
+    model.precision, model.batch = "full", "per-sample"
+    for attempt in (model.solve, model.begin_epoch):
+        with pytest.raises(hj.ConfigError, match="batch='per-sample' is for an ODEProblem"):
+            attempt(x)
+    convolution = small("mondeq", channels=(4,), algorithm=hj.Anderson(rtol=1e-2), backend="pytorch").float()
+    convolution.precision = "bfloat16"
+    with pytest.raises(hj.ConfigError, match="changes nothing for MonDEQ with form='single'"):
+        convolution.solve(x)
+
+
 @pytest.mark.parametrize("name", ["deq", "mondeq"])
 def test_any_algorithm_solves_a_trained_model(name):
     model = small(name, channels=4 if name == "deq" else (4,), backend="pytorch").eval()

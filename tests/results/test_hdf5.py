@@ -22,6 +22,8 @@ from hypothesis.extra import numpy as arrays
 from homojl.errors import ConfigError, DataError
 from homojl.results.hdf5 import ENTRIES, describe_schema, read_results, write_results
 from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
+from homojl.results.schema import DIMENSION_ONLY
+from tests.results.netcdf import assert_netcdf
 
 DOCS = Path(__file__).parents[2] / "docs" / "hdf5.md"
 RUN_DOCS = DOCS.read_text("utf-8").partition("# The comparison file")[0]
@@ -157,11 +159,11 @@ def test_a_metric_that_was_not_measured_is_nan(record: RunRecord, tmp_path: Path
 
 
 def datasets_of(path: Path) -> dict[str, dict]:
-    """The attributes of every dataset of a file, by its name."""
+    """The attributes of every dataset of a file, by its name; dimensions without coordinates left out."""
     found = {}
 
     def visit(name: str, item: h5py.Dataset | h5py.Group) -> None:
-        if isinstance(item, h5py.Dataset):
+        if isinstance(item, h5py.Dataset) and not item.attrs.get("NAME", b"").startswith(DIMENSION_ONLY.encode()):
             found[f"/{name}"] = dict(item.attrs)
 
     with h5py.File(path) as file:
@@ -199,7 +201,8 @@ def test_groups_are_described_and_dimensions_have_scales(record: RunRecord, tmp_
         for name, metric in METRICS.items():
             data = file[f"{metric.group}/{name}"]
             assert data.dims[0].label == "epoch"
-            assert name == "epoch" or data.dims[0]["epoch"] == file["train/epoch"]
+            assert name == "epoch" or data.dims[0]["epoch"] == file[f"{metric.group}/epoch"]
+            assert (file[f"{metric.group}/epoch"][:] == file["train/epoch"][:]).all()
         z = file["trajectories/z"]
         assert [dim.label for dim in z.dims] == ["sample", "s", "channel", "height", "width"]
         assert z.dims[1]["s"] == file["trajectories/s"]
@@ -207,6 +210,27 @@ def test_groups_are_described_and_dimensions_have_scales(record: RunRecord, tmp_
         assert json.loads(file["environment"].asstr()[()]) == record.environment
         assert file["test"].attrs["solver.backend"] == "pytorch"
         assert file["test"].attrs["status.SUCCESS"] == 9
+
+
+def test_dimensions_are_those_of_netcdf(record: RunRecord, bare: RunRecord, tmp_path: Path):
+    flat = dataclasses.replace(record.trajectories, z=record.trajectories.z.reshape(8, 17, 24, 4))
+    others = (dataclasses.replace(record, metrics=[]), dataclasses.replace(record, trajectories=flat), bare)
+    for number, original in enumerate((record, *others)):
+        write_results(tmp_path / f"{number}.h5", original)
+        assert_netcdf(tmp_path / f"{number}.h5")
+    with h5py.File(tmp_path / "0.h5") as file:
+        assert file["images"].dims[1][0] == file["height"]
+        assert file["trajectories/z"].dims[3][0] == file["trajectories/height"], "of another size"
+
+
+def test_a_file_without_dimension_scales_is_read(record: RunRecord, tmp_path: Path):
+    path = tmp_path / "r.h5"  # as homojl wrote it first: schema 1, epochs in /train alone
+    write_results(path, record)
+    with h5py.File(path, "r+") as file:
+        for name in ("solver/epoch", "cost/epoch", "sample", "class", "image", "height", "width", "channel"):
+            del file[name]
+    path.write_bytes(signed(path.read_bytes()[512:]))
+    assert_same(read_results(path), record)
 
 
 def test_only_big_arrays_are_compressed(make, tmp_path: Path):

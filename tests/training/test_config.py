@@ -3,22 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import tomllib
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
+from homojl.adjoints.ode import ODE_ADJOINTS
+from homojl.algorithms import FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS, RK4, AbstractErrorControlled
 from homojl.errors import ConfigError, HomoJLError
 from homojl.models import MODELS, count_parameters, create_model
 from homojl.training.config import (
+    CONFIG_END,
     ExperimentConfig,
+    SolverConfig,
     merge,
     parse_assignment,
     preset_names,
     read_preset,
     read_toml,
+    with_solver,
 )
+from homojl.training.run import Run
 
 
 @pytest.mark.parametrize("name", preset_names())
@@ -160,9 +168,82 @@ def test_later_layers_win_setting_by_setting():
     assert merged == {"a": {"x": 1, "y": 3}, "b": {"z": 4}}
 
 
-def test_fixed_step_methods_ignore_tolerances():
-    config = ExperimentConfig.from_dict({"solver": {"algorithm": "rk4", "step_size": 0.25}})
+GIVEN = {"rtol": 0.5, "atol": 0.25, "controller": "pid", "first_step": 0.125, "batch": "joint", "max_steps": 7,
+         "step_size": 0.25, "memory": 3, "mixing": 0.5, "damping": 0.5, "alpha": 0.5, "krylov_steps": 5}  # fmt: skip
+
+
+@pytest.mark.parametrize("algorithm", [*ODE_ALGORITHMS, *FIXED_POINT_ALGORITHMS])
+def test_a_setting_reaches_the_algorithm_or_is_refused(algorithm):
+    model = {"name": "node" if algorithm in ODE_ALGORITHMS else "mondeq"}
+    kind = (ODE_ALGORITHMS | FIXED_POINT_ALGORITHMS)[algorithm]
+    adaptive = issubclass(kind, AbstractErrorControlled)
+    without = ExperimentConfig.from_dict({"model": model, "solver": {"algorithm": algorithm}})
+    assert set(GIVEN) | {"checkpoints"} == {
+        field.name for field in dataclasses.fields(SolverConfig)
+    } - {"algorithm", "adjoint", "backend", "precision"}  # fmt: skip
+    for key, value in GIVEN.items():
+        values = {"model": model, "solver": {"algorithm": algorithm, key: value}}
+        if adaptive if key == "batch" else key in {field.name for field in dataclasses.fields(kind)}:
+            built = ExperimentConfig.from_dict(values).solver.build_algorithm()
+            assert key == "batch" or built != without.solver.build_algorithm()
+        else:
+            assert key not in without.to_dict()["solver"]
+            with pytest.raises(ConfigError) as error:
+                ExperimentConfig.from_dict(values)
+            assert str(error.value) == f"solver.{key} is not for algorithm {algorithm!r}; leave it out"
+
+
+@pytest.mark.parametrize("adjoint", [*ODE_ADJOINTS, *FIXED_POINT_ADJOINTS])
+def test_checkpoints_are_the_checkpoint_adjoints(adjoint):
+    model = {"name": "node" if adjoint in ODE_ADJOINTS else "deq"}
+    values = {"model": model, "solver": {"adjoint": adjoint, "checkpoints": 3}}
+    if adjoint == "checkpoint":
+        assert ExperimentConfig.from_dict(values).solver.build_adjoint().max_states == 3
+        return
+    with pytest.raises(ConfigError, match=rf"solver\.checkpoints is not for adjoint {adjoint!r}"):
+        ExperimentConfig.from_dict(values)
+
+
+def test_another_algorithm_takes_out_the_settings_of_the_old_one():
+    preset = read_preset("node-digits")
+    assert preset["solver"]["first_step"] == "remember"
+    solver = {"algorithm": "rk4", "step_size": 0.25}
+    config = ExperimentConfig.from_dict(merge(preset, {"solver": solver}))
+    assert config.to_dict()["solver"] == solver | {"adjoint": "checkpoint", "backend": "auto", "precision": "full"}
     assert config.solver.build_algorithm().step_size == 0.25
+    back = with_solver(config, algorithm="tsit5")
+    assert (back.solver.step_size, back.solver.controller, back.solver.batch) == (None, "pi", "joint")
+    few = {"solver": {"adjoint": "checkpoint", "checkpoints": 3}}
+    assert merge(few, {"solver": {"adjoint": "gauss"}}) == {"solver": {"adjoint": "gauss"}}
+    for changes, message in [
+        ({"step_size": 0.1}, "solver.step_size is not for algorithm 'dopri5'"),
+        ({"algorithm": "rk4", "rtol": 1e-3}, "solver.rtol is not for algorithm 'rk4'"),
+        ({"algorithm": "dopri5", "step_size": 0.1}, "solver.step_size is not for algorithm 'dopri5'"),
+        ({"adjoint": "gauss", "checkpoints": 3}, "solver.checkpoints is not for adjoint 'gauss'"),
+    ]:
+        with pytest.raises(ConfigError, match=message):
+            ExperimentConfig.from_dict(merge(preset, {"solver": changes}))
+    with pytest.raises(ConfigError, match=r"solver\.rtol is not for algorithm 'rk4'"):
+        with_solver(config, rtol=1e-5)
+    later = merge({"solver": {"step_size": 0.1}}, {"solver": {"algorithm": "dopri5"}})
+    with pytest.raises(ConfigError, match=r"solver\.step_size is not for algorithm 'dopri5'"):
+        ExperimentConfig.from_dict(later)
+
+
+def test_a_run_whose_file_has_settings_that_do_nothing_is_read(tmp_path):
+    text = '[model]\nname = "node"\n[solver]\nalgorithm = "rk4"\nrtol = 1e-3\natol = 1e-3\ncontroller = "predictive"\n'
+    text += 'first_step = "remember"\nbatch = "joint"\nmax_steps = 10000\nstep_size = 0.5\nadjoint = "direct"\n'
+    text += 'checkpoints = 3\nbackend = "pytorch"\nprecision = "full"\n'
+    path = tmp_path / "config.toml"
+    path.write_text(text + CONFIG_END)
+    for config in (Run.open(tmp_path).config, ExperimentConfig.from_dict(read_toml(path))):
+        assert config.solver.build_algorithm() == RK4(step_size=0.5)
+    path.write_text(text)  # anyone's own
+    with pytest.raises(ConfigError, match=r"solver\.rtol is not for algorithm 'rk4'"):
+        ExperimentConfig.from_dict(read_toml(path))
+    path.write_text("[solver]\nnonsense = 1\n" + CONFIG_END)
+    with pytest.raises(ConfigError, match=r"unknown key solver\.nonsense"):
+        ExperimentConfig.from_dict(read_toml(path))
 
 
 def test_how_many_states_the_checkpoint_adjoint_keeps():

@@ -84,11 +84,11 @@ def test_a_configuration_is_complete_with_the_models_own_solver(name):
 
 
 def test_settings_reach_the_method_that_has_them():
-    values = {"model": {"name": "deq"}, "solver": {"memory": 4, "mixing": 0.5, "damping": 0.1, "rtol": 1e-5}}
+    values = {"model": {"name": "deq"}, "solver": {"memory": 4, "mixing": 0.5, "rtol": 1e-5}}
     config = ExperimentConfig.from_dict(values)
     anderson = config.solver.build_algorithm()
     assert (anderson.memory, anderson.mixing, anderson.rtol) == (4, 0.5, 1e-5)
-    picard = with_solver(config, algorithm="picard").solver.build_algorithm()
+    picard = with_solver(config, algorithm="picard", damping=0.1).solver.build_algorithm()
     assert (picard.damping, picard.rtol) == (0.1, 1e-5)
     assert config.solver.build_adjoint().throw is False
 

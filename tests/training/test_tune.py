@@ -14,6 +14,7 @@ from homojl.training import Run, train
 from homojl.training.config import ExperimentConfig, merge
 from homojl.training.outcome import split_of
 from homojl.training.tune import tune
+from tests.results.netcdf import assert_netcdf
 from tests.training.conftest import TINY
 
 DOCS = Path(__file__).parents[2] / "docs" / "hdf5.md"
@@ -56,6 +57,7 @@ def test_the_file_and_the_figure(tmp_path):
     assert list(arrays["/chosen"]) == [0, 0, 1, 0]
     assert arrays["/settings"][2] == "--set solver.algorithm=bosh3 --set solver.rtol=0.1 --set solver.atol=0.1"
     assert attributes == {"within": 0.01, "images": 1000, "batch_size": 100}
+    assert_netcdf(tmp_path / "t.h5")
     with h5py.File(tmp_path / "t.h5") as file:
         assert all(file[name].attrs["description"] for name in SCHEMA.entries)
     assert [path.name for path in draw_tuning(found, tmp_path, ["svg"])] == ["tune.svg"]
