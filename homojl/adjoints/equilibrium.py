@@ -161,7 +161,7 @@ class ImplicitAdjoint(AbstractFixedPointAdjoint):
             f.gather()
         elif torch.is_grad_enabled():
             f.probe(z0, instead="UnrolledAdjoint()")
-        if not transformed and not (torch.is_grad_enabled() and (z0.requires_grad or f.wanted)):
+        if not transformed and not (torch.is_grad_enabled() and (z0.requires_grad or f.inputs)):
             with torch.no_grad():
                 return backend.find_fixed_point(f, z0.detach(), algorithm)
         relation = _Equilibrium(f, self, algorithm, backend, transformed=transformed)

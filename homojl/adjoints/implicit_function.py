@@ -50,9 +50,12 @@ def pulled(function: Callable[[Sequence[Tensor]], Tensor], primals: Sequence[Ten
             return list(torch.func.vjp(lambda *x: function(x), *primals)[1](cotangent))
         except RuntimeError as error:
             raise ConfigError(f"f does not go through torch.func's transforms: {_line(error)}") from error
-    again = torch.is_grad_enabled() and any(x.requires_grad for x in (*primals, cotangent))
+    again = torch.is_grad_enabled()
     with torch.enable_grad():
-        aliases = [x.view_as(x) if x.requires_grad else x.detach().requires_grad_() for x in primals]
+        # What a transform that has ended had hold of says that it requires a gradient; its views do not.
+        views = [x.view_as(x) for x in primals]
+        again = again and any(x.requires_grad for x in (*views, cotangent.view_as(cotangent)))
+        aliases = [x if x.requires_grad else x.detach().requires_grad_() for x in views]
         return gradients([function(aliases)], aliases, [cotangent], again=again)
 
 
@@ -202,6 +205,8 @@ class _State(torch.autograd.Function):
         relation, started = ctx.relation, time.perf_counter()
         grads: Grads = [None] * len(tensors)
         wanted = [i for i in range(len(tensors)) if ctx.needs_input_grad[2 + i]]
+        if cotangent is not None and " Batched" in str(torch._C._dispatch_keys(cotangent)):
+            raise ConfigError("is_grads_batched and vectorize do not go with equilibria; use torch.func.jacrev")
         if cotangent is not None and wanted:
             if relation.transformed or torch.is_grad_enabled() or transforming():
                 g = _Solved.apply(relation, True, cotangent, z, *tensors)

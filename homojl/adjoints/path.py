@@ -41,7 +41,7 @@ def differentiable_root(r: MapFunction, root: Tensor, *, dense: bool, krylov_ste
     r.stats.nfe_backward += 1
     r.probe(root, instead="a FixedPointProblem with UnrolledAdjoint()")
     r.forget()
-    return differentiable(_Root(r, dense, krylov_steps), root) if r.wanted else root
+    return differentiable(_Root(r, dense, krylov_steps), root) if r.inputs else root
 
 
 class _Root(AbstractRelation):

@@ -9,6 +9,7 @@ evaluate it again at the values of the solve.
 from __future__ import annotations
 
 import functools
+import itertools
 import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +65,8 @@ class UserFunction:
         name: str = "f",
         state: str = "y0",
     ) -> None:
-        self.f, self.stats, self.calls = f, stats, 0
+        self.f = f if precision is None else Autocast(f, precision, like.device.type)
+        self.stats, self.calls = stats, 0
         self._like, self._form, self._precision = like, form, precision
         self._names, self._closed = (name, state), closed
         self._params = tuple(p for p in params or () if p.requires_grad)
@@ -149,7 +151,7 @@ class UserFunction:
     @property
     def opens(self) -> bool:
         """Whether `f(t, y, *args)` is all there is to an evaluation, so that it may be compiled."""
-        return self._precision is None and self._form is None and not self._copies
+        return self._form is None and not self._copies and not self._differentiates
 
     def _first(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
         """The first evaluation, on a copy of the state: finds out what the function does with what it is given."""
@@ -179,7 +181,7 @@ class UserFunction:
             value = value.detach()
         self._check_form(value, y)
         self._checked = True
-        special = self._copies or self._differentiates or self._precision is not None or self._form is not None
+        special = self._copies or self._differentiates or self._form is not None
         self._plain = self._simple = not (special or untracked or value.is_inference())
         if self._plain:
             self._last, self._last_version = value, value._version
@@ -208,17 +210,8 @@ class UserFunction:
         if self._form is not None:
             *time, y = inputs
             inputs = (*time, self._form.split(y))
-        if self._precision is None:
-            value = self.f(*inputs, *args)
-        else:
-            # Autocast's cache would give weights that were cast without a graph to an evaluation that needs one.
-            with torch.autocast(self._like.device.type, self._precision, cache_enabled=False):
-                value = self.f(*inputs, *args)
-        if self._form is not None:
-            value = self._form.join(value, self._names[0])
-        if self._precision is not None and getattr(value, "dtype", None) == self._precision:
-            value = value.to(self._like.dtype)
-        return value
+        value = self.f(*inputs, *args)
+        return value if self._form is None else self._form.join(value, self._names[0])
 
     def _check_form(self, value: object, like: Tensor) -> None:
         rows = None if like.shape == self._like.shape else len(self._like)
@@ -246,11 +239,6 @@ class UserFunction:
 
     # Dependencies and gradients
 
-    @property
-    def wanted(self) -> bool:
-        """Whether a gradient with respect to any of its inputs may be wanted; known after `probe`."""
-        return bool(self.inputs)
-
     def probe(self, *inputs: Tensor, instead: str) -> None:
         """Evaluate once with a graph, to find every tensor that the function depends on.
 
@@ -276,21 +264,24 @@ class UserFunction:
         reached = self._reached(value, known, instead)
         # A tensor that is computed from others and that f does not use may be a result which its module keeps.
         unused = {id(x) for x in held if x.requires_grad and not x.is_leaf and id(x) not in reached}
-        # Buffers that f writes into are its own affair: a gradient works on copies.
-        kept = [x.detach() if id(x) in unused else x.clone() if written and not x.requires_grad else x for x in held]
+        # Buffers that f writes into, and counters, are its own affair: a gradient works on copies.
+        own = {id(x) for x in held if not x.requires_grad and (written or (x.ndim == 0 and not x.is_floating_point()))}
+        kept = [x.detach() if id(x) in unused else x.clone() if id(x) in own else x for x in held]
         self.tensors = [*slots, *kept, *loose]
         self._given_slots = [isinstance(a, Tensor) for a in self._leaves]
         self._counts = len(slots), len(held)
         self._wanted = [x.requires_grad for x in self.tensors]
         self._traps = [len(slots) + i for i, x in enumerate(held) if id(x) in unused]
         self.inputs = tuple(x for x in self.tensors if x.requires_grad)
-        self._known = (y, value.detach())
-        self._plain, self._last, self._last_careful = False, None, None
+        self._remember(y, value)
 
     def _gathered(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The tensors among the arguments, those that the function holds, and parameters that it does not show."""
         self._captured = Captured(self.f)
         slots, held = [a for a in self._leaves if isinstance(a, Tensor)], self._captured.tensors
+        if self._closed:
+            given = {id(p) for p in self._params}
+            held[:] = [x if id(x) in given else x.detach() for x in held]
         seen = {id(x) for x in (*slots, *held)}
         return slots, held, [p for p in self._params if id(p) not in seen]
 
@@ -302,7 +293,7 @@ class UserFunction:
         """
         slots, held, loose = self._gathered()
         if loose:
-            raise ConfigError(f"{self._names[0]} does not show where it holds {len(loose)} of params; pass them in args")
+            raise ConfigError(f"{self._names[0]} does not show where it holds its params; pass them in args")
         self.tensors, self._counts, self._traps = [*slots, *held], (len(slots), len(held)), []
         self._given_slots = [isinstance(a, Tensor) for a in self._leaves]
         self._wanted = [x.requires_grad for x in self.tensors]
@@ -491,8 +482,11 @@ class UserFunction:
         expected, whole = value.index_select(0, some), tuple(x[some] for x in inputs)  # which keeps the memory format
         unmarked = [mark is None and self._of_batch_size(a) for a, mark in zip(self._leaves, self._marks, strict=True)]
         agreeing = []
-        for as_rows in (True, False) if any(unmarked) else (True,):
-            marks = [as_rows if open else bool(mark) for open, mark in zip(unmarked, self._marks, strict=True)]
+        open_count = sum(unmarked)
+        same = [(True,) * open_count, (False,) * open_count][: 1 + bool(open_count)]
+        for choice in itertools.product((True, False), repeat=open_count) if open_count <= 3 else same:
+            chosen = iter(choice)
+            marks = [next(chosen) if open else bool(mark) for open, mark in zip(unmarked, self._marks, strict=True)]
             try:
                 agreeing += [marks] * self._agrees(self._apply(whole, self._chosen(some, marks)), expected)
             except Exception:  # as of shapes that do not fit, which is an answer
@@ -557,6 +551,29 @@ class Mixes(ConfigError):
     """A function whose samples depend on each other."""
 
 
+class Autocast:
+    """A function under `torch.autocast`, what it returns in the lower precision cast back to float32.
+
+    Args:
+        function: of tensors, to a tensor or several.
+        dtype: bfloat16 or float16.
+        device_type: "cpu", "cuda" ...
+    """
+
+    def __init__(self, function: Callable[..., Any], dtype: torch.dtype, device_type: str) -> None:
+        # Called as in a bound method, so that what was compiled for a function is found again under it.
+        self.__func__ = function
+        self._dtype, self._device_type = dtype, device_type
+
+    def __call__(self, *inputs: Any) -> Any:
+        # Autocast's cache would give weights that were cast without a graph to an evaluation that needs one.
+        with torch.autocast(self._device_type, self._dtype, cache_enabled=False):
+            value = self.__func__(*inputs)
+        if isinstance(value, Tensor):
+            return value.float() if value.dtype == self._dtype else value
+        return pytree.tree_map_only(Tensor, lambda x: x.float() if x.dtype == self._dtype else x, value)
+
+
 class VectorField(UserFunction):
     """f(t, y, *args)."""
 
@@ -610,8 +627,7 @@ class MapFunction(UserFunction):
 
     def linearised(self, z: Tensor, rows: Tensor | None = None) -> Linearisation:
         """At some rows of the batch."""
-        args = self.args_at(rows)
-        return Linearisation(lambda z: self._carefully((z,), args), z, self.stats)
+        return Linearisation(lambda z: self._carefully((z,), self.args_at(rows)), z, self.stats)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

@@ -63,11 +63,12 @@ class DEQ(AbstractConditionedModel):
         self._penalty: Tensor | None = None
 
     def problem(self, h: Tensor) -> FixedPointProblem:
-        args = (h, self.dropout_mask(h))
-        return FixedPointProblem(self._map, self.initial_point.expand_like(h), args, tuple(self.field.parameters()))
+        field = self.field  # alone, so that a gradient depends on nothing else of the model
 
-    def _map(self, z: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
-        return self.field(None, z, x, mask)
+        def block(z: Tensor, x: Tensor, mask: Tensor | None) -> Tensor:
+            return field(None, z, x, mask)
+
+        return FixedPointProblem(block, self.initial_point.expand_like(h), (h, self.dropout_mask(h)))
 
     def _solved(self, problem: ODEProblem | FixedPointProblem) -> EquilibriumSolution:
         solution = super()._solved(problem)

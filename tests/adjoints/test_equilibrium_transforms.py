@@ -140,7 +140,8 @@ class TestAutogradsRules:
             calls.append(1)
             return torch.tanh(0.3 * z + x) if len(calls) < 50 else torch.tanh(0.3 * z + drop(x))
 
-        value = hj.solve(hj.FixedPointProblem(f, torch.zeros_like(x), (x.requires_grad_(),)), TIGHT, backend="pytorch").value
+        problem = hj.FixedPointProblem(f, torch.zeros_like(x), (x.requires_grad_(),))
+        value = hj.solve(problem, TIGHT, backend="pytorch").value
         calls += [1] * 50
         with pytest.raises(hj.ConfigError, match="not deterministic"):
             value.sum().backward()
@@ -250,7 +251,7 @@ class TestTorchFunc:
                 torch.testing.assert_close(one, other)
 
     def test_forward_mode(self):
-        tangents = tensors((3, 2), (2, 2))[::-1][1], self.w.T
+        tangents = 2 * self.x, self.w.T
         one, other = (torch.func.jvp(f, (self.x, self.w), tangents)[1] for f in (solved, iterated))
         torch.testing.assert_close(one, other)
         with forward_ad.dual_level():
@@ -265,9 +266,8 @@ class TestTorchFunc:
 
     def test_vmap(self):
         xs, ws = tensors((5, 3, 2), (5, 2, 2))
-        for dims, args in (((0, None), (xs, self.w)), ((None, 0), (self.x, ws)), ((0, 0), (xs, ws)), ((1, 2), (xs, ws))):
-            if dims == (1, 2):
-                args = xs.movedim(0, 1), ws.movedim(0, 2)
+        moved = xs.movedim(0, 1), ws.movedim(0, 2)
+        for dims, args in (((0, None), (xs, self.w)), ((None, 0), (self.x, ws)), ((0, 0), (xs, ws)), ((1, 2), moved)):
             one, other = (torch.func.vmap(f, in_dims=dims)(*args) for f in (solved, iterated))
             torch.testing.assert_close(one, other)
             one, other = (torch.func.vmap(torch.func.grad(f), in_dims=dims)(*args) for f in (self.loss, self.known))
@@ -276,7 +276,7 @@ class TestTorchFunc:
         torch.testing.assert_close(twice[2, 3], iterated(xs[3], ws[2]))
 
     def test_a_gradient_through_vmap(self):
-        xs, w = tensors((5, 3, 2))[0], self.w.clone().requires_grad_()
+        xs, w = *tensors((5, 3, 2)), self.w.clone().requires_grad_()
         found = [
             torch.autograd.grad(torch.func.vmap(f, in_dims=(0, None))(xs, w).sin().sum(), w)[0]
             for f in (solved, iterated)
@@ -285,12 +285,10 @@ class TestTorchFunc:
 
     def test_gradients_by_a_batch_of_cotangents(self):
         x = self.x.clone().requires_grad_()
-        for strategy in (False, True):
-            one, other = (
-                torch.autograd.functional.jacobian(lambda x, f=f: f(x, self.w), x, vectorize=strategy)
-                for f in (solved, iterated)
-            )
-            torch.testing.assert_close(one, other)
+        one, other = (torch.autograd.functional.jacobian(lambda x, f=f: f(x, self.w), x) for f in (solved, iterated))
+        torch.testing.assert_close(one, other)
+        with pytest.raises(hj.ConfigError, match=r"use torch\.func\.jacrev"):
+            torch.autograd.functional.jacobian(lambda x: solved(x, self.w), x, vectorize=True)
 
     def test_parameters_by_functional_call(self):
         model, known = Model(), Layer()
@@ -313,7 +311,7 @@ class TestTorchFunc:
             lambda: torch.func.vmap(lambda x: solved(x, self.w, adjoint=adjoint))(self.x[None]),
             lambda: torch.func.jvp(lambda x: solved(x, self.w, adjoint=adjoint), (self.x,), (self.x,)),
         ):
-            with pytest.raises(hj.ConfigError, match=r"torch\.func's transforms"):
+            with pytest.raises(hj.ConfigError, match=r"torch\.func"):
                 run()
 
 
@@ -346,6 +344,9 @@ class TestRoots:
 
     def test_transforms_are_refused(self):
         a = torch.tensor([3.0, 2.0], dtype=torch.float64)
-        for run in (lambda: torch.func.grad(lambda a: self.end(a).sum())(a), lambda: torch.func.jvp(self.end, (a,), (a,))):
-            with pytest.raises(hj.ConfigError, match=r"torch\.func's transforms"):
+        for run in (
+            lambda: torch.func.grad(lambda a: self.end(a).sum())(a),
+            lambda: torch.func.jvp(self.end, (a,), (a,)),
+        ):
+            with pytest.raises(hj.ConfigError, match=r"torch\.func"):
                 run()

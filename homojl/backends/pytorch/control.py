@@ -21,7 +21,7 @@ LEAST_RATIO = 1e-4  # of an accepted step, as the control remembers it
 def _clip(x: Number, low: Number, high: Number) -> Number:
     if isinstance(x, float):
         return min(max(x, low), high)
-    return x.clip(low, high)
+    return x.clamp(low, high) if isinstance(x, Tensor) else x.clip(low, high)
 
 
 def after_rejection(h: Number, ratio: Number, order: int, control: PIController) -> Number:
