@@ -228,7 +228,7 @@ def test_deq_regularization_is_the_jacobians_norm():
         model(images(2))
         estimates.append(model.regularization().item())
     args = (model.encode(images(2)), None)
-    jacobian = torch.autograd.functional.jacobian(lambda z: model.problem(h).f(z, *args), solution.value.detach())
+    jacobian = torch.autograd.functional.jacobian(lambda z: model.problem(args[0]).f(z, *args), solution.value.detach())
     exact = 2.0 * float(jacobian.square().sum()) / 2 / solution.value[0].numel()
     assert sum(estimates) / 60 == pytest.approx(exact, rel=0.1)
     model.eval()(images(2))
