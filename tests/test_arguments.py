@@ -23,9 +23,15 @@ def field(t, y):
     ("make", "message"),
     [
         (lambda: hj.ODEProblem(3, Y0, (0, 1)), "f must be callable"),
-        (lambda: hj.ODEProblem(field, [1.0], (0, 1)), "y0 must be a torch.Tensor, or a tuple, list or dict of them, got float"),
+        (
+            lambda: hj.ODEProblem(field, [1.0], (0, 1)),
+            "y0 must be a torch.Tensor, or a tuple, list or dict of them, got float",
+        ),
         (lambda: hj.ODEProblem(field, torch.ones(2, dtype=torch.int64), (0, 1)), "float32 or float64"),
-        (lambda: hj.ODEProblem(field, (torch.ones(1), torch.ones(1).double()), (0, 1)), "must have one dtype and device"),
+        (
+            lambda: hj.ODEProblem(field, (torch.ones(1), torch.ones(1).double()), (0, 1)),
+            "must have one dtype and device",
+        ),
         (lambda: hj.ODEProblem(field, Y0, (0,)), "at least one more"),
         (lambda: hj.ODEProblem(field, Y0, (0, 1, 1)), "strictly increasing"),
         (lambda: hj.ODEProblem(field, Y0, (0, 1, 0.5)), "strictly increasing"),

@@ -19,6 +19,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from homojl.errors import ConfigError
+from homojl.functions.base import AbstractField, AbstractMap
 from homojl.functions.captured import Captured
 from homojl.functions.products import Linearisation, gradients
 from homojl.functions.states import Form
@@ -257,9 +258,7 @@ class UserFunction:
         *time, y = inputs
         with torch.enable_grad():
             value = self._evaluate((*time, y.detach()), self.args)
-        written = any(
-            track and x._version != v for x, v, track in zip(held, versions, tracked, strict=True)
-        )
+        written = any(track and x._version != v for x, v, track in zip(held, versions, tracked, strict=True))
         known = [x for x in (*slots, *held, *loose) if x.requires_grad]
         reached = self._reached(value, known, instead)
         # A tensor that is computed from others and that f does not use may be a result which its module keeps.
@@ -317,8 +316,8 @@ class UserFunction:
             shapes = ", ".join(str(tuple(v.shape)) for v in missed[:4])
             raise ConfigError(
                 f"{self._names[0]} depends on {len(missed)} tensor(s) that require gradients (shape {shapes}) but are "
-                "neither in args nor in params, so this adjoint would miss them: pass params=tuple(module.parameters()) "
-                f"or args=(x,), or use {instead}"
+                "neither in args nor in params, so this adjoint would miss them: pass "
+                f"params=tuple(module.parameters()) or args=(x,), or use {instead}"
             )
         return reached
 
@@ -380,8 +379,9 @@ class UserFunction:
         given = iter(tensors[:slots])
         other = self._copy()
         other._leaves = [next(given) if slot else a for a, slot in zip(self._leaves, self._given_slots, strict=True)]
-        other.f, other.args = self._captured.rebuilt(tensors[slots:]), tuple(
-            pytree.tree_unflatten(other._leaves, self._spec)
+        other.f, other.args = (
+            self._captured.rebuilt(tensors[slots:]),
+            tuple(pytree.tree_unflatten(other._leaves, self._spec)),
         )
         other._rows, other._row_args, other._checked, other._plain = None, other.args, False, False
         other._last = other._last_careful = other._known = None
@@ -497,7 +497,7 @@ class UserFunction:
         *times, y = inputs
         moved = y + (1 + y.abs()) * torch.linspace(0.1, 0.2, len(y), device=y.device).view(-1, *[1] * (y.ndim - 1))
         if agreeing:
-            self._marks = agreeing[0]
+            self._marks = list(agreeing[0])
             other = torch.full_like(some[:1], 0 if int(some[0]) else len(value) - 1)
             if len(value) > 1 and not self._alone((*times, moved), torch.cat([some[:1], other])):
                 self._mix()
@@ -525,9 +525,12 @@ class UserFunction:
         return self._agrees(one, both)
 
     def _mix(self) -> None:
-        self._separable, self._mixes = False, (
-            f"{self._names[0]} mixes the samples of the batch, as BatchNorm in training mode does: each sample's value "
-            "depends on the others"
+        self._separable, self._mixes = (
+            False,
+            (
+                f"{self._names[0]} mixes the samples of the batch, as BatchNorm in training mode does: each sample's "
+                "value depends on the others"
+            ),
         )
         raise Mixes(self._mixes)
 
@@ -574,7 +577,7 @@ class Autocast:
         return pytree.tree_map_only(Tensor, lambda x: x.float() if x.dtype == self._dtype else x, value)
 
 
-class VectorField(UserFunction):
+class VectorField(UserFunction, AbstractField):
     """f(t, y, *args)."""
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
@@ -611,7 +614,7 @@ class VectorField(UserFunction):
         return dy if again else dy.detach(), zeroed
 
 
-class MapFunction(UserFunction):
+class MapFunction(UserFunction, AbstractMap):
     """f(z, *args)."""
 
     def __call__(self, z: Tensor, rows: Tensor | None = None) -> Tensor:

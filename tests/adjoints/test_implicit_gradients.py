@@ -69,8 +69,8 @@ def test_gradcheck(cls, linear_solver):
 @each_solver
 def test_adaptive_gradients_are_those_of_the_steps_taken(cls, linear_solver):
     """By finite differences, the step sizes held as they are."""
-    from homojl.backends.base import DerivedField
     from homojl.backends.pytorch.steppers import stepper_for
+    from homojl.functions import DerivedField
 
     field, (y0, x) = Field(), inputs()
     solution = hj.solve(

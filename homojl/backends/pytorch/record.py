@@ -259,12 +259,13 @@ class Replay:
         save = int(taken.saves[0])
         now, before = outputs[0].detach(), saved[save]
         if taken.at is not None:
-            assert self._record.layout is not None and taken.samples is not None
+            assert self._record.layout is not None
+            assert taken.samples is not None
             now = now[0]
             before = self._record.layout.flatten(before)[int(taken.samples[taken.at[0]])]
         size = step.y.abs().max() + step.y_next.abs().max() + abs(np.asarray(taken.h)).max() * step.ks[0].abs().max()
         if ((now - before).abs().max() > torch.finfo(now.dtype).eps ** 0.5 * size).item():
             raise ConfigError(
-                "f gives another value in the backward pass than it gave in the solve, so this gradient would be wrong: "
+                "f gives another value in the backward pass than in the solve, so this gradient would be wrong: "
                 "draw random numbers, as of dropout, outside of it and pass them in args, or use DirectAdjoint()"
             )

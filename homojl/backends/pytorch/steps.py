@@ -20,7 +20,7 @@ from homojl.tableaus import ButcherTableau
 Tensor = torch.Tensor
 Field = Any  # (t, y) -> dy/dt, with what else a stepper asks of it
 Number = Any  # a float, or an array (b,) of one number for each row
-Stages = Sequence[Tensor]  # the derivatives at a step's stages, each of the state's shape
+Stages = Any  # a sequence of tensors, or one tensor: the derivatives at a step's stages, each of the state's shape
 
 # Up to this many elements an operation costs what it takes to start it, beyond it what it moves in memory.
 SMALL = 16_384
@@ -117,7 +117,9 @@ class AbstractStepper(abc.ABC):
     last_resort = "loosen rtol and atol, use float64, or take a method for stiff fields such as KenCarp4()"
 
     @abc.abstractmethod
-    def step(self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True) -> Step:
+    def step(
+        self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
+    ) -> Step:
         """The step of size h from (t, y); not finite where it cannot be taken.
 
         Args:
@@ -133,6 +135,10 @@ class AbstractStepper(abc.ABC):
     @abc.abstractmethod
     def inside(self, step: Step, fractions: Sequence[float]) -> list[Tensor]:
         """The states at fractions in (0, 1] of a step; at 1 y_next itself."""
+
+    def rows_inside(self, step: Step, at: np.ndarray, fractions: np.ndarray) -> Tensor:
+        """The states at fractions of the steps of the rows `at`, (p, n); at 1 those of y_next."""
+        raise AssertionError("rows take the steps of explicit methods")
 
     def inside_steps(self, steps: Sequence[tuple[Step, Sequence[float]]]) -> list[list[Tensor]]:
         """What `inside` gives for each of several steps; a stepper may compute them together."""
@@ -158,7 +164,9 @@ class ExplicitStepper(AbstractStepper):
             self._dense = np.array(tableau.dense).T
             self._powers = np.arange(1, len(self._dense) + 1)
 
-    def step(self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True) -> Step:
+    def step(
+        self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
+    ) -> Step:
         a, c, fsal = self.tableau.a, self.tableau.c, self.tableau.fsal
         times = _Times(t, h, y)
         size = times.size
@@ -182,7 +190,6 @@ class ExplicitStepper(AbstractStepper):
         ]
 
     def rows_inside(self, step: Step, at: np.ndarray, fractions: np.ndarray) -> Tensor:
-        """The states at fractions of the steps of the rows `at`, (p, n); at 1 those of y_next."""
         rows, at_end = on(step.y, at), fractions == 1.0
         ends = step.y_next.index_select(0, rows)
         if at_end.all():
