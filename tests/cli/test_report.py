@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 
-from tests.cli.test_cli import SMALL, assert_one_line_error, homojl
+from tests.command import SMALL, assert_one_line_error, homojl
 
 
 @pytest.fixture(scope="module")
