@@ -1,6 +1,7 @@
 """A Python that starts with PyTorch already loaded, for tests whose point is a process and not its start.
 
-`python()` is the path of a program that takes `-c CODE`, `-m MODULE` or a script as Python does. Behind it stands one
+`python()` is the path of a program that takes `-c CODE`, `-m MODULE` or a script as Python does; `homojl` and `torchrun`
+lie beside it. Behind it stands one
 process for each process of pytest (`server.py`), which has loaded PyTorch and other libraries, but nothing of homojl, and
 forks for each start. The program (`program.py`) hands over its arguments, folder, environment, standard streams and
 limits, passes signals on, and ends as the forked process does; killing it kills that one.
@@ -48,9 +49,13 @@ def python(*before: str) -> str:
         shutil.rmtree(folder, ignore_errors=True)
 
     atexit.register(stop)
-    words = [sys.executable, "-IS", str(HERE / "program.py"), str(folder / "socket")]
-    for name, more in (("python", ""), ("homojl", " -m homojl_cli")):  # the folder can go first in a PATH
-        program = folder / name
-        program.write_text(f'#!/bin/sh\nexec {shlex.join(words)}{more} "$@"\n')
-        program.chmod(0o755)
+    words = shlex.join([sys.executable, "-IS", str(HERE / "program.py"), str(folder / "socket")])
+    programs = {  # the folder can go first in a PATH
+        "python": f"exec {words}",
+        "homojl": f"exec {words} -m homojl_cli",
+        "torchrun": f"PYTHON_EXEC=${{PYTHON_EXEC:-{folder}/python}} exec {words} -m torch.distributed.run",
+    }
+    for name, command in programs.items():
+        (folder / name).write_text(f'#!/bin/sh\n{command} "$@"\n')
+        (folder / name).chmod(0o755)
     return str(folder / "python")
