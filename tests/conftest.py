@@ -7,6 +7,9 @@ import os
 import shutil
 from importlib.util import find_spec
 
+# One thread in each process, those that tests start included: as many work at a time as there are cores.
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
 import pytest
 import torch
 
@@ -23,9 +26,11 @@ AVAILABLE["compiler"] = lambda: any(map(shutil.which, ("c++", "g++", "clang++"))
 
 
 def pytest_configure(config):
+    torch.set_num_threads(1)
     config.addinivalue_line(
         "markers", "needs(what): skipped, loudly, without it; HOMOJL_REQUIRE=what makes that a failure"
     )
+    config.addinivalue_line("markers", "slow: starts processes, compiles or trains; `make check` leaves it out")
 
 
 def pytest_runtest_setup(item):

@@ -18,6 +18,7 @@ from homojl_cli.main import COMMANDS
 from tests import warm
 from tests.command import SMALL, assert_one_line_error, homojl, homojl_process
 
+
 def test_help_lists_every_command_and_shows_examples():
     text = homojl("--help").stdout
     for name in COMMANDS:
@@ -231,7 +232,9 @@ def test_without_a_network_the_error_says_what_to_put_where(tmp_path):
     environment = os.environ | dict.fromkeys(
         ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
     )
-    result = homojl_process("train", "--dataset", "svhn", "--data-root", tmp_path / "data", cwd=tmp_path, env=environment)
+    result = homojl_process(
+        "train", "--dataset", "svhn", "--data-root", tmp_path / "data", cwd=tmp_path, env=environment
+    )
     assert_one_line_error(result, "train_32x32.mat", "test_32x32.mat", str(tmp_path / "data"))
     assert not (tmp_path / "runs").exists()
 

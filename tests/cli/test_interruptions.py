@@ -31,7 +31,17 @@ def undisturbed(trained) -> Path:
 @contextlib.contextmanager
 def training(folder: Path, epochs: int = 2, python: str | None = None) -> Iterator[subprocess.Popen[str]]:
     """A training in a process of its own that has made its first step."""
-    command = [python or warm.python(), "-m", "homojl_cli", "train", "--epochs", str(epochs), "--out", str(folder), *OFTEN]
+    command = [
+        python or warm.python(),
+        "-m",
+        "homojl_cli",
+        "train",
+        "--epochs",
+        str(epochs),
+        "--out",
+        str(folder),
+        *OFTEN,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while not (folder / "checkpoints" / "last.safetensors").exists():

@@ -176,7 +176,7 @@ class Session:
             mock.patch.object(sys, "executable", python),
         ):
             result = CliRunner().invoke(cli, [*arguments, *small], prog_name="homojl")
-        assert result.exit_code == 0, f"{block.place}: homojl {shlex.join(arguments)}: {result.output}{result.exception!r}"
+        assert result.exit_code == 0, f"{block.place}: {shlex.join(arguments)}: {result.output}{result.exception!r}"
         if arguments[0] in ("train", "compare") and "--resume" not in arguments:
             self._made[key] = sorted(set(self.folder.glob("runs/*")) - before)
 

@@ -25,9 +25,10 @@ from homojl.training.loop import train
 from homojl.training.ranks import Ranks
 from homojl.training.run import Run, load_run
 from tests import warm
+from tests.shared import made_once
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1", "WARM_WITHOUT_FIGURES": "yes"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "WARM_WITHOUT_FIGURES": "yes"}
 PATIENCE = 900  # seconds, only so that a hang is a failure
 COLD = {"PYTHON_EXEC": sys.executable}  # for torchrun: processes that load everything themselves, in their order
 TRAIN = ("-m", "homojl_cli", "train", "--quiet")
@@ -39,7 +40,7 @@ SETTINGS = {
     "optim": {"lr": 0.03},
     "initial_point": {"every": 3},
     "train": {
-        "epochs": 200, "batch_size": 32, "eval_batch_size": 3, "dtype": "float64", "device": "cpu", "threads": 1
+        "epochs": 100, "batch_size": 32, "eval_batch_size": 3, "dtype": "float64", "device": "cpu", "threads": 1
     },
 }  # fmt: skip
 
@@ -47,14 +48,13 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> str:
     """48 digits to train and validate on, 10 to test on."""
-    digits = load_digits()
-    x, y = (digits.images[:58] * 15.9375).astype(np.uint8), digits.target[:58]
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    np.savez(path, x_train=x[:48], y_train=y[:48], x_test=x[48:], y_test=y[48:])
-    return str(path)
 
+    def make(folder: Path) -> None:
+        digits = load_digits()
+        x, y = (digits.images[:58] * 15.9375).astype(np.uint8), digits.target[:58]
+        np.savez(folder / "digits.npz", x_train=x[:48], y_train=y[:48], x_test=x[48:], y_test=y[48:])
 
-SHORT = {"train": {"epochs": 100}}
+    return str(made_once(tmp_path_factory, "images", make) / "digits.npz")
 
 
 def configured(images: str, changes: dict | None = None) -> ExperimentConfig:
@@ -69,10 +69,12 @@ def options(images: str, changes: dict | None = None) -> list[str]:
 
 @pytest.fixture(scope="module")
 def alone(images, tmp_path_factory) -> Run:
-    """The short run, of one process, that others are held against."""
-    run = Run.create(tmp_path_factory.mktemp("alone") / "run", configured(images, SHORT))
-    assert train(run)
-    return run
+    """The run of one process that others are held against."""
+
+    def make(folder: Path) -> None:
+        assert train(Run.create(folder / "run", configured(images)))
+
+    return Run.open(made_once(tmp_path_factory, "alone", make) / "run")
 
 
 def assert_same_numbers(run: Run, reference: Run) -> None:
@@ -131,16 +133,14 @@ def worker(folder: Path, rank: int) -> int:
     raise AssertionError(f"torchrun has no rank {rank}")
 
 
-def test_two_processes_have_the_loss_curve_of_one(images, tmp_path):
-    one = Run.create(tmp_path / "one", configured(images))
-    assert train(one)
+def test_two_processes_have_the_loss_curve_of_one(images, alone, tmp_path):
     process = torchrun(*TRAIN, *options(images), "--out", tmp_path / "run")
     out, err = finish(process)
     assert process.returncode == 0, err
     assert out == f"{tmp_path / 'run'}\n"  # one process speaks
     run = load_run(tmp_path / "run")
-    assert_same_numbers(run, one)
-    assert len(run.metrics) == 200
+    assert_same_numbers(run, alone)
+    assert len(run.metrics) == 100
     assert run.metrics[-1]["train_loss"] < run.metrics[0]["train_loss"] - 0.5
     assert run.environment["processes"] == 2
     assert (run.path / "results.h5").exists()
@@ -185,7 +185,7 @@ def test_threads_of_the_collectives_end_before_the_interpreter_after_an_error_to
 
 def test_a_killed_process_ends_the_others_and_any_number_goes_on(images, alone, tmp_path):
     folder = tmp_path / "run"
-    process = torchrun(*TRAIN, *options(images, SHORT), "--out", folder)
+    process = torchrun(*TRAIN, *options(images), "--out", folder)
     wait_for_lines(folder, 10, process)
     os.kill(worker(folder, 1), signal.SIGKILL)
     _, err = finish(process)
@@ -212,7 +212,7 @@ def test_what_one_process_began_two_end_and_only_the_first_writes(images, alone,
     here, there = tmp_path / "here", tmp_path / "there"
     for place in (here, there):
         place.mkdir()
-    run = Run.create(here / "run", configured(images, SHORT))
+    run = Run.create(here / "run", configured(images))
     steps = itertools.count(1)
     assert not train(run, should_stop=lambda: next(steps) == 60)
     with socket.socket() as probe:
@@ -232,7 +232,7 @@ def test_what_one_process_began_two_end_and_only_the_first_writes(images, alone,
 
 
 def test_a_mistake_is_told_once(images, tmp_path):
-    process = torchrun(*TRAIN, *options(images, SHORT), "--set=train.batch_size=1", "--out", tmp_path / "r")
+    process = torchrun(*TRAIN, *options(images), "--set=train.batch_size=1", "--out", tmp_path / "r")
     _, err = finish(process)
     assert process.returncode != 0
     errors = [line for line in err.splitlines() if line.startswith("homojl: ")]
