@@ -1,6 +1,6 @@
 """A Python that starts with PyTorch already loaded, for tests whose point is a process and not its start.
 
-`python()` is the path of a program that takes `-c CODE`, `-m MODULE` or a script as Python does; `homojl` and `torchrun`
+`python()` is the path of a program that takes `-c CODE`, `-m MODULE` or a script as Python does; `homojl` and torchrun
 lie beside it. Behind them stands one process for each process of pytest (`server.py`), which has loaded PyTorch and
 other libraries, but nothing of homojl, and forks for each start. The program (`program.py`) hands over its arguments,
 folder, environment, standard streams and limits, passes signals on, and ends as the forked process does; killing it
