@@ -81,3 +81,5 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if exists(item)]
+    # The long ones first, so that all workers end at the same time; otherwise in the order that chance has given them.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -13,6 +13,7 @@ from homojl_cli import bench, tune
 from tests.command import SMALL, assert_one_line_error, homojl, homojl_process
 
 
+@pytest.mark.slow
 def test_bench_writes_a_table_a_file_and_figures(tmp_path, no_julia):
     result = homojl_process(
         "bench", "--quick", "--problem", "layer", "--solver", "homojl-pytorch,homojl-julia", "--threads", 1,
@@ -54,6 +55,7 @@ def test_help_names_what_there_is():
     assert bench.SOLVERS.split(", ") == list(SOLVERS)
 
 
+@pytest.mark.slow
 def test_tune_prints_options_that_train_takes(trained, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(trained[0], run)

@@ -96,6 +96,7 @@ def test_export_and_plot(trained, tmp_path):
     assert all(os.path.getsize(path) > 1000 for path in figures)
 
 
+@pytest.mark.slow
 def test_interrupt_saves_and_resume_ends_like_the_undisturbed_run(trained, tmp_path):
     folder, _ = trained
     interrupted = tmp_path / "interrupted"
@@ -124,11 +125,13 @@ def test_interrupt_saves_and_resume_ends_like_the_undisturbed_run(trained, tmp_p
     assert "test accuracy" in again.stdout
 
 
+@pytest.mark.slow
 def test_quiet(tmp_path):
     result = homojl_process("train", "--epochs", 1, "--quiet", "--out", tmp_path / "r", *SMALL)
     assert (result.stdout, result.stderr) == (f"{tmp_path / 'r'}\n", "")
 
 
+@pytest.mark.slow
 def test_a_users_own_images(tmp_path):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 200)
@@ -189,6 +192,7 @@ def test_status_without_julia_lists_what_is_missing(tmp_path, no_julia):
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_auto_without_julia_is_pytorch_and_says_so(tmp_path, no_julia):
     result = homojl_process("train", "--epochs", 1, *SMALL, "--out", tmp_path / "r", cwd=tmp_path, env=no_julia)
     assert result.returncode == 0, result.stderr
@@ -212,6 +216,7 @@ def test_install_where_all_is_there_ends_with_the_self_test(tmp_path):
         assert words in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.needs("julia")
 def test_a_run_on_julia_equals_one_on_pytorch_but_for_rounding(tmp_path):
     outcomes = {}
@@ -272,6 +277,7 @@ def test_models_datasets_and_info():
     assert "torch" in homojl("info").stdout
 
 
+@pytest.mark.slow
 def test_every_setting_of_the_options_reaches_the_config(tmp_path):
     import tomllib
 

@@ -20,6 +20,8 @@ from tests import warm
 from tests.command import SMALL, assert_one_line_error, homojl, homojl_process
 from tests.training.test_loop import assert_same_end
 
+pytestmark = pytest.mark.slow
+
 OFTEN = [*SMALL, "--set", "train.checkpoint_seconds=0"]
 
 

@@ -8,6 +8,8 @@ import pytest
 
 from tests.command import SMALL, assert_one_line_error, homojl
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):

@@ -27,7 +27,7 @@ from tests import warm
 from tests.command import homojl
 
 # They share a comparison, which some make again.
-pytestmark = pytest.mark.xdist_group("compare")
+pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compare")]
 
 DOCS = Path(__file__).parents[2] / "docs"
 

@@ -16,6 +16,8 @@ from homojl.training.run import environment
 from tests import warm
 from tests.training.test_loop import assert_same_end
 
+pytestmark = pytest.mark.slow
+
 
 def stopped(run: Run) -> Run:
     """The run after its first line of metrics."""

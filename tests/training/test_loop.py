@@ -26,6 +26,8 @@ from homojl.training.progress import Progress
 from homojl.training.run import Run, load_run
 from tests import warm
 
+pytestmark = pytest.mark.slow
+
 REPEATABLE = [name for name, metric in METRICS.items() if metric.repeatable]
 
 

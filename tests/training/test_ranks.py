@@ -27,6 +27,8 @@ from homojl.training.run import Run, load_run
 from tests import warm
 from tests.shared import made_once
 
+pytestmark = pytest.mark.slow
+
 WORKER = Path(__file__).with_name("ranks_worker.py")
 ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "WARM_WITHOUT_FIGURES": "yes"}
 PATIENCE = 900  # seconds, only so that a hang is a failure
