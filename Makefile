@@ -10,7 +10,7 @@ JULIA_ENV ?= julia
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
-PARALLEL := pytest --numprocesses=auto --dist=loadgroup
+PARALLEL := pytest --numprocesses=auto --dist=loadscope
 PYTEST := $(BIN)/python -m $(PARALLEL)
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
 

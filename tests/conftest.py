@@ -25,6 +25,27 @@ AVAILABLE["setpriv"] = lambda: os.geteuid() != 0 or shutil.which("setpriv") is n
 AVAILABLE["compiler"] = lambda: any(map(shutil.which, ("c++", "g++", "clang++")))  # of C++, which torch.compile needs
 
 
+# Modules that one worker runs from beginning to end; all other tests are dealt out one by one. (xdist_group does
+# not do it: pytest 9.2 no longer sees the names that pytest-xdist 3.8 gives the tests of a group.)
+TOGETHER = {
+    "tests/backends/test_compiled.py",  # what has been compiled is there for the next test
+    "tests/comparison/test_compare.py",  # its tests read one comparison, and some make it again
+    "tests/test_wheel.py",  # one wheel
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if module in TOGETHER else nodeid
+
+    return Scheduler(config, log)
+
+
 def pytest_configure(config):
     torch.set_num_threads(1)
     config.addinivalue_line(

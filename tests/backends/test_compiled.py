@@ -9,8 +9,7 @@ import torch
 
 import homojl as hj
 
-# In one process, which has what it compiled before.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compiled")]
+pytestmark = pytest.mark.slow
 
 
 def van_der_pol(t, y, mu):

@@ -26,8 +26,7 @@ from homojl.training.run import Run
 from tests import warm
 from tests.command import homojl
 
-# They share a comparison, which some make again.
-pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("compare")]
+pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parents[2] / "docs"
 
