@@ -1,7 +1,7 @@
 # make demo: sets up .venv, trains HomoODE on real images, evaluates, exports, plots
 # make test: sets up .venv, runs every test (those of the Julia backend where Julia is installed) on all cores and in an
 #            order by chance; TEST=--randomly-seed=N repeats that of a seed, TEST=tests/data runs a part
-# make check: what is quick, in two minutes
+# make check: ruff and the tests that are quick, for after each edit
 # make julia-test: HomoJL's own tests; JULIA names the program, JULIA_ENV an environment that has HomoJL
 # make lint: ruff and mypy; make coverage: make test with a table of the lines that ran; make docs: the site, in site/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
