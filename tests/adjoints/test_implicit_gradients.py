@@ -11,6 +11,8 @@ import homojl as hj
 from homojl.algorithms import AbstractFixedStep
 from tests.catalogue import IMPLICIT
 
+pytestmark = pytest.mark.slow
+
 FIXED = [cls for cls in IMPLICIT.values() if issubclass(cls, AbstractFixedStep)]
 ADAPTIVE = [cls for cls in IMPLICIT.values() if not issubclass(cls, AbstractFixedStep)]
 SOLVERS = ["dense", "krylov"]
