@@ -111,7 +111,7 @@ class UserFunction:
                 value = self._carefully(inputs, args)
             last = self._last
             if y._version != version or (last is not None and last._version != self._last_version):
-                raise WrittenOver(f"{self._names[0]} wrote into its state, or into the tensor that it returned before")
+                raise self._written()
             self._last, self._last_version = value, value._version
         elif self._known is not None:
             value = self._of_probe(inputs, args)
@@ -122,6 +122,9 @@ class UserFunction:
         if self.counting and value.requires_grad:
             value.register_hook(self._count_product)
         return value
+
+    def _written(self) -> WrittenOver:
+        return WrittenOver(f"{self._names[0]} wrote into its state, or into the tensor that it returned before")
 
     def _of_probe(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
         """The first evaluation after `probe`, whose value there is used where the state is the same."""
@@ -581,7 +584,20 @@ class VectorField(UserFunction, AbstractField):
     """f(t, y, *args)."""
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        return self._evaluate((t, y), self.args)
+        if not self._plain or self.counting:
+            return self._evaluate((t, y), self.args)
+        # As `_evaluate` does it, without its calls: a small state's steps are made of little else.
+        self.calls += 1
+        version, last = y._version, self._last
+        try:
+            value: Tensor = self.f(t, y, *self.args)
+        except RuntimeError:
+            self.calls -= 1
+            return self._evaluate((t, y), self.args)
+        if y._version != version or (last is not None and last._version != self._last_version):
+            raise self._written()
+        self._last, self._last_version = value, value._version
+        return value
 
     def at(self, t: Tensor, y: Tensor, rows: Tensor | None) -> Tensor:
         """At some rows of the batch, each at a time of its own, (b, 1, ..., 1)."""

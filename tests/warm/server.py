@@ -112,7 +112,7 @@ def run(arguments: list[str]) -> None:
     kind, what = arguments[0], arguments[1] if len(arguments) > 1 else ""
     sys.path[:0] = [os.path.abspath(path) for path in os.environ.get("PYTHONPATH", "").split(os.pathsep) if path]
     if "WARM_WITHOUT_FIGURES" in os.environ:
-        importlib.import_module("homojl.results.plots").draw_all = lambda *_: []
+        importlib.import_module("homojl.results.plots").draw_all = lambda *_, **__: []
     if kind == "-c":
         sys.argv = ["-c", *arguments[2:]]
         sys.path.insert(0, "")

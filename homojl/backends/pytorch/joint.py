@@ -286,6 +286,10 @@ class Saved:
             event: what ends the solve in it.
         """
         first, end, direction = self.next, move.reached if event is None else event.t, self._direction
+        start = step.y if self._keep else None
+        if event is None and (self._wanted[first] - end) * direction > 0:  # most steps
+            self.record.rounds.append(Round(step.t, step.h, fresh, start, (), ()))
+            return
         while self.next < len(self._wanted):
             beyond = (self._wanted[self.next] - end) * direction
             if beyond > 0 or (beyond == 0 and event is not None):
@@ -304,7 +308,7 @@ class Saved:
             self.ts.append(event.t)
             self.ys.append(event.y)
         h = step.h if event is None else event.h
-        self.record.rounds.append(Round(step.t, h, fresh, step.y if self._keep else None, fractions, saves))
+        self.record.rounds.append(Round(step.t, h, fresh, start, fractions, saves))
 
     def _save_inside(self, times: Sequence[float], step: Step, fractions: Sequence[float]) -> None:
         """Save the states at `times` of a step; those of many steps are computed together."""

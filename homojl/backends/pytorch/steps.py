@@ -75,28 +75,17 @@ def time_like(t: float, y: Tensor) -> Tensor:
     return y.new_full((), t)
 
 
+def _time(t: Number, y: Tensor) -> Tensor:
+    """A time, or one for each row, as the field receives it."""
+    return time_like(t, y) if isinstance(t, float) else on(y, t)
+
+
 def on(like: Tensor, numbers: np.ndarray) -> Tensor:
     """An array on the device of a tensor, numbers in its real dtype."""
     tensor = torch.from_numpy(numbers)
     if numbers.dtype == np.float64:
         tensor = tensor.to(like.dtype.to_real())
     return tensor.to(like.device, non_blocking=True)
-
-
-class _Times:
-    """The times of a step's stages as the field receives them, and the step's size as `combine` takes it."""
-
-    def __init__(self, t: Number, h: Number, y: Tensor) -> None:
-        self._t, self._h, self._y = t, h, y
-        self._fraction, self._time = -1.0, y
-        self.size: float | Tensor = h if isinstance(h, float) else on(y, h)[:, None]
-
-    def at(self, fraction: float) -> Tensor:
-        if fraction != self._fraction:
-            t = self._t + fraction * self._h
-            self._fraction = fraction
-            self._time = time_like(t, self._y) if isinstance(t, float) else on(self._y, t)
-        return self._time
 
 
 class AbstractStepper(abc.ABC):
@@ -168,14 +157,19 @@ class ExplicitStepper(AbstractStepper):
         self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
     ) -> Step:
         a, c, fsal = self.tableau.a, self.tableau.c, self.tableau.fsal
-        times = _Times(t, h, y)
-        size = times.size
-        ks = [f(times.at(0.0), y) if first is None else first]
+        one = isinstance(h, float)
+        size = h if one else on(y, h)[:, None]
+        ks = [f(_time(t, y), y) if first is None else first]
+        time = None
         for i in range(1, len(c) - 1 if fsal else len(c)):
-            ks.append(f(times.at(c[i]), combine(y, size, a[i], ks)))
+            if time is None or c[i] != c[i - 1]:
+                time = time_like(t + c[i] * h, y) if one else on(y, t + c[i] * h)
+            ks.append(f(time, combine(y, size, a[i], ks)))
         y_next = combine(y, size, self.tableau.b, ks)
         if fsal and last:
-            ks.append(f(times.at(1.0), y_next))
+            if time is None or c[-2] != 1.0:
+                time = _time(t + h, y)
+            ks.append(f(time, y_next))
         return Step(t, h, y, y_next, ks)
 
     def error(self, step: Step) -> Tensor:
