@@ -146,7 +146,8 @@ class Course:
         solve, recording = self._solve, torch.is_grad_enabled()
         ts = tuple(_number(t) for t in times)
         event = None if self._problem.event is None else self._condition(self._problem.event, passed)
-        solve = replace(solve, ts=ts, event=event)
+        if event is not None or ts != solve.ts:
+            solve = replace(solve, ts=ts, event=event)
         start = y0
         first = times[0]
         if recording and isinstance(first, Tensor) and first.requires_grad:

@@ -35,11 +35,15 @@ class Form:
     """
 
     def __init__(self, state: Any, name: str, *, real: bool = False, batched: bool = False) -> None:
-        leaves, self._spec = pytree.tree_flatten(state)
+        one = isinstance(state, Tensor)
+        leaves = [state] if one else pytree.tree_leaves(state)
         _check_leaves(leaves, name, state, batched=batched)
         self._complex = real and leaves[0].is_complex()
-        self.plain = state is leaves[0] and not self._complex
+        self.plain = one and not self._complex
         self.shapes: list[torch.Size] = [leaf.shape for leaf in leaves]
+        if self.plain:
+            return
+        self._spec = pytree.tree_structure(state)
         first = {shape[:1] for shape in self.shapes}
         self._rows = batched or (len(first) == 1 and first != {torch.Size()})
         counts = [leaf.numel() // max(len(leaf), 1) if self._rows else leaf.numel() for leaf in leaves]
@@ -88,6 +92,8 @@ class Form:
 
 
 def _check_leaves(leaves: Sequence[Any], name: str, state: Any, *, batched: bool) -> None:
+    if len(leaves) == 1 and leaves[0] is state and state.dtype in FLOATS and not (batched and state.ndim == 0):
+        return  # as most are
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         wrong = next((type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)), type(state).__name__)
         raise ConfigError(f"{name} must be a torch.Tensor, or a tuple, list or dict of them, got {wrong}")

@@ -71,12 +71,15 @@ class UserFunction:
         self._like, self._form, self._precision = like, form, precision
         self._names, self._closed = (name, state), closed
         self._params = tuple(p for p in params or () if p.requires_grad)
-        leaves, self._spec = pytree.tree_flatten(args, is_leaf=lambda x: isinstance(x, PerSample | Shared))
+        leaves, self._spec = list(args), None
+        if not all(isinstance(a, Tensor) for a in args):
+            leaves, self._spec = pytree.tree_flatten(args, is_leaf=lambda x: isinstance(x, PerSample | Shared))
         self._marks = [True if isinstance(a, PerSample) else False if isinstance(a, Shared) else None for a in leaves]
         self._leaves = [a.value if isinstance(a, PerSample | Shared) else a for a in leaves]
-        with torch.inference_mode(False):  # what was made in inference mode can be in no graph, which products need
-            self._leaves = [a.clone() if isinstance(a, Tensor) and a.is_inference() else a for a in self._leaves]
-        self.args: tuple[Any, ...] = tuple(pytree.tree_unflatten(self._leaves, self._spec))
+        if any(isinstance(a, Tensor) and a.is_inference() for a in self._leaves):
+            with torch.inference_mode(False):  # they can be in no graph, which products need
+                self._leaves = [a.clone() if isinstance(a, Tensor) and a.is_inference() else a for a in self._leaves]
+        self.args = self._filled(self._leaves)
         self._rows: Tensor | None = None
         self._row_args = self.args
         self._separable: bool | None = None
@@ -93,6 +96,10 @@ class UserFunction:
         self._given: Tensor | None = None  # the state, where f was given one that requires a gradient of its own
         self._last_version = 0
         self._known: tuple[Tensor, Tensor] | None = None
+
+    def _filled(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
+        """The arguments with those leaves."""
+        return tuple(leaves) if self._spec is None else tuple(pytree.tree_unflatten(leaves, self._spec))
 
     # Evaluation
 
@@ -359,7 +366,7 @@ class UserFunction:
         leaves = [next(given) if slot else a for a, slot in zip(self._leaves, self._given_slots, strict=True)]
         other = self._copy()
         other.f = self._captured.rebuilt(values[slots : slots + held])
-        other._leaves, other.args = leaves, tuple(pytree.tree_unflatten(leaves, self._spec))
+        other._leaves, other.args = leaves, self._filled(leaves)
         other._rows, other._row_args = None, other.args
         other.calls, other._last, other._last_careful, other._known, other.counting = 0, None, None, None, True
         other._plain = self._simple and not torch.is_inference_mode_enabled()
@@ -384,7 +391,7 @@ class UserFunction:
         other._leaves = [next(given) if slot else a for a, slot in zip(self._leaves, self._given_slots, strict=True)]
         other.f, other.args = (
             self._captured.rebuilt(tensors[slots:]),
-            tuple(pytree.tree_unflatten(other._leaves, self._spec)),
+            self._filled(other._leaves),
         )
         other._rows, other._row_args, other._checked, other._plain = None, other.args, False, False
         other._last = other._last_careful = other._known = None
@@ -454,7 +461,7 @@ class UserFunction:
 
     def _chosen(self, rows: Tensor, marks: Sequence[bool | None]) -> tuple[Any, ...]:
         chosen = [a.index_select(0, rows) if mark else a for a, mark in zip(self._leaves, marks, strict=True)]
-        return tuple(pytree.tree_unflatten(chosen, self._spec))
+        return self._filled(chosen)
 
     def _of_batch_size(self, argument: object) -> bool:
         return isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == len(self._like)
