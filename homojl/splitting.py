@@ -105,4 +105,6 @@ def lower(problem: FixedPointProblem, algorithm: AbstractSplitting) -> Lowered:
 def _marked(problem: FixedPointProblem, args: tuple[Any, ...]) -> tuple[Any, ...]:
     """Which arguments have a row for each sample: a map that shows its parts says so by their first dimension."""
     count = len(problem.z0)
-    return tuple(PerSample(a) if len(a) == count and count > 1 else Shared(a) for a in args)
+    return tuple(
+        a if not isinstance(a, Tensor) else PerSample(a) if len(a) == count and count > 1 else Shared(a) for a in args
+    )
