@@ -13,7 +13,7 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _EXPORTS = {
-    **dict.fromkeys(["ODEProblem", "Event", "FixedPointProblem", "HomotopyProblem"], "homojl.problems"),
+    **dict.fromkeys(["ODEProblem", "Event", "FixedPointProblem", "HomotopyProblem", "PerSample", "Shared"], "homojl.problems"),
     **dict.fromkeys(
         [
             "Euler",
@@ -211,6 +211,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.problems import FixedPointProblem as FixedPointProblem
     from homojl.problems import HomotopyProblem as HomotopyProblem
     from homojl.problems import ODEProblem as ODEProblem
+    from homojl.problems import PerSample as PerSample
+    from homojl.problems import Shared as Shared
     from homojl.solution import EquilibriumSolution as EquilibriumSolution
     from homojl.solution import PathSolution as PathSolution
     from homojl.solution import Samples as Samples
