@@ -80,7 +80,7 @@ class Linearisation:
         return self._by_forward_mode(v, reason)
 
     def _transposed(self) -> tuple[Tensor, Tensor]:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
             cotangent = torch.zeros_like(self.value, requires_grad=True)
             if not self.value.requires_grad:
                 return torch.zeros_like(self.at), cotangent
