@@ -257,6 +257,7 @@ class Situation:
         self.tol = 2e-3 if self.coarse else 2e-4
         self.marks = False
         self.throw = True
+        self.loose: float | None = None  # tolerances, where not the cell's own
         self.solution: Any = None
         self.replace: Callable[[Tensor], None] = lambda _: None
 
@@ -275,8 +276,10 @@ class Situation:
         return whole
 
     def _one(self, body: Body, w: Tensor, leaf: Tensor, x: Tensor, s: Any) -> Tensor:
-        value = body(w, leaf, rows_like(x, leaf), s)
-        return leaf - value if self.cell.problem == "path" else value
+        if self.cell.problem != "path":
+            return body(w, leaf, rows_like(x, leaf), s)
+        kept = leaf.clone()
+        return kept - body(w, leaf, rows_like(x, leaf), s)
 
     def problem(self, inputs: Sequence[Tensor]) -> Any:
         """The problem at these inputs."""
@@ -299,6 +302,7 @@ class Situation:
         """The tensors of the state at the end."""
         cell, how = self.cell, {}
         tol = (1e-5 if self.ode else 1e-6) if self.coarse else (1e-8 if self.ode else 1e-10)
+        tol = tol if self.loose is None else self.loose
         algorithm = ALGORITHMS[cell.problem][cell.algorithm](tol)
         adjoint = ADJOINTS[cell.problem][cell.adjoint]
         if self.ode:
@@ -536,12 +540,12 @@ def vmap_grad(to: Situation) -> None:
 
 @use("torch.func.jacrev")
 def jacrev(to: Situation) -> None:
-    inputs = [x.detach() for x in to.inputs()]
-    place = len(to.leaves)
-    found, want = (
-        torch.func.jacrev(lambda *xs: [torch.view_as_real(v) if v.is_complex() else v for v in of(*xs)], place)(*inputs)  # noqa: B023
-        for of in (to.end, to.exact)
-    )
+    *leaves, w, x = (i.detach() for i in to.inputs())
+
+    def real(values: Sequence[Tensor]) -> list[Tensor]:
+        return [torch.view_as_real(v) if v.is_complex() else v for v in values]
+
+    found, want = (torch.func.jacrev(lambda w: real(of(*leaves, w, x)))(w) for of in (to.end, to.exact))  # noqa: B023
     to.agree(found, want, "Jacobian")
 
 
@@ -729,7 +733,7 @@ def _own_input(to: Situation) -> None:
         to.body = lambda w, y, x, s: y
         to.closed = lambda w, y, x, s: y * torch.tensor(END, dtype=to.real).exp()
     else:
-        to.body = lambda w, z, x, s: z.mul_(z).mul_(w).add_(x * s)
+        to.body = lambda w, z, x, s: z.copy_(w * z.clone().square() + x * s)
 
 
 def _buffer(to: Situation) -> None:
@@ -808,12 +812,15 @@ of_body("arguments marked PerSample and Shared", _marked)
 @use("function that draws random numbers")
 def random_numbers(to: Situation) -> None:
     """Whatever is drawn, the end of dy/dt = w m(draw) has the derivative (y - y0) / w by w."""
+    to.loose = 1e-2
+    if to.cell.algorithm in ("KenCarp4", "GaussLegendre4"):
+        to.tol = 1e-2  # draws that Newton's method does not see
     if not to.ode:
         to.body = lambda w, z, x, s: w * z * z + x * (0.9 + 0.2 * torch.rand(z.shape, dtype=to.real))
         torch.manual_seed(0)
         check_gradients(to)
         return
-    to.body = lambda w, y, x, s: w * (0.5 + torch.rand(y.shape, dtype=to.real)) * torch.ones_like(y)
+    to.body = lambda w, y, x, s: w * (0.9 + 0.2 * torch.rand(y.shape, dtype=to.real)) * torch.ones_like(y)
     torch.manual_seed(0)
     *leaves, w, x = to.inputs()
     values = to.end(*leaves, w, x)
@@ -865,7 +872,7 @@ def failing_sample(to: Situation) -> None:
     if ok != [True, False, True]:
         raise hj.SolveError(to.solution.message)
     values = [v[good] for v in values]
-    want = [v[good] for v in to.exact(*leaves, w, x.nan_to_num(0.4))]
+    want = [v[good] for v in to.exact(*leaves, w, torch.where(x.isfinite(), x, torch.full_like(x, 0.4)))]
     to.agree(values, want, "values of the good samples")
     found = [torch.autograd.grad(to.loss(v), [*leaves, w], allow_unused=True, materialize_grads=True) for v in (values, want)]
     to.agree(*found, "gradient of the good samples")
