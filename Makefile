@@ -1,5 +1,7 @@
 # make demo: sets up .venv, trains HomoODE on real images, evaluates, exports, plots
-# make test: sets up .venv, runs every test (those of the Julia backend where Julia is installed)
+# make test: sets up .venv, runs every test (those of the Julia backend where Julia is installed) on all cores and in an
+#            order by chance; TEST=--randomly-seed=N repeats that of a seed, TEST=tests/data runs a part
+# make check: ruff and the tests that are quick, for after each edit
 # make julia-test: HomoJL's own tests; JULIA names the program, JULIA_ENV an environment that has HomoJL
 # make lint: ruff and mypy; make coverage: make test with a table of the lines that ran; make docs: the site, in site/
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
@@ -8,9 +10,11 @@ JULIA_ENV ?= julia
 VENV   := .venv
 BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
+PARALLEL := pytest --numprocesses=auto --dist=loadscope
+PYTEST := $(BIN)/python -m $(PARALLEL)
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
 
-.PHONY: setup demo test julia-test lint coverage docs lock clean
+.PHONY: setup demo test check julia-test lint coverage docs lock clean
 
 setup: $(VENV)/.ready
 
@@ -32,7 +36,11 @@ demo: setup
 	@echo && echo "everything lies in runs/demo:" && find runs/demo -type f | sort | sed 's/^/  /'
 
 test: setup
-	$(BIN)/python -m pytest
+	$(PYTEST) $(TEST)
+
+check: setup
+	$(BIN)/ruff check --quiet . && $(BIN)/ruff format --quiet --check .
+	$(PYTEST) -m 'not slow' $(TEST)
 
 # Bounds are checked where the code says so: "yes", Pkg's default, would compile every dependency anew.
 julia-test:
@@ -46,7 +54,7 @@ lint: setup
 coverage: setup
 	$(PIP) install --quiet --no-build-isolation --editable '.[bench]'
 	$(BIN)/coverage erase
-	$(BIN)/coverage run -m pytest
+	$(BIN)/coverage run -m $(PARALLEL)
 	$(BIN)/coverage combine --quiet
 	$(BIN)/coverage report
 	$(BIN)/coverage json --quiet -o .coverage.json

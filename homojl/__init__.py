@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _EXPORTS = {
-    **dict.fromkeys(["ODEProblem", "Event", "FixedPointProblem", "HomotopyProblem", "PerSample", "Shared"], "homojl.problems"),
+    **dict.fromkeys(
+        ["ODEProblem", "Event", "FixedPointProblem", "HomotopyProblem", "PerSample", "Shared"], "homojl.problems"
+    ),
     **dict.fromkeys(
         [
             "Euler",
@@ -73,7 +75,7 @@ _EXPORTS = {
         "homojl.algorithms",
     ),
     **dict.fromkeys(
-        ["Solution", "EquilibriumSolution", "PathSolution", "Samples", "Stats", "Status"], "homojl.solution"
+        ["Solution", "EquilibriumSolution", "PathSolution", "Samples", "Happened", "Stats", "Status"], "homojl.solution"
     ),
     **dict.fromkeys(
         [
@@ -214,6 +216,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.problems import PerSample as PerSample
     from homojl.problems import Shared as Shared
     from homojl.solution import EquilibriumSolution as EquilibriumSolution
+    from homojl.solution import Happened as Happened
     from homojl.solution import PathSolution as PathSolution
     from homojl.solution import Samples as Samples
     from homojl.solution import Solution as Solution

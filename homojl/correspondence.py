@@ -27,9 +27,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from homojl.adjoints.inputs import check_form, jacobian_vector_product
 from homojl.algorithms import AbstractErrorControlled, AbstractODEAlgorithm, Dopri5
 from homojl.errors import ConfigError
+from homojl.functions.products import Linearisation
+from homojl.functions.user import check_form
 from homojl.models.base import AbstractImplicitModel
 from homojl.models.node import ANODE
 from homojl.problems import ODEProblem
@@ -223,9 +224,9 @@ def _implied(s: Tensor, moved: Tensor, g: Tensor, lambdas: Tensor, slopes: Tenso
 
 
 def _mapped(f: Callable[[Tensor], Tensor], z: Tensor, g: Tensor) -> tuple[Tensor, Tensor]:
-    image = f(z)
-    check_form("f", image, "the state", z)
-    return image, jacobian_vector_product(f, z, g)
+    at = Linearisation(f, z)
+    check_form("f", at.value, "the state", z)
+    return at.value.detach(), at.push(g)
 
 
 def _fitted(wanted: Tensor, by: Tensor) -> Tensor:

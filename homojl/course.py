@@ -14,7 +14,6 @@ import torch
 
 from homojl.adjoints.base import AbstractODEAdjoint, Solve
 from homojl.adjoints.times import at_event, follow
-from homojl.algorithms import AbstractErrorControlled
 from homojl.backends.base import EventCondition, Integration
 from homojl.errors import ConfigError
 from homojl.problems import Event, ODEProblem
@@ -49,7 +48,8 @@ class Course:
         self._problem, self._solve, self._adjoint, self._split = problem, solve, adjoint, split
         self.states: Sequence[Tensor] = ()
         self.events: list[Happened] = []
-        self.status, self.message, self.samples = Status.SUCCESS, "", None
+        self.status, self.message = Status.SUCCESS, ""
+        self.samples: Samples | None = None
         self.steps = StepSequence()
         self.nfe = self.n_accepted = self.n_rejected = 0
         self._times: tuple[Time, ...] = problem.ts
@@ -59,7 +59,11 @@ class Course:
     def run(self, y0: Tensor) -> Course:
         """Integrate from the initial state."""
         problem = self._problem
-        jumps = sorted(problem.jumps, key=_number, reverse=problem.ts[-1] < problem.ts[0]) if torch.is_grad_enabled() else []
+        jumps = (
+            sorted(problem.jumps, key=_number, reverse=problem.ts[-1] < problem.ts[0])
+            if torch.is_grad_enabled()
+            else []
+        )
         if not jumps and (problem.event is None or problem.event.terminal):
             ts, ys = self._integrate(y0, self._times, None)
             self.ts = _stacked(ts)
@@ -78,7 +82,9 @@ class Course:
         ahead = [j for j in jumps if (_number(j) - ts[0]) * direction > 0 and (ts[-1] - _number(j)) * direction > 0]
         start, y, passed = self._times[0], y0, None
         saved_ts, saved = [start], [y0]
-        starts, sizes, saves = [], [], []
+        starts: list[float] = []
+        sizes: list[float] = []
+        saves: list[tuple[int, float]] = []
         while True:
             at = _number(start)
             left = self._times[len(saved) :]
@@ -106,7 +112,10 @@ class Course:
                 if (ts[-1] - _number(start)) * direction <= 0 or len(self.events) >= MOST_EVENTS:
                     saved_ts, saved = [*saved_ts, start], [*saved, y]
                     if len(self.events) >= MOST_EVENTS:
-                        self.status, self.message = Status.MAX_STEPS, f"{MOST_EVENTS} events took place; loosen direction"
+                        self.status, self.message = (
+                            Status.MAX_STEPS,
+                            f"{MOST_EVENTS} events took place; loosen direction",
+                        )
                     break
                 continue
             if not ahead:
@@ -120,7 +129,8 @@ class Course:
     def _after_event(self, t: Time, y: Tensor) -> tuple[Time, Tensor, int | None]:
         """Note an event; the time and the state that the solve goes on from, and which value has just changed."""
         event, which = self._problem.event, self.result.event
-        assert event is not None and which is not None, "an event ended the integration"
+        assert event is not None, "an event ended the integration"
+        assert which is not None, event
         time = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
         self.events.append(Happened(time, self._split(y), which))
         if event.then is not None:
@@ -138,8 +148,9 @@ class Course:
         event = None if self._problem.event is None else self._condition(self._problem.event, passed)
         solve = replace(solve, ts=ts, event=event)
         start = y0
-        if recording and _wants(times[0]):
-            start = follow(solve.f, -1.0, times[0], y0, self._beside(ts[0], ts[-1]))
+        first = times[0]
+        if recording and isinstance(first, Tensor) and first.requires_grad:
+            start = follow(solve.f, -1.0, first, y0, self._beside(ts[0], ts[-1]))
         self.result = result = self._adjoint.integrate(solve, start)
         self._count(result)
         got: list[Time] = list(result.ts)
@@ -147,10 +158,11 @@ class Course:
         if recording and any(map(_wants, times)):
             states = [y0, *ys[1:]]
             for i in range(min(len(got), len(times))):
-                if _wants(times[i]) and result.ts[i] == ts[i]:
-                    got[i] = times[i]
+                time = times[i]
+                if isinstance(time, Tensor) and time.requires_grad and result.ts[i] == ts[i]:
+                    got[i] = time
                     if i:
-                        states[i] = follow(solve.f, 1.0, times[i], states[i], self._beside(ts[i], ts[0]))
+                        states[i] = follow(solve.f, 1.0, time, states[i], self._beside(ts[i], ts[0]))
             ys = states
         if result.status is Status.EVENT and recording:
             ys = self._through_event(solve, got, list(ys))
@@ -170,7 +182,9 @@ class Course:
         self.samples = replace(samples, times=times)
         ended = (which >= 0).to(last.device)
         for i in range(1, len(ys)):  # the state at the event stands for the save times after it
-            after = ended & ((samples.times - _number(got[i])) * (_number(got[-1]) - _number(got[0])) <= 0).to(last.device)
+            after = ended & ((samples.times - _number(got[i])) * (_number(got[-1]) - _number(got[0])) <= 0).to(
+                last.device
+            )
             ys[i] = torch.where(after.view(-1, *[1] * (last.ndim - 1)), last, ys[i])
         return ys
 

@@ -276,7 +276,9 @@ def _solve_mapped(job: _Job, f: VectorField, stats: Stats) -> Solution:
         raise ConfigError("a solve under torch.func.vmap has no events, discontinuities or gradients by ts")
 
     def states(function: Any, y: torch.Tensor, tensors: Any, rows: Any, batch: str) -> torch.Tensor:
-        args = tuple(PerSample(x) if row and batch != "joint" else Shared(x) for x, row in zip(tensors, rows, strict=True))
+        args = tuple(
+            PerSample(x) if row and batch != "joint" else Shared(x) for x, row in zip(tensors, rows, strict=True)
+        )
         return solve(ODEProblem(function, y, problem.ts, args), algorithm, batch=batch, backend=job.backend).ys
 
     ys = transforms.solve_mapped(states, f, job.start, algorithm)

@@ -17,7 +17,7 @@ import torch
 
 from homojl.algorithms import AbstractSplitting, ForwardBackward
 from homojl.errors import ConfigError
-from homojl.problems import FixedPointProblem
+from homojl.problems import FixedPointProblem, PerSample, Shared
 
 Tensor = torch.Tensor
 
@@ -76,14 +76,16 @@ def lower(problem: FixedPointProblem, algorithm: AbstractSplitting) -> Lowered:
             f"{algorithm.name} needs a map that shows its parts, a homojl.splitting.AbstractMonotoneMap, got "
             f"{type(f).__name__}; Anderson() takes any map"
         )
+    args = tuple(a.value if isinstance(a, PerSample | Shared) else a for a in problem.args)
     if isinstance(algorithm, ForwardBackward):
 
         def forward_backward(z: Tensor, *args: Any) -> Tensor:
             return f.proximal(torch.lerp(z, f.affine(z, *args), alpha))
 
-        return Lowered(FixedPointProblem(forward_backward, problem.z0, problem.args, problem.params), lambda z: z, 0)
+        lowered = FixedPointProblem(forward_backward, problem.z0, _marked(problem, args), problem.params)
+        return Lowered(lowered, lambda z: z, 0)
 
-    resolvent = f.resolvent(alpha, *problem.args)
+    resolvent = f.resolvent(alpha, *args)
 
     def project(u: Tensor, *resolvent: Any) -> tuple[Tensor, Tensor]:
         reflected = 2 * f.resolve(u, *resolvent) - u
@@ -94,7 +96,13 @@ def lower(problem: FixedPointProblem, algorithm: AbstractSplitting) -> Lowered:
         return 2 * z - reflected
 
     return Lowered(
-        FixedPointProblem(peaceman_rachford, problem.z0, resolvent, problem.params),
+        FixedPointProblem(peaceman_rachford, problem.z0, _marked(problem, resolvent), problem.params),
         lambda u: project(u, *resolvent)[0],
         1,
     )
+
+
+def _marked(problem: FixedPointProblem, args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Which arguments have a row for each sample: a map that shows its parts says so by their first dimension."""
+    count = len(problem.z0)
+    return tuple(PerSample(a) if len(a) == count and count > 1 else Shared(a) for a in args)

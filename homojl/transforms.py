@@ -73,8 +73,8 @@ def adjoint_for(algorithm: AbstractODEAlgorithm, adjoint: AbstractODEAdjoint) ->
         raise ConfigError(f"{adjoint.name} does not go with torch.func or forward mode; use DirectAdjoint()")
     if not isinstance(algorithm.tableau, ButcherTableau):
         raise ConfigError(
-            f"{algorithm.name} does not go with torch.func or forward mode; take an explicit method such as Tsit5(), or "
-            "torch.autograd.grad"
+            f"{algorithm.name} does not go with torch.func or forward mode; take an explicit method such as Tsit5(), "
+            "or torch.autograd.grad"
         )
     return TransformedAdjoint()
 

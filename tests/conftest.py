@@ -7,6 +7,9 @@ import os
 import shutil
 from importlib.util import find_spec
 
+# One thread in each process, those that tests start included: as many work at a time as there are cores.
+os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS="1")
+
 import pytest
 import torch
 
@@ -22,10 +25,33 @@ AVAILABLE["setpriv"] = lambda: os.geteuid() != 0 or shutil.which("setpriv") is n
 AVAILABLE["compiler"] = lambda: any(map(shutil.which, ("c++", "g++", "clang++")))  # of C++, which torch.compile needs
 
 
+# Modules that one worker runs from beginning to end; all other tests are dealt out one by one. (xdist_group does
+# not do it: pytest 9.2 no longer sees the names that pytest-xdist 3.8 gives the tests of a group.)
+TOGETHER = {
+    "tests/backends/test_compiled.py",  # what has been compiled is there for the next test
+    "tests/comparison/test_compare.py",  # its tests read one comparison, and some make it again
+    "tests/test_wheel.py",  # one wheel
+}
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Scheduler(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            module = nodeid.partition("::")[0]
+            return module if module in TOGETHER else nodeid
+
+    return Scheduler(config, log)
+
+
 def pytest_configure(config):
+    torch.set_num_threads(1)
     config.addinivalue_line(
         "markers", "needs(what): skipped, loudly, without it; HOMOJL_REQUIRE=what makes that a failure"
     )
+    config.addinivalue_line("markers", "slow: starts processes, compiles or trains; `make check` leaves it out")
 
 
 def pytest_runtest_setup(item):
@@ -76,3 +102,5 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if exists(item)]
+    # The long ones first, so that all workers end at the same time; otherwise in the order that chance has given them.
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

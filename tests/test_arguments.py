@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import subprocess
-import sys
 
 import pytest
 import torch
 
 import homojl as hj
 from homojl.algorithms import PIController, PredictiveController
+from tests import warm
 
 Y0 = torch.ones(2)
 
@@ -23,9 +23,15 @@ def field(t, y):
     ("make", "message"),
     [
         (lambda: hj.ODEProblem(3, Y0, (0, 1)), "f must be callable"),
-        (lambda: hj.ODEProblem(field, [1.0], (0, 1)), "y0 must be a torch.Tensor, or a tuple, list or dict of them, got float"),
+        (
+            lambda: hj.ODEProblem(field, [1.0], (0, 1)),
+            "y0 must be a torch.Tensor, or a tuple, list or dict of them, got float",
+        ),
         (lambda: hj.ODEProblem(field, torch.ones(2, dtype=torch.int64), (0, 1)), "float32 or float64"),
-        (lambda: hj.ODEProblem(field, (torch.ones(1), torch.ones(1).double()), (0, 1)), "must have one dtype and device"),
+        (
+            lambda: hj.ODEProblem(field, (torch.ones(1), torch.ones(1).double()), (0, 1)),
+            "must have one dtype and device",
+        ),
         (lambda: hj.ODEProblem(field, Y0, (0,)), "at least one more"),
         (lambda: hj.ODEProblem(field, Y0, (0, 1, 1)), "strictly increasing"),
         (lambda: hj.ODEProblem(field, Y0, (0, 1, 0.5)), "strictly increasing"),
@@ -105,14 +111,14 @@ for _ in range(3):
 
 
 def test_julia_is_never_replaced_silently(no_julia):
-    done = subprocess.run([sys.executable, "-c", SOLVES, "julia"], env=no_julia, capture_output=True, text=True)
+    done = subprocess.run([warm.python(), "-c", SOLVES, "julia"], env=no_julia, capture_output=True, text=True)
     assert done.returncode == 1
     assert done.stderr.startswith("refused: ")
     assert "backend='pytorch'" in done.stderr
 
 
 def test_auto_says_once_which_backend_it_took(no_julia):
-    done = subprocess.run([sys.executable, "-c", SOLVES, "auto"], env=no_julia, capture_output=True, text=True)
+    done = subprocess.run([warm.python(), "-c", SOLVES, "auto"], env=no_julia, capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stderr == "homojl: backend auto: solving with PyTorch\n"
 

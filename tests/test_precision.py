@@ -240,6 +240,7 @@ def test_other_tolerances_are_not_warned_of(algorithm, precision, net, tensors):
         ode(net, tensors, algorithm, precision=precision)
 
 
+@pytest.mark.slow
 @pytest.mark.needs("compiler")
 def test_compiled_steps_make_the_same_evaluations_and_are_found_again():
     net, y0 = torch.nn.Sequential(torch.nn.Linear(6, 32), torch.nn.Tanh(), torch.nn.Linear(32, 6)), torch.randn(5, 6)

@@ -1,5 +1,6 @@
 """How to differentiate a solve; the only package with functions of its own in PyTorch's autograd."""
 
+from homojl.adjoints.base import AbstractODEAdjoint
 from homojl.adjoints.continuous import BacksolveAdjoint, GaussAdjoint
 from homojl.adjoints.equilibrium import (
     AbstractFixedPointAdjoint,
@@ -11,7 +12,6 @@ from homojl.adjoints.equilibrium import (
     jacobian_regularization,
 )
 from homojl.adjoints.ode import CheckpointAdjoint, DirectAdjoint, ode_adjoint
-from homojl.adjoints.base import AbstractODEAdjoint
 
 __all__ = [
     "AbstractFixedPointAdjoint",

@@ -11,7 +11,14 @@ from typing import Any
 
 import torch
 
-from homojl.algorithms import AbstractErrorControlled, AbstractODEAlgorithm, ErrorNorm, note_first_step, with_first_step
+from homojl.algorithms import (
+    AbstractAdaptive,
+    AbstractErrorControlled,
+    AbstractODEAlgorithm,
+    ErrorNorm,
+    note_first_step,
+    with_first_step,
+)
 from homojl.backends.base import AbstractBackend, EventCondition, Integration
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.backends.pytorch.record import Record, Replay, Round
@@ -52,6 +59,7 @@ class Solve:
         keep_states = keep_states or self.keep_states
         if self.each:
             assert isinstance(self.backend, TorchBackend), self.backend
+            assert isinstance(algorithm, AbstractAdaptive), algorithm
             result = self.backend.integrate_samples(
                 self.f, y0, self.ts, algorithm, keep_states=keep_states, event=self.event
             )
@@ -86,13 +94,13 @@ class AbstractODEAdjoint(abc.ABC):
     def integrate(self, solve: Solve, y0: Tensor) -> Integration:
         """Integrate; the returned states carry gradients where any are wanted."""
 
-    def check(self, algorithm: AbstractODEAlgorithm) -> None:
-        """Raise a ConfigError if solves by this algorithm cannot be differentiated in this way."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractRecomputingAdjoint(AbstractODEAdjoint):
     """What the adjoints with a backward pass of their own share: solve without a graph, then `backward`."""
+
+    def check(self, algorithm: AbstractODEAlgorithm) -> None:
+        """Raise a ConfigError if solves by this algorithm cannot be differentiated in this way."""
 
     @property
     def keeps_states(self) -> bool:
@@ -118,7 +126,12 @@ class AbstractRecomputingAdjoint(AbstractODEAdjoint):
 
     @abc.abstractmethod
     def backward(
-        self, solve: Solve, result: Integration, f: VectorField, wrt: Sequence[Tensor], saved: Sequence[Tensor],
+        self,
+        solve: Solve,
+        result: Integration,
+        f: VectorField,
+        wrt: Sequence[Tensor],
+        saved: Sequence[Tensor],
         cotangents: Sequence[Tensor | None],
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """Gradients with respect to y0 and each of `wrt`; None for zero.

@@ -18,11 +18,11 @@ from homojl.algorithms import (
     note_first_step,
     with_first_step,
 )
-from homojl.backends.base import DerivedField, Integration
+from homojl.backends.base import Integration
 from homojl.backends.pytorch.record import OTHER
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError, SolveError
-from homojl.functions import VectorField
+from homojl.functions import DerivedField, VectorField
 from homojl.layout import Layout
 
 Tensor = torch.Tensor
@@ -52,7 +52,12 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
     algorithm: AbstractODEAlgorithm | None = None
 
     def backward(
-        self, solve: Solve, result: Integration, f: VectorField, wrt: Sequence[Tensor], saved: Sequence[Tensor],
+        self,
+        solve: Solve,
+        result: Integration,
+        f: VectorField,
+        wrt: Sequence[Tensor],
+        saved: Sequence[Tensor],
         cotangents: Sequence[Tensor | None],
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         times, back = result.ts, Backward(solve, result, f, wrt)
@@ -171,7 +176,8 @@ class BacksolveAdjoint(AbstractContinuousAdjoint):
         layout, dtype = Layout([y1, costate, *totals]), y1.dtype
 
         def rhs(t: Tensor, flat: Tensor) -> Tensor:
-            dy, grads = back.f.vjp(_real(t), *layout.unpack(flat, 2), back.wrt)
+            y, a = layout.unpack(flat, 2)
+            dy, grads = back.f.vjp(_real(t), y, a, back.wrt)
             return layout.pack([dy, *(g.neg() for g in grads)], dtype)
 
         norm = self._norm(back.solve, layout, 2 if self.seminorm else len(layout.parts))
@@ -207,7 +213,8 @@ class GaussAdjoint(AbstractContinuousAdjoint):
         layout = Layout([y1, costate])
 
         def rhs(t: Tensor, flat: Tensor) -> Tensor:
-            dy, (grad,) = back.f.vjp(_real(t), *layout.unpack(flat))
+            y, a = layout.unpack(flat)
+            dy, (grad,) = back.f.vjp(_real(t), y, a)
             return layout.pack([dy, grad.neg()], y1.dtype)
 
         flat = layout.pack([y1, costate], y1.dtype)

@@ -23,11 +23,11 @@ from homojl.adjoints.base import of_nothing
 from homojl.adjoints.implicit_function import AbstractRelation, differentiable, refuse_transforms, transforming
 from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson, Broyden, Homotopy, NewtonKrylov, PseudoTransient
 from homojl.algorithms.checks import require
-from homojl.backends.base import AbstractBackend, AbstractMap, FixedPoint
+from homojl.backends.base import AbstractBackend, FixedPoint
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.draws import draw_rows
 from homojl.errors import ConfigError, SolveError
-from homojl.functions import MapFunction
+from homojl.functions import AbstractMap, MapFunction
 from homojl.functions.products import Linearisation
 from homojl.functions.user import Mixes
 from homojl.names import did_you_mean

@@ -18,9 +18,8 @@ from typing import Any, ClassVar
 import torch
 from torch.autograd import forward_ad
 
-from homojl.backends.base import AbstractMap
 from homojl.errors import ConfigError
-from homojl.functions import MapFunction
+from homojl.functions import AbstractMap, MapFunction
 from homojl.functions.products import Linearisation, gradients
 
 Tensor = torch.Tensor
@@ -225,9 +224,10 @@ class _State(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, z0_tangent: Tensor | None, *tangents: Tensor | None) -> Tensor:
-        z, _z0, *tensors = ctx.saved_tensors
-        right = _pushed_by(lambda t: ctx.relation.evaluate(z, t), tensors, tangents, z)
-        tangent: Tensor = _Solved.apply(ctx.relation, False, right, z, *tensors)
+        z, _z0, *tensors = (forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors)
+        with forward_ad._set_fwd_grad_enabled(True):  # which autograd turns off here, though jvp may be inside another
+            right = _pushed_by(lambda t: ctx.relation.evaluate(z, t), tensors, tangents, z)
+            tangent: Tensor = _Solved.apply(ctx.relation, False, right, z, *tensors)
         return tangent
 
     @staticmethod
@@ -266,16 +266,15 @@ class _Solved(torch.autograd.Function):
 
     @staticmethod
     def jvp(ctx: Any, _: None, __: None, tangent: Tensor | None, *tangents: Tensor | None) -> Tensor:
-        x, *at = ctx.saved_tensors
-        right = _pushed_by(lambda a: _products(ctx.relation, a, x, ctx.transposed), at, tangents, x)
-        right = right if tangent is None else right + tangent
-        solved: Tensor = _Solved.apply(ctx.relation, ctx.transposed, right, *at)
+        x, *at = (forward_ad.unpack_dual(x).primal for x in ctx.saved_tensors)
+        with forward_ad._set_fwd_grad_enabled(True):
+            right = _pushed_by(lambda a: _products(ctx.relation, a, x, ctx.transposed), at, tangents, x)
+            right = right if tangent is None else right + tangent
+            solved: Tensor = _Solved.apply(ctx.relation, ctx.transposed, right, *at)
         return solved
 
     @staticmethod
-    def vmap(
-        info: Any, in_dims: tuple[Any, ...], relation: AbstractRelation, transposed: bool, *inputs: Tensor
-    ) -> Any:
+    def vmap(info: Any, in_dims: tuple[Any, ...], relation: AbstractRelation, transposed: bool, *inputs: Tensor) -> Any:
         size, inner = info.batch_size, relation.mapped(info.batch_size, tuple(in_dims[4:]))
         right, z = (_as_rows(x, dim, size) for x, dim in zip(inputs[:2], in_dims[2:4], strict=True))
         return _Solved.apply(inner, transposed, right, z, *inputs[2:]).unflatten(0, (size, -1)), 0

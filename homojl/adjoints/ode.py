@@ -105,7 +105,12 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
         _require_tableau(self, algorithm)
 
     def backward(
-        self, solve: Solve, result: Integration, f: VectorField, wrt: Sequence[Tensor], saved: Sequence[Tensor],
+        self,
+        solve: Solve,
+        result: Integration,
+        f: VectorField,
+        wrt: Sequence[Tensor],
+        saved: Sequence[Tensor],
         cotangents: Sequence[Tensor | None],
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         replay = solve.replay(f, result, saved[0])

@@ -10,10 +10,9 @@ import numpy as np
 import torch
 
 from homojl.adjoints.implicit_function import AbstractRelation, differentiable
-from homojl.backends.base import AbstractMap
 from homojl.backends.pytorch.gmres import gmres
 from homojl.errors import SolveError
-from homojl.functions import MapFunction
+from homojl.functions import AbstractMap, MapFunction
 from homojl.functions.products import Linearisation
 
 Tensor = torch.Tensor

@@ -67,9 +67,7 @@ def at_event(
             return t, y
         inputs = [_like(t, y).requires_grad_(), y.detach().requires_grad_()]
         again = value(*inputs)
-    by_time, by_state = torch.autograd.grad(
-        again.sum(), inputs, allow_unused=True, materialize_grads=True
-    )
+    by_time, by_state = torch.autograd.grad(again.sum(), inputs, allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         time, calls = _like(t, y), f.calls
         dy = f.at(time.view(-1, *[1] * (y.ndim - 1)), y.detach(), None) if each else f(time, y.detach())

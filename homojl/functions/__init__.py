@@ -1,6 +1,16 @@
 """What the user gives, as solvers and adjoints use it: the one place that calls a user's function."""
 
+from homojl.functions.base import AbstractField, AbstractMap, DerivedField
 from homojl.functions.states import Form
 from homojl.functions.user import MapFunction, UserFunction, VectorField, WrittenOver
 
-__all__ = ["Form", "MapFunction", "UserFunction", "VectorField", "WrittenOver"]
+__all__ = [
+    "AbstractField",
+    "AbstractMap",
+    "DerivedField",
+    "Form",
+    "MapFunction",
+    "UserFunction",
+    "VectorField",
+    "WrittenOver",
+]

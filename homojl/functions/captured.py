@@ -32,7 +32,7 @@ class Captured:
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.tensors: list[Tensor] = []
-        self._function = function
+        self._function: Callable[..., Any] | None = function
         self._places: dict[int, int] = {}
         self._builders: dict[int, Builder | None] = {}
         self._made: dict[int, Any] = {}
@@ -45,6 +45,7 @@ class Captured:
     def rebuilt(self, tensors: Sequence[Tensor]) -> Callable[..., Any]:
         """The function with other tensors in the places of its own."""
         if self._builder is None:
+            assert self._function is not None
             return self._function
         self._made = {}
         try:
@@ -203,9 +204,7 @@ class Captured:
                     builders[name][n] = builder
         flat = "_flat_weights" in module.__dict__  # of recurrent layers: another list of the parameters
         attributes = {
-            n: b
-            for n, v in list(parts.items())
-            if n not in _OF_MODULES and (b := self._look(v, depth + 1)) is not None
+            n: b for n, v in list(parts.items()) if n not in _OF_MODULES and (b := self._look(v, depth + 1)) is not None
         }
         for n in attributes:
             parts[n] = None

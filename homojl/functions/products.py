@@ -127,7 +127,9 @@ def real_basis(y: Tensor) -> Tensor:
     return torch.view_as_complex(eye.view(n, *y.shape, 2)) if y.is_complex() else eye.view(n, *y.shape)
 
 
-def gradients(outputs: list[Tensor], wrt: list[Tensor], cotangents: list[Tensor], *, again: bool = False) -> list[Tensor | None]:
+def gradients(
+    outputs: list[Tensor], wrt: list[Tensor], cotangents: list[Tensor], *, again: bool = False
+) -> list[Tensor | None]:
     """sum_i cotangents[i]^T d outputs[i] / d wrt[j] for every j; None where there is no dependence.
 
     Args:

@@ -55,8 +55,10 @@ class Form:
             ConfigError: if it is not of the structure and the shapes of the first one.
         """
         leaves, spec = pytree.tree_flatten(state)
-        shapes = [getattr(leaf, "shape", None) for leaf in leaves]
-        rows_agree = self._rows and len(leaves) == len(self.shapes) and len({s[:1] for s in shapes if s is not None}) == 1
+        shapes: list[Any] = [getattr(leaf, "shape", None) for leaf in leaves]
+        rows_agree = (
+            self._rows and len(leaves) == len(self.shapes) and len({s[:1] for s in shapes if s is not None}) == 1
+        )
         wanted = self.shapes if not rows_agree else [torch.Size((*shapes[0][:1], *s[1:])) for s in self.shapes]
         if spec != self._spec or shapes != wanted:
             raise ConfigError(
@@ -78,10 +80,10 @@ class Form:
         parts = []
         for shape, (start, stop) in zip(self.shapes, self._parts, strict=True):
             part = joined[..., start:stop]
-            shape = (*lead, *((joined.shape[-2], *shape[1:]) if self._rows else shape))
+            whole = (*lead, *((joined.shape[-2], *shape[1:]) if self._rows else shape))
             if self._complex:
-                part = torch.view_as_complex(part.reshape(*shape, 2).contiguous())
-            parts.append(part.reshape(shape))
+                part = torch.view_as_complex(part.reshape(*whole, 2).contiguous())
+            parts.append(part.reshape(whole))
         return pytree.tree_unflatten(parts, self._spec)
 
 
@@ -95,7 +97,9 @@ def _check_leaves(leaves: Sequence[Any], name: str, state: Any, *, batched: bool
     dtype = leaves[0].dtype
     if dtype.to_real() not in FLOATS if dtype.is_floating_point or dtype.is_complex else True:
         remedy = f"{name}.to(torch.complex64)" if dtype.is_complex else f"{name}.float()"
-        raise ConfigError(f"{name} must be float32 or float64, or complex of these, got {dtype}; convert it with {remedy}")
+        raise ConfigError(
+            f"{name} must be float32 or float64, or complex of these, got {dtype}; convert it with {remedy}"
+        )
     if batched and any(leaf.ndim == 0 for leaf in leaves):
         raise ConfigError(f"{name} needs a first dimension that counts samples; write {name}[None] for one sample")
     if batched and len({len(leaf) for leaf in leaves}) > 1:

@@ -19,6 +19,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from homojl.errors import ConfigError
+from homojl.functions.base import AbstractField, AbstractMap
 from homojl.functions.captured import Captured
 from homojl.functions.products import Linearisation, gradients
 from homojl.functions.states import Form
@@ -110,7 +111,7 @@ class UserFunction:
                 value = self._carefully(inputs, args)
             last = self._last
             if y._version != version or (last is not None and last._version != self._last_version):
-                raise WrittenOver(f"{self._names[0]} wrote into its state, or into the tensor that it returned before")
+                raise self._written()
             self._last, self._last_version = value, value._version
         elif self._known is not None:
             value = self._of_probe(inputs, args)
@@ -121,6 +122,9 @@ class UserFunction:
         if self.counting and value.requires_grad:
             value.register_hook(self._count_product)
         return value
+
+    def _written(self) -> WrittenOver:
+        return WrittenOver(f"{self._names[0]} wrote into its state, or into the tensor that it returned before")
 
     def _of_probe(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
         """The first evaluation after `probe`, whose value there is used where the state is the same."""
@@ -307,9 +311,7 @@ class UserFunction:
         *time, y = inputs
         with torch.enable_grad():
             value = self._evaluate((*time, y.detach()), self.args)
-        written = any(
-            track and x._version != v for x, v, track in zip(held, versions, tracked, strict=True)
-        )
+        written = any(track and x._version != v for x, v, track in zip(held, versions, tracked, strict=True))
         known = [x for x in (*slots, *held, *loose) if x.requires_grad]
         reached = self._reached(value, known, instead)
         # A tensor that is computed from others and that f does not use may be a result which its module keeps.
@@ -367,8 +369,8 @@ class UserFunction:
             shapes = ", ".join(str(tuple(v.shape)) for v in missed[:4])
             raise ConfigError(
                 f"{self._names[0]} depends on {len(missed)} tensor(s) that require gradients (shape {shapes}) but are "
-                "neither in args nor in params, so this adjoint would miss them: pass params=tuple(module.parameters()) "
-                f"or args=(x,), or use {instead}"
+                "neither in args nor in params, so this adjoint would miss them: pass "
+                f"params=tuple(module.parameters()) or args=(x,), or use {instead}"
             )
         return reached
 
@@ -430,8 +432,9 @@ class UserFunction:
         given = iter(tensors[:slots])
         other = self._copy()
         other._leaves = [next(given) if slot else a for a, slot in zip(self._leaves, self._given_slots, strict=True)]
-        other.f, other.args = self._captured.rebuilt(tensors[slots:]), tuple(
-            pytree.tree_unflatten(other._leaves, self._spec)
+        other.f, other.args = (
+            self._captured.rebuilt(tensors[slots:]),
+            tuple(pytree.tree_unflatten(other._leaves, self._spec)),
         )
         other._rows, other._row_args, other._checked, other._plain = None, other.args, False, False
         other._last = other._last_careful = other._known = None
@@ -552,7 +555,7 @@ class UserFunction:
         *times, y = inputs
         moved = y + (1 + y.abs()) * torch.linspace(0.1, 0.2, len(y), device=y.device).view(-1, *[1] * (y.ndim - 1))
         if agreeing:
-            self._marks = agreeing[0]
+            self._marks = list(agreeing[0])
             other = torch.full_like(some[:1], 0 if int(some[0]) else len(value) - 1)
             if len(value) > 1 and not self._alone((*times, moved), torch.cat([some[:1], other])):
                 self._mix()
@@ -580,9 +583,12 @@ class UserFunction:
         return self._agrees(one, both)
 
     def _mix(self) -> None:
-        self._separable, self._mixes = False, (
-            f"{self._names[0]} mixes the samples of the batch, as BatchNorm in training mode does: each sample's value "
-            "depends on the others"
+        self._separable, self._mixes = (
+            False,
+            (
+                f"{self._names[0]} mixes the samples of the batch, as BatchNorm in training mode does: each sample's "
+                "value depends on the others"
+            ),
         )
         raise Mixes(self._mixes)
 
@@ -629,11 +635,24 @@ class Autocast:
         return pytree.tree_map_only(Tensor, lambda x: x.float() if x.dtype == self._dtype else x, value)
 
 
-class VectorField(UserFunction):
+class VectorField(UserFunction, AbstractField):
     """f(t, y, *args)."""
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        return self._evaluate((t, y), self.args)
+        if not self._plain or self.counting:
+            return self._evaluate((t, y), self.args)
+        # As `_evaluate` does it, without its calls: a small state's steps are made of little else.
+        self.calls += 1
+        version, last = y._version, self._last
+        try:
+            value: Tensor = self.f(t, y, *self.args)
+        except RuntimeError:
+            self.calls -= 1
+            return self._evaluate((t, y), self.args)
+        if y._version != version or (last is not None and last._version != self._last_version):
+            raise self._written()
+        self._last, self._last_version = value, value._version
+        return value
 
     def at(self, t: Tensor, y: Tensor, rows: Tensor | None) -> Tensor:
         """At some rows of the batch, each at a time of its own, (b, 1, ..., 1)."""
@@ -667,7 +686,7 @@ class VectorField(UserFunction):
         return dy if again else dy.detach(), zeroed
 
 
-class MapFunction(UserFunction):
+class MapFunction(UserFunction, AbstractMap):
     """f(z, *args)."""
 
     def __call__(self, z: Tensor, rows: Tensor | None = None) -> Tensor:

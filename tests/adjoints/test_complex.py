@@ -7,6 +7,8 @@ import torch
 
 import homojl as hj
 
+pytestmark = pytest.mark.slow
+
 ADJOINTS = [hj.DirectAdjoint(), hj.CheckpointAdjoint(), hj.BacksolveAdjoint(), hj.GaussAdjoint()]
 METHODS = [hj.Dopri5(rtol=1e-8, atol=1e-8), hj.KenCarp4(rtol=1e-8, atol=1e-8), hj.GaussLegendre4(step_size=0.05)]
 

@@ -52,6 +52,7 @@ def gradients_of(field, y0, x, ts, algorithm, adjoint, backend) -> list[torch.Te
     return list(torch.autograd.grad(loss, [y0, x, *field.parameters()]))
 
 
+@pytest.mark.slow
 @each_adjoint
 @pytest.mark.parametrize("ts", [(0.0, 1.0), (0.0, 0.31, 0.77, 1.0), (1.0, 0.4, -0.2)])
 def test_gradcheck(adjoint, ts, backend):
@@ -70,6 +71,7 @@ def test_gradcheck(adjoint, ts, backend):
     )
 
 
+@pytest.mark.slow
 @each_adjoint
 @pytest.mark.parametrize("algorithm", [hj.Euler(step_size=0.1), hj.Midpoint(step_size=0.2), hj.RK4(step_size=0.25)])
 def test_gradcheck_of_fixed_steps(adjoint, algorithm, backend):

@@ -11,6 +11,8 @@ import homojl as hj
 from homojl.algorithms import AbstractFixedStep
 from tests.catalogue import IMPLICIT
 
+pytestmark = pytest.mark.slow
+
 FIXED = [cls for cls in IMPLICIT.values() if issubclass(cls, AbstractFixedStep)]
 ADAPTIVE = [cls for cls in IMPLICIT.values() if not issubclass(cls, AbstractFixedStep)]
 SOLVERS = ["dense", "krylov"]
@@ -69,8 +71,8 @@ def test_gradcheck(cls, linear_solver):
 @each_solver
 def test_adaptive_gradients_are_those_of_the_steps_taken(cls, linear_solver):
     """By finite differences, the step sizes held as they are."""
-    from homojl.backends.base import DerivedField
     from homojl.backends.pytorch.steppers import stepper_for
+    from homojl.functions import DerivedField
 
     field, (y0, x) = Field(), inputs()
     solution = hj.solve(

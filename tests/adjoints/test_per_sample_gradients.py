@@ -83,6 +83,7 @@ def test_agrees_with_a_joint_solve(adjoint, cls, ts):
         torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-5 * float(a.abs().max()))
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.floats(0.1, 40.0), min_size=1, max_size=6),
     st.lists(st.floats(0.01, 1.0), min_size=1, max_size=4),

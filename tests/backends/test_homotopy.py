@@ -52,6 +52,7 @@ def test_it_ends_where_the_path_of_each_sample_ends():
         assert end.item() == pytest.approx(path.value.item(), abs=1e-5)
 
 
+@pytest.mark.slow
 def test_a_map_that_is_far_from_a_contraction():
     """tanh(W z + x) with spectral radius near 2: bounded, so that every path is."""
     generator = torch.Generator().manual_seed(1)
@@ -74,6 +75,7 @@ def test_a_map_with_kinks():
     torch.testing.assert_close(solution.value, exact.value, rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.slow
 @given(st.integers(1, 8), st.randoms(use_true_random=False), st.sampled_from(KINDS))
 @settings(max_examples=15, deadline=None)
 def test_batch_mates_change_nothing(count, random, kind):
@@ -99,6 +101,7 @@ def test_a_path_without_an_end_says_so_and_the_others_arrive():
         hj.solve(problem, hj.Homotopy(kind="newton"), backend="pytorch")
 
 
+@pytest.mark.slow
 def test_gradients_are_those_of_the_equilibrium():
     w = torch.randn(2, 2, dtype=torch.float64, requires_grad=True)
     x = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)

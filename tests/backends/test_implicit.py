@@ -13,8 +13,8 @@ from scipy.integrate import solve_ivp
 
 import homojl as hj
 from homojl.algorithms import AbstractFixedStep
-from homojl.backends.base import DerivedField
 from homojl.backends.pytorch.steppers import stepper_for
+from homojl.functions import DerivedField
 from homojl.solution import Status
 from tests.catalogue import EXACT_ODES, IMPLICIT
 

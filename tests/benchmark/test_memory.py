@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import gc
+import sys
 
 import pytest
 import torch
 
 from homojl.benchmark import memory
 from homojl.benchmark.bars import ALLOWED_GROWTH, leak_growth
+from tests import warm
+
+pytestmark = pytest.mark.slow
 
 SOLVES = 2000  # `homojl bench --problem leak` makes 10,000; what is allowed is the same for each of them
 
@@ -58,6 +62,7 @@ def test_kept_states_take_less_memory_than_the_graph():
     assert peaks["30 states"] < 0.2 * peaks["direct"]
 
 
-def test_a_process_that_fails_says_why():
+def test_a_process_that_fails_says_why(monkeypatch):
+    monkeypatch.setattr(sys, "executable", warm.python())
     with pytest.raises(memory.MeasurementFailed, match="KeyError"):
         memory.peak_of_steps("homojl-pytorch", "no such adjoint", 3, seed=0, threads=1)

@@ -11,6 +11,8 @@ import torch
 import homojl as hj
 from homojl.benchmark.problems import SYSTEMS, Problem, layer_problem, network_problem, system_problem
 
+pytestmark = pytest.mark.slow
+
 EXACT = [name for name, system in SYSTEMS.items() if system.exact is not None]
 
 

@@ -8,6 +8,8 @@ import pytest
 from homojl.benchmark.problems import layer_problem, network_problem, system_problem
 from homojl.benchmark.solvers import SOLVERS, Case
 
+pytestmark = pytest.mark.slow
+
 OURS = ["homojl-pytorch", pytest.param("homojl-julia", marks=pytest.mark.needs("julia"))]
 ODE_PEERS = [pytest.param(name, marks=pytest.mark.needs(name)) for name in ("torchdiffeq", "torchode", "diffrax")]
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 from click.testing import CliRunner
 
 from homojl.benchmark.hdf5 import read_bench
 from homojl.results.tuning import read_tuning
 from homojl_cli import tune
-from tests.cli.test_cli import SMALL, assert_one_line_error, homojl
+from tests.command import SMALL, assert_one_line_error, homojl, homojl_process
 
 
+@pytest.mark.slow
 def test_bench_writes_a_table_a_file_and_figures(tmp_path, no_julia):
-    result = homojl(
+    result = homojl_process(
         "bench", "--quick", "--problem", "layer", "--solver", "homojl-pytorch,homojl-julia", "--threads", 1,
         "--out", tmp_path / "b", env=no_julia,
     )  # fmt: skip
@@ -54,15 +57,10 @@ def test_the_names_are_those_of_what_there_is():
     assert list(NAMES) == list(SOLVERS)
 
 
-@pytest.fixture(scope="module")
-def run(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("tune") / "run"
-    result = homojl("train", "--epochs", 2, "--out", folder, *SMALL)
-    assert result.returncode == 0, result.stderr
-    return folder
-
-
-def test_tune_prints_options_that_train_takes(run):
+@pytest.mark.slow
+def test_tune_prints_options_that_train_takes(trained, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(trained[0], run)
     arguments = [str(run), "--algorithms", "bosh3,dopri5,rk4", "--tolerances", "1e-1,1e-3", "--within", "2"]
     result = CliRunner().invoke(tune.command, arguments)
     assert result.exit_code == 0, result.output

@@ -1,4 +1,4 @@
-"""The command as a person runs it: in a process of its own."""
+"""The command as a person runs it. What is about a process, its signals or its environment, has one of its own."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,32 +15,8 @@ import pytest
 
 from homojl.results.records import METRICS
 from homojl_cli.main import COMMANDS
-
-SMALL = [
-    "--set", "model.channels=4", "--set", "solver.algorithm=bosh3", "--set", "solver.rtol=1e-2",
-    "--set", "solver.atol=1e-2", "--set", "train.batch_size=128", "--set", "optim.lr=0.01", "--set", "train.threads=1",
-]  # fmt: skip
-
-
-def homojl(*args: object, cwd=None, **options) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "homojl_cli", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False, **options)
-
-
-def assert_one_line_error(result: subprocess.CompletedProcess, *words: str) -> None:
-    assert result.returncode == 2, result.stderr
-    assert result.stderr.count("\n") == 1
-    assert result.stderr.startswith("homojl: error: ")
-    for word in words:
-        assert word in result.stderr
-
-
-@pytest.fixture(scope="module")
-def trained(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    result = homojl("train", "--epochs", 2, "--out", folder, *SMALL)
-    assert result.returncode == 0, result.stderr
-    return folder, result
+from tests import warm
+from tests.command import SMALL, assert_one_line_error, homojl, homojl_process
 
 
 def test_help_lists_every_command_and_shows_examples():
@@ -111,11 +86,12 @@ def test_export_and_plot(trained, tmp_path):
     assert all(os.path.getsize(path) > 1000 for path in figures)
 
 
+@pytest.mark.slow
 def test_interrupt_saves_and_resume_ends_like_the_undisturbed_run(trained, tmp_path):
     folder, _ = trained
     interrupted = tmp_path / "interrupted"
     arguments = ["train", "--epochs", "2", "--out", str(interrupted), *SMALL, "--set", "train.checkpoint_seconds=0"]
-    command = [sys.executable, "-m", "homojl_cli", *arguments]
+    command = [warm.python(), "-m", "homojl_cli", *arguments]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while not (interrupted / "checkpoints" / "last.safetensors").exists():  # written after the first step
         assert process.poll() is None
@@ -139,11 +115,13 @@ def test_interrupt_saves_and_resume_ends_like_the_undisturbed_run(trained, tmp_p
     assert "test accuracy" in again.stdout
 
 
+@pytest.mark.slow
 def test_quiet(tmp_path):
-    result = homojl("train", "--epochs", 1, "--quiet", "--out", tmp_path / "r", *SMALL)
+    result = homojl_process("train", "--epochs", 1, "--quiet", "--out", tmp_path / "r", *SMALL)
     assert (result.stdout, result.stderr) == (f"{tmp_path / 'r'}\n", "")
 
 
+@pytest.mark.slow
 def test_a_users_own_images(tmp_path):
     rng = np.random.default_rng(0)
     y = rng.integers(0, 2, 200)
@@ -199,21 +177,22 @@ def test_bad_input_gets_one_line_and_exit_code_2(args, words, tmp_path):
 
 @pytest.mark.parametrize("args", [["train", "--backend", "julia"], ["julia", "install"]], ids=" ".join)
 def test_without_julia_one_line_says_what_failed_and_what_works(args, tmp_path, no_julia):
-    result = homojl(*args, cwd=tmp_path, env=no_julia)
+    result = homojl_process(*args, cwd=tmp_path, env=no_julia)
     assert_one_line_error(result, "no-such-julia", "backend='pytorch'" if "train" in args else "PYTHON_JULIACALL")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_status_without_julia_lists_what_is_missing(tmp_path, no_julia):
-    result = homojl("julia", "status", cwd=tmp_path, env=no_julia)
+    result = homojl_process("julia", "status", cwd=tmp_path, env=no_julia)
     assert result.returncode == 1
     assert "HomoJL                   not installed" in result.stdout
     assert "not usable: PYTHON_JULIACALL_EXE names no-such-julia" in result.stdout
     assert result.stderr == ""
 
 
+@pytest.mark.slow
 def test_auto_without_julia_is_pytorch_and_says_so(tmp_path, no_julia):
-    result = homojl("train", *SMALL, "--out", tmp_path / "r", cwd=tmp_path, env=no_julia)
+    result = homojl_process("train", "--epochs", 1, *SMALL, "--out", tmp_path / "r", cwd=tmp_path, env=no_julia)
     assert result.returncode == 0, result.stderr
     assert "pytorch backend" in result.stdout
     assert 'backend = "pytorch"' in (tmp_path / "r" / "config.toml").read_text()
@@ -221,7 +200,7 @@ def test_auto_without_julia_is_pytorch_and_says_so(tmp_path, no_julia):
 
 @pytest.mark.needs("julia")
 def test_status_with_julia(tmp_path):
-    result = homojl("julia", "status", cwd=tmp_path)
+    result = homojl_process("julia", "status", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     for words in ("Julia        1.", "HomoJL", "threads      1", "CUDA ", "usable: pass --backend julia"):
         assert words in result.stdout
@@ -229,19 +208,20 @@ def test_status_with_julia(tmp_path):
 
 @pytest.mark.needs("julia")
 def test_install_where_all_is_there_ends_with_the_self_test(tmp_path):
-    result = homojl("julia", "install", cwd=tmp_path)
+    result = homojl_process("julia", "install", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
     for words in ("are installed in", "a stiff ODE solve", "an equilibrium by Newton-Krylov", "Julia works"):
         assert words in result.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.needs("julia")
 def test_a_run_on_julia_equals_one_on_pytorch_but_for_rounding(tmp_path):
     outcomes = {}
     for backend in ("pytorch", "julia"):
         # Training magnifies rounding: two epochs are 34 steps, after which it stands at 1e-4 of the loss.
         options = ("--epochs", 2, "--backend", backend, "--out", tmp_path / backend)
-        result = homojl("train", *SMALL, *options, cwd=tmp_path)
+        result = homojl_process("train", *SMALL, *options, cwd=tmp_path)
         assert result.returncode == 0, result.stderr
         assert f"{backend} backend" in result.stdout
         lines = (tmp_path / backend / "metrics.jsonl").read_text().splitlines()
@@ -255,7 +235,9 @@ def test_without_a_network_the_error_says_what_to_put_where(tmp_path):
     environment = os.environ | dict.fromkeys(
         ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"), "http://127.0.0.1:9"
     )
-    result = homojl("train", "--dataset", "svhn", "--data-root", tmp_path / "data", cwd=tmp_path, env=environment)
+    result = homojl_process(
+        "train", "--dataset", "svhn", "--data-root", tmp_path / "data", cwd=tmp_path, env=environment
+    )
     assert_one_line_error(result, "train_32x32.mat", "test_32x32.mat", str(tmp_path / "data"))
     assert not (tmp_path / "runs").exists()
 
@@ -278,8 +260,8 @@ def test_damaged_runs_are_refused_in_one_line(trained, tmp_path):
 
 
 def test_a_traceback_only_with_debug(tmp_path):
-    assert "Traceback" not in homojl("evaluate", tmp_path / "none").stderr
-    assert "Traceback" in homojl("--debug", "evaluate", tmp_path / "none").stderr
+    assert "Traceback" not in homojl_process("evaluate", tmp_path / "none").stderr
+    assert "Traceback" in homojl_process("--debug", "evaluate", tmp_path / "none").stderr
 
 
 def test_models_datasets_and_info():
@@ -293,6 +275,7 @@ def test_models_datasets_and_info():
     assert "torch" in homojl("info").stdout
 
 
+@pytest.mark.slow
 def test_every_setting_of_the_options_reaches_the_config(tmp_path):
     import tomllib
 

@@ -16,24 +16,34 @@ from pathlib import Path
 import pytest
 
 from homojl.training.run import Run
-from tests.cli.test_cli import SMALL, assert_one_line_error, homojl
+from tests import warm
+from tests.command import SMALL, assert_one_line_error, homojl, homojl_process
 from tests.training.test_loop import assert_same_end
+
+pytestmark = pytest.mark.slow
 
 OFTEN = [*SMALL, "--set", "train.checkpoint_seconds=0"]
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("cli") / "run"
-    result = homojl("train", "--epochs", 2, "--out", folder, *OFTEN)
-    assert result.returncode == 0, result.stderr
-    return folder
+@pytest.fixture
+def undisturbed(trained) -> Path:
+    return trained[0]
 
 
 @contextlib.contextmanager
-def training(folder: Path, epochs: int = 2) -> Iterator[subprocess.Popen[str]]:
+def training(folder: Path, epochs: int = 2, python: str | None = None) -> Iterator[subprocess.Popen[str]]:
     """A training in a process of its own that has made its first step."""
-    command = [sys.executable, "-m", "homojl_cli", "train", "--epochs", str(epochs), "--out", str(folder), *OFTEN]
+    command = [
+        python or warm.python(),
+        "-m",
+        "homojl_cli",
+        "train",
+        "--epochs",
+        str(epochs),
+        "--out",
+        str(folder),
+        *OFTEN,
+    ]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     try:
         while not (folder / "checkpoints" / "last.safetensors").exists():
@@ -58,7 +68,7 @@ def test_a_schedulers_signal_saves_and_the_run_goes_on(undisturbed, tmp_path, nu
 
 
 def test_a_second_process_gets_one_line_and_disturbs_nothing(undisturbed, tmp_path):
-    with training(tmp_path / "r", epochs=1000) as process:
+    with training(tmp_path / "r", epochs=1000, python=sys.executable) as process:  # whose pid is the one named
         for arguments in (["--resume", tmp_path / "r"], ["--out", tmp_path / "r", "--overwrite", *SMALL]):
             assert_one_line_error(homojl("train", *arguments), f"{tmp_path / 'r'} is in use: process {process.pid} on ")
         assert process.poll() is None
@@ -79,7 +89,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(undisturbed, tmp_path):
         "env": {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")},
     }
     folder = tmp_path / "r"
-    result = homojl("train", "--epochs", 2, "--out", folder, *OFTEN, **limit)
+    result = homojl_process("train", "--epochs", 2, "--out", folder, *OFTEN, **limit)
     assert_one_line_error(result, "cannot write checkpoint", "File too large")
     assert sorted(path.name for path in folder.rglob("*")) == [
         "checkpoints", "config.toml", "environment.json", "metrics.jsonl"
@@ -88,7 +98,7 @@ def test_a_full_disk_is_one_line_and_the_run_goes_on(undisturbed, tmp_path):
     assert result.returncode == 0, result.stderr
     assert_same_end(Run.open(undisturbed), Run.open(folder))
     before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
-    assert_one_line_error(homojl("evaluate", folder, **limit), "cannot write", "File too large")
+    assert_one_line_error(homojl_process("evaluate", folder, **limit), "cannot write", "File too large")
     after = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
     assert before == after
 
@@ -102,7 +112,7 @@ def unprivileged() -> list[str]:
 
 @pytest.mark.needs("setpriv")
 def test_a_folder_that_nobody_may_write_to(undisturbed, tmp_path):
-    folder = tmp_path / "r"
+    folder, python = tmp_path / "r", warm.python(*unprivileged())
     shutil.copytree(undisturbed, folder)
     (tmp_path / "shared").mkdir()
     for place in (tmp_path / "shared", folder, folder / "checkpoints", folder / "figures"):
@@ -113,14 +123,13 @@ def test_a_folder_that_nobody_may_write_to(undisturbed, tmp_path):
             (["train", "--epochs", "1", "--out", tmp_path / "shared" / "r", *SMALL], "cannot make the run folder"),
             (["evaluate", folder], f"cannot write {folder / 'results.h5'}: Permission denied"),
         ]:
-            command = [*unprivileged(), sys.executable, "-m", "homojl_cli", *map(str, arguments)]
+            command = [python, "-m", "homojl_cli", *map(str, arguments)]
             result = subprocess.run(command, capture_output=True, text=True, check=False)
             assert_one_line_error(result, message)
         read = (
             f"from homojl import load_run; run = load_run({str(folder)!r}); print(run.model.training, len(run.metrics))"
         )
-        command = [*unprivileged(), sys.executable, "-c", read]
-        assert subprocess.run(command, capture_output=True, text=True, check=True).stdout == "False 2\n"
+        assert subprocess.run([python, "-c", read], capture_output=True, text=True, check=True).stdout == "False 2\n"
     finally:
         for place in (tmp_path / "shared", folder, folder / "checkpoints", folder / "figures"):
             place.chmod(0o755)

@@ -6,7 +6,9 @@ import shutil
 
 import pytest
 
-from tests.cli.test_cli import SMALL, assert_one_line_error, homojl
+from tests.command import SMALL, assert_one_line_error, homojl
+
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")

@@ -10,6 +10,8 @@ from homojl.errors import ConfigError
 from homojl_cli.trace import command
 from homojl_cli.train import command as train
 
+pytestmark = pytest.mark.slow
+
 
 def trace(*args: object):
     return CliRunner().invoke(command, [str(a) for a in args])

@@ -12,6 +12,7 @@ import sys
 import time
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from unittest import mock
 
 import h5py
 import numpy as np
@@ -22,7 +23,11 @@ from homojl.errors import DataError
 from homojl.files import locked
 from homojl.results.hdf5 import read_results
 from homojl.training.run import Run
+from tests import warm
+from tests.command import homojl
 from tests.results.netcdf import assert_netcdf
+
+pytestmark = pytest.mark.slow
 
 DOCS = Path(__file__).parents[2] / "docs"
 
@@ -59,8 +64,9 @@ OPTIONS = [
 
 
 def compare(*args: object, cwd: Path) -> subprocess.CompletedProcess:
-    command = [sys.executable, "-m", "homojl_cli", "compare", *map(str, args)]
-    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, check=False)
+    """In this process; the runs have processes of their own."""
+    with mock.patch.object(sys, "executable", warm.python()):
+        return homojl("compare", *args, cwd=cwd)
 
 
 @pytest.fixture(scope="module")
@@ -222,9 +228,12 @@ def test_the_same_command_keeps_what_has_ended(made):
     assert again.stdout.splitlines()[-6:] == first.stdout.splitlines()[-6:]
 
 
-def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
+def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, monkeypatch):
     args = ["compare", "--models", "pcdeq", "--epochs", 3, "--seeds", "0,1", "--out", "out", *OPTIONS]
-    command = [sys.executable, "-m", "homojl_cli", *map(str, args), "--set", "train.checkpoint_seconds=0"]
+    # As in this process, those of the runs start warm.
+    code = f"import sys; sys.executable = {warm.python()!r}; from homojl_cli.main import main; main()"
+    command = [warm.python(), "-c", code, *map(str, args), "--set", "train.checkpoint_seconds=0"]
+    monkeypatch.setenv("WARM_WITHOUT_FIGURES", "yes")
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
     run = tmp_path / "out" / "runs" / "pcdeq-seed0"
     while not (run / "checkpoints" / "last.safetensors").exists():
@@ -247,7 +256,7 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path):
     assert outcome == {"status": "finished", "message": "", "measurements": []}
 
 
-def test_a_run_that_breaks_off_is_reported_and_tried_again(made, tmp_path):
+def test_a_run_that_breaks_off_is_reported_and_tried_again(tmp_path):
     args = ["--models", "pcdeq", "--epochs", 1, "--out", "out", *OPTIONS]
     (tmp_path / "out" / "outcomes" / "pcdeq-seed0.json").mkdir(parents=True)  # cannot be written
     # A folder stands where the file should be, so the run looks as if it had ended.

@@ -163,6 +163,7 @@ print(torchvision.__version__)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("first", ["", "try: import torchvision\nexcept RuntimeError: pass"])
 def test_torchvision_imports_beside_any_torch(first):
     """Beside a CPU torch its own import fails (https://github.com/pytorch/vision/issues/9085)."""

@@ -12,6 +12,7 @@ A block with a title, as ```python title="homojl/models/mine.py", is the content
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shlex
@@ -22,11 +23,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import click
 from click.testing import CliRunner
 
 from homojl_cli.main import cli
+from tests import warm
+from tests.command import without_figures
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {
@@ -116,7 +120,7 @@ class Session:
 
     Args:
         folder: where commands run and files are made.
-        made: folders below runs/ by the command that made them, shared by the pages, so that each is made once.
+        made: folders by the command that made them, without its --out, shared by the pages, so that each is made once.
     """
 
     def __init__(self, folder: Path, made: dict[str, list[Path]]) -> None:
@@ -155,14 +159,24 @@ class Session:
         small = _SMALL.get(arguments[0], [])
         if "--resume" in arguments or "--experiment" in arguments:
             small = []
-        key = shlex.join(arguments)
-        for folder in self._made.get(key, []):
-            shutil.copytree(folder, self.folder / "runs" / folder.name)
+        folder, key = None, shlex.join(arguments)
+        if arguments[0] == "train" and "--out" in arguments:
+            # What is trained has the same numbers in any folder.
+            place = arguments.index("--out")
+            folder, key = arguments[place + 1], shlex.join([*arguments[:place], "--out", "", *arguments[place + 2 :]])
+        for made in self._made.get(key, []):
+            shutil.copytree(made, self.folder / (folder or f"runs/{made.name}"))
         if key in self._made:
             return
         before = set(self.folder.glob("runs/*"))
-        result = CliRunner().invoke(cli, [*arguments, *small], prog_name="homojl")
-        assert result.exit_code == 0, f"{block.place}: homojl {key}: {result.output}{result.exception!r}"
+        # The runs of a comparison have processes of their own.
+        python = warm.python() if arguments[0] == "compare" else sys.executable
+        with (
+            contextlib.nullcontext() if arguments[0] == "train" else without_figures(),
+            mock.patch.object(sys, "executable", python),
+        ):
+            result = CliRunner().invoke(cli, [*arguments, *small], prog_name="homojl")
+        assert result.exit_code == 0, f"{block.place}: {shlex.join(arguments)}: {result.output}{result.exception!r}"
         if arguments[0] in ("train", "compare") and "--resume" not in arguments:
             self._made[key] = sorted(set(self.folder.glob("runs/*")) - before)
 
@@ -184,7 +198,7 @@ class CopySession(Session):
             super().run(block)
 
     def _python(self, block: Block) -> None:
-        subprocess_run(f"{shlex.quote(sys.executable)} -c {shlex.quote(block.code)}", self.folder, block)
+        subprocess_run(f"python -c {shlex.quote(block.code)}", self.folder, block)
 
     def _homojl(self, block: Block, arguments: list[str]) -> None:
         small = ["--set", "train.threads=1", "--epochs", "1"] if arguments[0] == "train" else []
@@ -207,8 +221,12 @@ def apply_diff(block: Block, folder: Path) -> None:
 
 
 def subprocess_run(command: str, folder: Path, block: Block) -> None:
-    """A command line as a user's shell in that folder would run it, with this Python's programs first."""
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", "")])
+    """A command line as a user's shell in that folder would run it, with this Python's programs first.
+
+    `python`, `homojl` and `torchrun` start with PyTorch loaded.
+    """
+    programs = Path(warm.python()).parent, Path(sys.executable).parent
+    path = os.pathsep.join([*map(str, programs), os.environ.get("PATH", "")])
     python = os.pathsep.join([str(folder), str(folder / "cli")]) if (folder / "cli").is_dir() else ""
     environment = {**os.environ, "PATH": path, **({"PYTHONPATH": python} if python else {})}
     result = subprocess.run(

@@ -34,6 +34,7 @@ def _threads():
     torch.set_num_threads(before)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_threads")
 @pytest.mark.parametrize("page", dict.fromkeys(b.page for b in ALL if b.language in ("python", "bash") and not b.needs))
 def test_a_page_holds_what_it_says(page, made, tmp_path, monkeypatch):

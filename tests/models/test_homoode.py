@@ -127,6 +127,7 @@ def test_the_classification_loss_never_reaches_the_initial_point(adjoint, backen
     assert all(weights[n].grad.abs().max() > 0 for n in weights if n.endswith("weight"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("adjoint", "tolerance"),
     # The continuous adjoints meet the kinks of the field's ReLU, where they converge slowly with the tolerance.

@@ -448,7 +448,9 @@ def inference_tensors(to: Situation) -> None:
     values = to.end(*leaves, w, x)
     want = to.exact(*to.leaves, w, to.x)
     to.agree(values, want, "value")
-    to.agree(*(torch.autograd.grad(to.loss(v), w, allow_unused=True, materialize_grads=True) for v in (values, want)), "")
+    to.agree(
+        *(torch.autograd.grad(to.loss(v), w, allow_unused=True, materialize_grads=True) for v in (values, want)), ""
+    )
 
 
 @use("backward")
@@ -513,7 +515,10 @@ def vmap_state(to: Situation) -> None:
     stacked = [torch.stack([leaf, 0.8 * leaf]) for leaf in leaves]
     dims = (*[0] * len(leaves), None, None)
     found = torch.func.vmap(to.end, dims)(*stacked, w, x)
-    want = [torch.stack(pair) for pair in zip(to.exact(*leaves, w, x), to.exact(*(s[1] for s in stacked), w, x), strict=True)]
+    want = [
+        torch.stack(pair)
+        for pair in zip(to.exact(*leaves, w, x), to.exact(*(s[1] for s in stacked), w, x), strict=True)
+    ]
     to.agree(found, want, "value")
 
 
@@ -641,7 +646,9 @@ def computed_parameter(to: Situation) -> None:
     def of(end: Callable[..., list[Tensor]]) -> Tensor:
         theta = torch.tensor(0.5, dtype=to.real, requires_grad=True)
         *leaves, _, x = to.inputs()
-        (grad,) = torch.autograd.grad(to.loss(end(*leaves, theta.square(), x)), theta, allow_unused=True, materialize_grads=True)
+        (grad,) = torch.autograd.grad(
+            to.loss(end(*leaves, theta.square(), x)), theta, allow_unused=True, materialize_grads=True
+        )
         return grad
 
     to.agree(of(to.end), of(to.exact), "gradient")
@@ -692,15 +699,15 @@ def threads(to: Situation) -> None:
 @use("initial state that is transposed or expanded")
 def strides(to: Situation) -> None:
     if to.cell.state != "channels_last":
-        to.leaves = [leaf.transpose(0, -1).contiguous().transpose(0, -1) if leaf.numel() else leaf for leaf in to.leaves]
+        to.leaves = [
+            leaf.transpose(0, -1).contiguous().transpose(0, -1) if leaf.numel() else leaf for leaf in to.leaves
+        ]
         to.leaves[0] = to.leaves[0][..., :1].expand_as(to.leaves[0])
     inputs = [*(x.detach().requires_grad_() for x in to.leaves), to.w, to.x.clone().requires_grad_()]
     values = to.end(*inputs)
     want = to.exact(*inputs)
     to.agree(values, want, "value")
-    found = [
-        torch.autograd.grad(to.loss(v), inputs, allow_unused=True, materialize_grads=True) for v in (values, want)
-    ]
+    found = [torch.autograd.grad(to.loss(v), inputs, allow_unused=True, materialize_grads=True) for v in (values, want)]
     to.agree(*found, "gradient")
 
 
@@ -758,7 +765,9 @@ def _by_state(requires: bool) -> Callable[[Situation], None]:
         def body(w: Tensor, y: Tensor, x: Tensor, s: Any) -> Tensor:
             with torch.enable_grad():
                 y = y.requires_grad_() if requires else y
-                (square,) = torch.autograd.grad((y**3 / 3).real.sum() if y.is_complex() else (y**3 / 3).sum(), y, create_graph=True)
+                (square,) = torch.autograd.grad(
+                    (y**3 / 3).real.sum() if y.is_complex() else (y**3 / 3).sum(), y, create_graph=True
+                )
             square = square.conj() if square.is_complex() else square
             return -w * x * s * square if to.ode else w * square + x * s
 
@@ -874,7 +883,9 @@ def failing_sample(to: Situation) -> None:
     values = [v[good] for v in values]
     want = [v[good] for v in to.exact(*leaves, w, torch.where(x.isfinite(), x, torch.full_like(x, 0.4)))]
     to.agree(values, want, "values of the good samples")
-    found = [torch.autograd.grad(to.loss(v), [*leaves, w], allow_unused=True, materialize_grads=True) for v in (values, want)]
+    found = [
+        torch.autograd.grad(to.loss(v), [*leaves, w], allow_unused=True, materialize_grads=True) for v in (values, want)
+    ]
     to.agree(*found, "gradient of the good samples")
 
 

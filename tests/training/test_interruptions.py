@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import subprocess
-import sys
 import time
 
 import pytest
@@ -14,7 +13,10 @@ from homojl.environment import environment
 from homojl.errors import BusyError, CheckpointError, ConfigError
 from homojl.results.records import METRICS
 from homojl.training import Run, train
+from tests import warm
 from tests.training.test_loop import assert_same_end
+
+pytestmark = pytest.mark.slow
 
 
 def stopped(run: Run) -> Run:
@@ -70,7 +72,7 @@ def test_what_a_kill_leaves_of_making_a_run_can_be_replaced(tiny, tmp_path):
         "os.replace = dying\n"
         "Run.create(sys.argv[1], ExperimentConfig())"
     )
-    killed = subprocess.run([sys.executable, "-c", code, tmp_path / "r"], check=False)
+    killed = subprocess.run([warm.python(), "-c", code, tmp_path / "r"], check=False)
     assert killed.returncode == -9
     names = {path.name for path in (tmp_path / "r").iterdir()}
     assert any(name.startswith(".metrics.jsonl.") for name in names)

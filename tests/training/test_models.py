@@ -14,6 +14,8 @@ from homojl.training.loop import train
 from homojl.training.outcome import evaluate_run, publish
 from homojl.training.run import Run
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     "homoode": {"channels": 8},
     "deq": {"channels": 8, "jacobian_weight": 0.1},

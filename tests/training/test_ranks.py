@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import signal
@@ -23,11 +24,15 @@ from homojl.training.config import ExperimentConfig, merge
 from homojl.training.loop import train
 from homojl.training.ranks import Ranks
 from homojl.training.run import Run, load_run
+from tests import warm
+from tests.shared import made_once
+
+pytestmark = pytest.mark.slow
 
 WORKER = Path(__file__).with_name("ranks_worker.py")
-ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+ENVIRONMENT = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path), "WARM_WITHOUT_FIGURES": "yes"}
 PATIENCE = 900  # seconds, only so that a hang is a failure
-TORCHRUN = (sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+COLD = {"PYTHON_EXEC": sys.executable}  # for torchrun: processes that load everything themselves, in their order
 TRAIN = ("-m", "homojl_cli", "train", "--quiet")
 
 # An epoch is one step, so that the lines of metrics are the loss curve.
@@ -37,7 +42,7 @@ SETTINGS = {
     "optim": {"lr": 0.03},
     "initial_point": {"every": 3},
     "train": {
-        "epochs": 200, "batch_size": 32, "eval_batch_size": 3, "dtype": "float64", "device": "cpu", "threads": 1
+        "epochs": 100, "batch_size": 32, "eval_batch_size": 3, "dtype": "float64", "device": "cpu", "threads": 1
     },
 }  # fmt: skip
 
@@ -45,14 +50,13 @@ SETTINGS = {
 @pytest.fixture(scope="module")
 def images(tmp_path_factory) -> str:
     """48 digits to train and validate on, 10 to test on."""
-    with np.load(DIGITS) as digits:
-        x, y = (digits["images"][:58] * 15.9375).astype(np.uint8), digits["labels"][:58].astype(np.int64)
-    path = tmp_path_factory.mktemp("data") / "digits.npz"
-    np.savez(path, x_train=x[:48], y_train=y[:48], x_test=x[48:], y_test=y[48:])
-    return str(path)
 
+    def make(folder: Path) -> None:
+        with np.load(DIGITS) as digits:
+            x, y = (digits["images"][:58] * 15.9375).astype(np.uint8), digits["labels"][:58].astype(np.int64)
+        np.savez(folder / "digits.npz", x_train=x[:48], y_train=y[:48], x_test=x[48:], y_test=y[48:])
 
-SHORT = {"train": {"epochs": 100}}
+    return str(made_once(tmp_path_factory, "images", make) / "digits.npz")
 
 
 def configured(images: str, changes: dict | None = None) -> ExperimentConfig:
@@ -67,10 +71,12 @@ def options(images: str, changes: dict | None = None) -> list[str]:
 
 @pytest.fixture(scope="module")
 def alone(images, tmp_path_factory) -> Run:
-    """The short run, of one process, that others are held against."""
-    run = Run.create(tmp_path_factory.mktemp("alone") / "run", configured(images, SHORT))
-    assert train(run)
-    return run
+    """The run of one process that others are held against."""
+
+    def make(folder: Path) -> None:
+        assert train(Run.create(folder / "run", configured(images)))
+
+    return Run.open(made_once(tmp_path_factory, "alone", make) / "run")
 
 
 def assert_same_numbers(run: Run, reference: Run) -> None:
@@ -90,9 +96,11 @@ def assert_same_numbers(run: Run, reference: Run) -> None:
         torch.testing.assert_close(tensor, expected[name], rtol=1e-7, atol=1e-7, msg=name)
 
 
-def start(*command: object, **options: object) -> subprocess.Popen:
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([str(part) for part in command], env=ENVIRONMENT, text=True, **pipes | options)
+def torchrun(*command: object, **environment: str) -> subprocess.Popen:
+    """Two processes, which start with PyTorch loaded and draw no figures."""
+    words = [Path(warm.python()).with_name("torchrun"), "--standalone", "--nproc-per-node", "2", *command]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    return subprocess.Popen([str(word) for word in words], env=ENVIRONMENT | environment, **pipes)
 
 
 def finish(process: subprocess.Popen) -> tuple[str, str]:
@@ -117,25 +125,25 @@ def threads_left(err: str) -> list[str]:
     return [line for line in err.splitlines() if line.startswith("left over:")]
 
 
-def worker(launcher: subprocess.Popen, rank: int) -> int:
-    """The process id of a rank that torchrun has started."""
-    for child in Path(f"/proc/{launcher.pid}/task/{launcher.pid}/children").read_text().split():
-        if f"RANK={rank}" in Path(f"/proc/{child}/environ").read_text().split("\0"):
-            return int(child)
+def worker(folder: Path, rank: int) -> int:
+    """The process id of a rank that torchrun has started for the run in that folder."""
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            started_for = str(folder) in (process / "cmdline").read_text().split("\0")
+            if started_for and f"RANK={rank}" in (process / "environ").read_text().split("\0"):
+                return int(process.name)
     raise AssertionError(f"torchrun has no rank {rank}")
 
 
-def test_two_processes_have_the_loss_curve_of_one(images, tmp_path):
-    one = Run.create(tmp_path / "one", configured(images))
-    assert train(one)
-    process = start(*TORCHRUN, *TRAIN, *options(images), "--out", tmp_path / "run")
+def test_two_processes_have_the_loss_curve_of_one(images, alone, tmp_path):
+    process = torchrun(*TRAIN, *options(images), "--out", tmp_path / "run")
     out, err = finish(process)
     assert process.returncode == 0, err
     assert out == f"{tmp_path / 'run'}\n"  # one process speaks
     run = load_run(tmp_path / "run")
-    assert_same_numbers(run, one)
-    assert len(run.metrics) == 200
-    assert run.metrics[-1]["train_loss"] < run.metrics[0]["train_loss"] - 0.5
+    assert_same_numbers(run, alone)
+    assert len(run.metrics) == 100
+    assert run.metrics[-1]["train_loss"] < run.metrics[0]["train_loss"] - 0.4
     assert run.environment["processes"] == 2
     assert (run.path / "results.h5").exists()
 
@@ -161,7 +169,7 @@ def test_every_kind_of_model_and_gradient(images, tmp_path):
         for place in ("one", "two"):
             Run.create(tmp_path / place / name, config)
         assert train(load_run(tmp_path / "one" / name))
-    process = start(*TORCHRUN, WORKER, *(tmp_path / "two" / name for name in KINDS))
+    process = torchrun(WORKER, *(tmp_path / "two" / name for name in KINDS), **COLD)
     _, err = finish(process)
     assert process.returncode == 0, err
     assert threads_left(err) == ["left over: []"] * 2
@@ -170,7 +178,7 @@ def test_every_kind_of_model_and_gradient(images, tmp_path):
 
 
 def test_threads_of_the_collectives_end_before_the_interpreter_after_an_error_too(tmp_path):
-    _, err = finish(start(*TORCHRUN, WORKER, tmp_path / "no run"))
+    _, err = finish(torchrun(WORKER, tmp_path / "no run", **COLD))
     assert f"{tmp_path / 'no run'}" in err
     left = threads_left(err)
     assert left
@@ -179,9 +187,9 @@ def test_threads_of_the_collectives_end_before_the_interpreter_after_an_error_to
 
 def test_a_killed_process_ends_the_others_and_any_number_goes_on(images, alone, tmp_path):
     folder = tmp_path / "run"
-    process = start(*TORCHRUN, *TRAIN, *options(images, SHORT), "--out", folder)
+    process = torchrun(*TRAIN, *options(images), "--out", folder)
     wait_for_lines(folder, 10, process)
-    os.kill(worker(process, 1), signal.SIGKILL)
+    os.kill(worker(folder, 1), signal.SIGKILL)
     _, err = finish(process)
     assert process.returncode != 0
     errors = [line for line in err.splitlines() if line.startswith("homojl: ")]
@@ -189,7 +197,7 @@ def test_a_killed_process_ends_the_others_and_any_number_goes_on(images, alone, 
     assert "process 0 of 2 has lost the others: one was killed" in errors[0]
     assert "--resume" in errors[0]
 
-    process = start(*TORCHRUN, *TRAIN, "--resume", folder)
+    process = torchrun(*TRAIN, "--resume", folder)
     wait_for_lines(folder, 30, process)
     process.send_signal(signal.SIGTERM)
     out, err = finish(process)
@@ -206,7 +214,7 @@ def test_what_one_process_began_two_end_and_only_the_first_writes(images, alone,
     here, there = tmp_path / "here", tmp_path / "there"
     for place in (here, there):
         place.mkdir()
-    run = Run.create(here / "run", configured(images, SHORT))
+    run = Run.create(here / "run", configured(images))
     steps = itertools.count(1)
     assert not train(run, should_stop=lambda: next(steps) == 60)
     with socket.socket() as probe:
@@ -215,7 +223,7 @@ def test_what_one_process_began_two_end_and_only_the_first_writes(images, alone,
     processes = []
     for rank, place in enumerate((here, there)):  # as a scheduler may start them, without a shared disk
         group = {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-        command = [sys.executable, *TRAIN, "--resume", "run"]
+        command = [warm.python(), *TRAIN, "--resume", "run"]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
         processes.append(subprocess.Popen(command, cwd=place, env=ENVIRONMENT | group, **pipes))
     outputs = [finish(process) for process in processes]
@@ -226,7 +234,7 @@ def test_what_one_process_began_two_end_and_only_the_first_writes(images, alone,
 
 
 def test_a_mistake_is_told_once(images, tmp_path):
-    process = start(*TORCHRUN, *TRAIN, *options(images, SHORT), "--set=train.batch_size=1", "--out", tmp_path / "r")
+    process = torchrun(*TRAIN, *options(images), "--set=train.batch_size=1", "--out", tmp_path / "r")
     _, err = finish(process)
     assert process.returncode != 0
     errors = [line for line in err.splitlines() if line.startswith("homojl: ")]

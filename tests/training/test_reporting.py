@@ -20,6 +20,8 @@ from homojl.training.reporting import gather, gather_run
 from homojl.training.run import Run
 from tests.training.conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 
 def made(folder, **sections) -> Run:
     return Run.create(folder, ExperimentConfig.from_dict(merge(TINY, {"train": {"epochs": 1}}, sections)))

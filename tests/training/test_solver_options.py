@@ -18,6 +18,8 @@ from homojl.training.run import Run, load_run
 from tests.training.conftest import TINY
 from tests.training.test_loop import assert_same_end
 
+pytestmark = pytest.mark.slow
+
 SHORT = {"train": {"epochs": 2}, "data": {"val_fraction": 0.6}}
 
 

@@ -15,6 +15,8 @@ from homojl.training.progress import Progress
 from homojl.training.run import Run
 from homojl.training.tensorboard import TensorBoard
 
+pytestmark = pytest.mark.slow
+
 
 def scalars(run: Run) -> dict[str, dict[int, float]]:
     """Tag -> step -> value, as TensorBoard shows it."""

@@ -17,6 +17,8 @@ from homojl.training.tune import tune
 from tests.results.netcdf import assert_netcdf
 from tests.training.conftest import TINY
 
+pytestmark = pytest.mark.slow
+
 DOCS = Path(__file__).parents[2] / "docs" / "hdf5.md"
 REFERENCE = Trial({"algorithm": "dopri8", "rtol": 1e-6, "atol": 1e-6}, "Dopri8", 0.9, 1.0, 0.0, 200.0, 1e-3)
 

@@ -27,8 +27,6 @@ from homojl.algorithms import (
 from homojl.algorithms.control import PIController, PIDController
 from homojl.backends.base import (
     AbstractBackend,
-    AbstractField,
-    AbstractMap,
     EventCondition,
     FixedPoint,
     Integration,
@@ -39,7 +37,7 @@ from homojl.backends.julia.field import BoundJuliaField, JuliaField
 from homojl.backends.julia.tensors import Callback, StateForm
 from homojl.backends.pytorch.record import Record
 from homojl.errors import ConfigError
-from homojl.functions import UserFunction
+from homojl.functions import AbstractField, AbstractMap, UserFunction
 from homojl.functions.products import Linearisation
 from homojl.solution import StackedStates, Status, StepSequence
 

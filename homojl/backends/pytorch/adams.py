@@ -29,7 +29,9 @@ class AdamsStepper(AbstractStepper):
         self._start = ExplicitStepper(RK38.tableau)
         self._past: deque[tuple[float, Tensor]] = deque(maxlen=max(algorithm.max_order - 1, 1))  # the newest first
 
-    def step(self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True) -> Step:
+    def step(
+        self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
+    ) -> Step:
         first = f(time_like(t, y), y) if first is None else first
         if not self._past or self._past[0][0] != t:
             self._past.appendleft((t, first))

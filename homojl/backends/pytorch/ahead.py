@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 import torch
 
 from homojl.algorithms import AbstractAdaptive
-from homojl.backends.pytorch import control
+from homojl.backends.pytorch.control import LEAST_RATIO, after_first, after_rejection, after_step
 from homojl.backends.pytorch.steps import SMALL
 from homojl.functions import VectorField
 
@@ -76,7 +76,7 @@ class Ahead:
         """The step of size h from (t, y), where k is the derivative."""
         last = self._last
         if last is not None and last.y is not y:  # it was accepted
-            self._before = last.h, max(last.ratio, control.LEAST_RATIO)
+            self._before = last.h, max(last.ratio, LEAST_RATIO)
         if self._foreseen:
             found = self._foreseen.popleft()
             if found.y is y and math.isclose(found.t, t, rel_tol=_SAME) and math.isclose(found.h, h, rel_tol=_SAME):
@@ -132,11 +132,11 @@ class Ahead:
                 h = torch.where(h.abs() >= rest.abs() * (1 - 1e-12), rest, h)
                 y_next, ratio, *ks = step(function, args, torch.stack([t, h, rtol, atol]), y, k)
                 ratio = ratio.double()
-                first = control.after_first(h, ratio, order, controller)
-                later = control.after_step(h, ratio, h_old, ratio_old, ratio_old, order, controller)
+                first = after_first(h, ratio, order, controller)
+                later = after_step(h, ratio, h_old, ratio_old, ratio_old, order, controller)
                 larger = torch.where(ratio_old < 0, first, later)
-                shorter = control.after_rejection(h, ratio, order, controller)
-                taken = torch.stack([t + h, larger, h, ratio.clamp(min=control.LEAST_RATIO)])
+                shorter = after_rejection(h, ratio, order, controller)
+                taken = torch.stack([t + h, larger, h, ratio.clamp(min=LEAST_RATIO)])
                 refused = torch.stack([t, shorter, h_old, ratio_old])
                 accepted = ratio <= 1.0
                 onward = (

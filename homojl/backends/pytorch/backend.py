@@ -20,8 +20,6 @@ from homojl.algorithms import (
 )
 from homojl.backends.base import (
     AbstractBackend,
-    AbstractField,
-    AbstractMap,
     EventCondition,
     FixedPoint,
     Integration,
@@ -35,7 +33,7 @@ from homojl.backends.pytorch.scipy_solvers import integrate_scipy
 from homojl.backends.pytorch.steppers import stepper_for
 from homojl.backends.pytorch.steps import AbstractStepper
 from homojl.errors import ConfigError
-from homojl.functions import VectorField
+from homojl.functions import AbstractField, AbstractMap, VectorField
 
 Tensor = torch.Tensor
 
@@ -73,9 +71,7 @@ class TorchBackend(AbstractBackend):
             return integrate_scipy(f, y0, ts, algorithm)
         assert isinstance(algorithm, AbstractErrorControlled | AbstractFixedStep), algorithm
         stepper = self.stepper(f, y0, ts, algorithm, norm)
-        return integrate(
-            f, y0, ts, algorithm, stepper, norm=norm, keep_states=keep_states, event=event, jumps=jumps
-        )
+        return integrate(f, y0, ts, algorithm, stepper, norm=norm, keep_states=keep_states, event=event, jumps=jumps)
 
     def integrate_samples(
         self,

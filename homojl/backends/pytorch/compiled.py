@@ -13,12 +13,11 @@ from typing import Any, ClassVar
 import torch
 
 from homojl.algorithms import AbstractAdaptive, AbstractFixedStep, AbstractODEAlgorithm, ErrorNorm
-from homojl.backends.base import AbstractField
 from homojl.backends.pytorch.ahead import Ahead
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.backends.pytorch.steps import AbstractStepper, ExplicitStepper, Number, Step
 from homojl.errors import ConfigError
-from homojl.functions import VectorField
+from homojl.functions import AbstractField, VectorField
 from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
@@ -106,9 +105,7 @@ class CompiledStepper(ExplicitStepper):
             run = _compiled(field.f, ("ahead", control, *key), attempts, dynamic=False)
             self._ahead = Ahead(run, end, self._tolerances)
 
-    def step(
-        self, f: Any, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
-    ) -> Step:
+    def step(self, f: Any, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True) -> Step:
         # The problem's function is checked at its first evaluation, and may turn out to be more than its operations.
         if (first is None and not self._started) or not self._field.opens:
             self._started = True

@@ -16,10 +16,13 @@ Tensor = torch.Tensor
 
 def changed(before: np.ndarray, after: np.ndarray, direction: int) -> np.ndarray:
     """Which values have changed their sign, or are no longer numbers: a value that was zero has not."""
-    rises, falls = direction >= 0, direction <= 0
+    crossed = np.isnan(after) & ~np.isnan(before)
     with np.errstate(invalid="ignore"):
-        crossed = (rises & (before < 0) & (after >= 0)) | (falls & (before > 0) & (after <= 0))
-    return crossed | (np.isnan(after) & ~np.isnan(before))
+        if direction >= 0:
+            crossed = crossed | ((before < 0) & (after >= 0))
+        if direction <= 0:
+            crossed = crossed | ((before > 0) & (after <= 0))
+    return np.asarray(crossed)
 
 
 class EventWatch:
@@ -44,7 +47,9 @@ class EventWatch:
         self._before = after
         return False
 
-    def locate(self, t: float, h: float, y_next: Tensor, state_at: Callable[[float], Tensor]) -> tuple[float, Tensor, int]:
+    def locate(
+        self, t: float, h: float, y_next: Tensor, state_at: Callable[[float], Tensor]
+    ) -> tuple[float, Tensor, int]:
         """The fraction of the step from t of size h at which the sign has just changed, to rounding.
 
         Args:

@@ -24,13 +24,14 @@ from homojl.algorithms import (
     PseudoTransient,
     Relaxation,
 )
-from homojl.backends.base import AbstractMap, FixedPoint
+from homojl.backends.base import FixedPoint
 from homojl.backends.pytorch.gmres import column_of
 from homojl.backends.pytorch.history import AbstractMethod, AndersonMethod, BroydenMethod, PicardMethod
 from homojl.backends.pytorch.homotopy import HomotopyMethod
 from homojl.backends.pytorch.newton import NewtonKrylovMethod, PseudoTransientMethod
 from homojl.backends.pytorch.relaxation import RelaxationMethod
 from homojl.backends.pytorch.samples import Progress, Samples
+from homojl.functions import AbstractMap
 from homojl.solution import Status
 
 Tensor = torch.Tensor

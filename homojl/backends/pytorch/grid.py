@@ -26,7 +26,9 @@ class GridStepper(AbstractStepper):
         self._cubic = grid.interpolation == "cubic"
         self.order = self.error_order = stepper.order
 
-    def step(self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True) -> Step:
+    def step(
+        self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
+    ) -> Step:
         start, field = t, f
         if self._grid.apart:
             field = _Within(f, t, h, y.dtype.to_real())

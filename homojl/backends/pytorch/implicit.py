@@ -36,7 +36,9 @@ class ImplicitStepper(AbstractStepper):
         self._algorithm = algorithm
         self._guesses = predictors(self.tableau)
 
-    def step(self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True) -> Step:
+    def step(
+        self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
+    ) -> Step:
         a, c = self.tableau.a, self.tableau.c
         ks: list[Tensor] = []
         states: list[Tensor] = []

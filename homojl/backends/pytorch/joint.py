@@ -16,12 +16,13 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep, ErrorNorm, StepMemory
-from homojl.backends.base import AbstractField, EventCondition, Integration
+from homojl.backends.base import EventCondition, Integration
 from homojl.backends.pytorch import control
 from homojl.backends.pytorch.events import EventWatch
 from homojl.backends.pytorch.record import Record, Round
 from homojl.backends.pytorch.steppers import stepper_for
 from homojl.backends.pytorch.steps import AbstractStepper, Step, time_like
+from homojl.functions import AbstractField
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -73,13 +74,15 @@ class Planned:
         return None
 
     def propose(self, t: float, next_save: int) -> Move:
-        t, h, t_next = next(self._steps)
+        _, h, t_next = next(self._steps)
         self.size = h
         return Move(h, t_next, t_next)
 
     def accepts(self, step: Step) -> bool:
         if step.status is not None:
-            raise _Stop(step.status, f"{step.reason}; try a smaller step_size" if step.reason else "try a smaller step_size")
+            raise _Stop(
+                step.status, f"{step.reason}; try a smaller step_size" if step.reason else "try a smaller step_size"
+            )
         return True
 
     def accepted(self, step: Step, move: Move) -> None:
@@ -148,7 +151,9 @@ class Controlled:
         assert not isinstance(given, StepMemory), "with_first_step() puts a number in its place"
         self._h = self._direction * (self._estimated(f, y.detach(), first.detach()) if given is None else given)
         if math.isnan(self._h):
-            raise _Stop(Status.DIVERGED, "the initial state or the field's value there has NaN or infinity in it", first)
+            raise _Stop(
+                Status.DIVERGED, "the initial state or the field's value there has NaN or infinity in it", first
+            )
         return first
 
     @torch.no_grad()
@@ -281,6 +286,10 @@ class Saved:
             event: what ends the solve in it.
         """
         first, end, direction = self.next, move.reached if event is None else event.t, self._direction
+        start = step.y if self._keep else None
+        if event is None and (self._wanted[first] - end) * direction > 0:  # most steps
+            self.record.rounds.append(Round(step.t, step.h, fresh, start, (), ()))
+            return
         while self.next < len(self._wanted):
             beyond = (self._wanted[self.next] - end) * direction
             if beyond > 0 or (beyond == 0 and event is not None):
@@ -299,7 +308,7 @@ class Saved:
             self.ts.append(event.t)
             self.ys.append(event.y)
         h = step.h if event is None else event.h
-        self.record.rounds.append(Round(step.t, h, fresh, step.y if self._keep else None, fractions, saves))
+        self.record.rounds.append(Round(step.t, h, fresh, start, fractions, saves))
 
     def _save_inside(self, times: Sequence[float], step: Step, fractions: Sequence[float]) -> None:
         """Save the states at `times` of a step; those of many steps are computed together."""
@@ -419,7 +428,8 @@ def _message(
 ) -> str:
     sample = which_sample(seen) if status is Status.DIVERGED else ""
     if isinstance(sizes, Planned):
-        return f"{algorithm.name}: {status.value} (at t = {t:.6g} after {accepted} steps of {abs(sizes.size):.2g}{sample}); {advice}"
+        where = f"at t = {t:.6g} after {accepted} steps of {abs(sizes.size):.2g}{sample}"
+        return f"{algorithm.name}: {status.value} ({where}); {advice}"
     counts = f"at t = {t:.6g} after {accepted} accepted and {sizes.rejected} rejected steps"
     return f"{algorithm.name}: {status.value} ({counts}, step {abs(sizes.size):.2g}{sample}); {advice}"
 
@@ -429,9 +439,7 @@ def _all_finite(states: Sequence[Tensor]) -> bool:
 
 
 @torch.no_grad()
-def _first_not_finite(
-    f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractFixedStep
-) -> str:
+def _first_not_finite(f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractFixedStep) -> str:
     """Where equal steps are first not finite, for a message: they are taken again, each looked at."""
     stepper, y, first = stepper_for(algorithm), y0, None
     for count, (t, h, _) in enumerate(_steps_ahead(ts, algorithm)):

@@ -18,10 +18,11 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractErrorControlled, AbstractPathAlgorithm, ArcLength
-from homojl.backends.base import AbstractMap, Path
+from homojl.backends.base import Path
 from homojl.backends.pytorch.gmres import gmres
 from homojl.backends.pytorch.rows import RowLayout
 from homojl.backends.pytorch.steps import ExplicitStepper
+from homojl.functions import AbstractMap
 from homojl.functions.products import Linearisation
 from homojl.solution import Status
 

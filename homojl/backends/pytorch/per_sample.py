@@ -99,7 +99,8 @@ class _Batch:
         self.saved = torch.empty((len(ts) - 1, *self.y.shape), dtype=y0.dtype, device=y0.device)
         self.record = Record(layout=self.layout)
         self.held: list[tuple[int, int]] = []
-        self.index, self.rows = np.arange(count), None
+        self.index = np.arange(count)
+        self.rows: Tensor | None = None
         self.status = np.full(count, None, dtype=object)
         self.going = np.ones(count, dtype=bool)
         self.t, self.h = np.full(count, self.ts[0]), np.zeros(count)
@@ -212,7 +213,13 @@ class _Batch:
             In which rows an event took place, (b,).
         """
         rows = np.flatnonzero(good)
-        i, h, t, t_next, ratio = self.index[rows], step.h[rows], step.t[rows], moves.t_next[rows], self.ratio[self.index[rows]]
+        i, h, t, t_next, ratio = (
+            self.index[rows],
+            step.h[rows],
+            step.t[rows],
+            moves.t_next[rows],
+            self.ratio[self.index[rows]],
+        )
         happened = np.zeros(len(good), dtype=bool)
         ends = np.ones(len(rows))  # the fraction of each step at which its sample is from now on
         if self.event is not None:
@@ -280,7 +287,7 @@ class _Batch:
         t_all[rows] = t_next
         after = self.values(t_all, step.y_next)
         hit = np.zeros(len(i), dtype=bool)
-        hit[rows] = changed(before, after, direction).any(1)[rows]
+        hit[rows] = np.any(changed(before, after, direction), axis=1)[rows]
         kept = np.setdiff1d(rows, np.flatnonzero(hit))
         self.before[i[kept]] = after[kept]
         (at,) = np.nonzero(hit)
@@ -293,7 +300,7 @@ class _Batch:
             states = self.stepper.rows_inside(step, at, middle)
             t_all[at] = step.t[at] + middle * step.h[at]
             now = self.values(t_all, step.y_next.index_copy(0, on(self.y, at), states))[at]
-            over = changed(before[at], now, direction).any(1)
+            over: np.ndarray = np.any(changed(before[at], now, direction), axis=1)
             found = torch.where(on(self.y, over)[:, None], states, found)
             values = np.where(over[:, None], now, values)
             high, low = np.where(over, middle, high), np.where(over, low, middle)
@@ -324,7 +331,8 @@ class _Batch:
             return self.f.separable((t, y), value, on(self.y, staying))
         except Mixes as error:
             raise ConfigError(
-                f"{error}, so samples cannot have steps of their own: use batch='joint', or the field in evaluation mode"
+                f"{error}, so samples cannot have steps of their own: use batch='joint', or the field in "
+                "evaluation mode"
             ) from None
 
     def field_times(self, t: np.ndarray) -> Tensor:
@@ -339,7 +347,11 @@ class _Batch:
         self.status[i], self.going[i] = status, False
         if status.ok:
             return
-        held = [(save - 1, row) for row in np.flatnonzero(which) for save in range(self.next_save[self.index[row]], len(self.ts))]
+        held = [
+            (save - 1, row)
+            for row in np.flatnonzero(which)
+            for save in range(self.next_save[self.index[row]], len(self.ts))
+        ]
         if held:
             saves, rows = np.array(held).T
             places = on(self.y, saves * self.saved.shape[1] + self.index[rows])

@@ -20,7 +20,7 @@ from homojl.solution import StepSequence
 Tensor = torch.Tensor
 
 OTHER = (
-    "f gives another value in the backward pass than it gave in the solve, so this gradient would be wrong: draw random "
+    "f gives another value in the backward pass than in the solve, so this gradient would be wrong: draw random "
     "numbers, as of dropout, outside of it and pass them in args, or use DirectAdjoint()"
 )
 
@@ -127,7 +127,9 @@ class Replay:
     def _take_step(self, taken: Round, y: Tensor, first: Tensor | None, rows: Tensor | None, *, last: bool) -> Step:
         step = self._stepper.step(self._field(rows), taken.t, taken.h, y, first, last=last)
         if step.status is not None:
-            raise ConfigError(f"a step that the solve took cannot be taken again: {step.reason or step.status.value}; {OTHER}")
+            raise ConfigError(
+                f"a step that the solve took cannot be taken again: {step.reason or step.status.value}; {OTHER}"
+            )
         return step
 
     def _saved(self, step: Step, taken: Round) -> list[Tensor]:
@@ -269,7 +271,8 @@ class Replay:
         save = int(taken.saves[0])
         now, before = outputs[0].detach(), saved[save]
         if taken.at is not None:
-            assert self._record.layout is not None and taken.samples is not None
+            assert self._record.layout is not None
+            assert taken.samples is not None
             now = now[0]
             before = self._record.layout.flatten(before)[int(taken.samples[taken.at[0]])]
         eps, size = torch.finfo(now.dtype).eps, step.y.abs().max() + step.y_next.abs().max()

@@ -11,9 +11,10 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov
-from homojl.backends.base import AbstractMap, FixedPoint
+from homojl.backends.base import FixedPoint
 from homojl.backends.pytorch.gmres import column_of
 from homojl.backends.pytorch.rows import COMPACT_AT, Compaction, RowLayout
+from homojl.functions import AbstractMap
 from homojl.functions.products import Linearisation
 from homojl.functions.user import Mixes, warn_caller
 from homojl.solution import Status
@@ -109,7 +110,8 @@ class Samples:
             return np.where(residual == 0, 0.0, residual / self.tolerance(norm))
 
     def keep(self, compaction: Compaction) -> None:
-        self.index, self._far, self._largest = (x[compaction.order] for x in (self.index, self._far, self._largest))
+        order = compaction.order
+        self.index, self._far, self._largest = self.index[order], self._far[order], self._largest[order]
         self._rows = torch.from_numpy(self.index).to(self._device, non_blocking=True)
         self._point = None
 

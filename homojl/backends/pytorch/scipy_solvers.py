@@ -6,10 +6,11 @@ import numpy as np
 import torch
 
 from homojl.algorithms import SciPy
-from homojl.backends.base import AbstractField, Integration
+from homojl.backends.base import Integration
 from homojl.backends.pytorch.record import Record
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import BackendUnavailable, ConfigError
+from homojl.functions import AbstractField
 from homojl.solution import Status
 
 Tensor = torch.Tensor

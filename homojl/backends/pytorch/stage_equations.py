@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractImplicit, AbstractImplicitFixedStep
-from homojl.backends.base import AbstractField
 from homojl.backends.pytorch.gmres import gmres
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError, SolveError
+from homojl.functions import AbstractField
 from homojl.functions.products import Linearisation
 
 Tensor = torch.Tensor

@@ -20,7 +20,7 @@ from homojl.tableaus import ButcherTableau
 Tensor = torch.Tensor
 Field = Any  # (t, y) -> dy/dt, with what else a stepper asks of it
 Number = Any  # a float, or an array (b,) of one number for each row
-Stages = Sequence[Tensor]  # the derivatives at a step's stages, each of the state's shape
+Stages = Any  # a sequence of tensors, or one tensor: the derivatives at a step's stages, each of the state's shape
 
 # Up to this many elements an operation costs what it takes to start it, beyond it what it moves in memory.
 SMALL = 16_384
@@ -75,28 +75,17 @@ def time_like(t: float, y: Tensor) -> Tensor:
     return y.new_full((), t)
 
 
+def _time(t: Number, y: Tensor) -> Tensor:
+    """A time, or one for each row, as the field receives it."""
+    return time_like(t, y) if isinstance(t, float) else on(y, t)
+
+
 def on(like: Tensor, numbers: np.ndarray) -> Tensor:
     """An array on the device of a tensor, numbers in its real dtype."""
     tensor = torch.from_numpy(numbers)
     if numbers.dtype == np.float64:
         tensor = tensor.to(like.dtype.to_real())
     return tensor.to(like.device, non_blocking=True)
-
-
-class _Times:
-    """The times of a step's stages as the field receives them, and the step's size as `combine` takes it."""
-
-    def __init__(self, t: Number, h: Number, y: Tensor) -> None:
-        self._t, self._h, self._y = t, h, y
-        self._fraction, self._time = -1.0, y
-        self.size: float | Tensor = h if isinstance(h, float) else on(y, h)[:, None]
-
-    def at(self, fraction: float) -> Tensor:
-        if fraction != self._fraction:
-            t = self._t + fraction * self._h
-            self._fraction = fraction
-            self._time = time_like(t, self._y) if isinstance(t, float) else on(self._y, t)
-        return self._time
 
 
 class AbstractStepper(abc.ABC):
@@ -117,7 +106,9 @@ class AbstractStepper(abc.ABC):
     last_resort = "loosen rtol and atol, use float64, or take a method for stiff fields such as KenCarp4()"
 
     @abc.abstractmethod
-    def step(self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True) -> Step:
+    def step(
+        self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
+    ) -> Step:
         """The step of size h from (t, y); not finite where it cannot be taken.
 
         Args:
@@ -133,6 +124,10 @@ class AbstractStepper(abc.ABC):
     @abc.abstractmethod
     def inside(self, step: Step, fractions: Sequence[float]) -> list[Tensor]:
         """The states at fractions in (0, 1] of a step; at 1 y_next itself."""
+
+    def rows_inside(self, step: Step, at: np.ndarray, fractions: np.ndarray) -> Tensor:
+        """The states at fractions of the steps of the rows `at`, (p, n); at 1 those of y_next."""
+        raise AssertionError("rows take the steps of explicit methods")
 
     def inside_steps(self, steps: Sequence[tuple[Step, Sequence[float]]]) -> list[list[Tensor]]:
         """What `inside` gives for each of several steps; a stepper may compute them together."""
@@ -158,16 +153,23 @@ class ExplicitStepper(AbstractStepper):
             self._dense = np.array(tableau.dense).T
             self._powers = np.arange(1, len(self._dense) + 1)
 
-    def step(self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True) -> Step:
+    def step(
+        self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
+    ) -> Step:
         a, c, fsal = self.tableau.a, self.tableau.c, self.tableau.fsal
-        times = _Times(t, h, y)
-        size = times.size
-        ks = [f(times.at(0.0), y) if first is None else first]
+        one = isinstance(h, float)
+        size = h if one else on(y, h)[:, None]
+        ks = [f(_time(t, y), y) if first is None else first]
+        time = None
         for i in range(1, len(c) - 1 if fsal else len(c)):
-            ks.append(f(times.at(c[i]), combine(y, size, a[i], ks)))
+            if time is None or c[i] != c[i - 1]:
+                time = time_like(t + c[i] * h, y) if one else on(y, t + c[i] * h)
+            ks.append(f(time, combine(y, size, a[i], ks)))
         y_next = combine(y, size, self.tableau.b, ks)
         if fsal and last:
-            ks.append(f(times.at(1.0), y_next))
+            if time is None or c[-2] != 1.0:
+                time = _time(t + h, y)
+            ks.append(f(time, y_next))
         return Step(t, h, y, y_next, ks)
 
     def error(self, step: Step) -> Tensor:
@@ -182,7 +184,6 @@ class ExplicitStepper(AbstractStepper):
         ]
 
     def rows_inside(self, step: Step, at: np.ndarray, fractions: np.ndarray) -> Tensor:
-        """The states at fractions of the steps of the rows `at`, (p, n); at 1 those of y_next."""
         rows, at_end = on(step.y, at), fractions == 1.0
         ends = step.y_next.index_select(0, rows)
         if at_end.all():
