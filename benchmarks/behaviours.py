@@ -3,9 +3,10 @@
     python benchmarks/behaviours.py                          a table; needs the extra `bench`
     python benchmarks/behaviours.py weights                  the situations with that word
 
-Every situation is one program, written with torchdiffeq's names, which homojl has too, and run once with each library. It
-compares a value or a gradient with a closed form. "refused" is an error that the library raises itself, or PyTorch's own
-about a tensor that was changed in place; "raw" another error. tests/promises has what homojl promises beyond these names.
+Every situation is one program, written with torchdiffeq's names, which homojl has too, and run once with each library.
+It compares a value or a gradient with a closed form. "refused" is an error that the library raises itself, or PyTorch's
+own about a tensor that was changed in place; "raw" is another error. What homojl promises beyond these names is in
+tests/promises.
 """
 
 from __future__ import annotations
@@ -155,7 +156,10 @@ def _(lib: Library, how: str) -> None:
 
     code = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
     (grad,) = torch.autograd.grad(
-        end(lib, how, Made(2 * code), START.clone().requires_grad_()).sum(), code, allow_unused=True, materialize_grads=True
+        end(lib, how, Made(2 * code), START.clone().requires_grad_()).sum(),
+        code,
+        allow_unused=True,
+        materialize_grads=True,
     )
     near(grad, 2 * slope(0.8))
 

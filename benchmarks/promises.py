@@ -5,9 +5,9 @@
     python benchmarks/promises.py --again                    those once more that were wrong or raw
     python benchmarks/promises.py --cell 'joint | Tsit5 | Direct | float64 | module | backward'
 
-What has been found is in --out, one line of JSON for each cell; a run that was stopped goes on where it was. Each part of
-the cells has a process of its own, which is started again where a cell ends it: that cell is "raw". So is one that takes
-longer than two minutes. The page is written to --page, if given. Ends with 1 where a cell is wrong or raw.
+What has been found is in --out, one line of JSON for each cell; a run that was stopped goes on where it was. Each part
+of the cells has a process of its own, which is started again where a cell ends it: that cell is "raw". So is one that
+takes longer than two minutes. The page is written to --page, if given. Ends with 1 where a cell is wrong or raw.
 """
 
 from __future__ import annotations
@@ -58,8 +58,30 @@ def read(path: Path) -> tuple[Found, set[Cell]]:
     return found, begun
 
 
-def work(cells: Sequence[Cell], out: Path) -> None:
-    """Run cells and write down what comes of each."""
+def parts_of(args: argparse.Namespace) -> list[Path]:
+    """What each process writes."""
+    return [args.out.with_suffix(f".{i}.jsonl") for i in range(args.jobs)]
+
+
+def gather(out: Path) -> Found:
+    """Everything that has been found, from then on in the one file."""
+    found: Found = {}
+    parts = sorted(out.parent.glob(f"{out.stem}.*.jsonl"))
+    for path in (out, *parts):
+        results, begun = read(path)
+        found |= results | dict.fromkeys(begun, Verdict("raw", "the process ended"))
+    keep(found, out)
+    for part in parts:
+        part.unlink()
+    return found
+
+
+def keep(found: Found, out: Path) -> None:
+    out.write_text("".join(json.dumps({"cell": astuple(c), **v._asdict()}) + "\n" for c, v in found.items()))
+
+
+def work(cells: Sequence[Cell], known: Path, out: Path) -> None:
+    """Run the cells that are not yet known and write down what comes of each."""
     import torch
 
     def too_long(*_: object) -> None:
@@ -68,6 +90,7 @@ def work(cells: Sequence[Cell], out: Path) -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGALRM, too_long)
     found, begun = read(out)
+    found |= read(known)[0]
     with out.open("a", buffering=1) as file:
         for cell in cells:
             if cell in found:
@@ -84,18 +107,20 @@ def work(cells: Sequence[Cell], out: Path) -> None:
 
 
 def chosen(args: argparse.Namespace) -> list[Cell]:
+    """In an order by chance, so that what has been run at any time is a sample."""
     cells = list(whole())
-    return Random(args.seed).sample(cells, min(args.sample, len(cells))) if args.sample else cells
+    return Random(args.seed).sample(cells, min(args.sample or len(cells), len(cells)))
 
 
 def in_processes(args: argparse.Namespace, count: int) -> None:
     """Run all cells in `args.jobs` processes, which share them, until each has come to its end."""
-    parts = [args.out.with_suffix(f".{i}.jsonl") for i in range(args.jobs)]
+    parts = parts_of(args)
+    before = len(read(args.out)[0])
     command = [sys.executable, __file__, "--sample", str(args.sample), "--seed", str(args.seed)]
-    command += ["--jobs", str(args.jobs)]
+    command += ["--jobs", str(args.jobs), "--out", str(args.out)]
 
     def start(i: int) -> subprocess.Popen[bytes]:
-        return subprocess.Popen([*command, "--out", str(parts[i]), "--part", str(i)])
+        return subprocess.Popen([*command, "--part", str(i)])
 
     workers, began = {i: start(i) for i in range(args.jobs)}, time.monotonic()
     while workers:
@@ -105,7 +130,7 @@ def in_processes(args: argparse.Namespace, count: int) -> None:
                 del workers[i]
                 if worker.returncode != 0:  # the cell at work has ended it
                     workers[i] = start(i)
-        done = sum(len(read(part)[0]) for part in parts)
+        done = before + sum(len(read(part)[0]) for part in parts)
         print(f"\r{done} of {count} cells, {time.monotonic() - began:.0f} s ", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
 
@@ -130,7 +155,10 @@ def said(verdicts: Iterable[Verdict], kind: str, most: int) -> str:
 def table(found: Found) -> str:
     """The tables of docs/promises.md."""
     total = shares(found.values())
-    lines = ["| | cells | " + " | ".join(KINDS) + " |", "|---" * 6 + "|"]
+    lines = (
+        [f"{len(found)} of {len(list(whole()))} cells, drawn by chance.", ""] if len(found) < len(list(whole())) else []
+    )
+    lines += ["| | cells | " + " | ".join(KINDS) + " |", "|---" * 6 + "|"]
     for problem in PROBLEMS:
         verdicts = [v for cell, v in found.items() if cell.problem == problem]
         lines.append(f"| {TITLE[problem]} | {len(verdicts)} | " + " | ".join(map(str, shares(verdicts))) + " |")
@@ -145,7 +173,12 @@ def table(found: Found) -> str:
                 row.append(f"{100 * shares(verdicts)[0] / len(verdicts):.0f}" if verdicts else "")
             lines.append(f"| {problem}: {adjoint} | " + " | ".join(row) + " |")
     for problem in PROBLEMS:
-        lines += ["", f"## {TITLE[problem]}", "", "| what is done | right | refused | wrong | raw | what refusals say |"]
+        lines += [
+            "",
+            f"## {TITLE[problem]}",
+            "",
+            "| what is done | right | refused | wrong | raw | what refusals say |",
+        ]
         lines.append("|---" * 6 + "|")
         for name in USES:
             verdicts = [v for cell, v in found.items() if (cell.problem, cell.use) == (problem, name)]
@@ -181,18 +214,14 @@ def main() -> int:
         return verdict.kind in ("wrong", "raw")
     cells = chosen(args)
     if args.part is not None:
-        work(cells[args.part :: args.jobs], args.out)
+        work(cells[args.part :: args.jobs], args.out, parts_of(args)[args.part])
         return 0
-    parts = [args.out.with_suffix(f".{i}.jsonl") for i in range(args.jobs)]
+    everything = gather(args.out)
     if args.again:
-        for part in parts:
-            kept = [(c, v) for c, v in read(part)[0].items() if v.kind not in ("wrong", "raw")]
-            part.write_text("".join(json.dumps({"cell": astuple(c), **v._asdict()}) + "\n" for c, v in kept))
+        keep({c: v for c, v in everything.items() if v.kind not in ("wrong", "raw")}, args.out)
     if not args.report:
         in_processes(args, len(cells))
-    everything: Found = {}
-    for part in parts:
-        everything |= read(part)[0]
+        everything = gather(args.out)
     found = {cell: everything[cell] for cell in cells if cell in everything}
     if args.page:
         write_page(args.page, found)

@@ -26,8 +26,8 @@ from homojl.backends.pytorch.steppers import stepper_for
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
-from homojl.functions.user import UserFunction
 from homojl.functions.products import gradients
+from homojl.functions.user import UserFunction
 from homojl.solution import Status
 
 Tensor = torch.Tensor

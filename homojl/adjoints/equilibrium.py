@@ -73,8 +73,8 @@ class UnrolledAdjoint(AbstractFixedPointAdjoint):
         result = backend.find_fixed_point(f, z0, algorithm)
         if f.mixes and torch.is_grad_enabled() and isinstance(algorithm, Anderson | Broyden):
             raise ConfigError(
-                f"f mixes the samples of the batch, so that {algorithm.name} goes on with those that have converged, whose "
-                f"updates have no derivative: {self.name} would be far off; use ImplicitAdjoint(), or Picard()"
+                f"f mixes the samples of the batch, so that {algorithm.name} goes on with those that have converged, "
+                f"whose updates have no derivative: {self.name} would be far off; use ImplicitAdjoint(), or Picard()"
             )
         return replace(result, value=of_nothing(f, z0)) if z0.numel() == 0 else result
 

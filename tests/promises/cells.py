@@ -1,8 +1,8 @@
 """The matrix of promises: every way of solving beside everything people do with a solve, each cell a value and a check.
 
-A cell is right where what the solve gives agrees with an independent value, refused where it ends in a HomoJLError (or in
-PyTorch's own error about a tensor that was changed in place), and else a fault: wrong, or raw where the error of another
-library reaches the caller.
+A cell is right where what the solve gives agrees with an independent value, refused where it ends in a HomoJLError (or
+in PyTorch's own error about a tensor that was changed in place), and else a fault: wrong, or raw where the error of
+another library reaches the caller.
 
 The problems have closed forms, elementwise, for real and complex states of every shape, which PyTorch differentiates:
 
@@ -309,7 +309,10 @@ class Situation:
             how = {"batch": cell.problem, "dense": cell.algorithm.endswith("dense")}
         solution = hj.solve(problem, algorithm, adjoint=adjoint, backend="pytorch", throw=self.throw, **how)
         self.solution = solution
-        value = solution.at(END) if how.get("dense") and solution.status.ok else solution.value
+        between = how.get("dense") and solution.status.ok
+        if torch.is_grad_enabled() and cell.adjoint != "Direct":
+            between = False  # which has no gradients there
+        value = solution.at(END) if between else solution.value
         return pytree.tree_leaves(value)
 
     def end(self, *inputs: Tensor) -> list[Tensor]:

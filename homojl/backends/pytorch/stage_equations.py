@@ -219,7 +219,7 @@ class StageEquations:
     def _check(
         self, weights: np.ndarray, times: list[float], states: list[Tensor], changes: list[Tensor], values: list[Tensor]
     ) -> None:
-        """Raise a ConfigError where the field's values, which gradients go through, are not those that were solved with."""
+        """Raise a ConfigError where the field's values, which gradients go through, are not those of the solve."""
         a, z = torch.from_numpy(weights * self._h).to(self._scale), self._form.all_flat(changes)
         residual = a @ self._form.all_flat([v.detach() for v in values]) - z
         # A stiff field makes much of little: what counts is how far the solution is off.
@@ -227,7 +227,7 @@ class StageEquations:
             if (off() / self._scale).abs().max() <= 1:
                 return
         raise ConfigError(
-            "f gives another value to the gradient than it gave in the solve, so this gradient would be wrong: draw random "
+            "f gives another value to the gradient than in the solve, so this gradient would be wrong: draw random "
             "numbers, as of dropout, outside of it and pass them in args"
         )
 
