@@ -930,14 +930,16 @@ assert tuple(AXES) == tuple(f.name for f in fields(Cell))
 
 
 def whole() -> Iterator[Cell]:
-    """Every combination of problem, algorithm, adjoint, state and use; the holders in turn."""
+    """Every combination of problem, algorithm, adjoint, state and use, the holders in turn; and what `pairwise` adds."""
     turns: dict[str, int] = {}
+    cells: dict[Cell, None] = {}
     for problem in PROBLEMS:
         for algorithm, adjoint, state, name in itertools.product(ALGORITHMS[problem], ADJOINTS[problem], STATES, USES):
             holders = [h for h in HOLDERS if together("use", name, "holder", h)]
             turn = turns[name] = turns.get(name, -1) + 1
-            # One more for each round, so that a holder does not always meet the same states.
-            yield Cell(problem, algorithm, adjoint, state, holders[(turn + turn // len(STATES)) % len(holders)], name)
+            holder = holders[(turn + turn // len(STATES)) % len(holders)]
+            cells[Cell(problem, algorithm, adjoint, state, holder, name)] = None
+    yield from (cells | dict.fromkeys(pairwise()))
 
 
 def pairwise() -> list[Cell]:
