@@ -156,7 +156,7 @@ def table(found: Found) -> str:
     """The tables of docs/promises.md."""
     total = shares(found.values())
     lines = (
-        [f"{len(found)} of {len(list(whole()))} cells, drawn by chance.", ""] if len(found) < len(list(whole())) else []
+        [f"{len(found)} of {len(list(whole()))} cells.", ""] if len(found) < len(list(whole())) else []
     )
     lines += ["| | cells | " + " | ".join(KINDS) + " |", "|---" * 6 + "|"]
     for problem in PROBLEMS:

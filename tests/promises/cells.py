@@ -930,7 +930,7 @@ assert tuple(AXES) == tuple(f.name for f in fields(Cell))
 
 
 def whole() -> Iterator[Cell]:
-    """Every combination of problem, algorithm, adjoint, state and use, the holders in turn; and what `pairwise` adds."""
+    """Every combination of problem, algorithm, adjoint, state and use, holders in turn; and what `pairwise` adds."""
     turns: dict[str, int] = {}
     cells: dict[Cell, None] = {}
     for problem in PROBLEMS:
