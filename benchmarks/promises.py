@@ -155,9 +155,7 @@ def said(verdicts: Iterable[Verdict], kind: str, most: int) -> str:
 def table(found: Found) -> str:
     """The tables of docs/promises.md."""
     total = shares(found.values())
-    lines = (
-        [f"{len(found)} of {len(list(whole()))} cells.", ""] if len(found) < len(list(whole())) else []
-    )
+    lines = [f"{len(found)} of {len(list(whole()))} cells.", ""] if len(found) < len(list(whole())) else []
     lines += ["| | cells | " + " | ".join(KINDS) + " |", "|---" * 6 + "|"]
     for problem in PROBLEMS:
         verdicts = [v for cell, v in found.items() if cell.problem == problem]
