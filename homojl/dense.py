@@ -70,6 +70,8 @@ class DenseOutput:
             raise ConfigError(f"t = {t:.6g} lies outside the solution, which goes from {first:.6g} to {last:.6g}")
         if t == first:
             return self._result.ys[0]
+        if not self._rounds:  # a state without elements takes no steps
+            return self._result.ys[-1]
         index = max(bisect.bisect_left(self._starts, t * self._direction) - 1, 0)
         taken = self._rounds[index]
         assert taken.y is not None, "a dense solve keeps its states"

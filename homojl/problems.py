@@ -223,7 +223,11 @@ def _check_args(args: object, shapes: Sequence[Sequence[int]]) -> None:
         mark, shape = type(arg).__name__, getattr(arg.value, "shape", None)
         if shape is None:
             raise ConfigError(f"{mark} marks a torch.Tensor, got {type(arg.value).__name__} in args[{i}]")
-        if isinstance(arg, PerSample) and (not shapes or tuple(shape[:1]) != tuple(shapes[0][:1])):
+        if isinstance(arg, PerSample) and not shapes:
+            raise ConfigError(
+                f"args[{i}] is PerSample, but a path's state is one system without samples; pass it as it is"
+            )
+        if isinstance(arg, PerSample) and tuple(shape[:1]) != tuple(shapes[0][:1]):
             raise ConfigError(f"args[{i}] is PerSample, but has shape {tuple(shape)} beside a state {tuple(shapes[0])}")
 
 

@@ -209,7 +209,10 @@ def _solved(
 
 def _start(problem: ODEProblem | FixedPointProblem | HomotopyProblem) -> tuple[Form | None, torch.Tensor]:
     state = problem.y0 if isinstance(problem, ODEProblem) else problem.z0
-    return (None, state) if problem.form.plain else (problem.form, problem.form.join(state))
+    start = state if problem.form.plain else problem.form.join(state)
+    if start.is_inference() and not torch.is_inference_mode_enabled():
+        start = start.clone()  # what was made in inference mode can be in no graph
+    return (None if problem.form.plain else problem.form), start
 
 
 def _check_choices(problem: object, batch: str, dense: bool) -> None:
@@ -236,12 +239,14 @@ def _solve_ode(job: _Job, adjoint: Adjoint | None, batch: str, *, dense: bool) -
         _check_samples(problem)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
     f = job.function(VectorField, stats, problem.f, state="y0")
-    if transforms.active():
+    if job.start.numel() == 0:
+        adjoint = EmptyAdjoint()
+    elif transforms.active():
         adjoint = transforms.adjoint_for(algorithm, adjoint)
         if transforms.mapped([job.start, *f.held()]):
+            if dense:
+                raise ConfigError("dense=True does not go with torch.func.vmap; save the states with ts")
             return _solve_mapped(job, f, stats)
-    elif job.start.numel() == 0:
-        adjoint = EmptyAdjoint()
     solve = Solve(f, problem.ts, algorithm, chosen, None, problem.discontinuities, dense, batch != "joint")
     started = time.perf_counter()
     course = Course(problem, solve, adjoint, job.split).run(job.start)
@@ -358,6 +363,8 @@ def _solve_path(job: _Job, adjoint: Adjoint | None) -> PathSolution:
     if transforms.active():
         raise ConfigError("zero paths do not go with torch.func; torch.autograd.grad differentiates their ends")
     z0 = job.start
+    if z0.numel() == 0:
+        raise ConfigError("z0 has no elements, so that there is no path to follow")
     chosen = choose_backend(job.backend, algorithm, z0.device)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint="implicit")
     r = job.function(MapFunction, stats, problem.r, "r")

@@ -51,6 +51,7 @@ class TransformedAdjoint(DirectAdjoint):
         start = _value(y0)
         with torch.no_grad(), temporarily_clear_interpreter_stack():
             result = replace(solve, f=values).run(start)
+        f.like_rows_of(values)
         return self.recorded(solve, result, y0)
 
 

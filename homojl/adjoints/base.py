@@ -27,6 +27,7 @@ from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
 from homojl.functions.products import gradients
+from homojl.functions.user import UserFunction
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -152,12 +153,20 @@ class EmptyAdjoint(AbstractODEAdjoint):
     """Of a state without elements, as of a batch of size zero: nothing is evaluated, and all gradients are zero."""
 
     def integrate(self, solve: Solve, y0: Tensor) -> Integration:
-        f, ys = solve.f, [y0] * len(solve.ts)
-        wanted = [x for x in f.held() if x.requires_grad]
-        if torch.is_grad_enabled() and wanted:
-            nothing = torch.stack([x.flatten()[:0].sum().abs().to(y0.device, y0.dtype) for x in wanted]).sum()
-            ys = [y0, *(y0 + nothing for _ in solve.ts[1:])]
+        ys = [y0, *(of_nothing(solve.f, y0) for _ in solve.ts[1:])]
         return Integration(solve.ts, ys, Record(), Status.SUCCESS, "", 0, 0)
+
+
+def of_nothing(f: UserFunction, y0: Tensor) -> Tensor:
+    """A state without elements as what f's solve comes to: a function of all that f depends on."""
+    wanted = [x for x in f.held() if x.requires_grad]
+    if not torch.is_grad_enabled():
+        return y0.detach()
+    for x in wanted:
+        nothing = x.flatten()[:0].sum()
+        nothing = nothing.real if x.is_complex() and not y0.is_complex() else nothing
+        y0 = y0 + nothing.to(y0.device, y0.dtype)
+    return y0
 
 
 @dataclass(eq=False)

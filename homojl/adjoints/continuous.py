@@ -19,6 +19,8 @@ from homojl.algorithms import (
     with_first_step,
 )
 from homojl.backends.base import Integration
+from homojl.backends.pytorch.record import OTHER
+from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError, SolveError
 from homojl.functions import DerivedField, VectorField
 from homojl.layout import Layout
@@ -59,6 +61,7 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         cotangents: Sequence[Tensor | None],
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         times, back = result.ts, Backward(solve, result, f, wrt)
+        self._check_sameness(f, time_like(times[-1], saved[-1]), saved[-1].detach())
         costate: Tensor | None = None
         totals = [torch.zeros_like(w) for w in wrt]
         for i in reversed(range(1, len(times))):
@@ -66,6 +69,13 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
             if costate is not None:
                 costate, totals = self.segment(back, times[i], times[i - 1], saved[i], costate, totals)
         return costate, list(totals)
+
+    @torch.no_grad()
+    def _check_sameness(self, f: VectorField, t: Tensor, y: Tensor) -> None:
+        """Raise a ConfigError where f at one time and state has two values."""
+        first, second = f(t, y).clone(), f(t, y)
+        if ((first - second).abs().max() > torch.finfo(y.dtype).eps ** 0.5 * first.abs().max()).item():
+            raise ConfigError(OTHER)
 
     @abc.abstractmethod
     def segment(

@@ -19,8 +19,9 @@ from typing import Any
 
 import torch
 
+from homojl.adjoints.base import of_nothing
 from homojl.adjoints.implicit_function import AbstractRelation, differentiable, refuse_transforms, transforming
-from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov, PseudoTransient
+from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson, Broyden, Homotopy, NewtonKrylov, PseudoTransient
 from homojl.algorithms.checks import require
 from homojl.backends.base import AbstractBackend, FixedPoint
 from homojl.backends.pytorch.backend import TorchBackend
@@ -69,7 +70,13 @@ class UnrolledAdjoint(AbstractFixedPointAdjoint):
         if isinstance(algorithm, Homotopy | NewtonKrylov | PseudoTransient):
             raise ConfigError(f"{self.name} cannot pass through {algorithm.name}; use ImplicitAdjoint()")
         f.counting = torch.is_grad_enabled()
-        return backend.find_fixed_point(f, z0, algorithm)
+        result = backend.find_fixed_point(f, z0, algorithm)
+        if f.mixes and torch.is_grad_enabled() and isinstance(algorithm, Anderson | Broyden):
+            raise ConfigError(
+                f"f mixes the samples of the batch, so that {algorithm.name} goes on with those that have converged, "
+                f"whose updates have no derivative: {self.name} would be far off; use ImplicitAdjoint(), or Picard()"
+            )
+        return replace(result, value=of_nothing(f, z0)) if z0.numel() == 0 else result
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,8 +105,10 @@ class PhantomAdjoint(AbstractFixedPointAdjoint):
         refuse_transforms(self.name, "ImplicitAdjoint()")
         with torch.no_grad():
             result = backend.find_fixed_point(f, z0.detach(), algorithm)
-        if not torch.is_grad_enabled() or len(z0) == 0:
+        if not torch.is_grad_enabled():
             return result
+        if z0.numel() == 0:
+            return replace(result, value=of_nothing(f, z0))
         f.counting, rows = True, _sound_rows(f, result)
         start = z = result.value if rows is None else result.value[rows]
         for _ in range(self.steps if len(z) else 0):
@@ -215,14 +224,15 @@ class _Equilibrium(AbstractRelation):
             self.rows = _sound_rows(self.f, result)
         value = result.value
         # Autograd wants an output that is no input, as a start that is the answer or what f returns as it is.
-        if any(value.data_ptr() == x.data_ptr() for x in (z0, *tensors)):
+        # Nor a view, which could not be written into.
+        if value._is_view() or any(value.data_ptr() == x.data_ptr() for x in (z0, *tensors)):
             value = value.clone()
         self.found.append(replace(result, value=value.detach()))
         return value
 
     def solve(self, f: AbstractMap, at: Linearisation, right: Tensor, *, transposed: bool) -> Tensor:
         if len(right) == 0:
-            return right
+            return right.clone()
         self._check_sameness(at)
         stats, throw = self.f.stats, self._adjoint.throw
         coupled = bool(self.levels) or _coupled(f, at)

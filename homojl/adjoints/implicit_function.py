@@ -65,10 +65,15 @@ def pushed(
 
     def paired(c: Sequence[Tensor]) -> Tensor:
         products = zip(pulled(function, primals, c[0]), tangents, strict=True)
-        return sum(((p * t).sum() for p, t in products if p is not None), start=0.0 * c[0].sum())
+        # The gradient by a complex number is that by its real part and i times that by its imaginary one.
+        return sum(((p.conj() * t).sum().real for p, t in products if p is not None), start=0.0 * c[0].sum())
 
     (tangent,) = pulled(paired, [torch.zeros_like(like)], torch.ones((), dtype=like.dtype, device=like.device))
     return torch.zeros_like(like) if tangent is None else tangent
+
+
+def is_continuous(x: Tensor) -> bool:
+    return x.is_floating_point() or x.is_complex()
 
 
 class AbstractRelation(abc.ABC):
@@ -305,7 +310,7 @@ def _pushed_by(
     like: Tensor,
 ) -> Tensor:
     """(d function / d primals) tangents, where None is no tangent."""
-    given = {i: t for i, t in enumerate(tangents) if t is not None and primals[i].is_floating_point()}
+    given = {i: t for i, t in enumerate(tangents) if t is not None and is_continuous(primals[i])}
     function = _of_some(function, primals, list(given))
     return pushed(function, [primals[i] for i in given], list(given.values()), like)
 

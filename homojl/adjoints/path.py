@@ -56,8 +56,6 @@ class _Root(AbstractRelation):
         return z0.clone()
 
     def solve(self, f: AbstractMap, at: Linearisation, right: Tensor, *, transposed: bool) -> Tensor:
-        if right.numel() == 0:
-            return right
         if not torch.isfinite(right).all():  # which a scaler of the loss looks for
             return torch.full_like(right, torch.nan)
         if self._dense:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar, overload
 
 import torch
@@ -157,7 +157,8 @@ def odeint_adjoint(
         adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options: for the backward solve; None: the forward solve's
             (of its options all but the norm; a tolerance of its own for each element or part of y0 holds for their
             adjoints too, the smallest for the parameters). The norm may be "seminorm", which leaves the parameters out.
-        adjoint_params: tensors inside `func` that receive gradients; None: `func.parameters()`.
+        adjoint_params: tensors inside `func` that receive gradients; None: `func.parameters()` and, other than with
+            torchdiffeq, what else it holds, as weights that another module has computed.
 
     Returns:
         As `odeint`.
@@ -186,7 +187,7 @@ def odeint_adjoint(
         )
     call = _Call.of(func, y0, t, rtol, atol, method, options, event_fn)
     adjoint = call.backsolve(adjoint_rtol, adjoint_atol, adjoint_method, adjoint_options, params)
-    return call.run(adjoint, event_fn, params)
+    return replace(call, closed=adjoint_params is not None).run(adjoint, event_fn, params)
 
 
 def odeint_dense(
@@ -225,6 +226,7 @@ class _Call:
         y0, field: the joined state and its field.
         t: the times.
         options: method and options of the forward solve.
+        closed: whether what else the function holds receives no gradients.
     """
 
     func: Callable[[Tensor, Any], Any]
@@ -233,6 +235,7 @@ class _Call:
     field: Field
     t: Tensor
     options: Options
+    closed: bool = False
 
     @staticmethod
     def of(
@@ -320,7 +323,7 @@ class _Call:
             discontinuities=self.options.discontinuities(),
         )
         direct = isinstance(adjoint, DirectAdjoint)
-        object.__setattr__(problem, "closed", not direct)  # gradients of the adjoint_params alone
+        object.__setattr__(problem, "closed", self.closed)  # gradients of the adjoint_params alone
         try:
             with torch.set_grad_enabled(torch.is_grad_enabled() and not (direct and self.options.outside)):
                 return solve(problem, algorithm, adjoint=adjoint, backend="pytorch", dense=dense)

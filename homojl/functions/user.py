@@ -139,6 +139,10 @@ class UserFunction:
         (at, value), y = self._known, inputs[-1]
         self._known, self._plain = None, self._simple
         if _same_memory(at, y) and at.shape == y.shape:
+            if self._plain:
+                self._last, self._last_version = value, value._version
+            elif not self._copies:
+                self._last_careful = value
             return value
         self.calls += 1  # the other one was for nothing
         return self._carefully(inputs, args)
@@ -173,8 +177,9 @@ class UserFunction:
         watched = [a for a in (*time, *self._leaves) if isinstance(a, Tensor) and not a.is_inference()]
         versions = [a._version for a in watched]
         version, required = 0 if untracked else given._version, given.requires_grad
+        parts: list[Tensor] = []
         try:
-            value = self._apply((*time, given), args)
+            value = self._apply((*time, given), args, parts)
         except RuntimeError as error:
             if required or "does not require grad" not in str(error):
                 raise
@@ -186,6 +191,11 @@ class UserFunction:
             self._differentiates, self._given = True, given
         if (untracked and not torch.equal(given, before)) or (not untracked and given._version != version):
             self._copies = True
+        if self._form is not None:  # whose parts a function may write into, or require gradients of, one by one
+            asked = not required and any(x.requires_grad for x in parts)
+            if asked or (self._copies and torch.is_grad_enabled()):
+                self._differentiates = self._differentiates or (asked and not self._copies)
+                value = self._carefully(inputs, args)
         if any(a._version != v for a, v in zip(watched, versions, strict=True)):
             raise ConfigError(f"{self._names[0]} writes into its time or its arguments; give it copies to write into")
         if not torch.is_grad_enabled() and value.requires_grad:
@@ -196,17 +206,24 @@ class UserFunction:
         self._plain = self._simple = not (special or untracked or value.is_inference())
         if self._plain:
             self._last, self._last_version = value, value._version
+        elif not self._copies:
+            self._last_careful = value
         return value.clone() if self._copies else value
 
     def _carefully(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
         *time, y = inputs
+        if not self._differentiates:
+            try:
+                value = self._apply((*time, y.clone() if self._copies else y), args)
+            except RuntimeError as error:
+                if y.requires_grad or "does not require grad" not in str(error):
+                    raise
+                self._differentiates = True
         if self._differentiates:
             if not y.requires_grad:
                 y = self._given = y.detach().requires_grad_()
             with torch.enable_grad():
                 value = self._apply((*time, y.clone() if self._copies else y), args)
-        else:
-            value = self._apply((*time, y.clone() if self._copies else y), args)
         if not torch.is_grad_enabled() and value.requires_grad:
             value = value.detach()
         if value.shape != y.shape:
@@ -216,13 +233,33 @@ class UserFunction:
             raise WrittenOver(f"{self._names[0]} wrote into the tensor that it returned before")
         return value.clone() if self._copies else value
 
-    def _apply(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
-        """One call of the user's function."""
+    def _apply(self, inputs: tuple[Tensor, ...], args: Sequence[Any], parts: list[Tensor] | None = None) -> Tensor:
+        """One call of the user's function; `parts` receives the tensors that it was given as the state."""
         if self._form is not None:
             *time, y = inputs
-            inputs = (*time, self._form.split(y))
+            state = self._form.split(y)
+            if self._copies:  # each its own, so that writing into one leaves what was recorded of another valid
+                state = pytree.tree_map(torch.clone, state)
+            if parts is not None:
+                parts += pytree.tree_leaves(state)
+            inputs = (*time, state)
         value = self.f(*inputs, *args)
         return value if self._form is None else self._form.join(value, self._names[0])
+
+    def _tried(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
+        """The value alone, of an evaluation that no solve sees."""
+        *time, y = inputs
+        y = y.detach().clone()
+        if not self._differentiates:
+            try:
+                with torch.no_grad():
+                    return self._apply((*time, y.clone() if self._copies else y), args)
+            except RuntimeError as error:
+                if "does not require grad" not in str(error):
+                    raise
+        y = y.requires_grad_()
+        with torch.enable_grad():
+            return self._apply((*time, y.clone() if self._copies else y), args).detach()
 
     def _check_form(self, value: object, like: Tensor) -> None:
         rows = None if like.shape == self._like.shape else len(self._like)
@@ -241,6 +278,23 @@ class UserFunction:
         """The number of evaluations; the last value is let go."""
         self._last = self._last_careful = self._known = self._given = None
         return self.calls
+
+    def like_rows_of(self, other: UserFunction) -> None:
+        """Take the samples' arguments for what the same function at other tensors has found them to be."""
+        self._marks, self._separable, self._mixes, self._rows = other._marks, other._separable, other._mixes, None
+
+    def _for_products(self) -> Any:
+        """The same function where PyTorch can record it: tensors made in inference mode, which can be in no graph, are
+        copied."""
+        if not torch.is_inference_mode_enabled():
+            return self
+        captured = Captured(self.f)
+        if not any(x.is_inference() for x in captured.tensors):
+            return self
+        other = self._copy()
+        with torch.inference_mode(False):
+            other.f = captured.rebuilt([x.clone() if x.is_inference() else x for x in captured.tensors])
+        return other
 
     def versions(self) -> tuple[int, ...]:
         """How often each of the tensors that the function depends on has been written to."""
@@ -451,6 +505,11 @@ class UserFunction:
         """What `separable` has found; None: nothing so far."""
         return self._separable
 
+    @property
+    def mixes(self) -> bool:
+        """Whether `separable` has found that samples depend on each other."""
+        return bool(self._mixes)
+
     def args_at(self, rows: Tensor | None) -> tuple[Any, ...]:
         """The arguments at some rows of the batch, (b,); None: of all of it."""
         if rows is None:
@@ -498,7 +557,7 @@ class UserFunction:
             chosen = iter(choice)
             marks = [next(chosen) if open else bool(mark) for open, mark in zip(unmarked, self._marks, strict=True)]
             try:
-                agreeing += [marks] * self._agrees(self._apply(whole, self._chosen(some, marks)), expected)
+                agreeing += [marks] * self._agrees(self._tried(whole, self._chosen(some, marks)), expected)
             except Exception:  # as of shapes that do not fit, which is an answer
                 continue
         if len(agreeing) > 1 and len(value) > len(some):
@@ -515,7 +574,7 @@ class UserFunction:
             return True
         self._separable = False
         moved = moved.index_copy(0, some, whole[-1])
-        if not self._agrees(self._apply((*times, moved), self.args).index_select(0, some), expected):
+        if not self._agrees(self._tried((*times, moved), self.args).index_select(0, some), expected):
             self._mix()
         warn_caller(
             f"{self._names[0]} cannot be evaluated for some samples alone, so those that have ended go on being "
@@ -528,7 +587,7 @@ class UserFunction:
         values = []
         for rows in (pair, pair[:1]):
             try:
-                values.append(self._apply(tuple(x[rows] for x in inputs), self._chosen(rows, self._marks)))
+                values.append(self._tried(tuple(x[rows] for x in inputs), self._chosen(rows, self._marks)))
             except Exception:  # as of BatchNorm, which refuses one sample
                 return False
         both, one = (x[:1].nan_to_num() for x in values)
@@ -612,7 +671,8 @@ class VectorField(UserFunction, AbstractField):
 
     def linearised(self, t: Tensor, y: Tensor) -> Linearisation:
         """At a time and a state."""
-        return Linearisation(lambda z: self._carefully((t, z), self.args), y, self.stats)
+        f = self._for_products()
+        return Linearisation(lambda z: f._carefully((t, z), f.args), y, self.stats)
 
     def counted(self, value: Tensor) -> Tensor:
         if self.counting and value.requires_grad:
@@ -653,7 +713,8 @@ class MapFunction(UserFunction, AbstractMap):
 
     def linearised(self, z: Tensor, rows: Tensor | None = None) -> Linearisation:
         """At some rows of the batch."""
-        return Linearisation(lambda z: self._carefully((z,), self.args_at(rows)), z, self.stats)
+        f = self._for_products()
+        return Linearisation(lambda z: f._carefully((z,), f.args_at(rows)), z, self.stats)
 
 
 def _same_memory(a: Tensor, b: Tensor) -> bool:

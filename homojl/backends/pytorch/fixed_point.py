@@ -61,7 +61,8 @@ def find_fixed_point(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAl
     while True:
         iteration += 1
         r = fz - z
-        norms = torch.linalg.vector_norm(r, dim=1), torch.linalg.vector_norm(fz, dim=1)
+        # Detached: a norm of zero has no derivative, and second ones would be NaN, though nothing depends on it.
+        norms = [torch.linalg.vector_norm(x.detach(), dim=1) for x in (r, fz)]
         observed = torch.stack([*norms, *method.observe(r, fz)], dim=1)
         host = observed.detach().to("cpu", torch.float64)
         residual, norm = host[:, 0].numpy(), host[:, 1].numpy()

@@ -251,7 +251,9 @@ class BroydenMethod(AbstractMethod[Broyden]):
             return self._step(z, r)
         counts = torch.from_numpy(np.arange(count) >= self._start[:, None]).to(row.device)
         below = torch.tril(gram[:, :, 1:], -1) * counts[:, :, None]
-        diagonal = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(row.dtype).tiny)
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        # A step of length zero has c = 0, by any divisor but zero; a tiny one would have no finite derivatives.
+        diagonal = torch.where(diagonal > torch.finfo(row.dtype).tiny, diagonal, torch.ones_like(diagonal))
         system = torch.diag_embed(diagonal) - torch.nn.functional.pad(below, (0, 1))
         c = torch.linalg.solve_triangular(system, (right * counts)[:, :, None], upper=False)[:, :, 0]
         denominator = 1.0 - c[:, -1]

@@ -212,7 +212,24 @@ class StageEquations:
         points = self._linearisations(times, states)
         self._f.calls += len(points)
         values = [self._f.counted(point.value) for point in points]
+        self._check(weights, times, states, changes, values)
         return list(_Implicit.apply(self, weights, times[0], points, *bases, *values, *changes))
+
+    @torch.no_grad()
+    def _check(
+        self, weights: np.ndarray, times: list[float], states: list[Tensor], changes: list[Tensor], values: list[Tensor]
+    ) -> None:
+        """Raise a ConfigError where the field's values, which gradients go through, are not those of the solve."""
+        a, z = torch.from_numpy(weights * self._h).to(self._scale), self._form.all_flat(changes)
+        residual = a @ self._form.all_flat([v.detach() for v in values]) - z
+        # A stiff field makes much of little: what counts is how far the solution is off.
+        for off in (lambda: residual, lambda: self._correction(weights, a, times, states, residual)):
+            if (off() / self._scale).abs().max() <= 1:
+                return
+        raise ConfigError(
+            "f gives another value to the gradient than in the solve, so this gradient would be wrong: draw random "
+            "numbers, as of dropout, outside of it and pass them in args"
+        )
 
     def transposed(self, weights: np.ndarray, t: float, points: Sequence[Linearisation], cotangents: Tensor) -> Tensor:
         """The solution of (I - h A J)^T x = cotangents, with the Jacobians at the stages; (m, n).
