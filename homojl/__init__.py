@@ -13,7 +13,9 @@ __version__ = "0.1.0"
 
 # public name -> module that defines it
 _EXPORTS = {
-    **dict.fromkeys(["ODEProblem", "Event", "FixedPointProblem", "HomotopyProblem"], "homojl.problems"),
+    **dict.fromkeys(
+        ["ODEProblem", "Event", "FixedPointProblem", "HomotopyProblem", "PerSample", "Shared"], "homojl.problems"
+    ),
     **dict.fromkeys(
         [
             "Euler",
@@ -105,12 +107,13 @@ _EXPORTS = {
             "BusyError",
             "SolveError",
             "JuliaCodeError",
+            "ConvergenceWarning",
         ],
         "homojl.errors",
     ),
 }
 
-__all__ = ["__version__", *sorted(_EXPORTS)]
+__all__ = ["__version__", "nn", *sorted(_EXPORTS)]
 
 
 if not TYPE_CHECKING:  # to a type checker it would say that every name exists
@@ -120,14 +123,17 @@ if not TYPE_CHECKING:  # to a type checker it would say that every name exists
             value = getattr(importlib.import_module(_EXPORTS[name]), name)
             globals()[name] = value
             return value
+        if name == "nn":
+            return importlib.import_module("homojl.nn")
         raise AttributeError(f"module 'homojl' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS})
+    return sorted({*globals(), "nn", *_EXPORTS})
 
 
 if TYPE_CHECKING:  # the same names for type checkers and editors, each re-exported on purpose
+    from homojl import nn as nn
     from homojl.adjoints import BacksolveAdjoint as BacksolveAdjoint
     from homojl.adjoints import CheckpointAdjoint as CheckpointAdjoint
     from homojl.adjoints import DirectAdjoint as DirectAdjoint
@@ -201,6 +207,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.errors import BusyError as BusyError
     from homojl.errors import CheckpointError as CheckpointError
     from homojl.errors import ConfigError as ConfigError
+    from homojl.errors import ConvergenceWarning as ConvergenceWarning
     from homojl.errors import DataError as DataError
     from homojl.errors import HomoJLError as HomoJLError
     from homojl.errors import JuliaCodeError as JuliaCodeError
@@ -211,6 +218,8 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.problems import FixedPointProblem as FixedPointProblem
     from homojl.problems import HomotopyProblem as HomotopyProblem
     from homojl.problems import ODEProblem as ODEProblem
+    from homojl.problems import PerSample as PerSample
+    from homojl.problems import Shared as Shared
     from homojl.solution import EquilibriumSolution as EquilibriumSolution
     from homojl.solution import PathSolution as PathSolution
     from homojl.solution import Samples as Samples

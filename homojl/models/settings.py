@@ -21,15 +21,13 @@ from homojl.algorithms import (
 )
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
+from homojl.nn.choices import ACTIVATIONS, CONSTRAINTS, INITIAL_POINTS, groups_of
 
 if TYPE_CHECKING:
     from homojl.models.base import AbstractImplicitModel
 
 FORMS = {"linear": 1, "single": 1, "multi": 3}
 """Forms of a monDEQ's or a pcDEQ's layer, and how many widths each has."""
-
-ACTIVATIONS = ("tanh", "softsign", "relu6", "sigmoid")
-CONSTRAINTS = ("projection", "absolute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +84,7 @@ class ConditionedSettings(AbstractModelSettings):
             raise ConfigError(f"channels must be positive, got {self.channels}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.init not in ("learned", "zero"):
+        if self.init not in INITIAL_POINTS:
             raise ConfigError(f"init must be 'learned' or 'zero', got {self.init!r}")
         if not 0 < self.gain < math.inf:
             raise ConfigError(f"gain must be positive, got {self.gain}")
@@ -259,18 +257,6 @@ def model_settings(name: str) -> type[AbstractModelSettings]:
     if name not in MODELS:
         raise ConfigError(f"unknown model {name!r}; {did_you_mean(name, MODELS)}")
     return MODELS[name]
-
-
-def groups_of(channels: int) -> int:
-    """How many groups a group normalisation of so many channels has: 32, or one for each channel where there are fewer.
-
-    Raises:
-        ConfigError: if the channels cannot be divided into as many groups.
-    """
-    groups = min(32, channels)
-    if channels % groups:
-        raise ConfigError(f"channels must be at most 32 or a multiple of 32, got {channels}")
-    return groups
 
 
 def _check_form(form: str, channels: tuple[int, ...]) -> None:

@@ -12,7 +12,7 @@ import torch
 from homojl.data.datasets import ImageDataset, load_dataset
 from homojl.errors import ConfigError, HomoJLError
 from homojl.models import AbstractImplicitModel, create_model
-from homojl.models.blocks import InitialPoint
+from homojl.nn.parts import InitialPoint
 from homojl.solving import choose_backend
 from homojl.training.config import ExperimentConfig, OptimConfig, SolverConfig, with_solver
 from homojl.training.optimizers import SGD, AbstractOptimizer, Adam, AdamW

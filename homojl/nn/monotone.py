@@ -150,13 +150,18 @@ class MonotoneConvolution(nn.Module):
         self.A = nn.ModuleList(ScaledKernel(c, c) for c in channels)
         self.B = nn.ModuleList(ScaledKernel(c, c) for c in channels)
         self.D = nn.ModuleList(ScaledKernel(c, d) for c, d in itertools.pairwise(channels))
+        self._channels = list(channels)
+        self.resize_(size)
+
+    def resize_(self, size: tuple[int, int]) -> None:
+        """Have the operator work on finest maps of that height and width; the parameters are the same."""
         maps = [size]
-        for _ in channels[1:]:
+        for _ in self._channels[1:]:
             height, width = maps[-1]
             maps.append((-(-height // 2), -(-width // 2)))
         coarsest = fast_length(max(maps[-1]) + 2)  # a gap that A^T A, 5 x 5, does not bridge
-        tori = [coarsest * 2**k for k in reversed(range(len(channels)))]
-        self.map = TorusMap(channels, tori, maps)
+        tori = [coarsest * 2**k for k in reversed(range(len(self._channels)))]
+        self.map = TorusMap(self._channels, tori, maps)
 
     def forward(self) -> tuple[Tensor, ...]:
         """The symbols that the map takes after its bias."""
