@@ -7,6 +7,7 @@ import sys
 import warnings
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -26,10 +27,12 @@ from homojl.nn.remembered import RememberedStep
 from homojl.problems import FixedPointProblem, ODEProblem, PerSample, Shared
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
 from homojl.solving import BATCHES, solve
+from homojl.splitting import AbstractMonotoneMap
 
 Tensor = torch.Tensor
 Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm
 Adjoint = AbstractODEAdjoint | AbstractFixedPointAdjoint
+_WITHIN_AUTOCAST: ContextVar[str | None] = ContextVar("device type of the autocast around a layer", default=None)
 LATE = 16  # terms for the loss that wait to be collected, at most
 
 
@@ -146,8 +149,12 @@ class AbstractLayer(nn.Module, abc.ABC):
         if not torch.is_autocast_enabled(device):
             return self._solved(*inputs, **options)
         inputs, options = pytree.tree_map(_full, (inputs, options))
-        with torch.autocast(device, enabled=False):
-            return self._solved(*inputs, **options)
+        within = _WITHIN_AUTOCAST.set(device)
+        try:
+            with torch.autocast(device, enabled=False):
+                return self._solved(*inputs, **options)
+        finally:
+            _WITHIN_AUTOCAST.reset(within)
 
     def _solve(self, problem: ODEProblem | FixedPointProblem) -> Solution | EquilibriumSolution:
         """Solve, report and warn."""
@@ -155,6 +162,9 @@ class AbstractLayer(nn.Module, abc.ABC):
         adjoint: Any = self.adjoint
         if isinstance(adjoint, ImplicitAdjoint) and adjoint.throw and not self.strict:
             adjoint = replace(adjoint, throw=False)
+        splits = isinstance(problem.f, AbstractMonotoneMap)  # which solvers take apart
+        if (device := _WITHIN_AUTOCAST.get()) is not None and self.precision == "full" and not splits:
+            problem = replace(problem, f=_OutsideAutocast(problem.f, device))
         solution = solve(
             problem,
             self._algorithm_now(),
@@ -289,6 +299,17 @@ def _warn_caller(message: str) -> None:
     while frame.f_back is not None and frame.f_globals.get("__name__", "").split(".")[0] in ("homojl", "torch"):
         frame, level = frame.f_back, level + 1
     warnings.warn(message, ConvergenceWarning, stacklevel=level)
+
+
+class _OutsideAutocast:
+    """A function without autocast, in a backward pass within it too."""
+
+    def __init__(self, function: Callable[..., Any], device: str) -> None:
+        self._function, self._device = function, device
+
+    def __call__(self, *args: Any) -> Any:
+        with torch.autocast(self._device, enabled=False):
+            return self._function(*args)
 
 
 def _full(x: Any) -> Any:

@@ -236,9 +236,13 @@ def _multiply(symbol: Tensor, torus: Tensor) -> tuple[Tensor, Tensor | None]:
     spectrum = torch.fft.rfft2(torus).permute(2, 3, 1, 0).reshape(-1, channels, batch).contiguous()
     product = symbol[0] @ spectrum
     if product.requires_grad:
-        product.register_hook(torch.Tensor.contiguous)
+        product.register_hook(_contiguous)
     product = product.unflatten(0, (n, n // 2 + 1)).permute(3, 2, 0, 1)
     out = torch.fft.irfft2(product, s=(n, n))
     if out.shape[1] == channels:
         return out, None
     return out[:, :channels], out[:, channels:, ::2, ::2]
+
+
+def _contiguous(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else grad.contiguous()
