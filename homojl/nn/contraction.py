@@ -110,7 +110,7 @@ def _some(block: Callable[..., Any], z: Any, args: tuple[Any, ...]) -> tuple[Any
         block(some[0], *some[1])
     except Exception:  # as of a graph, whose nodes depend on each other
         return z, args
-    return some  # type: ignore[no-any-return]
+    return some
 
 
 def _settled(block: Callable[..., Any], z: Any, args: tuple[Any, ...]) -> Any:

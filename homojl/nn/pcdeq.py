@@ -20,8 +20,8 @@ Tensor = torch.Tensor
 class PcDEQ(Equilibrium):
     """z* = sigma(W z* + p), W >= 0, p the positive part of x: softplus(x, beta=5) in pcDEQ-1, relu(x) in pcDEQ-2.
 
-    `layer(x)` of (B, channels) or of feature maps (B, channels, H, W) has their shape: the equilibrium, whose numbers all
-    have one sign, after a BatchNorm, as in the paper's networks.
+    `layer(x)` of (B, channels) or of feature maps (B, channels, H, W) has their shape: the equilibrium, whose numbers
+    all have one sign, after a BatchNorm, as in the paper's networks.
 
     Args:
         channels: width; W is (C, C), or a 3 x 3 convolution.

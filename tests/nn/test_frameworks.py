@@ -35,7 +35,7 @@ class Field(nn.Module):
 LAYERS = {
     "Equilibrium": lambda: hj.nn.Equilibrium(Block()),
     "ODE": lambda: hj.nn.ODE(Field()),
-    "HomoODE": lambda: hj.nn.HomoODE(4, hj.Dopri5(rtol=1e-6, atol=1e-6), every=1),
+    "HomoODE": lambda: hj.nn.HomoODE(4, hj.RK4(step_size=0.25), every=1),
     "PcDEQ": lambda: hj.nn.PcDEQ(4),
     "MonDEQ": lambda: hj.nn.MonDEQ(4),
 }
@@ -118,6 +118,59 @@ def test_in_a_loop_in_the_manner_of_lightning(network, images):
     torch.testing.assert_close([p.grad for p in network.parameters()], list(whole), rtol=2e-2, atol=2e-3)
     assert network.to(torch.float64)(images.double()).dtype == torch.float64
     assert network.to("meta") is network
+
+
+@pytest.mark.needs("lightning")
+@pytest.mark.parametrize("name", LAYERS)
+def test_lightning(name, tmp_path):
+    import lightning
+
+    class Module(lightning.LightningModule):
+        def __init__(self):
+            super().__init__()
+            self.network = network_with(name)
+
+        def training_step(self, batch, index):
+            images, labels = batch
+            loss = nn.functional.cross_entropy(self.network(images), labels) + hj.nn.regularization(self)
+            self.log("nfe", float(self.network[2].last.nfe))
+            return loss
+
+        def configure_optimizers(self):
+            return torch.optim.Adam(self.parameters(), 1e-2)
+
+    data = torch.utils.data.TensorDataset(torch.randn(12, 1, 6, 6), torch.randint(0, 3, (12,)))
+    module = Module()
+    before = [p.detach().clone() for p in module.parameters()]
+    trainer = lightning.Trainer(max_epochs=2, accelerator="cpu", logger=False, enable_progress_bar=False,
+                                enable_model_summary=False, default_root_dir=tmp_path)  # fmt: skip
+    trainer.fit(module, torch.utils.data.DataLoader(data, batch_size=6))
+    trainer.save_checkpoint(tmp_path / "saved.ckpt")
+    again = Module.load_from_checkpoint(tmp_path / "saved.ckpt", weights_only=True).eval()
+    images = data.tensors[0]
+    torch.testing.assert_close(again.network(images), module.eval().network(images))
+    assert any(not torch.equal(p, q) for p, q in zip(module.parameters(), before, strict=True))
+    assert trainer.callback_metrics["nfe"] > 0
+
+
+@pytest.mark.needs("accelerate")
+@pytest.mark.parametrize("precision", ["no", "bf16"])
+def test_accelerate(network, precision):
+    import accelerate
+
+    accelerate.state.AcceleratorState._reset_state(reset_partial_state=True)
+    accelerator = accelerate.Accelerator(cpu=True, mixed_precision=precision)
+    optimizer = torch.optim.Adam(network.parameters(), 1e-2)
+    data = torch.utils.data.TensorDataset(torch.randn(12, 1, 6, 6), torch.randint(0, 3, (12,)))
+    model, optimizer, loader = accelerator.prepare(network, optimizer, torch.utils.data.DataLoader(data, batch_size=6))
+    before = [p.detach().clone() for p in network.parameters()]
+    for images, labels in loader:
+        with accelerator.accumulate(model):
+            accelerator.backward(nn.functional.cross_entropy(model(images), labels))
+            optimizer.step()
+            optimizer.zero_grad()
+    assert all(p.isfinite().all() for p in network.parameters())
+    assert any(not torch.equal(p, q) for p, q in zip(network.parameters(), before, strict=True))
 
 
 TRAIN = """

@@ -222,8 +222,8 @@ def test_starts():
     torch.testing.assert_close(hj.nn.Equilibrium(block, start=torch.ones_like)(x), exact, rtol=1e-2, atol=1e-2)
     wide = hj.nn.Equilibrium(lambda z, x: 0.5 * torch.tanh(z) + x.sum(1, keepdim=True), start=(7,))
     assert wide(x).shape == (5, 7)
+    wide.start = None
     with pytest.raises(hj.ConfigError, match="start="):
-        wide.start = None
         wide(torch.ones(5, 3, dtype=torch.int64))
 
 
