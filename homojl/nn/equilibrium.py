@@ -14,9 +14,11 @@ from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractSplitting, An
 from homojl.errors import ConfigError
 from homojl.functions.states import Form
 from homojl.nn.contraction import contract_
-from homojl.nn.layer import AbstractLayer, per_sample
-from homojl.problems import FixedPointProblem, PerSample, Shared
+from homojl.nn.exported import find
+from homojl.nn.layer import AbstractLayer, per_sample, unmarked
+from homojl.problems import FixedPointProblem
 from homojl.solution import EquilibriumSolution
+from homojl.splitting import lower
 
 Tensor = torch.Tensor
 Start = Callable[..., Any] | tuple[int, ...] | None
@@ -102,6 +104,8 @@ class Equilibrium(AbstractLayer):
 
     def _solved(self, x: Any, *further: Any, start: Any = None) -> Any:
         z0 = self._start(x) if start is None else start
+        if torch.compiler.is_exporting():
+            return self._written_out(z0, unmarked((x, *further)))
         rows = len(pytree.tree_leaves(z0)[0])
         splits = isinstance(self.algorithm, AbstractSplitting)  # which hand the arguments on
         args = (x if splits else per_sample(x, rows), *further)
@@ -113,6 +117,13 @@ class Equilibrium(AbstractLayer):
             self._add_term(self.jacobian_weight * self._jacobian(solution.value, args))
         return solution.value
 
+    def _written_out(self, z0: Any, args: tuple[Any, ...]) -> Any:
+        algorithm = self.algorithm
+        if not isinstance(algorithm, AbstractSplitting):
+            return find(self.block, z0, args, algorithm)
+        lowered = lower(FixedPointProblem(self.block, z0, args), algorithm)
+        return lowered.recover(find(lowered.problem.f, z0, lowered.problem.args, algorithm.iteration()))
+
     def _start(self, x: Any) -> Any:
         if callable(self.start):
             return self.start(x)
@@ -120,7 +131,7 @@ class Equilibrium(AbstractLayer):
         if not leaves:
             raise ConfigError("x holds no floating-point tensor to make a start of: give start=(sizes of a sample,)")
         if self.start is not None:
-            return leaves[0].new_zeros((len(leaves[0]), *self.start))
+            return leaves[0].new_zeros((leaves[0].shape[0], *self.start))
         return pytree.tree_map(torch.zeros_like, x)
 
     def _begin(self, z0: Any, args: tuple[Any, ...]) -> None:
@@ -151,12 +162,3 @@ class Equilibrium(AbstractLayer):
     def extra_repr(self) -> str:
         weight = f", jacobian_weight={self.jacobian_weight}" if self.jacobian_weight else ""
         return super().extra_repr() + weight
-
-
-def unmarked(args: Any) -> Any:
-    """Arguments without `PerSample` and `Shared`."""
-
-    def is_marked(x: Any) -> bool:
-        return isinstance(x, PerSample | Shared)
-
-    return pytree.tree_map(lambda x: x.value if is_marked(x) else x, args, is_leaf=is_marked)

@@ -90,6 +90,7 @@ class AbstractLayer(nn.Module, abc.ABC):
 
     A solve that does not reach its end gives what it has reached, and one `ConvergenceWarning` for each layer and mode;
     `last` says what happened in every call. Nothing is solved under `torch.compile`: the graph breaks around the layer.
+    Under `torch.export` the solve is written out, which takes equal steps or a fixed number of iterations.
     Under `torch.autocast` the layer works in float32 unless `precision` says otherwise.
 
     Args:
@@ -135,6 +136,8 @@ class AbstractLayer(nn.Module, abc.ABC):
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Solve; see the class."""
+        if torch.compiler.is_exporting():
+            return self._solved(*inputs, **options)
         if torch.compiler.is_compiling():
             return _eagerly(self, inputs, options)
         return self._entered(*inputs, **options)
@@ -287,6 +290,15 @@ def per_sample(tree: Any, rows: int) -> Any:
         return PerSample(x) if isinstance(x, Tensor) and x.ndim > 0 and len(x) == rows else x
 
     return pytree.tree_map(mark, tree, is_leaf=lambda x: isinstance(x, PerSample | Shared))
+
+
+def unmarked(args: Any) -> Any:
+    """Arguments without `PerSample` and `Shared`."""
+
+    def is_marked(x: Any) -> bool:
+        return isinstance(x, PerSample | Shared)
+
+    return pytree.tree_map(lambda x: x.value if is_marked(x) else x, args, is_leaf=is_marked)
 
 
 def _layers(model: nn.Module) -> dict[str, AbstractLayer]:

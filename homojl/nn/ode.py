@@ -10,7 +10,8 @@ from torch.utils import _pytree as pytree
 
 from homojl.adjoints import AbstractODEAdjoint, CheckpointAdjoint
 from homojl.algorithms import AbstractODEAlgorithm, Tsit5
-from homojl.nn.layer import AbstractLayer, per_sample
+from homojl.nn.exported import integrate
+from homojl.nn.layer import AbstractLayer, per_sample, unmarked
 from homojl.problems import ODEProblem
 from homojl.solution import Solution
 
@@ -69,6 +70,11 @@ class ODE(AbstractLayer):
 
     def _solved(self, y0: Any, *conditions: Any, times: Sequence[float] | Tensor | None = None) -> Any:
         times = self.times if times is None else times
+        if torch.compiler.is_exporting():
+            states = integrate(self.field, y0, list(times), unmarked(conditions), self.algorithm)
+            if len(times) == 2:
+                return states[-1]
+            return pytree.tree_map(lambda *tensors: torch.stack(tensors), *states)
         if self.batch != "joint":
             rows = len(pytree.tree_leaves(y0)[0])
             conditions = tuple(per_sample(c, rows) for c in conditions)

@@ -120,6 +120,39 @@ def test_in_a_loop_in_the_manner_of_lightning(network, images):
     assert network.to("meta") is network
 
 
+EXPORTED = {
+    "Picard": lambda: hj.nn.Equilibrium(Block(), hj.Picard(rtol=1e-5, max_steps=30)),
+    "Anderson": lambda: hj.nn.Equilibrium(Block(), hj.Anderson(rtol=1e-4, max_steps=15)),
+    "ODE": lambda: hj.nn.ODE(Field(), hj.RK4(step_size=0.25)),
+    "ODE, three times": lambda: hj.nn.ODE(lambda t, y: t - y, hj.Midpoint(step_size=0.3), times=(0.0, 0.5, 1.0)),
+    "HomoODE": lambda: hj.nn.HomoODE(4, hj.RK4(step_size=0.25), init="zero"),
+    "PcDEQ": lambda: hj.nn.PcDEQ(4, hj.Picard(rtol=1e-5, max_steps=30)),
+    "MonDEQ": lambda: hj.nn.MonDEQ(4, hj.PeacemanRachford(rtol=1e-4, max_steps=15)),
+    "MonDEQ, forward-backward": lambda: hj.nn.MonDEQ(4, hj.ForwardBackward(alpha=0.2, rtol=1e-4, max_steps=40)),
+}
+
+
+@pytest.mark.parametrize("name", EXPORTED)
+def test_exported(name, tmp_path):
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), EXPORTED[name]()).eval()
+    images = torch.randn(6, 1, 6, 6)
+    batches = {0: torch.export.Dim("batch", min=2)} if "MonDEQ" not in name else None  # which has one size
+    program = torch.export.export(network, (images,), dynamic_shapes=(batches,))
+    torch.export.save(program, tmp_path / "network.pt2")
+    again = torch.export.load(tmp_path / "network.pt2").module()
+    for batch in (images, torch.randn(3 if batches else 6, 1, 6, 6)):
+        torch.testing.assert_close(again(batch), network(batch), rtol=1e-3, atol=1e-3)
+    assert network[2].last.status.ok
+
+
+@pytest.mark.parametrize(
+    "make", [lambda: hj.nn.ODE(Field()), lambda: hj.nn.Equilibrium(Block(), hj.Broyden())], ids=["ODE", "Broyden"]
+)
+def test_what_cannot_be_exported_says_so(make):
+    with pytest.raises(Exception, match=r"hj\.(RK4|Picard)"):
+        torch.export.export(make().eval(), (torch.randn(2, 4, 6, 6),))
+
+
 @pytest.mark.needs("lightning")
 @pytest.mark.parametrize("name", LAYERS)
 def test_lightning(name, tmp_path):
