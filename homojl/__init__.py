@@ -96,6 +96,8 @@ _EXPORTS = {
     **dict.fromkeys(["JuliaField"], "homojl.backends.julia.field"),
     **dict.fromkeys(["create_model", "model_names"], "homojl.models"),
     **dict.fromkeys(["load_dataset", "dataset_names"], "homojl.data"),
+    **dict.fromkeys(["ImageDataset"], "homojl.data.datasets"),
+    **dict.fromkeys(["allow"], "homojl.own"),
     **dict.fromkeys(["load_run"], "homojl.training"),
     **dict.fromkeys(
         [
@@ -203,6 +205,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.compat.odeint import odeint_dense as odeint_dense
     from homojl.data import dataset_names as dataset_names
     from homojl.data import load_dataset as load_dataset
+    from homojl.data.datasets import ImageDataset as ImageDataset
     from homojl.errors import BackendUnavailable as BackendUnavailable
     from homojl.errors import BusyError as BusyError
     from homojl.errors import CheckpointError as CheckpointError
@@ -214,6 +217,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.errors import SolveError as SolveError
     from homojl.models import create_model as create_model
     from homojl.models import model_names as model_names
+    from homojl.own import allow as allow
     from homojl.problems import Event as Event
     from homojl.problems import FixedPointProblem as FixedPointProblem
     from homojl.problems import HomotopyProblem as HomotopyProblem
