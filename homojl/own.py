@@ -1,8 +1,8 @@
 """Models and datasets of a user's own: functions and classes in Python files, named as `path/to/file.py:name`.
 
 Code is loaded only where a user has named it in the same process: on the command line, by `allow`, or in the
-environment variable HOMOJL_ALLOW (several names with commas between). A run's folder may name code, and does not have it
-run.
+environment variable HOMOJL_ALLOW (several names with commas between). A run's folder may name code, and does not have
+it run.
 """
 
 from __future__ import annotations

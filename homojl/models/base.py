@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,13 +10,12 @@ from torch import nn
 
 from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
 from homojl.algorithms import (
-    AbstractErrorControlled,
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
     memory_of,
 )
 from homojl.errors import ConfigError
-from homojl.nn.remembered import RememberedStep
+from homojl.nn.remembered import RememberedStep, with_memory
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, PathSolution, Solution
 from homojl.solving import solve
@@ -140,12 +138,7 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
 
     def _algorithm_now(self) -> Algorithm:
         """The algorithm with what this model has learned for it, such as the remembered first step."""
-        algorithm, memory = self.algorithm, memory_of(self.algorithm)
-        if memory is None:
-            return algorithm
-        assert isinstance(algorithm, AbstractErrorControlled), algorithm  # what else has a memory?
-        memory = memory if self.remembered is None else self.remembered.memory
-        return replace(algorithm, first_step=memory if self.training else memory.copy())
+        return with_memory(self.algorithm, self.remembered, learns=self.training)
 
     def _solved(self, problem: ODEProblem | FixedPointProblem) -> Solution | EquilibriumSolution:
         return self._solved_by(problem, self._algorithm_now(), throw=self.throw)

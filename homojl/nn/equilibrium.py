@@ -114,7 +114,7 @@ class Equilibrium(AbstractLayer):
         solution = self._solve(FixedPointProblem(self.block, z0, args))
         assert isinstance(solution, EquilibriumSolution)
         if self.training and self.jacobian_weight > 0 and torch.is_grad_enabled():
-            self._add_term(self.jacobian_weight * self._jacobian(solution.value, args))
+            self._add_term(self.jacobian_weight * jacobian_norm(self.block, solution.value, unmarked(args)))
         return solution.value
 
     def _written_out(self, z0: Any, args: tuple[Any, ...]) -> Any:
@@ -141,20 +141,6 @@ class Equilibrium(AbstractLayer):
             begun.fill_(True)
             self.contracted = contract_(self.block, z0, unmarked(args))
 
-    def _jacobian(self, z: Any, args: tuple[Any, ...]) -> Tensor:
-        """The mean of the estimate over samples and elements."""
-        form, block, given = Form(z, "z", batched=True), self.block, unmarked(args)
-
-        def joined(state: Tensor) -> Tensor:
-            return form.join(block(form.split(state), *given))
-
-        if form.plain:
-            norms, count = jacobian_regularization(block, z, given), z[0].numel()
-        else:
-            flat = form.join(z)
-            norms, count = jacobian_regularization(joined, flat), flat[0].numel()
-        return norms.mean() / count
-
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)
         self._open = "begun" in self._buffers
@@ -162,3 +148,25 @@ class Equilibrium(AbstractLayer):
     def extra_repr(self) -> str:
         weight = f", jacobian_weight={self.jacobian_weight}" if self.jacobian_weight else ""
         return super().extra_repr() + weight
+
+
+def jacobian_norm(
+    block: Callable[..., Any], z: Any, args: tuple[Any, ...], *, part: tuple[int, int] | None = None
+) -> Tensor:
+    """The estimate of norm(d block/dz)_F^2, divided by the number of a sample's elements, mean over the samples; 0-d.
+
+    Args:
+        block: `block(z, *args)`.
+        z: (B, ...), or a tuple, list or dict of such tensors; taken as constants.
+        args: further arguments.
+        part: of which larger batch the samples are a part, as of `homojl.jacobian_regularization`.
+    """
+    form = Form(z, "z", batched=True)
+    if form.plain:
+        return jacobian_regularization(block, z, args, part=part).mean() / z[0].numel()
+    flat = form.join(z)
+
+    def joined(state: Tensor) -> Tensor:
+        return form.join(block(form.split(state), *args))
+
+    return jacobian_regularization(joined, flat, part=part).mean() / flat[0].numel()

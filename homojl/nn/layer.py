@@ -17,13 +17,12 @@ from torch.utils import _pytree as pytree
 
 from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint, ImplicitAdjoint
 from homojl.algorithms import (
-    AbstractErrorControlled,
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
     memory_of,
 )
 from homojl.errors import ConfigError, ConvergenceWarning
-from homojl.nn.remembered import RememberedStep
+from homojl.nn.remembered import RememberedStep, with_memory
 from homojl.problems import FixedPointProblem, ODEProblem, PerSample, Shared
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
 from homojl.solving import BATCHES, solve
@@ -170,7 +169,7 @@ class AbstractLayer(nn.Module, abc.ABC):
             problem = replace(problem, f=_OutsideAutocast(problem.f, device))
         solution = solve(
             problem,
-            self._algorithm_now(),
+            with_memory(self.algorithm, self.remembered, learns=self.training),
             adjoint=adjoint,
             backend=self.backend,
             batch=self.batch,
@@ -182,15 +181,6 @@ class AbstractLayer(nn.Module, abc.ABC):
         if not solution.status.ok or late:
             self._warn(late)
         return solution
-
-    def _algorithm_now(self) -> Any:
-        """The algorithm with what has been learned for it: evaluation uses that and leaves it as it is."""
-        algorithm = self.algorithm
-        if self.remembered is None:
-            return algorithm
-        assert isinstance(algorithm, AbstractErrorControlled), algorithm  # what else has a memory?
-        memory = self.remembered.memory
-        return replace(algorithm, first_step=memory if self.training else memory.copy())
 
     def _warn(self, late: int) -> None:
         last = self.last

@@ -111,12 +111,15 @@ def test_gradients_of_an_equilibrium_are_those_of_finite_differences(adjoint):
 
 
 @pytest.mark.parametrize(
-    "adjoint", [hj.CheckpointAdjoint(), hj.DirectAdjoint(), hj.GaussAdjoint(), hj.BacksolveAdjoint()]
+    ("adjoint", "batch"),
+    [
+        *((adjoint, "joint") for adjoint in (hj.DirectAdjoint(), hj.GaussAdjoint(), hj.BacksolveAdjoint())),
+        *((hj.CheckpointAdjoint(), batch) for batch in ("joint", "per-sample")),
+        (hj.DirectAdjoint(), "per-sample"),
+    ],
+    ids=lambda x: getattr(x, "name", x),
 )
-@pytest.mark.parametrize("batch", ["joint", "per-sample"])
 def test_gradients_of_an_ode_are_those_of_finite_differences(adjoint, batch):
-    if batch != "joint" and not isinstance(adjoint, hj.CheckpointAdjoint | hj.DirectAdjoint):
-        pytest.skip("no steps of each sample's own: a ConfigError")
     field = Field()
     layer = hj.nn.ODE(field, FINE, adjoint=adjoint, batch=batch)
     y0, x = (torch.randn(2, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
@@ -406,6 +409,19 @@ def test_the_jacobians_weight_is_that_of_its_norm():
     layer(x)
     exact = block.w.square().sum() / 3
     torch.testing.assert_close(hj.nn.regularization(layer), exact, rtol=0.15, atol=0)
+
+
+def test_another_algorithm_on_a_trained_layer(maps):
+    layer = hj.nn.ODE(lambda t, y: -y, hj.Tsit5(first_step=hj.StepMemory()))
+    layer(maps)
+    learned = layer.remembered.memory.onwards
+    assert learned > 0
+    layer.algorithm = hj.RK4(step_size=0.5)
+    torch.testing.assert_close(layer(maps), maps * torch.exp(torch.tensor(-1.0)), rtol=1e-3, atol=1e-5)
+    assert layer.last.nfe == 8
+    again = hj.nn.ODE(lambda t, y: -y, hj.Tsit5(first_step=hj.StepMemory()))
+    again.load_state_dict(layer.state_dict())
+    assert again.remembered.memory.onwards == learned
 
 
 def test_a_watch_tells_a_logger(maps):
