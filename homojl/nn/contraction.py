@@ -89,6 +89,23 @@ def contract_(block: Callable[..., Any], z: Any, args: tuple[Any, ...] = (), *, 
     return factors
 
 
+def drawn(z: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+    """A start and arguments of that form with numbers that are the same in every process: zeros, and standard normal.
+
+    Several processes that train one network must come to the same weights, and have different samples.
+    """
+    rows = len(pytree.tree_leaves(z)[0])
+    generator = torch.Generator().manual_seed(0)
+
+    def numbers(x: Any) -> Any:
+        if not isinstance(x, Tensor) or x.ndim == 0 or len(x) != rows or not x.is_floating_point():
+            return x
+        return torch.randn((SAMPLES, *x.shape[1:]), generator=generator).to(x)
+
+    start = pytree.tree_map(lambda x: x.new_zeros((SAMPLES, *x.shape[1:])), z)
+    return start, pytree.tree_map(numbers, args)
+
+
 def _parameters(block: Callable[..., Any]) -> dict[str, nn.Parameter]:
     if isinstance(block, nn.Module):
         return {n: p for n, p in block.named_parameters() if p.requires_grad and not n.endswith("bias")}

@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
 from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint, jacobian_regularization
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractSplitting, Anderson
 from homojl.errors import ConfigError
 from homojl.functions.states import Form
-from homojl.nn.contraction import contract_
+from homojl.nn.contraction import contract_, drawn
 from homojl.nn.exported import find
 from homojl.nn.layer import AbstractLayer, per_sample, unmarked
 from homojl.problems import FixedPointProblem
@@ -139,7 +140,10 @@ class Equilibrium(AbstractLayer):
         begun = self.get_buffer("begun")
         if not bool(begun):
             begun.fill_(True)
-            self.contracted = contract_(self.block, z0, unmarked(args))
+            args = unmarked(args)
+            if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+                z0, args = drawn(z0, args)
+            self.contracted = contract_(self.block, z0, args)
 
     def _load_from_state_dict(self, state_dict: Any, prefix: str, *rest: Any) -> None:
         super()._load_from_state_dict(state_dict, prefix, *rest)

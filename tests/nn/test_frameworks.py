@@ -41,13 +41,27 @@ LAYERS = {
 }
 
 
+class Wild(Block):
+    """A block that is made to contract."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        nn.init.normal_(self.conv.weight)
+
+
 @pytest.fixture(params=LAYERS)
 def network(request) -> nn.Module:
     return network_with(request.param)
 
 
 def network_with(name: str) -> nn.Module:
-    return nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), LAYERS[name](), nn.Flatten(), nn.Linear(144, 3))
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1),
+        nn.ReLU(),
+        (LAYERS | {"Wild": lambda: hj.nn.Equilibrium(Wild())})[name](),
+        nn.Flatten(),
+        nn.Linear(144, 3),
+    )
 
 
 @pytest.fixture
@@ -227,12 +241,13 @@ both = [torch.empty_like(mine) for _ in range(2)]
 dist.all_gather(both, mine)
 assert torch.equal(*both), (both[0] - both[1]).abs().max()
 assert mine.isfinite().all()
+assert name != "Wild" or model.module[2].contracted
 dist.destroy_process_group()
 print("the same")
 """
 
 
-@pytest.mark.parametrize("name", LAYERS)
+@pytest.mark.parametrize("name", [*LAYERS, "Wild"])
 def test_two_processes_train_the_same_weights(name, tmp_path):
     command = [sys.executable, "-c", TRAIN, name, str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
