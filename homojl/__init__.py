@@ -96,6 +96,8 @@ _EXPORTS = {
     **dict.fromkeys(["JuliaField"], "homojl.backends.julia.field"),
     **dict.fromkeys(["create_model", "model_names"], "homojl.models"),
     **dict.fromkeys(["load_dataset", "dataset_names"], "homojl.data"),
+    **dict.fromkeys(["ImageDataset"], "homojl.data.datasets"),
+    **dict.fromkeys(["allow"], "homojl.own"),
     **dict.fromkeys(["load_run"], "homojl.training"),
     **dict.fromkeys(
         [
@@ -107,12 +109,13 @@ _EXPORTS = {
             "BusyError",
             "SolveError",
             "JuliaCodeError",
+            "ConvergenceWarning",
         ],
         "homojl.errors",
     ),
 }
 
-__all__ = ["__version__", *sorted(_EXPORTS)]
+__all__ = ["__version__", "nn", *sorted(_EXPORTS)]
 
 
 if not TYPE_CHECKING:  # to a type checker it would say that every name exists
@@ -122,14 +125,17 @@ if not TYPE_CHECKING:  # to a type checker it would say that every name exists
             value = getattr(importlib.import_module(_EXPORTS[name]), name)
             globals()[name] = value
             return value
+        if name == "nn":
+            return importlib.import_module("homojl.nn")
         raise AttributeError(f"module 'homojl' has no attribute {name!r}")
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_EXPORTS})
+    return sorted({*globals(), "nn", *_EXPORTS})
 
 
 if TYPE_CHECKING:  # the same names for type checkers and editors, each re-exported on purpose
+    from homojl import nn as nn
     from homojl.adjoints import BacksolveAdjoint as BacksolveAdjoint
     from homojl.adjoints import CheckpointAdjoint as CheckpointAdjoint
     from homojl.adjoints import DirectAdjoint as DirectAdjoint
@@ -199,16 +205,19 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.compat.odeint import odeint_dense as odeint_dense
     from homojl.data import dataset_names as dataset_names
     from homojl.data import load_dataset as load_dataset
+    from homojl.data.datasets import ImageDataset as ImageDataset
     from homojl.errors import BackendUnavailable as BackendUnavailable
     from homojl.errors import BusyError as BusyError
     from homojl.errors import CheckpointError as CheckpointError
     from homojl.errors import ConfigError as ConfigError
+    from homojl.errors import ConvergenceWarning as ConvergenceWarning
     from homojl.errors import DataError as DataError
     from homojl.errors import HomoJLError as HomoJLError
     from homojl.errors import JuliaCodeError as JuliaCodeError
     from homojl.errors import SolveError as SolveError
     from homojl.models import create_model as create_model
     from homojl.models import model_names as model_names
+    from homojl.own import allow as allow
     from homojl.problems import Event as Event
     from homojl.problems import FixedPointProblem as FixedPointProblem
     from homojl.problems import HomotopyProblem as HomotopyProblem

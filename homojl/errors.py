@@ -70,3 +70,7 @@ class SolveError(HomoJLError):
 
 class JuliaCodeError(HomoJLError):
     """Julia code threw an exception: a function in a `JuliaField`, most likely; the message is Julia's."""
+
+
+class ConvergenceWarning(UserWarning):
+    """Solves in a layer of `homojl.nn` did not reach their ends; it is shown once for each layer and mode."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import importlib
 import os
 import shutil
 from importlib.util import find_spec
@@ -19,6 +20,19 @@ from tests.browser import browser_is_here
 AVAILABLE = {"cuda": torch.cuda.is_available, "browser": browser_is_here}
 for peer in ("torchdiffeq", "torchode", "diffrax", "torchdeq"):  # of the extra `bench`
     AVAILABLE[peer] = functools.partial(lambda name: find_spec(name) is not None, peer)
+
+
+def _can_be_imported(name: str) -> bool:
+    """Whether it is here and loads, as lightning does not beside a torchvision built for another torch."""
+    try:
+        importlib.import_module(name)
+    except Exception:
+        return False
+    return True
+
+
+for framework in ("lightning", "accelerate"):  # of the extra `frameworks`
+    AVAILABLE[framework] = functools.partial(_can_be_imported, framework)
 AVAILABLE["git"] = lambda: shutil.which("git") is not None
 # Root does without its rights over files by setpriv, so that permissions bind it too.
 AVAILABLE["setpriv"] = lambda: os.geteuid() != 0 or shutil.which("setpriv") is not None

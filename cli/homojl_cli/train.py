@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 
 
 @click.command("train")
-@click.option("--model", help="Model to train. [default: homoode]")
-@click.option("--dataset", help="Dataset by name, or the path of an .npz file or a folder. [default: digits]")
+@click.option("--model", help="Model by name, or path/to/file.py:Class, your own. [default: homoode]")
+@click.option("--dataset", help="Name, path of an .npz file or a folder, or file.py:function. [default: digits]")
 @click.option("--preset", help="Settings that come with homojl. [default: <model>-<dataset> where there is one]")
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with settings.")
 @click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. optim.lr=3e-4.")
@@ -51,18 +51,23 @@ def command(
       homojl train --model homoode --dataset svhn
       homojl train --dataset mnist --epochs 2 --set solver.adjoint=direct
       homojl train --dataset my-images.npz --set model.channels=64 --out runs/mine
+      homojl train --model my_model.py:MyNet --dataset my_data.py:load
       homojl train --tensorboard --out runs/watched
       homojl train --resume runs/mine
       torchrun --nproc-per-node 2 -m homojl_cli train    on several processes: docs/distributed.md
     """
     from homojl.environment import process_count
     from homojl.errors import ConfigError
+    from homojl.own import allow, is_own
     from homojl.training.tensorboard import check_installed
 
     if tensorboard:
         check_installed()
+    for name in ("model", "dataset"):  # code that is named here may be run
+        if is_own(choices[name]):
+            choices[name] = allow(choices[name])
     if resume is not None:
-        given = [name for name, value in choices.items() if value not in (None, ())]
+        given = [name for name, value in choices.items() if value not in (None, ()) and not is_own(value)]
         if given or out or overwrite:
             raise ConfigError("--resume goes on with a run as it was configured; it takes no other settings")
     # One process alone reads its settings before it loads PyTorch, and refuses at once what it would refuse later.
@@ -209,7 +214,10 @@ def _config(
 
 
 def _new_folder(config: ExperimentConfig) -> Path:
-    name = f"{config.model.name}-{Path(config.data.dataset).stem}-{datetime.now():%Y%m%d-%H%M%S}"
+    from homojl.own import is_own, short
+
+    dataset = short(config.data.dataset) if is_own(config.data.dataset) else Path(config.data.dataset).stem
+    name = f"{short(config.model.name)}-{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
     folder, number = Path("runs") / name, 1
     while folder.exists():
         number += 1
@@ -218,14 +226,19 @@ def _new_folder(config: ExperimentConfig) -> Path:
 
 
 def _headline(run: Run, ranks: Ranks) -> str:
+    from homojl.own import is_own, short
+
     config = run.config
-    algorithm = config.solver.build_algorithm()
-    tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""
+    title = f"{short(config.model.name)} on {short(config.data.dataset)}"
     budget = f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
     if config.train.seconds is not None:
         budget = f"{config.train.seconds:g} s of training"
+    if is_own(config.model.name):
+        return f"{title}: {budget} -> {run.path}"
+    algorithm = config.solver.build_algorithm()
+    tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""
     several = f" in {ranks.size} processes" if ranks.size > 1 else ""
     return (
-        f"{config.model.name} on {config.data.dataset}: {algorithm.name}{tolerance}, {config.solver.adjoint} adjoint, "
+        f"{title}: {algorithm.name}{tolerance}, {config.solver.adjoint} adjoint, "
         f"{config.solver.backend} backend{several}, {budget} -> {run.path}"
     )

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from homojl.models.blocks import ConditionedField
+from homojl.nn.parts import ConditionedField
 
 Array = Any  # of torch, JAX or NumPy
 Formula = Callable[[Any, Array, Array], Sequence[Array]]  # (module, t, y (..., D)) -> D derivatives, (...) each

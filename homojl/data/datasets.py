@@ -16,6 +16,7 @@ from homojl.data.places import data_root, expanded, find_dataset
 from homojl.data.readers import Arrays, read_npz
 from homojl.data.registry import SPLIT_SEED, TEST_FRACTION, DatasetInfo, stratified_choice
 from homojl.errors import ConfigError, DataError
+from homojl.own import load, short
 
 
 @dataclass(frozen=True, eq=False)
@@ -122,7 +123,9 @@ def load_dataset(
 ) -> ImageDataset:
     """Load a dataset by name, or a user's own.
 
-    That is an .npz file (see `homojl.data.readers.read_npz` for its form) or a folder of class folders (see
+    That is a function of one's own, `path/to/file.py:function` (see `homojl.own`), which returns an `ImageDataset` or
+    the arrays x_train, y_train, x_test, y_test, uint8 (N, C, H, W) and int64 (N,); or an .npz file (see
+    `homojl.data.readers.read_npz` for its form) or a folder of class folders (see
     `homojl.data.pictures.read_class_folders`), of which a fifth, always the same, is held out as the test set where the
     folder has none.
 
@@ -139,6 +142,8 @@ def load_dataset(
             damaged, or are not those of this dataset.
     """
     found = find_dataset(name_or_path)
+    if isinstance(found, str):
+        return _from_code(found)
     if isinstance(found, DatasetInfo):
         folder = expanded(root) if root else data_root()
         return _as_dataset(found.name, *_read_registered(found, folder, download, progress))
@@ -147,6 +152,21 @@ def load_dataset(
         return _as_dataset(found.stem, arrays, tuple(str(label) for label in range(int(arrays[1].max()) + 1)))
     pictures, class_names = read_class_folders(found)
     return _as_dataset(found.resolve().name, _with_test_set(found, *pictures), class_names)
+
+
+def _from_code(name: str) -> ImageDataset:
+    """What a user's own function returns."""
+    made = load(name)()
+    if isinstance(made, ImageDataset):
+        return made
+    if not isinstance(made, tuple | list) or len(made) != 4:
+        raise DataError(
+            f"{name} must return an hj.ImageDataset or x_train, y_train, x_test, y_test, got {type(made).__name__}"
+        )
+    x_train, y_train, x_test, y_test = (torch.as_tensor(array).cpu() for array in made)
+    n_classes = int(max(y.max() if y.numel() else 0 for y in (y_train, y_test))) + 1
+    labels = tuple(str(label) for label in range(n_classes))
+    return ImageDataset(short(name), x_train, y_train.long(), x_test, y_test.long(), n_classes, labels)
 
 
 def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bool) -> tuple[Arrays, tuple[str, ...]]:

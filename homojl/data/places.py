@@ -8,6 +8,7 @@ from pathlib import Path
 from homojl.data.registry import DatasetInfo, dataset_info, dataset_names
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
+from homojl.own import is_own, whole
 
 
 def data_root() -> Path:
@@ -21,8 +22,8 @@ def data_root() -> Path:
     return expanded(os.environ.get("XDG_CACHE_HOME") or "~/.cache") / "homojl" / "data"
 
 
-def find_dataset(name_or_path: str | Path) -> DatasetInfo | Path:
-    """What a name or path means: a known dataset, or a user's own file or folder, which is not opened.
+def find_dataset(name_or_path: str | Path) -> DatasetInfo | Path | str:
+    """What a name or path means: a known dataset, a user's own file or folder, which is not opened, or code's name.
 
     Raises:
         ConfigError: neither a known name nor a file nor a folder.
@@ -30,6 +31,8 @@ def find_dataset(name_or_path: str | Path) -> DatasetInfo | Path:
     name = os.fspath(name_or_path)
     if name in dataset_names():
         return dataset_info(name)
+    if is_own(name):
+        return whole(name)
     path = expanded(name)
     if path.suffix == ".npz" or path.is_file() or path.is_dir():
         return path

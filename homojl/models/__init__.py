@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -68,6 +69,9 @@ def create_model(
         if key not in known:
             raise ConfigError(f"model {name!r} has no option {key!r}; {did_you_mean(key, known)}")
     cls: Callable[..., AbstractImplicitModel] = settings.model()
+    if settings.own:
+        cls = functools.partial(cls, name)
+        options = {key: value for key, value in options.items() if key not in ("algorithm", "adjoint", "backend")}
     return cls(input_shape=input_shape, n_classes=n_classes, **options)
 
 

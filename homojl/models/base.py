@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import replace
 from typing import Any, ClassVar
 
 import torch
@@ -11,13 +10,12 @@ from torch import nn
 
 from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
 from homojl.algorithms import (
-    AbstractErrorControlled,
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
-    StepMemory,
     memory_of,
 )
 from homojl.errors import ConfigError
+from homojl.nn.remembered import RememberedStep, with_memory
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, PathSolution, Solution
 from homojl.solving import solve
@@ -25,27 +23,6 @@ from homojl.solving import solve
 Tensor = torch.Tensor
 Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm
 Adjoint = AbstractODEAdjoint | AbstractFixedPointAdjoint
-
-
-class RememberedStep(nn.Module):
-    """Has a `StepMemory` in the model's state, to the bit, whatever the model's dtype and device; 0 is not known.
-
-    Args:
-        memory: of the model's algorithm.
-    """
-
-    def __init__(self, memory: StepMemory) -> None:
-        super().__init__()
-        self.memory = memory
-
-    def get_extra_state(self) -> Tensor:
-        sizes = (self.memory.onwards, self.memory.backwards)
-        return torch.tensor([size or 0.0 for size in sizes], dtype=torch.float64)
-
-    def set_extra_state(self, state: Tensor) -> None:
-        if not (state >= 0).all() or not state.isfinite().all():
-            raise ValueError(f"remembered steps must be positive and finite, got {state.tolist()}")
-        self.memory.onwards, self.memory.backwards = (size or None for size in state.tolist())
 
 
 class AbstractImplicitModel(nn.Module, abc.ABC):
@@ -161,12 +138,7 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
 
     def _algorithm_now(self) -> Algorithm:
         """The algorithm with what this model has learned for it, such as the remembered first step."""
-        algorithm, memory = self.algorithm, memory_of(self.algorithm)
-        if memory is None:
-            return algorithm
-        assert isinstance(algorithm, AbstractErrorControlled), algorithm  # what else has a memory?
-        memory = memory if self.remembered is None else self.remembered.memory
-        return replace(algorithm, first_step=memory if self.training else memory.copy())
+        return with_memory(self.algorithm, self.remembered, learns=self.training)
 
     def _solved(self, problem: ODEProblem | FixedPointProblem) -> Solution | EquilibriumSolution:
         return self._solved_by(problem, self._algorithm_now(), throw=self.throw)
@@ -195,7 +167,7 @@ def use_channels_last(module: nn.Module) -> None:
 
 def count_parameters(model: nn.Module) -> int:
     """Trained parameters, without a shared initial point (the papers do not count it)."""
-    from homojl.models.blocks import InitialPoint
+    from homojl.nn.parts import InitialPoint
 
     points = {id(p) for m in model.modules() if isinstance(m, InitialPoint) for p in m.parameters()}
     return sum(p.numel() for p in model.parameters() if id(p) not in points)

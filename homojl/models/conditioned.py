@@ -5,8 +5,9 @@ from __future__ import annotations
 import torch
 
 from homojl.models.base import AbstractImplicitModel, Adjoint, Algorithm, use_channels_last
-from homojl.models.blocks import ConditionedField, Features, Head, InitialPoint, channel_dropout_mask
+from homojl.models.blocks import Features, Head
 from homojl.models.settings import ConditionedSettings
+from homojl.nn.parts import ConditionedField, InitialPoint, channel_dropout_mask
 
 Tensor = torch.Tensor
 

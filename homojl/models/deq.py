@@ -6,10 +6,11 @@ from typing import ClassVar
 
 import torch
 
-from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint, jacobian_regularization
+from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.models.conditioned import AbstractConditionedModel
 from homojl.models.settings import DEQSettings
+from homojl.nn.equilibrium import jacobian_norm
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution
 
@@ -75,8 +76,8 @@ class DEQ(AbstractConditionedModel):
         assert isinstance(solution, EquilibriumSolution)
         self._penalty = None
         if self.training and self.jacobian_weight > 0:
-            norms = jacobian_regularization(problem.f, solution.value, problem.args, part=self.part)
-            self._penalty = self.jacobian_weight * norms.mean() / solution.value[0].numel()
+            norm = jacobian_norm(problem.f, solution.value, problem.args, part=self.part)
+            self._penalty = self.jacobian_weight * norm
         return solution
 
     def regularization(self) -> Tensor | None:

@@ -14,8 +14,8 @@ from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractSplitting
 from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel, Algorithm
-from homojl.models.monotone import MonotoneConvolution, MonotoneLinear
 from homojl.models.settings import MonDEQSettings
+from homojl.nn.monotone import MonotoneConvolution, MonotoneLinear
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, Solution
 

@@ -6,6 +6,7 @@ list the models or to refuse an option.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import math
 from dataclasses import asdict, dataclass
@@ -21,15 +22,14 @@ from homojl.algorithms import (
 )
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
+from homojl.nn.choices import ACTIVATIONS, CONSTRAINTS, INITIAL_POINTS, groups_of
+from homojl.own import is_own
 
 if TYPE_CHECKING:
     from homojl.models.base import AbstractImplicitModel
 
 FORMS = {"linear": 1, "single": 1, "multi": 3}
 """Forms of a monDEQ's or a pcDEQ's layer, and how many widths each has."""
-
-ACTIVATIONS = ("tanh", "softsign", "relu6", "sigmoid")
-CONSTRAINTS = ("projection", "absolute")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,6 +45,7 @@ class AbstractModelSettings:
         algorithm: how the model's problem is solved unless the configuration says otherwise; it also says which kind
             of problem the model states.
         adjoint: the name of how it is differentiated.
+        own: whether it is a network of a user's own, whose layers know how they are solved.
 
     Raises:
         ConfigError: for a value that no model can have.
@@ -54,6 +55,7 @@ class AbstractModelSettings:
     implementation: ClassVar[tuple[str, str]]
     algorithm: ClassVar[AbstractODEAlgorithm | AbstractFixedPointAlgorithm]
     adjoint: ClassVar[str]
+    own: ClassVar[bool] = False
 
     @classmethod
     def states_ode(cls) -> bool:
@@ -86,7 +88,7 @@ class ConditionedSettings(AbstractModelSettings):
             raise ConfigError(f"channels must be positive, got {self.channels}")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"dropout must lie in [0, 1), got {self.dropout}")
-        if self.init not in ("learned", "zero"):
+        if self.init not in INITIAL_POINTS:
             raise ConfigError(f"init must be 'learned' or 'zero', got {self.init!r}")
         if not 0 < self.gain < math.inf:
             raise ConfigError(f"gain must be positive, got {self.gain}")
@@ -256,21 +258,37 @@ def model_settings(name: str) -> type[AbstractModelSettings]:
     Raises:
         ConfigError: for an unknown name.
     """
+    if is_own(name):
+        return _own_settings(name)
     if name not in MODELS:
-        raise ConfigError(f"unknown model {name!r}; {did_you_mean(name, MODELS)}")
+        raise ConfigError(
+            f"unknown model {name!r}; {did_you_mean(name, MODELS)}, or path/to/file.py:Class for your own"
+        )
     return MODELS[name]
 
 
-def groups_of(channels: int) -> int:
-    """How many groups a group normalisation of so many channels has: 32, or one for each channel where there are fewer.
+@functools.cache
+def _own_settings(name: str) -> type[AbstractModelSettings]:
+    """Of a network of a user's own, whose layers have the methods that they were made with."""
+    from homojl.models.own import OwnModel, options_of
 
-    Raises:
-        ConfigError: if the channels cannot be divided into as many groups.
-    """
-    groups = min(32, channels)
-    if channels % groups:
-        raise ConfigError(f"channels must be at most 32 or a multiple of 32, got {channels}")
-    return groups
+    options = options_of(name)
+
+    class OwnSettings(AbstractModelSettings):
+        summary = f"{name}: a network of your own."
+        implementation = ("homojl.models.own", "OwnModel")
+        algorithm = OwnModel.default_algorithm
+        adjoint = "implicit"
+        own = True
+
+        def __init__(self, **values: Any) -> None:
+            pass  # the network itself refuses what it cannot have
+
+        @classmethod
+        def defaults(cls) -> dict[str, Any]:
+            return dict(options)
+
+    return OwnSettings
 
 
 def _check_form(form: str, channels: tuple[int, ...]) -> None:

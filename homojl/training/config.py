@@ -25,6 +25,7 @@ from homojl.choices import BACKENDS, BATCHES, FIXED_POINT_ADJOINTS, ODE_ADJOINTS
 from homojl.errors import ConfigError
 from homojl.models import model_settings
 from homojl.names import did_you_mean
+from homojl.own import is_own, whole
 from homojl.parsing import parse_toml, read_text
 
 if TYPE_CHECKING:
@@ -52,10 +53,12 @@ def setting(
 class ModelConfig:
     """Which model; further keys are the model's own options, as in its class."""
 
-    name: str = setting("homoode", "which model; `homojl models` lists them")
+    name: str = setting("homoode", "which model; `homojl models` lists them; or path/to/file.py:Class, your own")
     options: dict[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
+        if is_own(self.name):
+            object.__setattr__(self, "name", whole(self.name))
         settings = model_settings(self.name)
         known = settings.defaults()
         options = dict(known)
@@ -139,6 +142,15 @@ class SolverConfig:
             return CheckpointAdjoint(max_states=self.checkpoints)
         return ode_adjoint(self.adjoint) if self.adjoint in ODE_ADJOINTS else fixed_point_adjoint(self.adjoint)
 
+    def _of_layers(self, model: str) -> SolverConfig:
+        """As it is, once nothing is set that the layers of a network of a user's own have themselves."""
+        for f in fields(self):
+            if f.name != "backend" and getattr(self, f.name) != f.default:
+                raise ConfigError(f"solver.{f.name} is not for {model}: its layers have what they were made with")
+        if self.backend not in ("auto", "pytorch"):
+            raise ConfigError(f"solver.backend is not for {model}: its layers have what they were made with")
+        return self
+
     def resolved(self, model: str) -> SolverConfig:
         """With the model's own settings where there are none, and checked to be of the model's kind.
 
@@ -147,6 +159,8 @@ class SolverConfig:
                 setting that is not for them.
         """
         settings = model_settings(model)
+        if settings.own:
+            return self._of_layers(model)
         own, ode = settings.algorithm, settings.states_ode()
         algorithms = tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)
         adjoints = ODE_ADJOINTS if ode else FIXED_POINT_ADJOINTS
@@ -217,7 +231,9 @@ def _replaced(solver: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]
 class DataConfig:
     """Images, their split and their augmentation."""
 
-    dataset: str = setting("digits", "a name that `homojl datasets` lists, or the path of an .npz file or a folder")
+    dataset: str = setting(
+        "digits", "a name that `homojl datasets` lists, or the path of an .npz file or a folder, or file.py:function"
+    )
     root: str | None = setting(None, "folder of downloaded datasets; absent: $HOMOJL_DATA or the user's cache")
     val_fraction: float = setting(0.1, "fraction of the training images kept for model selection", low=0)
     pad: int = setting(
@@ -487,6 +503,8 @@ def check_algorithms(config: ExperimentConfig, names: Iterable[str], where: Path
     Raises:
         ConfigError: for the first of them.
     """
+    if model_settings(config.model.name).own:
+        raise ConfigError(f"{where} is a network of your own: its layers have the methods that they were made with")
     ode = model_settings(config.model.name).states_ode()
     known = tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)
     for name in names:

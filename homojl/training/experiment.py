@@ -11,8 +11,9 @@ import torch
 
 from homojl.data.datasets import ImageDataset, load_dataset
 from homojl.errors import ConfigError, HomoJLError
-from homojl.models import AbstractImplicitModel, create_model
-from homojl.models.blocks import InitialPoint
+from homojl.models import AbstractImplicitModel, create_model, model_settings
+from homojl.models.own import OwnModel
+from homojl.nn.parts import InitialPoint
 from homojl.solving import choose_backend
 from homojl.training.config import ExperimentConfig, OptimConfig, SolverConfig, with_solver
 from homojl.training.optimizers import SGD, AbstractOptimizer, Adam, AdamW
@@ -94,6 +95,8 @@ def resolved(config: ExperimentConfig) -> ExperimentConfig:
 
 def _backend_name(config: ExperimentConfig) -> str:
     solver = config.solver
+    if model_settings(config.model.name).own:
+        return "pytorch"
     device = resolve_device(config.train.device)
     algorithm, adjoint = solver.build_algorithm(), solver.build_adjoint()
     return choose_backend(solver.backend, algorithm, device, adjoint, batch=solver.batch or "joint").name
@@ -178,17 +181,25 @@ def _created(config: ExperimentConfig, form: ModelForm) -> AbstractImplicitModel
         config.model.name,
         input_shape=form.input_shape,
         n_classes=form.n_classes,
-        algorithm=config.solver.build_algorithm(),
-        adjoint=config.solver.build_adjoint(),
-        backend=config.solver.backend,
+        **_how(config),
         **config.model.options,
     )
     model.batch, model.precision = config.solver.batch or "joint", config.solver.precision
     return model.to(getattr(torch, config.train.dtype))
 
 
+def _how(config: ExperimentConfig) -> dict[str, Any]:
+    """How the model is to solve; nothing for a network of a user's own."""
+    if model_settings(config.model.name).own:
+        return {}
+    solver = config.solver
+    return {"algorithm": solver.build_algorithm(), "adjoint": solver.build_adjoint(), "backend": solver.backend}
+
+
 def solve_as(model: AbstractImplicitModel, solver: SolverConfig) -> None:
     """Let a model that was built with other settings solve with these; what it remembers stays its own."""
+    if isinstance(model, OwnModel):
+        return
     model.algorithm, model.backend, model.batch = solver.build_algorithm(), solver.backend, solver.batch or "joint"
     model.precision = solver.precision
 

@@ -25,7 +25,7 @@ from homojl.data.augment import augment, iterate_batches
 from homojl.data.datasets import ImageDataset
 from homojl.errors import CheckpointError, SolveError
 from homojl.models import AbstractImplicitModel
-from homojl.models.blocks import InitialPoint
+from homojl.nn.parts import InitialPoint
 from homojl.results.records import METRICS, Evaluation
 from homojl.solution import EquilibriumSolution, Solution, Status
 from homojl.training.checkpoint import (

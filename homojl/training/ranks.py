@@ -41,7 +41,7 @@ from homojl.algorithms import (
 )
 from homojl.environment import process_count
 from homojl.errors import ConfigError, ProcessError
-from homojl.models import AbstractImplicitModel
+from homojl.models import AbstractImplicitModel, model_settings
 from homojl.training.config import ExperimentConfig, with_solver
 from homojl.training.optimizers import AbstractOptimizer
 
@@ -193,6 +193,8 @@ class Ranks:
                 f"train.batch_size is {config.train.batch_size}: {several} each needs an image of every batch"
             )
         self._check_device(config.train.device)
+        if model_settings(config.model.name).own:
+            raise ConfigError(f"{several} homojl's own models are trained; wrap yours in DistributedDataParallel")
         algorithm = solver.build_algorithm()
         if solver.batch == "per-sample":
             if memory_of(algorithm) is not None:

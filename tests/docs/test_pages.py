@@ -90,10 +90,12 @@ def test_toml_parses(block):
     assert tomllib.loads(block.code)
 
 
-def test_the_readme_begins_with_the_two_commands_and_the_call():
-    head = "\n".join(PAGES["README.md"].read_text(encoding="utf-8").splitlines()[:30])
-    for needed in ("make demo", "make test", "hj.solve(", "hj.ODEProblem(", "import homojl"):
-        assert needed in head
+def test_the_readme_begins_with_a_layer_then_the_two_commands_and_the_call():
+    lines = PAGES["README.md"].read_text(encoding="utf-8").splitlines()
+    assert "import homojl as hj" in "\n".join(lines[:15])
+    assert "hj.nn.Equilibrium(" in "\n".join(lines[:30])
+    for needed in ("make demo", "make test", "hj.solve(", "hj.ODEProblem("):
+        assert needed in "\n".join(lines[:50])
 
 
 @pytest.mark.parametrize("page", PAGES)

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import homojl as hj
 from homojl.models import count_parameters
-from homojl.models.blocks import InitialPoint, channel_dropout_mask
+from homojl.nn.parts import InitialPoint, channel_dropout_mask
 
 TIGHT = hj.Tsit5(rtol=1e-9, atol=1e-9)
 

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch.nn import functional as F
 
 import homojl as hj
-from homojl.models.monotone import MonotoneConvolution, MonotoneLinear, fast_length
+from homojl.nn.monotone import MonotoneConvolution, MonotoneLinear, fast_length
 from homojl.splitting import AbstractMonotoneMap
 
 SHAPES = {"single": ((3,), (4, 5)), "multi": ((2, 3, 2), (6, 5))}

@@ -150,13 +150,18 @@ class MonotoneConvolution(nn.Module):
         self.A = nn.ModuleList(ScaledKernel(c, c) for c in channels)
         self.B = nn.ModuleList(ScaledKernel(c, c) for c in channels)
         self.D = nn.ModuleList(ScaledKernel(c, d) for c, d in itertools.pairwise(channels))
+        self._channels = list(channels)
+        self.resize_(size)
+
+    def resize_(self, size: tuple[int, int]) -> None:
+        """Have the operator work on finest maps of that height and width; the parameters are the same."""
         maps = [size]
-        for _ in channels[1:]:
+        for _ in self._channels[1:]:
             height, width = maps[-1]
             maps.append((-(-height // 2), -(-width // 2)))
         coarsest = fast_length(max(maps[-1]) + 2)  # a gap that A^T A, 5 x 5, does not bridge
-        tori = [coarsest * 2**k for k in reversed(range(len(channels)))]
-        self.map = TorusMap(channels, tori, maps)
+        tori = [coarsest * 2**k for k in reversed(range(len(self._channels)))]
+        self.map = TorusMap(self._channels, tori, maps)
 
     def forward(self) -> tuple[Tensor, ...]:
         """The symbols that the map takes after its bias."""
@@ -231,9 +236,13 @@ def _multiply(symbol: Tensor, torus: Tensor) -> tuple[Tensor, Tensor | None]:
     spectrum = torch.fft.rfft2(torus).permute(2, 3, 1, 0).reshape(-1, channels, batch).contiguous()
     product = symbol[0] @ spectrum
     if product.requires_grad:
-        product.register_hook(torch.Tensor.contiguous)
+        product.register_hook(_contiguous)
     product = product.unflatten(0, (n, n // 2 + 1)).permute(3, 2, 0, 1)
     out = torch.fft.irfft2(product, s=(n, n))
     if out.shape[1] == channels:
         return out, None
     return out[:, :channels], out[:, channels:, ::2, ::2]
+
+
+def _contiguous(grad: Tensor | None) -> Tensor | None:
+    return None if grad is None else grad.contiguous()

@@ -1,0 +1,141 @@
+"""A user's own network, with layers of `homojl.nn` or without, in the place of a model."""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import nn
+
+from homojl import own
+from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
+from homojl.algorithms import AbstractFixedPointAlgorithm
+from homojl.errors import ConfigError, SolveError
+from homojl.models.base import AbstractImplicitModel
+from homojl.nn.layer import AbstractLayer, reports
+from homojl.nn.layer import regularization as of_layers
+from homojl.problems import FixedPointProblem, ODEProblem
+from homojl.solution import Samples, Stats, Status, TotalStats
+
+Tensor = torch.Tensor
+GIVEN = ("input_shape", "n_classes")
+RESERVED = ("name", "options", "algorithm", "adjoint", "backend")
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoLayer(AbstractFixedPointAlgorithm):
+    """Stands for the algorithm of a network without a layer."""
+
+
+@dataclass(frozen=True, eq=False)
+class Answer:
+    """What the layers of a network did in one forward pass, as a solution says it.
+
+    Attributes:
+        status: the first that is no success; `Status.SUCCESS` without layers.
+        message: of that layer.
+        stats: sums over the layers.
+        samples: None; the layers' reports have it.
+    """
+
+    status: Status
+    message: str
+    stats: Stats | TotalStats
+    samples: Samples | None = None
+
+
+class OwnModel(AbstractImplicitModel):
+    """Image -> network(image) = logits; the layers in the network solve as they were made to.
+
+    Args:
+        name: of the class or function, see `homojl.own`. It is called with `input_shape` and `n_classes`, where it
+            takes them, and with the settings of [model].
+        input_shape: channels, height and width of one image.
+        n_classes: number of classes.
+
+    Raises:
+        ConfigError: if it makes no module.
+    """
+
+    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = NoLayer()
+    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
+
+    def __init__(self, name: str, *, input_shape: tuple[int, int, int], n_classes: int, **options: Any) -> None:
+        super().__init__()
+        make = own.load(name)
+        given = {"input_shape": input_shape, "n_classes": n_classes}
+        parameters = inspect.signature(make).parameters
+        network = make(**{k: v for k, v in given.items() if k in parameters}, **options)
+        if not isinstance(network, nn.Module):
+            raise ConfigError(f"{name} must make a torch.nn.Module, got {type(network).__name__}")
+        if not list(network.parameters()):
+            raise ConfigError(f"{name} has no parameters to train")
+        self.network, self.name = network, name
+        layers = [m for m in network.modules() if isinstance(m, AbstractLayer)]
+        self.algorithm: Any = layers[0].algorithm if layers else self.default_algorithm
+        self.adjoint: Any = layers[0].adjoint if layers else self.default_adjoint
+        self.remembered = None
+
+    def forward(self, image: Tensor, *, return_solution: bool = False) -> Any:
+        logits = self.network(image)
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(image):
+            got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ConfigError(f"{self.name} must return logits of shape ({len(image)}, classes), got {got}")
+        answer = self._answer()
+        if self.throw and not answer.status.ok:
+            raise SolveError(answer.message)
+        return (logits, answer) if return_solution else logits
+
+    def _answer(self) -> Answer:
+        done = list(reports(self.network).values())
+        failed = next((report for report in done if not report.status.ok), None)
+        stats = TotalStats([report.stats for report in done]) if done else Stats(backend="pytorch")
+        if failed is None:
+            return Answer(Status.SUCCESS, "", stats)
+        return Answer(failed.status, failed.message, stats)
+
+    def regularization(self) -> Tensor | None:
+        return of_layers(self.network)
+
+    def project_(self) -> None:
+        for layer in self.network.modules():
+            if isinstance(layer, AbstractLayer):
+                layer.project_()
+
+    def _none(self) -> NoReturn:
+        raise ConfigError(f"{self.name} is a network of your own, which states no problem of its own; its layers do")
+
+    def encode(self, image: Tensor) -> Tensor:
+        self._none()
+
+    def problem(self, h: Tensor) -> ODEProblem | FixedPointProblem:
+        self._none()
+
+    def decode(self, z: Tensor) -> Tensor:
+        self._none()
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The settings that a class or function takes beside the form of the data, with their defaults.
+
+    They are its arguments whose defaults are numbers, text or tuples of whole numbers.
+
+    Raises:
+        ConfigError: for an argument without a default, or of a name that homojl needs.
+    """
+    options = {}
+    for key, parameter in inspect.signature(own.load(name)).parameters.items():
+        if key in GIVEN or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        if key in RESERVED:
+            raise ConfigError(f"{name} must have another name for {key}, which is a setting of homojl's")
+        if parameter.default is parameter.empty:
+            raise ConfigError(
+                f"{name} needs {key}: beside {' and '.join(GIVEN)}, its arguments must have defaults, which "
+                f"--set model.{key}=... then changes"
+            )
+        if isinstance(parameter.default, bool | int | float | str | tuple):
+            options[key] = parameter.default
+    return options

@@ -1,0 +1,101 @@
+"""Models and datasets of a user's own: functions and classes in Python files, named as `path/to/file.py:name`.
+
+Code is loaded only where a user has named it in the same process: on the command line, by `allow`, or in the
+environment variable HOMOJL_ALLOW (several names with commas between). A run's folder may name code, and does not have
+it run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import importlib.util
+import os
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from homojl.errors import ConfigError
+from homojl.names import did_you_mean
+
+_NAME = re.compile(r"(?P<where>.+):(?P<what>[^\W\d]\w*)")
+_allowed: set[str] = set()
+
+
+def is_own(name: object) -> bool:
+    """Whether a name is that of code, as `file.py:Class` or `package.module:Class`."""
+    match = _NAME.fullmatch(name) if isinstance(name, str) else None
+    return match is not None and (match["where"].endswith(".py") or re.fullmatch(r"[\w.]+", match["where"]) is not None)
+
+
+def whole(name: str) -> str:
+    """The name with the absolute path of its file."""
+    where, _, what = name.rpartition(":")
+    return f"{Path(where).expanduser().absolute()}:{what}" if where.endswith(".py") else name
+
+
+def short(name: str) -> str:
+    """What follows the colon; other names as they are."""
+    return name.rpartition(":")[2] if is_own(name) else name
+
+
+def allow(name: str) -> str:
+    """Have the code of a name, `path/to/file.py:name` or `package.module:name`, loaded where it is asked for.
+
+    Returns:
+        The name with the absolute path of its file, as runs have it.
+
+    Raises:
+        ConfigError: if it is no such name.
+    """
+    if not is_own(name):
+        raise ConfigError(f"{name!r} names no code of your own: write path/to/file.py:Name or package.module:Name")
+    _allowed.add(whole(name))
+    return whole(name)
+
+
+def load(name: str) -> Callable[..., Any]:
+    """The class or function of a name.
+
+    Raises:
+        ConfigError: if it was not allowed, or is not there, or its file cannot be run.
+    """
+    name = whole(name)
+    given = {whole(x) for x in os.environ.get("HOMOJL_ALLOW", "").split(",") if is_own(x)}
+    if name not in _allowed | given:
+        raise ConfigError(
+            f"{name} is code of somebody's own, which runs only where you name it: HOMOJL_ALLOW={name} homojl ..., or "
+            f"hj.allow({name!r}) in Python"
+        )
+    where, _, what = name.rpartition(":")
+    try:
+        module = _from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)
+    except FileNotFoundError:
+        raise ConfigError(f"there is no file {where}") from None
+    except Exception as error:
+        raise ConfigError(f"{where} cannot be run: {type(error).__name__}: {error}") from error
+    found = getattr(module, what, None)
+    if not callable(found):
+        known = [n for n, value in vars(module).items() if callable(value) and not n.startswith("_")]
+        raise ConfigError(f"{where} has no class or function {what!r}; {did_you_mean(what, known)}")
+    return found
+
+
+def _from_file(path: Path) -> Any:
+    """The module of a file, run once in a process."""
+    alias = f"{path.stem}_{hashlib.sha256(str(path).encode()).hexdigest()[:8]}"
+    if alias in sys.modules:
+        return sys.modules[alias]
+    spec = importlib.util.spec_from_file_location(alias, path)
+    assert spec is not None, path
+    assert spec.loader is not None, path
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[alias] = module  # dataclasses and pickle look there
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[alias]
+        raise
+    return module
