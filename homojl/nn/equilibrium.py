@@ -33,7 +33,8 @@ class Equilibrium(AbstractLayer):
 
     What makes it trainable as it comes: in the first call in training mode the block is looked at, and one that does
     not contract, so that it may have no equilibrium, is made to, by shrinking those of its weights that leave x the
-    most influence (`contract_`). A block that contracts is left as it is. `init=None` leaves every block as it is.
+    most influence (`contract_`); several processes look at the same numbers, drawn for that. A block that contracts is
+    left as it is. `init=None` leaves every block as it is.
 
     Args:
         block: `block(z, x, *further)` to what has the state's shape; a module or any function. It must be

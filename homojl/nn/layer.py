@@ -189,7 +189,7 @@ class AbstractLayer(nn.Module, abc.ABC):
         self._warned.add(self.training)
         name, mode = type(self).__name__, "training" if self.training else "evaluation"
         if last.status.ok:
-            what = f"the linear system of the gradient was not solved for {late} samples"
+            what = f"the linear system of the gradient was not solved for {late} sample(s)"
         else:
             what = f"{last.unconverged} of {len(last.converged)} did not converge: {last.message}"
         _warn_caller(

@@ -26,7 +26,7 @@ class PcDEQ(Equilibrium):
     Args:
         channels: width; W is (C, C), or a 3 x 3 convolution.
         algorithm: how, with its tolerances; None: the paper's plain iteration at 1e-4, at most 200 times.
-        activation: sigma: "tanh", "softsign", "relu6" (pcDEQ-1) or "sigmoid" (pcDEQ-2).
+        activation: sigma: "relu6", which saturates last, "tanh", "softsign" (pcDEQ-1) or "sigmoid" (pcDEQ-2).
         convolution: whether W is a convolution.
         norm: whether that BatchNorm follows; otherwise the value is z* itself.
         constraint: how W is kept >= 0: "absolute" values of its parameters; or "projection", which the training loop
@@ -41,7 +41,7 @@ class PcDEQ(Equilibrium):
         channels: int,
         algorithm: AbstractFixedPointAlgorithm | None = None,
         *,
-        activation: str = "tanh",
+        activation: str = "relu6",
         convolution: bool = True,
         norm: bool = True,
         constraint: str = "absolute",

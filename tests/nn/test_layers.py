@@ -159,7 +159,7 @@ def test_passes_have_methods_of_their_own(other):
 
 def test_pcdeq_and_mondeq_solve_their_equations():
     x = torch.randn(3, 4, 5, 7)
-    layer = hj.nn.PcDEQ(4, hj.Picard(rtol=1e-6, max_steps=300), norm=False)
+    layer = hj.nn.PcDEQ(4, hj.Picard(rtol=1e-6, max_steps=300), activation="tanh", norm=False)
     z = layer(x)
     positive = nn.functional.softplus(x, beta=5)
     torch.testing.assert_close(
