@@ -17,7 +17,8 @@ from typing import Any
 import torch
 
 Tensor = torch.Tensor
-Builder = Callable[[Sequence[Tensor]], Any]
+# What makes a copy with other tensors; the copies made so far, by the identities of the originals, are passed along.
+Builder = Callable[[Sequence[Tensor], dict[int, Any]], Any]
 
 _DEEPEST = 6  # levels of objects that are looked into
 _LIBRARIES = ("torch", "numpy", "builtins", "functools", "math", "typing", "homojl.solving")
@@ -35,7 +36,6 @@ class Captured:
         self._function: Callable[..., Any] | None = function
         self._places: dict[int, int] = {}
         self._builders: dict[int, Builder | None] = {}
-        self._made: dict[int, Any] = {}
         self._open: set[int] = set()  # what is being looked into
         self._alive: list[Any] = []  # so that no identity is used twice
         self._builder = self._look(function, 0, called=True)
@@ -47,17 +47,13 @@ class Captured:
         if self._builder is None:
             assert self._function is not None
             return self._function
-        self._made = {}
-        try:
-            return self._builder(tensors)
-        finally:
-            self._made = {}
+        return self._builder(tensors, {})
 
     def _hold(self, tensor: Tensor) -> Builder:
         place = self._places.setdefault(id(tensor), len(self.tensors))
         if place == len(self.tensors):
             self.tensors.append(tensor)
-        return lambda tensors: tensors[place]
+        return lambda tensors, _: tensors[place]
 
     def _look(self, value: Any, depth: int, *, called: bool = False) -> Builder | None:
         """What makes a copy of a value with other tensors; None: it holds none."""
@@ -69,7 +65,7 @@ class Captured:
         if key in self._builders:
             found = self._builders[key]
             # One that is being looked into: it holds itself, and is made before it is asked for.
-            return found if found is not None or key not in self._open else (lambda _: self._made[key])
+            return found if found is not None or key not in self._open else (lambda _, made: made[key])
         if depth > _DEEPEST:
             return None
         self._builders[key] = None
@@ -89,7 +85,7 @@ class Captured:
             return self._plain_function(value, depth)
         if isinstance(value, types.MethodType):
             owner, function = self._look(value.__self__, depth + 1, called=True), value.__func__
-            return None if owner is None else lambda tensors: types.MethodType(function, owner(tensors))
+            return None if owner is None else lambda tensors, made: types.MethodType(function, owner(tensors, made))
         if isinstance(value, functools.partial):
             return self._partial(value, depth)
         if type(value) in (list, tuple, dict):
@@ -105,8 +101,8 @@ class Captured:
             return None
         kept, kind = {name: None if name in builders else item for name, item in items}, type(value)
 
-        def build(tensors: Sequence[Tensor]) -> Any:
-            filled = {name: builders[name](tensors) if name in builders else item for name, item in kept.items()}
+        def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
+            filled = {name: builders[name](tensors, made) if name in builders else item for name, item in kept.items()}
             return filled if kind is dict else kind(filled.values())
 
         return build
@@ -117,8 +113,8 @@ class Captured:
         if builder is None:
             return None
 
-        def build(tensors: Sequence[Tensor]) -> Any:
-            function, args, keywords = builder(tensors)
+        def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
+            function, args, keywords = builder(tensors, made)
             return functools.partial(function, *args, **keywords)
 
         return build
@@ -142,23 +138,23 @@ class Captured:
         scope, key, old = function.__globals__, id(function), function.__closure__ or ()
         kept_cells = [None if i in in_cells else cell for i, cell in enumerate(old)]
 
-        def build(tensors: Sequence[Tensor]) -> Any:
-            if key in self._made:
-                return self._made[key]
+        def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
+            if key in made:
+                return made[key]
             new_cells = [types.CellType() if cell is None else cell for cell in kept_cells]
             new_scope = {**scope} if in_globals else scope
-            made = types.FunctionType(code, new_scope, name, own, tuple(new_cells) or None)
-            made.__kwdefaults__ = kept
-            self._made[key] = made
+            copied = types.FunctionType(code, new_scope, name, own, tuple(new_cells) or None)
+            copied.__kwdefaults__ = kept
+            made[key] = copied
             for i, builder in in_cells.items():
-                new_cells[i].cell_contents = builder(tensors)
+                new_cells[i].cell_contents = builder(tensors, made)
             for n, builder in in_globals.items():
-                new_scope[n] = builder(tensors)
+                new_scope[n] = builder(tensors, made)
             if defaults is not None:
-                made.__defaults__ = defaults(tensors)
+                copied.__defaults__ = defaults(tensors, made)
             if keywords is not None:
-                made.__kwdefaults__ = keywords(tensors)
-            return made
+                copied.__kwdefaults__ = keywords(tensors, made)
+            return copied
 
         return build
 
@@ -174,12 +170,12 @@ class Captured:
         except Exception:  # an object that cannot be copied is evaluated as it is
             return None
 
-        def build(tensors: Sequence[Tensor]) -> Any:
-            if key not in self._made:
-                made = self._made[key] = copy.copy(skeleton)
+        def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
+            if key not in made:
+                copied = made[key] = copy.copy(skeleton)
                 for n, builder in builders.items():
-                    made.__dict__[n] = builder(tensors)
-            return self._made[key]
+                    copied.__dict__[n] = builder(tensors, made)
+            return made[key]
 
         return build
 
@@ -212,20 +208,22 @@ class Captured:
             return None
         key = id(module)
 
-        def build(tensors: Sequence[Tensor]) -> Any:
-            if key in self._made:
-                return self._made[key]
-            made = skeleton.__new__(type(skeleton))
+        def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
+            if key in made:
+                return made[key]
+            copied = skeleton.__new__(type(skeleton))
             filled = parts.copy()
-            object.__setattr__(made, "__dict__", filled)
-            self._made[key] = made
+            object.__setattr__(copied, "__dict__", filled)
+            made[key] = copied
             for name, table in tables.items():
-                filled[name] = {n: builders[name][n](tensors) if n in builders[name] else v for n, v in table.items()}
+                filled[name] = {
+                    n: builders[name][n](tensors, made) if n in builders[name] else v for n, v in table.items()
+                }
             for n, builder in attributes.items():
-                filled[n] = builder(tensors)
+                filled[n] = builder(tensors, made)
             if flat:
-                filled["_flat_weights"] = [getattr(made, n, None) for n in filled["_flat_weights_names"]]
-            return made
+                filled["_flat_weights"] = [getattr(copied, n, None) for n in filled["_flat_weights_names"]]
+            return copied
 
         # The tables keep what holds no tensors alone, so that no parameter is kept alive by the copy.
         for name, found in builders.items():
