@@ -241,7 +241,8 @@ def _params(function: object, params: Sequence[torch.Tensor] | None) -> tuple[to
 
 def _finite_times(name: str, ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
     try:
-        times = tuple(map(float, ts.tolist() if hasattr(ts, "tolist") else ts))
+        plain = ts.tolist() if hasattr(ts, "tolist") else ts
+        times = tuple(t.item() if hasattr(t, "item") else float(t) for t in plain)
     except (TypeError, ValueError):
         raise ConfigError(f"{name} must be a sequence of numbers or a 1-D tensor, got {ts!r}") from None
     if not all(map(math.isfinite, times)):
