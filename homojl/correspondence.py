@@ -29,8 +29,8 @@ import torch
 
 from homojl.algorithms import AbstractErrorControlled, AbstractODEAlgorithm, Dopri5
 from homojl.errors import ConfigError
+from homojl.functions.evaluated import check_form
 from homojl.functions.products import Linearisation
-from homojl.functions.user import check_form
 from homojl.models.base import AbstractImplicitModel
 from homojl.models.node import ANODE
 from homojl.problems import ODEProblem

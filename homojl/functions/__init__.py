@@ -1,8 +1,9 @@
 """What the user gives, as solvers and adjoints use it: the one place that calls a user's function."""
 
 from homojl.functions.base import AbstractField, AbstractMap, DerivedField
+from homojl.functions.evaluated import WrittenOver
 from homojl.functions.states import Form
-from homojl.functions.user import MapFunction, UserFunction, VectorField, WrittenOver
+from homojl.functions.user import MapFunction, UserFunction, VectorField
 
 __all__ = [
     "AbstractField",

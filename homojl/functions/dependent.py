@@ -1,0 +1,231 @@
+"""What a user's function depends on: found, saved by autograd, and put back where a gradient evaluates it again."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+
+from homojl.errors import ConfigError
+from homojl.functions.captured import Captured
+from homojl.functions.evaluated import Evaluated
+
+Tensor = torch.Tensor
+
+
+class Dependent(Evaluated):
+    """A user's function with every tensor that it depends on.
+
+    Attributes:
+        inputs: the tensors, other than the state, that receive gradients; known after `probe`.
+    """
+
+    def probe(self, *inputs: Tensor, instead: str) -> None:
+        """Evaluate once with a graph, to find every tensor that the function depends on.
+
+        The next evaluation at the same state is given this value.
+
+        Args:
+            inputs: time and state, or the state.
+            instead: an adjoint that reaches every tensor, for the message.
+
+        Raises:
+            ConfigError: if the function depends on tensors that it does not show.
+        """
+        slots, held, loose = self._gathered()
+        tracked = [not x.is_inference() for x in held]
+        versions = [x._version if track else 0 for x, track in zip(held, tracked, strict=True)]
+        *time, y = inputs
+        with torch.enable_grad():
+            value = self._evaluate((*time, y.detach()), self.args)
+        written = any(track and x._version != v for x, v, track in zip(held, versions, tracked, strict=True))
+        known = [x for x in (*slots, *held, *loose) if x.requires_grad]
+        reached = self._reached(value, known, instead)
+        # A tensor that is computed from others and that f does not use may be a result which its module keeps.
+        unused = {id(x) for x in held if x.requires_grad and not x.is_leaf and id(x) not in reached}
+        # Buffers that f writes into, and counters, are its own affair: a gradient works on copies.
+        own = {id(x) for x in held if not x.requires_grad and (written or (x.ndim == 0 and not x.is_floating_point()))}
+        kept = [x.detach() if id(x) in unused else x.clone() if id(x) in own else x for x in held]
+        self.tensors = [*slots, *kept, *loose]
+        self._given_slots = [isinstance(a, Tensor) for a in self._leaves]
+        self._counts = len(slots), len(held)
+        self._wanted = [x.requires_grad for x in self.tensors]
+        self._traps = [len(slots) + i for i, x in enumerate(held) if id(x) in unused]
+        self.inputs = tuple(x for x in self.tensors if x.requires_grad)
+        self._remember(y, value)
+
+    def _gathered(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """The tensors among the arguments, those that the function holds, and parameters that it does not show."""
+        self._captured = Captured(self.f)
+        slots, held = [a for a in self._leaves if isinstance(a, Tensor)], self._captured.tensors
+        if self._closed:
+            given = {id(p) for p in self._params}
+            held[:] = [x if id(x) in given else x.detach() for x in held]
+        seen = {id(x) for x in (*slots, *held)}
+        return slots, held, [p for p in self._params if id(p) not in seen]
+
+    def gather(self) -> None:
+        """Find the tensors that the function depends on without evaluating it, as for `torch.func`'s transforms.
+
+        Raises:
+            ConfigError: if a parameter is given that the function does not show.
+        """
+        slots, held, loose = self._gathered()
+        if loose:
+            raise ConfigError(f"{self._names[0]} does not show where it holds its params; pass them in args")
+        self.tensors, self._counts, self._traps = [*slots, *held], (len(slots), len(held)), []
+        self._given_slots = [isinstance(a, Tensor) for a in self._leaves]
+        self._wanted = [x.requires_grad for x in self.tensors]
+
+    def _reached(self, value: Tensor, known: Sequence[Tensor], instead: str) -> set[int]:
+        """The identities of those `known` tensors that a value was computed from; all others raise."""
+        by_node = {(t.grad_fn, t.output_nr): id(t) for t in known if t.grad_fn is not None}
+        nodes = {node for node, _ in by_node}
+        leaves = {id(t) for t in known if t.grad_fn is None}
+        reached: set[int] = set()
+        missed = []
+        for node, number in _graph(value, nodes):
+            if (node, number) in by_node:
+                reached.add(by_node[node, number])
+            elif (variable := getattr(node, "variable", None)) is not None:
+                if id(variable) in leaves:
+                    reached.add(id(variable))
+                elif variable is not self._given:
+                    missed.append(variable)
+        if missed and not self._closed:
+            shapes = ", ".join(str(tuple(v.shape)) for v in missed[:4])
+            raise ConfigError(
+                f"{self._names[0]} depends on {len(missed)} tensor(s) that require gradients (shape {shapes}) but are "
+                "neither in args nor in params, so this adjoint would miss them: pass "
+                f"params=tuple(module.parameters()) or args=(x,), or use {instead}"
+            )
+        return reached
+
+    def again(self, saved: Sequence[Tensor], *, twice: bool = False) -> tuple[Any, list[Tensor]]:
+        """The function at the tensors of the solve, as a gradient evaluates it, and those it is to differentiate by.
+
+        Args:
+            saved: as `tensors`, from `save_for_backward`.
+            twice: whether the gradient is to be differentiated again.
+        """
+        slots, held = self._counts
+        values = []
+        for i, x in enumerate(saved):
+            if x.requires_grad and i < slots + held:
+                x = x.view_as(x) if twice else x.detach().requires_grad_()
+            elif i in self._traps:
+                x = x.detach().requires_grad_()
+            values.append(x)
+        return self.rebuilt(values), [x for x in values if x.requires_grad]
+
+    @property
+    def hidden(self) -> bool:
+        """Whether there are params that `rebuilt` cannot replace."""
+        return len(self._wanted) > sum(self._counts)
+
+    @property
+    def eps(self) -> float:
+        """The relative rounding error of its operations."""
+        return torch.finfo(self._precision or self._like.dtype).eps
+
+    def rebuilt(self, values: Sequence[Tensor]) -> Any:
+        """The function with other tensors in the places of `tensors`."""
+        assert self._captured is not None, "probe() or gather() comes first"
+        slots, held = self._counts
+        given = iter(values[:slots])
+        leaves = [next(given) if slot else a for a, slot in zip(self._leaves, self._given_slots, strict=True)]
+        other = self._copy()
+        other.f = self._captured.rebuilt(values[slots : slots + held])
+        other._leaves, other.args = leaves, self._filled(leaves)
+        other._rows, other._row_args = None, other.args
+        other.calls, other._last, other._last_careful, other._known, other.counting = 0, None, None, None, True
+        other._plain = self._simple and not torch.is_inference_mode_enabled()
+        return other
+
+    def release(self) -> None:
+        """Become what is `frozen`: gradients use what `rebuilt` makes, and no solution keeps a module alive."""
+        self.__dict__.update(self.frozen().__dict__)
+
+    def held(self) -> list[Tensor]:
+        """The tensors in its arguments and those that f holds."""
+        self._captured = Captured(self.f)
+        self._given_slots = [isinstance(a, Tensor) for a in self._leaves]
+        return [*(a for a in self._leaves if isinstance(a, Tensor)), *self._captured.tensors]
+
+    def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
+        """The function with others in the places of those that are `held`."""
+        assert self._captured is not None, "held() comes first"
+        slots = sum(self._given_slots)
+        given = iter(tensors[:slots])
+        other = self._copy()
+        other._leaves = [next(given) if slot else a for a, slot in zip(self._leaves, self._given_slots, strict=True)]
+        other.f, other.args = (
+            self._captured.rebuilt(tensors[slots:]),
+            self._filled(other._leaves),
+        )
+        other._rows, other._row_args, other._checked, other._plain = None, other.args, False, False
+        other._last = other._last_careful = other._known = None
+        return other
+
+    def spread(self, grads: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor | None]:
+        """Gradients by what `again` returned, as gradients by the saved `tensors`.
+
+        An argument on which nothing depends has the gradient zero; a tensor that f holds has none.
+
+        Raises:
+            ConfigError: if f uses a tensor in the backward pass that it did not use in the first evaluation.
+        """
+        found, places = iter(grads), []
+        for i, wanted in enumerate(self._wanted):
+            grad = next(found) if wanted or i in self._traps else None
+            if i in self._traps and grad is not None:
+                raise ConfigError(
+                    f"{self._names[0]} depends on a tensor of shape {tuple(grad.shape)} that its first evaluation did "
+                    "not use; pass it in args"
+                )
+            if wanted and grad is None and i < self._counts[0]:
+                grad = torch.zeros_like(tensors[i])
+            places.append(grad)
+        return places
+
+    def frozen(self) -> Any:
+        """What a backward pass needs to have it evaluated `again`: it holds neither tensors nor f."""
+        other = self._copy()
+        other.f = None
+        other._leaves = [None if slot else a for a, slot in zip(self._leaves, self._given_slots, strict=True)]
+        other.args, other._row_args, other._params, other.tensors, other.inputs = (), (), (), [], ()
+        other._like = torch.empty((), dtype=self._like.dtype, device=self._like.device).expand(self._like.shape)
+        other.finish()
+        return other
+
+    def depends(self, *inputs: Tensor) -> bool:
+        """Evaluate once with a graph: whether the value depends on anything beside the state that requires a gradient.
+
+        The next evaluation at the same state is given this value.
+        """
+        *time, y = inputs
+        with torch.enable_grad():
+            value = self._evaluate((*time, y.detach()), self.args)
+        self._remember(y, value)
+        return value.requires_grad
+
+
+def _graph(value: Tensor, ends: set[Any]) -> Iterator[tuple[Any, int]]:
+    """The nodes that a value was computed by, each with the number of its output; not behind the nodes of `ends`."""
+    if value.grad_fn is None:
+        if value.requires_grad:
+            yield torch.autograd.graph.get_gradient_edge(value).node, 0
+        return
+    seen: set[Any] = set()
+    opened = set(ends)
+    stack: list[tuple[Any, int]] = [(value.grad_fn, value.output_nr)]
+    while stack:
+        edge = stack.pop()
+        if edge in seen or edge[0] is None:
+            continue
+        seen.add(edge)
+        yield edge
+        if edge[0] not in opened:
+            opened.add(edge[0])
+            stack.extend(edge[0].next_functions)
