@@ -58,6 +58,10 @@ class Form:
         Raises:
             ConfigError: if it is not of the structure and the shapes of the first one.
         """
+        if self.plain:
+            if not isinstance(state, Tensor):
+                raise ConfigError(f"{name} must return a torch.Tensor, got {type(state).__name__}")
+            return state
         leaves, spec = pytree.tree_flatten(state)
         shapes: list[Any] = [getattr(leaf, "shape", None) for leaf in leaves]
         rows_agree = (
@@ -80,6 +84,8 @@ class Form:
 
     def split(self, joined: Tensor) -> Any:
         """The state of a joined tensor, which may hold fewer rows and have further dimensions in front."""
+        if self.plain:
+            return joined
         lead = joined.shape[: joined.ndim - (2 if self._rows else 1)]
         parts = []
         for shape, (start, stop) in zip(self.shapes, self._parts, strict=True):
