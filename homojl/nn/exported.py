@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractFixedStep, AbstractODEAlgorithm, Anderson, Picard
 from homojl.errors import ConfigError
+from homojl.problems import PerSample, Shared
 from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
@@ -70,6 +71,7 @@ def find(f: Callable[..., Any], z0: Any, args: tuple[Any, ...], algorithm: Abstr
     Raises:
         ConfigError: for another method.
     """
+    args = tuple(a.value if isinstance(a, PerSample | Shared) else a for a in args)
     if not isinstance(algorithm, Picard | Anderson):
         raise ConfigError(
             f"{algorithm.name} cannot be exported: set layer.algorithm to a fixed number of iterations, such as "
