@@ -137,7 +137,7 @@ class AbstractRecomputingAdjoint(AbstractODEAdjoint):
         """Gradients with respect to y0 and each of `wrt`; None for zero.
 
         Args:
-            solve, result: the forward solve, and what came of it.
+            solve, result: the forward solve, and its result.
             f, wrt: the field at the tensors of the solve, and those of them that receive gradients.
             saved: the states at `result.ts`, the first of them y0.
             cotangents: the loss's gradient with respect to each of them after the first, None for zero.

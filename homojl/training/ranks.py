@@ -81,7 +81,7 @@ class Ranks:
         return batch[first:last]
 
     def deal(self, items: Sequence[T]) -> Sequence[T]:
-        """Those of some items that this process works on; `collect` brings together what came of them."""
+        """Those of some items that this process works on; `collect` brings their results together."""
         return items[self.rank :: self.size]
 
     # ---- what is brought together

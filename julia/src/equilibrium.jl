@@ -107,7 +107,7 @@ end
 "All samples that are still at work end here, at their best iterates."
 stop!(progress::Progress, status::Status, iteration::Int) = foreach(i -> stop!(progress, i, status, iteration), eachindex(progress.active))
 
-"The gravest end of any sample, and one line on what happened and what to try; `first` is the number of the first sample."
+"The worst status among the samples, and one line on what happened and what to try; `first` is the number of the first sample."
 function verdict(progress::Progress, first::Int)
     (; algorithm, statuses, ratio, iterations) = progress
     all(==(SUCCESS), statuses) && return SUCCESS, ""

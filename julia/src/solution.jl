@@ -1,4 +1,4 @@
-# What came of a solve: states, status and statistics; data, no computation.
+# The result of a solve: states, status and statistics; data, no computation.
 
 """
 How a solve ended: `SUCCESS`, `DIVERGED`, `STEP_TOO_SMALL`, `MAX_STEPS`, `STALLED`, `LEFT_BOUNDS`, `RETURNED` or `FOLD`;

@@ -109,7 +109,7 @@ class Cell:
 
 
 class Verdict(NamedTuple):
-    """What came of a cell: "right", "refused", "wrong" or "raw", and in which words."""
+    """The outcome of a cell: "right", "refused", "wrong" or "raw", and in which words."""
 
     kind: str
     words: str = ""
