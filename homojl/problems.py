@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from homojl.errors import ConfigError
 
@@ -16,7 +16,15 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, eq=False)
-class PerSample:
+class AbstractMark:
+    """Whether an argument has a row for each sample of the batch, said by the user."""
+
+    value: Any
+    per_sample: ClassVar[bool]
+
+
+@dataclass(frozen=True, eq=False)
+class PerSample(AbstractMark):
     """An argument with a row for each sample of the batch, in its first dimension.
 
     Where samples end one by one, the others go on with their rows of it. An argument that is not marked and has as many
@@ -27,17 +35,18 @@ class PerSample:
     """
 
     value: torch.Tensor
+    per_sample: ClassVar[bool] = True
 
 
 @dataclass(frozen=True, eq=False)
-class Shared:
+class Shared(AbstractMark):
     """An argument that all samples share, however many rows it has; see `PerSample`.
 
     Args:
         value: what the function receives.
     """
 
-    value: Any
+    per_sample: ClassVar[bool] = False
 
 
 @dataclass(frozen=True, eq=False)
@@ -214,20 +223,25 @@ def _form(state: Any, name: str, **how: bool) -> Form:
     return Form(state, name, **how)
 
 
+def unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:
+    """Arguments without their marks, as the function receives them."""
+    return tuple(a.value if isinstance(a, AbstractMark) else a for a in args)
+
+
 def _check_args(args: object, shapes: Sequence[Sequence[int]]) -> None:
     if not isinstance(args, tuple):
         raise ConfigError(f"args must be a tuple, got {type(args).__name__}; write args=(x,) for one argument")
     for i, arg in enumerate(args):
-        if not isinstance(arg, PerSample | Shared):
+        if not isinstance(arg, AbstractMark):
             continue
         mark, shape = type(arg).__name__, getattr(arg.value, "shape", None)
         if shape is None:
             raise ConfigError(f"{mark} marks a torch.Tensor, got {type(arg.value).__name__} in args[{i}]")
-        if isinstance(arg, PerSample) and not shapes:
+        if arg.per_sample and not shapes:
             raise ConfigError(
                 f"args[{i}] is PerSample, but a path's state is one system without samples; pass it as it is"
             )
-        if isinstance(arg, PerSample) and tuple(shape[:1]) != tuple(shapes[0][:1]):
+        if arg.per_sample and tuple(shape[:1]) != tuple(shapes[0][:1]):
             raise ConfigError(f"args[{i}] is PerSample, but has shape {tuple(shape)} beside a state {tuple(shapes[0])}")
 
 

@@ -17,7 +17,7 @@ import torch
 
 from homojl.algorithms import AbstractSplitting, ForwardBackward
 from homojl.errors import ConfigError
-from homojl.problems import FixedPointProblem, PerSample, Shared
+from homojl.problems import FixedPointProblem, PerSample, Shared, unmarked
 
 Tensor = torch.Tensor
 
@@ -76,7 +76,7 @@ def lower(problem: FixedPointProblem, algorithm: AbstractSplitting) -> Lowered:
             f"{algorithm.name} needs a map that shows its parts, a homojl.splitting.AbstractMonotoneMap, got "
             f"{type(f).__name__}; Anderson() takes any map"
         )
-    args = tuple(a.value if isinstance(a, PerSample | Shared) else a for a in problem.args)
+    args = unmarked(problem.args)
     if isinstance(algorithm, ForwardBackward):
 
         def forward_backward(z: Tensor, *args: Any) -> Tensor:

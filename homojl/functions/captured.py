@@ -20,6 +20,8 @@ Tensor = torch.Tensor
 # What makes a copy with other tensors; the copies made so far, by the identities of the originals, are passed along.
 Builder = Callable[[Sequence[Tensor], dict[int, Any]], Any]
 
+# Of what holds no tensors: most of a module's attributes.
+_PLAIN = frozenset({type(None), str, int, float, complex, bool, bytes, types.ModuleType, torch.dtype, torch.device})
 _DEEPEST = 6  # levels of objects that are looked into
 _LIBRARIES = ("torch", "numpy", "builtins", "functools", "math", "typing", "homojl.solving")
 
@@ -57,9 +59,12 @@ class Captured:
 
     def _look(self, value: Any, depth: int, *, called: bool = False) -> Builder | None:
         """What makes a copy of a value with other tensors; None: it holds none."""
+        kind = type(value)
+        if kind in _PLAIN:
+            return None
         if isinstance(value, Tensor):
             return self._hold(value)
-        if value is None or isinstance(value, (str, int, float, complex, bool, bytes, type, types.ModuleType)):
+        if issubclass(kind, type):
             return None
         key = id(value)
         if key in self._builders:
@@ -200,7 +205,9 @@ class Captured:
                     builders[name][n] = builder
         flat = "_flat_weights" in module.__dict__  # of recurrent layers: another list of the parameters
         attributes = {
-            n: b for n, v in list(parts.items()) if n not in _OF_MODULES and (b := self._look(v, depth + 1)) is not None
+            n: b
+            for n, v in list(parts.items())
+            if n not in _OF_MODULES and type(v) not in _PLAIN and (b := self._look(v, depth + 1)) is not None
         }
         for n in attributes:
             parts[n] = None

@@ -48,7 +48,6 @@ class Dependent(Evaluated):
         own = {id(x) for x in held if not x.requires_grad and (written or (x.ndim == 0 and not x.is_floating_point()))}
         kept = [x.detach() if id(x) in unused else x.clone() if id(x) in own else x for x in held]
         self.tensors = [*slots, *kept, *loose]
-        self._given_slots = [isinstance(a, Tensor) for a in self._leaves]
         self._counts = len(slots), len(held)
         self._wanted = [x.requires_grad for x in self.tensors]
         self._traps = [len(slots) + i for i, x in enumerate(held) if id(x) in unused]
@@ -58,7 +57,7 @@ class Dependent(Evaluated):
     def _gathered(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The tensors among the arguments, those that the function holds, and parameters that it does not show."""
         self._captured = Captured(self.f)
-        slots, held = [a for a in self._leaves if isinstance(a, Tensor)], self._captured.tensors
+        slots, held = self.arguments.tensors, self._captured.tensors
         if self._closed:
             given = {id(p) for p in self._params}
             held[:] = [x if id(x) in given else x.detach() for x in held]
@@ -75,7 +74,6 @@ class Dependent(Evaluated):
         if loose:
             raise ConfigError(f"{self._names[0]} does not show where it holds its params; pass them in args")
         self.tensors, self._counts, self._traps = [*slots, *held], (len(slots), len(held)), []
-        self._given_slots = [isinstance(a, Tensor) for a in self._leaves]
         self._wanted = [x.requires_grad for x in self.tensors]
 
     def _reached(self, value: Tensor, known: Sequence[Tensor], instead: str) -> set[int]:
@@ -130,17 +128,21 @@ class Dependent(Evaluated):
         return torch.finfo(self._precision or self._like.dtype).eps
 
     def rebuilt(self, values: Sequence[Tensor]) -> Any:
-        """The function with other tensors in the places of `tensors`."""
-        assert self._captured is not None, "probe() or gather() comes first"
+        """The function with other tensors in the places of `tensors`, as a gradient evaluates it."""
         slots, held = self._counts
-        given = iter(values[:slots])
-        leaves = [next(given) if slot else a for a, slot in zip(self._leaves, self._given_slots, strict=True)]
-        other = self._copy()
-        other.f = self._captured.rebuilt(values[slots : slots + held])
-        other._leaves, other.args = leaves, self._filled(leaves)
-        other._rows, other._row_args = None, other.args
-        other.calls, other._last, other._last_careful, other._known, other.counting = 0, None, None, None, True
+        other = self._at(values[:slots], values[slots : slots + held])
+        other.calls, other.counting = 0, True
         other._plain = self._simple and not torch.is_inference_mode_enabled()
+        return other
+
+    def _at(self, given: Sequence[Tensor], held: Sequence[Tensor]) -> Any:
+        """The function with other tensors among its arguments, and in the places of those that f holds."""
+        assert self._captured is not None, "its tensors are looked for first"
+        other = self._copy()
+        other.f, other.arguments = self._captured.rebuilt(held), self.arguments.replaced(given)
+        other.args = other._row_args = other.arguments.filled
+        other._rows = None
+        other.finish()
         return other
 
     def release(self) -> None:
@@ -150,22 +152,13 @@ class Dependent(Evaluated):
     def held(self) -> list[Tensor]:
         """The tensors in its arguments and those that f holds."""
         self._captured = Captured(self.f)
-        self._given_slots = [isinstance(a, Tensor) for a in self._leaves]
-        return [*(a for a in self._leaves if isinstance(a, Tensor)), *self._captured.tensors]
+        return [*self.arguments.tensors, *self._captured.tensors]
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
-        """The function with others in the places of those that are `held`."""
-        assert self._captured is not None, "held() comes first"
-        slots = sum(self._given_slots)
-        given = iter(tensors[:slots])
-        other = self._copy()
-        other._leaves = [next(given) if slot else a for a, slot in zip(self._leaves, self._given_slots, strict=True)]
-        other.f, other.args = (
-            self._captured.rebuilt(tensors[slots:]),
-            self._filled(other._leaves),
-        )
-        other._rows, other._row_args, other._checked, other._plain = None, other.args, False, False
-        other._last = other._last_careful = other._known = None
+        """The function, as if it were new, with others in the places of those that are `held`."""
+        count = len(self.arguments.tensors)
+        other = self._at(tensors[:count], tensors[count:])
+        other._checked = other._plain = False
         return other
 
     def spread(self, grads: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor | None]:
@@ -193,7 +186,7 @@ class Dependent(Evaluated):
         """What a backward pass needs to have it evaluated `again`: it holds neither tensors nor f."""
         other = self._copy()
         other.f = None
-        other._leaves = [None if slot else a for a, slot in zip(self._leaves, self._given_slots, strict=True)]
+        other.arguments = self.arguments.replaced(None)
         other.args, other._row_args, other._params, other.tensors, other.inputs = (), (), (), [], ()
         other._like = torch.empty((), dtype=self._like.dtype, device=self._like.device).expand(self._like.shape)
         other.finish()

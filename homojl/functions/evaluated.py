@@ -10,9 +10,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from homojl.errors import ConfigError
+from homojl.functions.arguments import Arguments
 from homojl.functions.captured import Captured
 from homojl.functions.states import Form
-from homojl.problems import PerSample, Shared
 from homojl.solution import Stats
 
 Tensor = torch.Tensor
@@ -60,15 +60,8 @@ class Evaluated:
         self._like, self._form, self._precision = like, form, precision
         self._names, self._closed = (name, state), closed
         self._params = tuple(p for p in params or () if p.requires_grad)
-        leaves, self._spec = list(args), None
-        if not all(isinstance(a, Tensor) for a in args):
-            leaves, self._spec = pytree.tree_flatten(args, is_leaf=lambda x: isinstance(x, PerSample | Shared))
-        self._marks = [True if isinstance(a, PerSample) else False if isinstance(a, Shared) else None for a in leaves]
-        self._leaves = [a.value if isinstance(a, PerSample | Shared) else a for a in leaves]
-        if any(isinstance(a, Tensor) and a.is_inference() for a in self._leaves):
-            with torch.inference_mode(False):  # they can be in no graph, which products need
-                self._leaves = [a.clone() if isinstance(a, Tensor) and a.is_inference() else a for a in self._leaves]
-        self.args = self._filled(self._leaves)
+        self.arguments = Arguments(args)
+        self.args, self._marks = self.arguments.filled, self.arguments.marks
         self._rows: Tensor | None = None
         self._row_args = self.args
         self._separable: bool | None = None
@@ -85,10 +78,6 @@ class Evaluated:
         self._given: Tensor | None = None  # the state, where f was given one that requires a gradient of its own
         self._last_version = 0
         self._known: tuple[Tensor, Tensor] | None = None
-
-    def _filled(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
-        """The arguments with those leaves."""
-        return tuple(leaves) if self._spec is None else tuple(pytree.tree_unflatten(leaves, self._spec))
 
     # Evaluation
 
@@ -163,7 +152,7 @@ class Evaluated:
         untracked = torch.is_inference_mode_enabled() or y.is_inference()
         given = y.clone()
         before = given.clone() if untracked else given
-        watched = [a for a in (*time, *self._leaves) if isinstance(a, Tensor) and not a.is_inference()]
+        watched = [a for a in (*time, *self.arguments.tensors) if not a.is_inference()]
         versions = [a._version for a in watched]
         version, required = 0 if untracked else given._version, given.requires_grad
         parts: list[Tensor] = []
@@ -292,9 +281,8 @@ class Evaluated:
 
     def versions(self) -> tuple[int, ...]:
         """How often each of the tensors that the function depends on has been written to."""
-        held = Captured(self.f).tensors
-        tensors = [x for x in (*self._leaves, *held, *self._params) if isinstance(x, Tensor) and not x.is_inference()]
-        return tuple(x._version for x in tensors)
+        tensors = (*self.arguments.tensors, *Captured(self.f).tensors, *self._params)
+        return tuple(x._version for x in tensors if not x.is_inference())
 
 
 class Autocast:

@@ -46,15 +46,8 @@ class UserFunction(Dependent):
         if rows is None:
             return self.args
         if rows is not self._rows:
-            self._rows, self._row_args = rows, self._chosen(rows, self._marks)
+            self._rows, self._row_args = rows, self.arguments.at(rows, self._marks)
         return self._row_args
-
-    def _chosen(self, rows: Tensor, marks: Sequence[bool | None]) -> tuple[Any, ...]:
-        chosen = [a.index_select(0, rows) if mark else a for a, mark in zip(self._leaves, marks, strict=True)]
-        return self._filled(chosen)
-
-    def _of_batch_size(self, argument: object) -> bool:
-        return isinstance(argument, Tensor) and argument.ndim > 0 and len(argument) == len(self._like)
 
     @torch.no_grad()
     def separable(self, inputs: tuple[Tensor, ...], value: Tensor, staying: Tensor) -> bool:
@@ -80,7 +73,8 @@ class UserFunction(Dependent):
             return self._separable
         some = staying[:2]
         expected, whole = value.index_select(0, some), tuple(x[some] for x in inputs)  # which keeps the memory format
-        unmarked = [mark is None and self._of_batch_size(a) for a, mark in zip(self._leaves, self._marks, strict=True)]
+        sized = self.arguments.of_length(len(self._like))
+        unmarked = [mark is None and fits for mark, fits in zip(self._marks, sized, strict=True)]
         agreeing = []
         open_count = sum(unmarked)
         same = [(True,) * open_count, (False,) * open_count][: 1 + bool(open_count)]
@@ -88,7 +82,7 @@ class UserFunction(Dependent):
             chosen = iter(choice)
             marks = [next(chosen) if open else bool(mark) for open, mark in zip(unmarked, self._marks, strict=True)]
             try:
-                agreeing += [marks] * self._agrees(self._tried(whole, self._chosen(some, marks)), expected)
+                agreeing += [marks] * self._agrees(self._tried(whole, self.arguments.at(some, marks)), expected)
             except Exception:  # as of shapes that do not fit, which is an answer
                 continue
         if len(agreeing) > 1 and len(value) > len(some):
@@ -118,7 +112,7 @@ class UserFunction(Dependent):
         values = []
         for rows in (pair, pair[:1]):
             try:
-                values.append(self._tried(tuple(x[rows] for x in inputs), self._chosen(rows, self._marks)))
+                values.append(self._tried(tuple(x[rows] for x in inputs), self.arguments.at(rows, self._marks)))
             except Exception:  # as of BatchNorm, which refuses one sample
                 return False
         both, one = (x[:1].nan_to_num() for x in values)

@@ -70,14 +70,8 @@ def combine(y: Tensor | None, h: Number, weights: Sequence[float], ks: Sequence[
 
 def time_like(t: float, y: Tensor) -> Tensor:
     """The time as the field receives it: a 0-d tensor of y's real dtype and its device, made without a host copy."""
-    if y.is_complex():
-        return torch.full((), t, dtype=y.dtype.to_real(), device=y.device)
-    return y.new_full((), t)
-
-
-def _time(t: Number, y: Tensor) -> Tensor:
-    """A time, or one for each row, as the field receives it."""
-    return time_like(t, y) if isinstance(t, float) else on(y, t)
+    dtype = y.dtype
+    return torch.scalar_tensor(t, dtype=dtype.to_real() if dtype.is_complex else dtype, device=y.device)
 
 
 def on(like: Tensor, numbers: np.ndarray) -> Tensor:
@@ -157,20 +151,28 @@ class ExplicitStepper(AbstractStepper):
         self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
     ) -> Step:
         a, c, fsal = self.tableau.a, self.tableau.c, self.tableau.fsal
-        one = isinstance(h, float)
-        size = h if one else on(y, h)[:, None]
-        ks = [f(_time(t, y), y) if first is None else first]
+        size, times = (h, None) if isinstance(h, float) else self._of_rows(t, h, y)
+        ks = [f(time_like(t, y) if times is None else times[0], y) if first is None else first]
         time = None
         for i in range(1, len(c) - 1 if fsal else len(c)):
-            if time is None or c[i] != c[i - 1]:
-                time = time_like(t + c[i] * h, y) if one else on(y, t + c[i] * h)
+            if times is not None:
+                time = times[i]
+            elif time is None or c[i] != c[i - 1]:
+                time = time_like(t + c[i] * h, y)
             ks.append(f(time, combine(y, size, a[i], ks)))
         y_next = combine(y, size, self.tableau.b, ks)
         if fsal and last:
-            if time is None or c[-2] != 1.0:
-                time = _time(t + h, y)
+            if times is not None:
+                time = times[-1]
+            elif time is None or c[-2] != 1.0:
+                time = time_like(t + h, y)
             ks.append(f(time, y_next))
         return Step(t, h, y, y_next, ks)
+
+    def _of_rows(self, t: np.ndarray, h: np.ndarray, y: Tensor) -> tuple[Tensor, Sequence[Tensor]]:
+        """Sizes (b, 1) and the times of the stages, (b,) each, on the state's device by one copy."""
+        size, *times = on(y, np.stack([h, *(t + c * h for c in self.tableau.c)])).unbind()
+        return size[:, None], times
 
     def error(self, step: Step) -> Tensor:
         assert self.tableau.b_error is not None, self.tableau
