@@ -50,8 +50,8 @@ def _obstacle(problem: Problem, algorithm: object, state: Tensor) -> str:
         return "zero paths"
     if state.dtype != torch.float32:
         return f"a state in {str(state.dtype).removeprefix('torch.')}, which autocast leaves as it is"
-    if getattr(problem.f, "native_to", None) is not None:
-        return f"a {type(problem.f).__name__}"
+    if problem.native:
+        return f"a {problem.native}"
     if isinstance(algorithm, AbstractSplitting):
         return f"{algorithm.name}, which takes the map apart"
     return ""

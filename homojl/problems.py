@@ -80,8 +80,35 @@ class Event:
             object.__setattr__(self, "terminal", False)
 
 
+class AbstractProblem:
+    """What the three problems have in common, as `solve` reads it.
+
+    Attributes:
+        form: of the state.
+        initial: state, as the user gave it.
+        function: what is evaluated.
+        closed: whether args and params alone receive gradients.
+    """
+
+    form: Form
+    closed = False
+
+    @property
+    def initial(self) -> Any:
+        raise NotImplementedError
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        raise NotImplementedError
+
+    @property
+    def native(self) -> str:
+        """The kind of a function that is held in another language; empty: it is PyTorch's."""
+        return "" if getattr(self.function, "native_to", None) is None else type(self.function).__name__
+
+
 @dataclass(frozen=True, eq=False)
-class ODEProblem:
+class ODEProblem(AbstractProblem):
     """The initial value problem dy/dt = f(t, y, *args), y(ts[0]) = y0.
 
     Args:
@@ -145,9 +172,17 @@ class ODEProblem:
         object.__setattr__(self, "discontinuities", _finite_times("discontinuities", self.discontinuities))
         object.__setattr__(self, "params", _params(self.f, self.params))
 
+    @property
+    def initial(self) -> Any:
+        return self.y0
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        return self.f
+
 
 @dataclass(frozen=True, eq=False)
-class FixedPointProblem:
+class FixedPointProblem(AbstractProblem):
     """The equilibrium z = f(z, *args) of every sample of a batch.
 
     Args:
@@ -177,9 +212,17 @@ class FixedPointProblem:
         _check_args(self.args, self.form.shapes)
         object.__setattr__(self, "params", _params(self.f, self.params))
 
+    @property
+    def initial(self) -> Any:
+        return self.z0
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        return self.f
+
 
 @dataclass(frozen=True, eq=False)
-class HomotopyProblem:
+class HomotopyProblem(AbstractProblem):
     """The zero path of H(z, lambda) from (z0, 0), where it is known, to lambda = 1, where r(z) = 0.
 
     Args:
@@ -210,6 +253,14 @@ class HomotopyProblem:
             raise ConfigError(f"kind must be 'fixed-point' or 'newton', got {self.kind!r}")
         _check_args(self.args, ())
         object.__setattr__(self, "params", _params(self.r, self.params))
+
+    @property
+    def initial(self) -> Any:
+        return self.z0
+
+    @property
+    def function(self) -> Callable[..., Any]:
+        return self.r
 
 
 def _check_function(name: str, function: object, form: str) -> None:
@@ -256,7 +307,7 @@ def _params(function: object, params: Sequence[torch.Tensor] | None) -> tuple[to
 def _finite_times(name: str, ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
     try:
         plain = ts.tolist() if hasattr(ts, "tolist") else ts
-        times = tuple(t.item() if hasattr(t, "item") else float(t) for t in plain)
+        times = tuple(map(float, plain))
     except (TypeError, ValueError):
         raise ConfigError(f"{name} must be a sequence of numbers or a 1-D tensor, got {ts!r}") from None
     if not all(map(math.isfinite, times)):

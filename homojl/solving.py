@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any, NamedTuple, TypeVar, overload
 
@@ -15,7 +16,6 @@ from homojl.adjoints import (
     CheckpointAdjoint,
     DirectAdjoint,
     ImplicitAdjoint,
-    UnrolledAdjoint,
 )
 from homojl.adjoints.base import EmptyAdjoint, Solve
 from homojl.adjoints.path import differentiable_root
@@ -33,12 +33,11 @@ from homojl.dense import DenseOutput
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.functions import Form, MapFunction, VectorField, WrittenOver
 from homojl.precision import evaluated_in
-from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem, PerSample, Shared
+from homojl.problems import AbstractProblem, FixedPointProblem, HomotopyProblem, ODEProblem, PerSample, Shared
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
 from homojl.splitting import Lowered, lower
 
 BATCHES = ("joint", "per-sample")
-PROBLEMS = (ODEProblem, FixedPointProblem, HomotopyProblem)
 
 F = TypeVar("F", VectorField, MapFunction)
 Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm
@@ -139,7 +138,7 @@ def solve(
         BackendUnavailable: if the backend cannot be used here.
         SolveError: if the solve did not reach its end and `throw` is true; carries the partial solution.
     """
-    _check_choices(problem, batch, dense)
+    solver = _solver_of(problem, batch, dense)
     form, start = _start(problem)
     version = 0 if start.is_inference() else start._version
     device_type, dtype = start.device.type, evaluated_in(problem, algorithm, precision, start)
@@ -147,7 +146,7 @@ def solve(
         job = _Job(problem, algorithm, backend, start, form, dtype, copies)
         try:
             with torch.autocast(device_type, enabled=False) if dtype is not None else nullcontext():
-                solution = _solved(job, adjoint, batch, dense)
+                solution: Solution | EquilibriumSolution | PathSolution = solver(job, adjoint, batch, dense)
             break
         except WrittenOver:
             if copies or (not start.is_inference() and start._version != version):
@@ -187,7 +186,7 @@ class _Job(NamedTuple):
             form=self.form,
             precision=self.precision,
             copies=self.copies,
-            closed=isinstance(self.problem, ODEProblem) and self.problem.closed,
+            closed=self.problem.closed,
             name=name,
             state=state,
         )
@@ -197,43 +196,38 @@ class _Job(NamedTuple):
         return state if self.form is None else self.form.split(state)
 
 
-def _solved(
-    job: _Job, adjoint: Adjoint | None, batch: str, dense: bool
-) -> Solution | EquilibriumSolution | PathSolution:
-    if isinstance(job.problem, FixedPointProblem):
-        return _solve_fixed_point(job, adjoint)
-    if isinstance(job.problem, HomotopyProblem):
-        return _solve_path(job, adjoint)
-    return _solve_ode(job, adjoint, batch, dense=dense)
-
-
-def _start(problem: ODEProblem | FixedPointProblem | HomotopyProblem) -> tuple[Form | None, torch.Tensor]:
-    state = problem.y0 if isinstance(problem, ODEProblem) else problem.z0
-    start = state if problem.form.plain else problem.form.join(state)
+def _start(problem: AbstractProblem) -> tuple[Form | None, torch.Tensor]:
+    start = problem.initial if problem.form.plain else problem.form.join(problem.initial)
     if start.is_inference() and not torch.is_inference_mode_enabled():
         start = start.clone()  # what was made in inference mode can be in no graph
     return (None if problem.form.plain else problem.form), start
 
 
-def _check_choices(problem: object, batch: str, dense: bool) -> None:
-    if not isinstance(problem, PROBLEMS):
-        kinds = ", ".join(kind.__name__ for kind in PROBLEMS)
+def _solver_of(problem: object, batch: str, dense: bool) -> Callable[..., Any]:
+    """What solves a problem of that kind."""
+    solver = next((solver for kind, solver in _SOLVERS.items() if isinstance(problem, kind)), None)
+    if solver is None:
+        kinds = ", ".join(kind.__name__ for kind in _SOLVERS)
         raise ConfigError(f"problem must be one of {kinds}, got {type(problem).__name__}")
     if batch not in BATCHES:
         raise ConfigError(f"batch must be 'joint' or 'per-sample', got {batch!r}")
-    if dense and (not isinstance(problem, ODEProblem) or batch != "joint"):
+    if dense and (solver is not _solve_ode or batch != "joint"):
         raise ConfigError("dense=True is for an ODEProblem with batch='joint'")
-    if batch != "joint" and not isinstance(problem, ODEProblem):
+    if batch != "joint" and solver is not _solve_ode:
         raise ConfigError("batch='per-sample' is for an ODEProblem; a fixed point's samples always end one by one")
+    return solver
 
 
-def _solve_ode(job: _Job, adjoint: Adjoint | None, batch: str, *, dense: bool) -> Solution:
+def _require(part: str, given: object, kind: type, what: str) -> None:
+    if not isinstance(given, kind):
+        raise ConfigError(f"{part} must be one for {what}, got {given!r}")
+
+
+def _solve_ode(job: _Job, adjoint: Any, batch: str, dense: bool) -> Solution:
     problem, algorithm = job.problem, job.algorithm
-    if not isinstance(algorithm, AbstractODEAlgorithm):
-        raise ConfigError(f"algorithm must be one for ODEs such as Tsit5(), got {algorithm!r}")
+    _require("algorithm", algorithm, AbstractODEAlgorithm, "ODEs such as Tsit5()")
     adjoint = DirectAdjoint() if adjoint is None else adjoint
-    if not isinstance(adjoint, AbstractODEAdjoint):
-        raise ConfigError(f"adjoint must be one for ODEs such as CheckpointAdjoint(), got {adjoint!r}")
+    _require("adjoint", adjoint, AbstractODEAdjoint, "ODEs such as CheckpointAdjoint()")
     chosen = choose_backend(job.backend, algorithm, job.start.device, adjoint, batch=batch)
     if batch != "joint":
         _check_samples(problem)
@@ -294,8 +288,8 @@ def _check_samples(problem: ODEProblem) -> None:
     what = "batch='per-sample'"
     if any(len(shape) == 0 for shape in problem.form.shapes):
         raise ConfigError(f"{what} needs a first dimension of y0 that counts samples; write y0[None] for one sample")
-    if getattr(problem.f, "native_to", None) is not None:
-        raise ConfigError(f"{what} needs a field in PyTorch, got a {type(problem.f).__name__}")
+    if problem.native:
+        raise ConfigError(f"{what} needs a field in PyTorch, got a {problem.native}")
     refused = {
         "discontinuities": bool(problem.discontinuities),
         "gradients with respect to ts": problem.times is not None and torch.is_grad_enabled(),
@@ -324,13 +318,11 @@ def _check_per_sample(algorithm: object, adjoint: object) -> None:
             raise ConfigError(f"{what} does not go with {name}; use batch='joint'")
 
 
-def _solve_fixed_point(job: _Job, adjoint: Adjoint | None) -> EquilibriumSolution:
+def _solve_fixed_point(job: _Job, adjoint: Any, *_: object) -> EquilibriumSolution:
     problem, algorithm = job.problem, job.algorithm
-    if not isinstance(algorithm, AbstractFixedPointAlgorithm):
-        raise ConfigError(f"algorithm must be one for fixed points such as Anderson(), got {algorithm!r}")
+    _require("algorithm", algorithm, AbstractFixedPointAlgorithm, "fixed points such as Anderson()")
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
-    if not isinstance(adjoint, AbstractFixedPointAdjoint):
-        raise ConfigError(f"adjoint must be one for fixed points such as ImplicitAdjoint(), got {adjoint!r}")
+    _require("adjoint", adjoint, AbstractFixedPointAdjoint, "fixed points such as ImplicitAdjoint()")
     chosen = choose_backend(job.backend, algorithm, job.start.device, adjoint)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
     started = time.perf_counter()
@@ -354,10 +346,9 @@ def _solve_fixed_point(job: _Job, adjoint: Adjoint | None) -> EquilibriumSolutio
     )
 
 
-def _solve_path(job: _Job, adjoint: Adjoint | None) -> PathSolution:
+def _solve_path(job: _Job, adjoint: Adjoint | None, *_: object) -> PathSolution:
     problem, algorithm = job.problem, job.algorithm
-    if not isinstance(algorithm, AbstractPathAlgorithm):
-        raise ConfigError(f"algorithm must be one for zero paths such as ArcLength(), got {algorithm!r}")
+    _require("algorithm", algorithm, AbstractPathAlgorithm, "zero paths such as ArcLength()")
     if adjoint is not None:
         raise ConfigError(f"a path's end has one adjoint, the implicit one: leave it out, got {adjoint!r}")
     if transforms.active():
@@ -391,11 +382,18 @@ def _solve_path(job: _Job, adjoint: Adjoint | None) -> PathSolution:
     )
 
 
+_SOLVERS: dict[type[AbstractProblem], Callable[..., Any]] = {
+    ODEProblem: _solve_ode,
+    FixedPointProblem: _solve_fixed_point,
+    HomotopyProblem: _solve_path,
+}
+
+
 def choose_backend(
     name: str | AbstractBackend,
     algorithm: Algorithm,
     device: torch.device,
-    adjoint: object = None,
+    adjoint: Adjoint | None = None,
     *,
     batch: str = "joint",
 ) -> AbstractBackend:
@@ -412,8 +410,7 @@ def choose_backend(
         return get_backend("pytorch") if name == "pytorch" else announce(get_backend("pytorch"))
     if isinstance(algorithm, AbstractSplitting):
         algorithm = algorithm.iteration()
-    through = isinstance(adjoint, DirectAdjoint | UnrolledAdjoint)
-    if name == "auto" and through and TorchBackend().supports(algorithm, device):
+    if name == "auto" and adjoint is not None and adjoint.through_solve and TorchBackend().supports(algorithm, device):
         return announce(TorchBackend())
     chosen = name if isinstance(name, AbstractBackend) else get_backend(name)
     if name == "auto":

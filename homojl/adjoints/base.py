@@ -7,7 +7,7 @@ import dataclasses
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -84,7 +84,13 @@ class Solve:
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractODEAdjoint(abc.ABC):
-    """Base of every way to differentiate an ODE solve."""
+    """Base of every way to differentiate an ODE solve.
+
+    Attributes:
+        through_solve: whether gradients pass through the operations of the solve, where PyTorch does it.
+    """
+
+    through_solve: ClassVar[bool] = False
 
     @property
     def name(self) -> str:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -37,7 +37,13 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractFixedPointAdjoint(abc.ABC):
-    """Base of every way to differentiate an equilibrium."""
+    """Base of every way to differentiate an equilibrium.
+
+    Attributes:
+        through_solve: whether gradients pass through the operations of the solve.
+    """
+
+    through_solve: ClassVar[bool] = False
 
     @property
     def name(self) -> str:
@@ -57,6 +63,8 @@ class UnrolledAdjoint(AbstractFixedPointAdjoint):
     `Relaxation` chooses its steps by values alone; their sizes are held constant. Memory grows with the number of
     evaluations. Gradients reach every tensor the map uses, listed or not, and may be differentiated again.
     """
+
+    through_solve: ClassVar[bool] = True
 
     def find(
         self, f: MapFunction, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, backend: AbstractBackend

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import torch
 
@@ -37,6 +38,8 @@ class DirectAdjoint(AbstractODEAdjoint):
     gradient may be wanted, PyTorch takes the accepted steps once more to record their operations, and those states are
     returned.
     """
+
+    through_solve: ClassVar[bool] = True
 
     def integrate(self, solve: Solve, y0: Tensor) -> Integration:
         f = solve.f
