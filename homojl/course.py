@@ -53,8 +53,8 @@ class Course:
         self.steps = StepSequence()
         self.nfe = self.n_accepted = self.n_rejected = 0
         self._times: tuple[Time, ...] = problem.ts
-        if problem.times is not None and torch.is_grad_enabled():
-            self._times = problem.times.unbind()
+        if problem.times and torch.is_grad_enabled():
+            self._times = problem.times
 
     def run(self, y0: Tensor) -> Course:
         """Integrate from the initial state."""

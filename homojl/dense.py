@@ -62,6 +62,7 @@ class DenseOutput:
         states = [self._at(s) for s in flat.tolist()]
         if times.requires_grad and torch.is_grad_enabled():
             states = [follow(self._f, 1.0, s, y) for s, y in zip(flat, states, strict=True)]
+        self._versions = self._f.versions()  # f may have counters of its own
         return states[0] if times.ndim == 0 else torch.stack(states)
 
     def _at(self, t: float) -> Tensor:

@@ -140,7 +140,7 @@ class ODEProblem(AbstractProblem):
     params: tuple[torch.Tensor, ...] | None = None
     event: Event | None = None
     discontinuities: tuple[float, ...] = ()
-    times: torch.Tensor | None = field(init=False, repr=False, default=None)  # ts, where it requires a gradient
+    times: tuple[float | torch.Tensor, ...] = field(init=False, repr=False, default=())  # ts, where one has a gradient
     jumps: tuple[torch.Tensor, ...] = field(init=False, repr=False, default=())  # those that require a gradient
     form: Form = field(init=False, repr=False)  # of the state
     closed: bool = field(init=False, repr=False, default=False)  # whether args and params alone receive gradients
@@ -162,9 +162,9 @@ class ODEProblem(AbstractProblem):
         _check_function("f", self.f, "f(t, y, *args)")
         object.__setattr__(self, "form", _form(self.y0, "y0"))
         _check_args(self.args, self.form.shapes)
-        if getattr(self.ts, "requires_grad", False):
-            object.__setattr__(self, "times", self.ts)
-        object.__setattr__(self, "ts", _checked_times(self.ts))
+        given: Any = self.ts
+        object.__setattr__(self, "ts", _checked_times(given))
+        object.__setattr__(self, "times", _differentiable(given))
         if not isinstance(self.event, Event | None):
             raise ConfigError(f"event must be an Event(condition), got {self.event!r}")
         jumps = tuple(t for t in self.discontinuities if getattr(t, "requires_grad", False))
@@ -302,6 +302,15 @@ def _params(function: object, params: Sequence[torch.Tensor] | None) -> tuple[to
     if params is not None:
         return tuple(params)
     return tuple(function.parameters()) if isinstance(function, torch.nn.Module) else ()
+
+
+def _differentiable(ts: Any) -> tuple[float | torch.Tensor, ...]:
+    """The times one by one, where one of them requires a gradient; else none."""
+    if getattr(ts, "requires_grad", False):
+        return tuple(ts.unbind())
+    if hasattr(ts, "tolist") or not any(getattr(t, "requires_grad", False) for t in ts):
+        return ()
+    return tuple(t.reshape(()) if hasattr(t, "reshape") else float(t) for t in ts)
 
 
 def _finite_times(name: str, ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:

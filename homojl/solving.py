@@ -266,7 +266,7 @@ def _solve_ode(job: _Job, adjoint: Any, batch: str, dense: bool) -> Solution:
 def _solve_mapped(job: _Job, f: VectorField, stats: Stats) -> Solution:
     """A solve under `torch.func.vmap`."""
     problem, algorithm = job.problem, job.algorithm
-    if problem.event is not None or problem.discontinuities or problem.times is not None:
+    if problem.event is not None or problem.discontinuities or problem.times:
         raise ConfigError("a solve under torch.func.vmap has no events, discontinuities or gradients by ts")
 
     def states(function: Any, y: torch.Tensor, tensors: Any, rows: Any, batch: str) -> torch.Tensor:
@@ -292,7 +292,7 @@ def _check_samples(problem: ODEProblem) -> None:
         raise ConfigError(f"{what} needs a field in PyTorch, got a {problem.native}")
     refused = {
         "discontinuities": bool(problem.discontinuities),
-        "gradients with respect to ts": problem.times is not None and torch.is_grad_enabled(),
+        "gradients with respect to ts": bool(problem.times) and torch.is_grad_enabled(),
     }
     for name, asked in refused.items():
         if asked:

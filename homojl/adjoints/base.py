@@ -103,7 +103,13 @@ class AbstractODEAdjoint(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class AbstractRecomputingAdjoint(AbstractODEAdjoint):
-    """What the adjoints with a backward pass of their own share: solve without a graph, then `backward`."""
+    """What the adjoints with a backward pass of their own share: solve without a graph, then `backward`.
+
+    Attributes:
+        keeps_start: whether the backward pass looks at f's value at the start of the solve.
+    """
+
+    keeps_start: ClassVar[bool] = False
 
     def check(self, algorithm: AbstractODEAlgorithm) -> None:
         """Raise a ConfigError if solves by this algorithm cannot be differentiated in this way."""
@@ -117,7 +123,7 @@ class AbstractRecomputingAdjoint(AbstractODEAdjoint):
         if not torch.is_grad_enabled():
             return solve.run(y0)
         f = solve.f
-        f.probe(*solve.start(y0), instead="DirectAdjoint()")
+        f.probe(*solve.start(y0), instead="DirectAdjoint()", keep=self.keeps_start)
         if not (y0.requires_grad or f.inputs):
             with torch.no_grad():
                 return solve.run(y0)
@@ -205,20 +211,21 @@ class _Recomputed(torch.autograd.Function):
         job.result = dataclasses.replace(result, ys=[], record=record)
         # The graph must not hold the module whose field was solved, which may hold the solution.
         job.solve = dataclasses.replace(job.solve, f=job.solve.f.frozen(), event=None)
-        ctx.job, ctx.counts = job, (len(tensors), len(saved))
-        ctx.save_for_backward(y0, *tensors, *saved, *states)
+        ctx.job, ctx.counts = job, (len(tensors), len(saved), len(states))
+        ctx.save_for_backward(y0, *job.solve.f.to_save(tensors), *saved, *states)
         ctx.set_materialize_grads(False)
         return tuple(saved)
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor | None) -> tuple[Tensor | None, ...]:
-        job, (n_tensors, n_saved) = ctx.job, ctx.counts
+        job, (n_tensors, n_saved, n_states) = ctx.job, ctx.counts
         if all(c is None for c in cotangents):
             return (None,) * (2 + n_tensors)
         started = time.perf_counter()
         y0, *rest = ctx.saved_tensors
-        tensors, saved, states = rest[:n_tensors], rest[n_tensors : n_tensors + n_saved], rest[n_tensors + n_saved :]
         solve, adjoint, result = job.solve, job.adjoint, job.result
+        states, rest = rest[len(rest) - n_states :], rest[: len(rest) - n_states]
+        tensors, saved = solve.f.restored(rest[: len(rest) - n_saved]), rest[len(rest) - n_saved :]
         twice = torch.is_grad_enabled()  # create_graph=True
         f, wrt = solve.f.again(tensors, twice=twice)
         if twice:
@@ -231,6 +238,7 @@ class _Recomputed(torch.autograd.Function):
                 rounds = [taken._replace(y=y) for taken, y in zip(result.record.rounds, states, strict=True)]
                 result = dataclasses.replace(result, record=dataclasses.replace(result.record, rounds=rounds))
             before, grads = adjoint.backward(solve, result, f, wrt, [y0, *saved], cotangents)
+        f.add_counts()
         solve.f.stats.nfe_backward += f.calls
         solve.f.stats.seconds_backward += time.perf_counter() - started
         return None, before, *solve.f.spread(grads, tensors)

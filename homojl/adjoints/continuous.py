@@ -6,11 +6,13 @@ import abc
 import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 import torch
 
 from homojl.adjoints.base import AbstractRecomputingAdjoint, Solve, add
+from homojl.adjoints.implicit_function import refuse_batched
 from homojl.algorithms import (
     AbstractErrorControlled,
     AbstractODEAlgorithm,
@@ -49,6 +51,8 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
             costate and, with `BacksolveAdjoint`, all gradients as one flat vector.
     """
 
+    keeps_start: ClassVar[bool] = True
+
     algorithm: AbstractODEAlgorithm | None = None
 
     def backward(
@@ -61,7 +65,9 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         cotangents: Sequence[Tensor | None],
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         times, back = result.ts, Backward(solve, result, f, wrt)
-        self._check_sameness(f, time_like(times[-1], saved[-1]), saved[-1].detach())
+        for cotangent in cotangents:
+            refuse_batched(cotangent, self.name, "CheckpointAdjoint()")
+        self._check_sameness(f, time_like(times[0], saved[0]), saved[0].detach())
         costate: Tensor | None = None
         totals = [torch.zeros_like(w) for w in wrt]
         for i in reversed(range(1, len(times))):
@@ -72,8 +78,8 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
 
     @torch.no_grad()
     def _check_sameness(self, f: VectorField, t: Tensor, y: Tensor) -> None:
-        """Raise a ConfigError where f at one time and state has two values."""
-        first, second = f(t, y).clone(), f(t, y)
+        """Raise a ConfigError where f at the start has not the value that it had in the solve, or twice the same."""
+        first, second = (f.start if f.start is not None else f(t, y).clone()), f(t, y)
         if ((first - second).abs().max() > torch.finfo(y.dtype).eps ** 0.5 * first.abs().max()).item():
             raise ConfigError(OTHER)
 

@@ -42,6 +42,11 @@ def refuse_transforms(what: str, instead: str) -> None:
         raise ConfigError(f"{what} does not go through torch.func's transforms or forward mode; use {instead}")
 
 
+def refuse_batched(cotangent: Tensor | None, what: str, instead: str) -> None:
+    if cotangent is not None and " Batched" in str(torch._C._dispatch_keys(cotangent)):
+        raise ConfigError(f"is_grads_batched and vectorize do not go with {what}; use {instead}")
+
+
 def pulled(function: Callable[[Sequence[Tensor]], Tensor], primals: Sequence[Tensor], cotangent: Tensor) -> Grads:
     """cotangent^T d function / d primals, differentiable where anything in it is; None where nothing depends."""
     if inside_functorch():
@@ -147,6 +152,7 @@ class AbstractRelation(abc.ABC):
         self.f.stats.n_vjp += 1
         at = f.linearised(self.part(z), self.rows)
         g = self.solve(f, at, self.part(cotangent), transposed=True)
+        f.add_counts()
         return self.f.spread(gradients([at.value], wrt, [self.sign * g]), tensors)
 
     def solved(self, right: Tensor, z: Tensor, tensors: Sequence[Tensor], transposed: bool) -> Tensor:
@@ -198,19 +204,19 @@ class _State(torch.autograd.Function):
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        ctx.relation, *tensors = inputs
-        ctx.save_for_backward(output, *tensors)
-        ctx.save_for_forward(output, *tensors)
+        ctx.relation, z0, *tensors = inputs
+        ctx.save_for_backward(output, z0, *ctx.relation.f.to_save(tensors))
+        ctx.save_for_forward(output, z0, *tensors)
         ctx.set_materialize_grads(False)
 
     @staticmethod
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
-        z, z0, *tensors = ctx.saved_tensors
+        z, z0, *saved = ctx.saved_tensors
         relation, started = ctx.relation, time.perf_counter()
+        tensors = relation.f.restored(saved)
         grads: Grads = [None] * len(tensors)
         wanted = [i for i in range(len(tensors)) if ctx.needs_input_grad[2 + i]]
-        if cotangent is not None and " Batched" in str(torch._C._dispatch_keys(cotangent)):
-            raise ConfigError("is_grads_batched and vectorize do not go with equilibria; use torch.func.jacrev")
+        refuse_batched(cotangent, "equilibria", "torch.func.jacrev")
         if cotangent is not None and wanted:
             if relation.transformed or torch.is_grad_enabled() or transforming():
                 g = _Solved.apply(relation, True, cotangent, z, *tensors)

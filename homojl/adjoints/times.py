@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from homojl.adjoints.implicit_function import refuse_transforms
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
 
@@ -29,6 +30,7 @@ def follow(f: VectorField, sign: float, t: Tensor, y: Tensor, at: float | Tensor
         y: the state.
         at: the time to evaluate the field at; None: t.
     """
+    _refuse_transforms()
     with torch.no_grad():
         time = _like(t if at is None else torch.as_tensor(at, dtype=torch.float64), y)
         calls = f.calls
@@ -53,6 +55,7 @@ def at_event(
 
     References: Chen, Amos, Nickel (2021), arXiv 2011.03902, appendix A.
     """
+    _refuse_transforms()
     each, index = t.ndim == 1, torch.as_tensor(which)
 
     def value(time: Tensor, y: Tensor) -> Tensor:
@@ -77,6 +80,10 @@ def at_event(
             slope = torch.where(index.to(slope.device) < 0, torch.inf, slope)  # no event, no gradient
     moved = _EventTime.apply(t, zero, slope)
     return moved, _Following.apply(1.0, moved, y, dy)
+
+
+def _refuse_transforms() -> None:
+    refuse_transforms("a gradient through a time", "torch.autograd.grad")
 
 
 def _like(t: Tensor, y: Tensor) -> Tensor:

@@ -9,8 +9,13 @@ shallow, and the originals are never written to.
 from __future__ import annotations
 
 import copy
+import dis
 import functools
+import sys
+import sysconfig
 import types
+import weakref
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -20,14 +25,19 @@ Tensor = torch.Tensor
 # What makes a copy with other tensors; the copies made so far, by the identities of the originals, are passed along.
 Builder = Callable[[Sequence[Tensor], dict[int, Any]], Any]
 
-# Of what holds no tensors: most of a module's attributes.
-_PLAIN = frozenset({type(None), str, int, float, complex, bool, bytes, types.ModuleType, torch.dtype, torch.device})
 _DEEPEST = 6  # levels of objects that are looked into
+_LONGEST = 10_000  # items of a list or dict that is looked into
 _LIBRARIES = ("torch", "numpy", "builtins", "functools", "math", "typing", "homojl.solving")
+_NUMBERS = frozenset({type(None), str, int, float, complex, bool, bytes})
+# Of what holds no tensors: most of a module's attributes.
+_PLAIN = _NUMBERS | {types.ModuleType, torch.dtype, torch.device}
+_STORE_GLOBAL, _STORE_DEREF = dis.opmap["STORE_GLOBAL"], dis.opmap["STORE_DEREF"]
 
 
 class Captured:
     """A function and the tensors that it holds.
+
+    Numbers that a function encloses, or reads from its module, are kept as they are now too, unless it assigns to them.
 
     Attributes:
         tensors: each of them once.
@@ -39,17 +49,19 @@ class Captured:
         self._places: dict[int, int] = {}
         self._builders: dict[int, Builder | None] = {}
         self._open: set[int] = set()  # what is being looked into
+        self._later: dict[int, Builder | None] = {}  # of what was asked for while it was being looked into
         self._alive: list[Any] = []  # so that no identity is used twice
+        self._home: dict[str, Any] | None = None  # the module of the first function that is seen
         self._builder = self._look(function, 0, called=True)
-        self._builders, self._alive, self._places = {}, [], {}
+        self._builders, self._alive, self._places, self._home = {}, [], {}, None
         self._function = None if self._builder else function  # what is rebuilt need not be kept alive
 
-    def rebuilt(self, tensors: Sequence[Tensor]) -> Callable[..., Any]:
-        """The function with other tensors in the places of its own."""
+    def rebuilt(self, tensors: Sequence[Tensor], made: dict[int, Any] | None = None) -> Callable[..., Any]:
+        """The function with other tensors in the places of its own; `made` receives the copies."""
         if self._builder is None:
             assert self._function is not None
             return self._function
-        return self._builder(tensors, {})
+        return self._builder(tensors, {} if made is None else made)
 
     def _hold(self, tensor: Tensor) -> Builder:
         place = self._places.setdefault(id(tensor), len(self.tensors))
@@ -69,8 +81,7 @@ class Captured:
         key = id(value)
         if key in self._builders:
             found = self._builders[key]
-            # One that is being looked into: it holds itself, and is made before it is asked for.
-            return found if found is not None or key not in self._open else (lambda _, made: made[key])
+            return found if found is not None or key not in self._open else self._when_made(key)
         if depth > _DEEPEST:
             return None
         self._builders[key] = None
@@ -81,7 +92,23 @@ class Captured:
         finally:
             self._open.discard(key)
         self._builders[key] = builder
+        if key in self._later:
+            self._later[key] = builder
         return builder
+
+    def _when_made(self, key: int) -> Builder:
+        """The copy of something that holds itself."""
+        later = self._later
+        later.setdefault(key, None)
+
+        def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
+            if key not in made:
+                builder = later[key]
+                assert builder is not None, "what holds itself has been looked into"
+                made[key] = builder(tensors, made)
+            return made[key]
+
+        return build
 
     def _inside(self, value: Any, depth: int, called: bool) -> Builder | None:
         if isinstance(value, torch.nn.Module):
@@ -89,68 +116,107 @@ class Captured:
         if isinstance(value, types.FunctionType):
             return self._plain_function(value, depth)
         if isinstance(value, types.MethodType):
-            owner, function = self._look(value.__self__, depth + 1, called=True), value.__func__
-            return None if owner is None else lambda tensors, made: types.MethodType(function, owner(tensors, made))
+            return self._method(value, depth)
         if isinstance(value, functools.partial):
             return self._partial(value, depth)
-        if type(value) in (list, tuple, dict):
+        if isinstance(value, (list, tuple, dict, deque)):
             return self._container(value, depth)
-        if called or callable(value):
+        if called or callable(value) or not _of_library(type(value).__module__):
             return self._object(value, depth)
         return None
 
+    def _method(self, method: types.MethodType, depth: int) -> Builder | None:
+        function, owner = method.__func__, method.__self__
+        plain = self._look(function, depth + 1)
+        holder = self._look(owner, depth + 1, called=True)
+        if plain is None and holder is None:
+            return None
+
+        def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
+            on = owner if holder is None else holder(tensors, made)
+            return types.MethodType(function if plain is None else plain(tensors, made), on)
+
+        return build
+
     def _container(self, value: Any, depth: int) -> Builder | None:
+        if len(value) > _LONGEST:
+            return None
         items = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
         builders = {name: b for name, item in items if (b := self._look(item, depth + 1)) is not None}
         if not builders:
             return None
-        kept, kind = {name: None if name in builders else item for name, item in items}, type(value)
+        if isinstance(value, tuple):
+            kept = [None if i in builders else item for i, item in items]
+            make = getattr(type(value), "_make", type(value))  # of named tuples
+            return lambda tensors, made: make(
+                [builders[i](tensors, made) if i in builders else item for i, item in enumerate(kept)]
+            )
+        skeleton, key = copy.copy(value), id(value)
+        for name in builders:
+            skeleton[name] = None
 
         def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
-            filled = {name: builders[name](tensors, made) if name in builders else item for name, item in kept.items()}
-            return filled if kind is dict else kind(filled.values())
+            if key not in made:
+                made[key] = copied = copy.copy(skeleton)
+                for name, builder in builders.items():
+                    copied[name] = builder(tensors, made)
+            return made[key]
 
         return build
 
     def _partial(self, value: functools.partial[Any], depth: int) -> Builder | None:
         parts = (value.func, tuple(value.args), dict(value.keywords))
-        builder = self._container(parts, depth)
+        builder, key = self._container(parts, depth), id(value)
         if builder is None:
             return None
 
         def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
-            function, args, keywords = builder(tensors, made)
-            return functools.partial(function, *args, **keywords)
+            if key not in made:
+                made[key] = copied = functools.partial(_nothing)
+                function, args, keywords = builder(tensors, made)
+                copied.__setstate__((function, args, keywords, {}))  # type: ignore[attr-defined]  # typeshed lacks it
+            return made[key]
 
         return build
 
     def _plain_function(self, function: types.FunctionType, depth: int) -> Builder | None:
         if (function.__module__ or "").split(".")[0] in _LIBRARIES or function.__module__ in _LIBRARIES:
             return None
-        cells = function.__closure__ or ()
-        held = {i: cell.cell_contents for i, cell in enumerate(cells) if _filled(cell)}
-        names = {n for n in _names(function.__code__) if n in function.__globals__}
-        used = {name: function.__globals__[name] for name in names}
+        code, scope = function.__code__, function.__globals__
+        self._home = scope if self._home is None else self._home
+        old = function.__closure__ or ()
+        held = {i: cell.cell_contents for i, cell in enumerate(old) if _filled(cell)}
+        names = {n for n in _names(code) if n in scope}
         in_cells = {i: b for i, v in held.items() if (b := self._look(v, depth + 1)) is not None}
-        in_globals = {n: b for n, v in used.items() if (b := self._look(v, depth + 1)) is not None}
+        in_globals = {n: b for n in names if (b := self._look(scope[n], depth + 1)) is not None}
+        # Numbers as they are now: a loop goes on to change those that the functions it has made enclose.
+        fixed_cells = {i: v for i, v in held.items() if type(v) in _NUMBERS}
+        fixed_globals = {n: scope[n] for n in names if type(scope[n]) in _NUMBERS} if scope is self._home else {}
+        if fixed_cells or fixed_globals:
+            assigned = _assigned(code)
+            fixed_cells = {i: v for i, v in fixed_cells.items() if code.co_freevars[i] not in assigned}
+            fixed_globals = {n: v for n, v in fixed_globals.items() if n not in assigned}
+            if assigned & names:  # the function's own counters stay where others read them
+                fixed_globals = {}
         defaults = self._look(function.__defaults__ or (), depth + 1)
         keywords = self._look(function.__kwdefaults__ or {}, depth + 1)
-        if not (in_cells or in_globals or defaults or keywords):
+        if not (in_cells or in_globals or defaults or keywords or fixed_cells or fixed_globals):
             return None
-        code, name = function.__code__, function.__name__
+        name, key = function.__name__, id(function)
         own = None if defaults else function.__defaults__
         kept = None if keywords else function.__kwdefaults__
-        scope, key, old = function.__globals__, id(function), function.__closure__ or ()
-        kept_cells = [None if i in in_cells else cell for i, cell in enumerate(old)]
+        kept_cells = [None if i in in_cells or i in fixed_cells else cell for i, cell in enumerate(old)]
 
         def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
             if key in made:
                 return made[key]
             new_cells = [types.CellType() if cell is None else cell for cell in kept_cells]
-            new_scope = {**scope} if in_globals else scope
+            new_scope = {**scope, **fixed_globals} if in_globals or fixed_globals else scope
             copied = types.FunctionType(code, new_scope, name, own, tuple(new_cells) or None)
             copied.__kwdefaults__ = kept
             made[key] = copied
+            for i, number in fixed_cells.items():
+                new_cells[i].cell_contents = number
             for i, builder in in_cells.items():
                 new_cells[i].cell_contents = builder(tensors, made)
             for n, builder in in_globals.items():
@@ -164,31 +230,34 @@ class Captured:
         return build
 
     def _object(self, value: Any, depth: int) -> Builder | None:
-        attributes = getattr(value, "__dict__", None)
-        if not attributes or (type(value).__module__ or "").split(".")[0] in _LIBRARIES:
+        kind = type(value)
+        if (kind.__module__ or "").split(".")[0] in _LIBRARIES and not kind.__module__.startswith(_OPENED):
             return None
+        attributes = {**_slots(value), **getattr(value, "__dict__", {})}
         builders = {n: b for n, v in attributes.items() if (b := self._look(v, depth + 1)) is not None}
         if not builders:
             return None
         try:
-            key, skeleton = id(value), _emptied(value, builders)
+            key, skeleton = id(value), copy.copy(value)
+            for n in builders:
+                object.__setattr__(skeleton, n, None)
         except Exception:  # an object that cannot be copied is evaluated as it is
             return None
+        counted = _Counted(value)
 
         def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
             if key not in made:
-                copied = made[key] = copy.copy(skeleton)
+                made[key] = copied = copy.copy(skeleton)
+                counted.note(copied, made)
                 for n, builder in builders.items():
-                    copied.__dict__[n] = builder(tensors, made)
+                    object.__setattr__(copied, n, builder(tensors, made))
             return made[key]
 
         return build
 
     def _module(self, module: torch.nn.Module, depth: int) -> Builder | None:
-        inner = module.__dict__.get("_orig_mod")  # of torch.compile: what was compiled is evaluated as it was before
-        if module.__class__.__name__ == "OptimizedModule":
-            inner = module._modules["_orig_mod"]
-            return self._look(inner, depth)
+        if module.__class__.__name__ == "OptimizedModule":  # what was compiled is evaluated as it was before
+            return self._look(module._modules["_orig_mod"], depth)
         if isinstance(module, torch.jit.ScriptModule):
             return None
         skeleton = module.__new__(type(module))
@@ -196,6 +265,7 @@ class Captured:
         tables = {name: dict(parts[name]) for name in ("_parameters", "_buffers", "_modules")}
         parts.update({name: {} for name in tables})
         parts.pop("_flat_weights", None)
+        parts["_compiled_call_impl"] = None  # which would call the module itself
         object.__setattr__(skeleton, "__dict__", parts)
         builders: dict[str, dict[str, Builder]] = {name: {} for name in tables}
         for name, table in tables.items():
@@ -213,7 +283,7 @@ class Captured:
             parts[n] = None
         if not attributes and not any(builders.values()):
             return None
-        key = id(module)
+        key, counted = id(module), _Counted(module)
 
         def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
             if key in made:
@@ -222,6 +292,7 @@ class Captured:
             filled = parts.copy()
             object.__setattr__(copied, "__dict__", filled)
             made[key] = copied
+            counted.note(copied, made)
             for name, table in tables.items():
                 filled[name] = {
                     n: builders[name][n](tensors, made) if n in builders[name] else v for n, v in table.items()
@@ -239,16 +310,63 @@ class Captured:
         return build
 
 
+class _Counted:
+    """The whole numbers among an object's attributes, such as a counter of its evaluations."""
+
+    def __init__(self, value: Any) -> None:
+        own = getattr(value, "__dict__", {})
+        self._names = [n for n, v in own.items() if type(v) is int and n not in _OF_MODULES]
+        try:
+            self._original = weakref.ref(value) if self._names else None
+        except TypeError:
+            self._original = None
+
+    def note(self, copied: Any, made: dict[int, Any]) -> None:
+        if self._original is not None:
+            before = {n: copied.__dict__[n] for n in self._names}
+            made.setdefault(_COUNTS, []).append((self._original, copied, before))
+
+
+_COUNTS = -1  # in the place of an identity: the counters of the copies
+
+
+def add_counts(made: dict[int, Any]) -> None:
+    """Add what the copies have counted to the counters of the originals."""
+    for original, copied, before in made.pop(_COUNTS, ()):
+        value = original()
+        for n, start in before.items():
+            more = copied.__dict__.get(n, start) - start if value is not None else 0
+            if more and type(value.__dict__.get(n)) is int:
+                value.__dict__[n] += more
+
+
 # What every module's __dict__ has beside the user's attributes.
 _OF_MODULES = frozenset(torch.nn.Module().__dict__) | {"_flat_weights", "_flat_weight_refs", "_compiled_call_impl"}
+_OPENED = ("torch.distributions",)  # objects of libraries that users build from their tensors
 
 
-def _emptied(value: Any, names: Any) -> Any:
-    """A shallow copy without the attributes that are put in later."""
-    skeleton = copy.copy(value)
-    for n in names:
-        skeleton.__dict__[n] = None
-    return skeleton
+def _nothing() -> None:
+    """In the place of a partial's function, until there is one."""
+
+
+@functools.cache
+def _of_library(module: str) -> bool:
+    """Whether a class's module is of an installed package or of Python, so that its objects are not looked into."""
+    root = module.split(".")[0]
+    if root == "__main__" or module == "types" or module.startswith(_OPENED):  # types: SimpleNamespace
+        return False
+    file = getattr(sys.modules.get(root), "__file__", None) or ""
+    installed = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))
+    return root in sys.stdlib_module_names or file.startswith(installed)
+
+
+def _slots(value: Any) -> dict[str, Any]:
+    names = [n for kind in type(value).__mro__ for n in _listed(kind.__dict__.get("__slots__", ()))]
+    return {n: getattr(value, n) for n in names if n not in ("__dict__", "__weakref__") and hasattr(value, n)}
+
+
+def _listed(slots: Any) -> Sequence[str]:
+    return (slots,) if type(slots) is str else tuple(slots)
 
 
 def _filled(cell: types.CellType) -> bool:
@@ -259,10 +377,21 @@ def _filled(cell: types.CellType) -> bool:
     return True
 
 
+def _codes(code: types.CodeType) -> list[types.CodeType]:
+    """A function's code, and the code of functions in it."""
+    inner = [c for constant in code.co_consts if type(constant) is types.CodeType for c in _codes(constant)]
+    return [code, *inner]
+
+
 def _names(code: types.CodeType) -> set[str]:
-    """The names that a function's code, and the code of functions in it, may look up in its module."""
-    names = set(code.co_names)
-    for constant in code.co_consts:
-        if isinstance(constant, types.CodeType):
-            names |= _names(constant)
-    return names
+    """The names that a function may look up in its module."""
+    return {name for part in _codes(code) for name in part.co_names}
+
+
+def _assigned(code: types.CodeType) -> set[str]:
+    """The names of its module, or of functions around it, that a function assigns to."""
+    found = set()
+    for part in _codes(code):
+        if {_STORE_GLOBAL, _STORE_DEREF} & set(part.co_code[::2]):
+            found |= {i.argval for i in dis.get_instructions(part) if i.opcode in (_STORE_GLOBAL, _STORE_DEREF)}
+    return found

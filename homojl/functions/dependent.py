@@ -8,10 +8,12 @@ from typing import Any
 import torch
 
 from homojl.errors import ConfigError
-from homojl.functions.captured import Captured
+from homojl.functions.captured import Captured, add_counts
 from homojl.functions.evaluated import Evaluated
 
 Tensor = torch.Tensor
+
+SMALL = 16_384  # elements of a tensor without gradient that is copied rather than watched
 
 
 class Dependent(Evaluated):
@@ -19,40 +21,70 @@ class Dependent(Evaluated):
 
     Attributes:
         inputs: the tensors, other than the state, that receive gradients; known after `probe`.
+        start: the value that `probe` has found, where it was asked to keep it.
+        made: the copies of objects that it holds, where it is itself a copy.
     """
 
-    def probe(self, *inputs: Tensor, instead: str) -> None:
+    start: Tensor | None
+    made: dict[int, Any]
+
+    def probe(self, *inputs: Tensor, instead: str, keep: bool = False) -> None:
         """Evaluate once with a graph, to find every tensor that the function depends on.
 
-        The next evaluation at the same state is given this value.
+        The next evaluation at the same state is given this value. What the function sets up in its first evaluation
+        is there when its tensors are looked for.
 
         Args:
             inputs: time and state, or the state.
             instead: an adjoint that reaches every tensor, for the message.
+            keep: whether the value is kept.
 
         Raises:
             ConfigError: if the function depends on tensors that it does not show.
         """
-        slots, held, loose = self._gathered()
-        tracked = [not x.is_inference() for x in held]
-        versions = [x._version if track else 0 for x, track in zip(held, tracked, strict=True)]
         *time, y = inputs
+        first_node: int = torch._C._autograd._get_sequence_nr()
+        state = y.detach()
         with torch.enable_grad():
-            value = self._evaluate((*time, y.detach()), self.args)
-        written = any(track and x._version != v for x, v, track in zip(held, versions, tracked, strict=True))
+            value = self._evaluate((*time, state), self.args)
+        slots, held, loose = self._gathered()
         known = [x for x in (*slots, *held, *loose) if x.requires_grad]
-        reached = self._reached(value, known, instead)
-        # A tensor that is computed from others and that f does not use may be a result which its module keeps.
-        unused = {id(x) for x in held if x.requires_grad and not x.is_leaf and id(x) not in reached}
-        # Buffers that f writes into, and counters, are its own affair: a gradient works on copies.
-        own = {id(x) for x in held if not x.requires_grad and (written or (x.ndim == 0 and not x.is_floating_point()))}
-        kept = [x.detach() if id(x) in unused else x.clone() if id(x) in own else x for x in held]
-        self.tensors = [*slots, *kept, *loose]
+        own = {_memory(x) for x in (state, self._given) if x is not None}
+        reached = self._reached(value, known, own, first_node, instead)
         self._counts = len(slots), len(held)
+        self._traps, self._aside, kept = [], {}, []
+        for i, x in enumerate(held, len(slots)):
+            if x.requires_grad and not x.is_leaf and id(x) not in reached:
+                # It is computed from others, and f does not use it: perhaps a result that its module keeps.
+                self._traps.append(i)
+                x = x.detach()
+            elif not x.requires_grad and x.numel() <= SMALL:
+                x = x.clone()  # a statistic or a counter, which may change before the backward pass
+            elif id(x) not in reached and x.is_floating_point() and not x.is_inference():
+                self._aside[i] = x, x._version
+            kept.append(x)
+        self.tensors = [*slots, *kept, *loose]
         self._wanted = [x.requires_grad for x in self.tensors]
-        self._traps = [len(slots) + i for i, x in enumerate(held) if id(x) in unused]
         self.inputs = tuple(x for x in self.tensors if x.requires_grad)
+        self.start = value.detach().clone() if keep else None
         self._remember(y, value)
+
+    def to_save(self, tensors: Sequence[Tensor]) -> list[Tensor]:
+        """Those of `tensors` that autograd saves, and watches.
+
+        The others, which the first evaluation did not use as far as a graph shows, may change: f may hold much more
+        than it uses, such as another part of a model, whose optimiser goes on.
+        """
+        return [x for i, x in enumerate(tensors) if i not in self._aside]
+
+    def restored(self, saved: Sequence[Tensor]) -> list[Tensor]:
+        """All of `tensors` from those that autograd saved; one that has changed since is NaN where f does use it."""
+        given = iter(saved)
+        return [self._beside(i) if i in self._aside else next(given) for i in range(len(self._wanted))]
+
+    def _beside(self, i: int) -> Tensor:
+        x, version = self._aside[i]
+        return x if x._version == version else x.detach().new_full((), torch.nan).expand(x.shape)
 
     def _gathered(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The tensors among the arguments, those that the function holds, and parameters that it does not show."""
@@ -73,15 +105,24 @@ class Dependent(Evaluated):
         slots, held, loose = self._gathered()
         if loose:
             raise ConfigError(f"{self._names[0]} does not show where it holds its params; pass them in args")
-        self.tensors, self._counts, self._traps = [*slots, *held], (len(slots), len(held)), []
+        self.tensors, self._counts, self._traps, self._aside = [*slots, *held], (len(slots), len(held)), [], {}
         self._wanted = [x.requires_grad for x in self.tensors]
 
-    def _reached(self, value: Tensor, known: Sequence[Tensor], instead: str) -> set[int]:
-        """The identities of those `known` tensors that a value was computed from; all others raise."""
+    def _reached(
+        self, value: Tensor, known: Sequence[Tensor], own: set[int], first_node: int, instead: str
+    ) -> set[int]:
+        """The identities of those `known` tensors that a value was computed from; all others raise.
+
+        Args:
+            own: memory of the state, by which the function may differentiate itself.
+            first_node: the number of the first node of this evaluation.
+        """
         by_node = {(t.grad_fn, t.output_nr): id(t) for t in known if t.grad_fn is not None}
         nodes = {node for node, _ in by_node}
         leaves = {id(t) for t in known if t.grad_fn is None}
         reached: set[int] = set()
+        # Nodes that are made by threads of a GPU's backward pass have numbers of their own.
+        dated = not (self._differentiates and value.device.type != "cpu")
         missed = []
         for node, number in _graph(value, nodes):
             if (node, number) in by_node:
@@ -89,14 +130,15 @@ class Dependent(Evaluated):
             elif (variable := getattr(node, "variable", None)) is not None:
                 if id(variable) in leaves:
                     reached.add(id(variable))
-                elif variable is not self._given:
-                    missed.append(variable)
+                elif _memory(variable) not in own:
+                    missed.append(f"shape {tuple(variable.shape)}")
+            elif dated and node._sequence_nr() < first_node:
+                missed.append(f"computed before by {node.name()}")
         if missed and not self._closed:
-            shapes = ", ".join(str(tuple(v.shape)) for v in missed[:4])
             raise ConfigError(
-                f"{self._names[0]} depends on {len(missed)} tensor(s) that require gradients (shape {shapes}) but are "
-                "neither in args nor in params, so this adjoint would miss them: pass "
-                f"params=tuple(module.parameters()) or args=(x,), or use {instead}"
+                f"{self._names[0]} depends on {len(missed)} tensor(s) that require gradients "
+                f"({', '.join(missed[:4])}) but are neither in args nor found in what it holds, so this adjoint would "
+                f"miss them: pass args=(x,) or params=tuple(module.parameters()), or use {instead}"
             )
         return reached
 
@@ -104,16 +146,16 @@ class Dependent(Evaluated):
         """The function at the tensors of the solve, as a gradient evaluates it, and those it is to differentiate by.
 
         Args:
-            saved: as `tensors`, from `save_for_backward`.
+            saved: as `tensors`, which `restored` gives.
             twice: whether the gradient is to be differentiated again.
         """
         slots, held = self._counts
         values = []
-        for i, x in enumerate(saved):
-            if x.requires_grad and i < slots + held:
-                x = x.view_as(x) if twice else x.detach().requires_grad_()
-            elif i in self._traps:
-                x = x.detach().requires_grad_()
+        for i, (x, wanted) in enumerate(zip(saved, self._wanted, strict=True)):
+            if wanted and twice and x.requires_grad and i < slots + held:
+                x = x.view_as(x)
+            elif (wanted and (i < slots + held or not x.requires_grad)) or i in self._traps:
+                x = x.detach().requires_grad_()  # which the user may have frozen since
             values.append(x)
         return self.rebuilt(values), [x for x in values if x.requires_grad]
 
@@ -139,11 +181,16 @@ class Dependent(Evaluated):
         """The function with other tensors among its arguments, and in the places of those that f holds."""
         assert self._captured is not None, "its tensors are looked for first"
         other = self._copy()
-        other.f, other.arguments = self._captured.rebuilt(held), self.arguments.replaced(given)
+        other.made = {}
+        other.f, other.arguments = self._captured.rebuilt(held, other.made), self.arguments.replaced(given)
         other.args = other._row_args = other.arguments.filled
         other._rows = None
         other.finish()
         return other
+
+    def add_counts(self) -> None:
+        """Add the evaluations that f itself has counted, in whole numbers among its attributes, to the original's."""
+        add_counts(self.made)
 
     def release(self) -> None:
         """Become what is `frozen`: gradients use what `rebuilt` makes, and no solution keeps a module alive."""
@@ -202,6 +249,10 @@ class Dependent(Evaluated):
             value = self._evaluate((*time, y.detach()), self.args)
         self._remember(y, value)
         return value.requires_grad
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage()._cdata
 
 
 def _graph(value: Tensor, ends: set[Any]) -> Iterator[tuple[Any, int]]:

@@ -75,7 +75,7 @@ class Evaluated:
         self._count_product = functools.partial(_count_product, stats)
         self._last: Tensor | None = None
         self._last_careful: Tensor | None = None
-        self._given: Tensor | None = None  # the state, where f was given one that requires a gradient of its own
+        self._given: Tensor | None = None  # the state that f was given as a copy
         self._last_version = 0
         self._known: tuple[Tensor, Tensor] | None = None
 
@@ -94,6 +94,8 @@ class Evaluated:
                     raise
                 self._differentiates, self._plain, self._simple = True, False, False
                 value = self._carefully(inputs, args)
+            if type(value) is not Tensor or value.shape != y.shape or value.dtype != y.dtype:
+                self._check_form(value, y)
             last = self._last
             if y._version != version or (last is not None and last._version != self._last_version):
                 raise self._written()
@@ -120,7 +122,7 @@ class Evaluated:
             if self._plain:
                 self._last, self._last_version = value, value._version
             elif not self._copies:
-                self._last_careful = value
+                self._note(value)
             return value
         self.calls += 1  # the other one was for nothing
         return self._carefully(inputs, args)
@@ -165,8 +167,9 @@ class Evaluated:
             given = before = y.detach().clone()
             version = given._version
             value = self._carefully((*time, given), args)
+        self._given = given
         if given.requires_grad and not required:
-            self._differentiates, self._given = True, given
+            self._differentiates = True
         if (untracked and not torch.equal(given, before)) or (not untracked and given._version != version):
             self._copies = True
         if self._form is not None:  # whose parts a function may write into, or require gradients of, one by one
@@ -185,8 +188,13 @@ class Evaluated:
         if self._plain:
             self._last, self._last_version = value, value._version
         elif not self._copies:
-            self._last_careful = value
+            self._note(value)
         return value.clone() if self._copies else value
+
+    def _note(self, value: Tensor) -> None:
+        """Remember the last value, to see whether it is written to."""
+        self._last_careful = None if self._copies else value
+        self._last_version = 0 if value.is_inference() else value._version
 
     def _carefully(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
         *time, y = inputs
@@ -204,11 +212,15 @@ class Evaluated:
                 value = self._apply((*time, y.clone() if self._copies else y), args)
         if not torch.is_grad_enabled() and value.requires_grad:
             value = value.detach()
-        if value.shape != y.shape:
+        if value.shape != y.shape or value.dtype != y.dtype:
             self._check_form(value, y)
-        last, self._last_careful = self._last_careful, None if self._copies else value
-        if last is not None and value is not last and _same_memory(value, last):
-            raise WrittenOver(f"{self._names[0]} wrote into the tensor that it returned before")
+        last = self._last_careful
+        if last is not None:
+            # Tensors of inference mode count no changes.
+            changed = _same_memory(value, last) if last.is_inference() else last._version != self._last_version
+            if changed and value is not last:
+                raise WrittenOver(f"{self._names[0]} wrote into the tensor that it returned before")
+        self._note(value)
         return value.clone() if self._copies else value
 
     def _apply(self, inputs: tuple[Tensor, ...], args: Sequence[Any], parts: list[Tensor] | None = None) -> Tensor:

@@ -158,6 +158,8 @@ class VectorField(UserFunction, AbstractField):
         except RuntimeError:
             self.calls -= 1
             return self._evaluate((t, y), self.args)
+        if type(value) is not Tensor or value.shape != y.shape or value.dtype != y.dtype:
+            self._check_form(value, y)
         if y._version != version or (last is not None and last._version != self._last_version):
             raise self._written()
         self._last, self._last_version = value, value._version

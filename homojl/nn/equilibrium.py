@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
+from homojl import transforms
 from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint, jacobian_regularization
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractSplitting, Anderson
 from homojl.errors import ConfigError
@@ -129,17 +130,21 @@ class Equilibrium(AbstractLayer):
     def _start(self, x: Any) -> Any:
         if callable(self.start):
             return self.start(x)
-        leaves = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor) and leaf.is_floating_point()]
+        tensors = [leaf for leaf in pytree.tree_leaves(x) if isinstance(leaf, Tensor)]
+        leaves = [leaf for leaf in tensors if leaf.is_floating_point()]
+        if self.start is not None and tensors:
+            like = (leaves or [p for p in self.parameters() if p.is_floating_point()] or [torch.empty(0)])[0]
+            return like.new_zeros((len(tensors[0]), *self.start)).to(tensors[0].device)
         if not leaves:
             raise ConfigError("x holds no floating-point tensor to make a start of: give start=(sizes of a sample,)")
-        if self.start is not None:
-            return leaves[0].new_zeros((leaves[0].shape[0], *self.start))
         return pytree.tree_map(torch.zeros_like, x)
 
     def _begin(self, z0: Any, args: tuple[Any, ...]) -> None:
         self._open = False
         begun = self.get_buffer("begun")
-        if not bool(begun):
+        if transforms.active():
+            self._open = True  # weights are not looked at through what torch.func wraps
+        elif not bool(begun):
             begun.fill_(True)
             args = unmarked(args)
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:

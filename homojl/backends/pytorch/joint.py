@@ -129,6 +129,7 @@ class Controlled:
         self._rtol, self._atol = (
             torch.as_tensor(x, dtype=dtype, device=y0.device) for x in (algorithm.rtol, algorithm.atol)
         )
+        self._relative, self._least = bool((self._atol == 0).any()), torch.finfo(dtype).tiny
         self._abs = self._abs_next = y0.detach().abs()  # of the states at the ends of the step
         self.t = ts[0]
         if self.t in jumps:
@@ -158,7 +159,7 @@ class Controlled:
 
     @torch.no_grad()
     def _estimated(self, f: AbstractField, y: Tensor, k: Tensor) -> float:
-        scale = (y.abs() * self._rtol).add_(self._atol)
+        scale = (y.abs() * self._rtol).add_(self._atol).clamp_min_(self._least)
 
         def probe(size: np.ndarray) -> Tensor:
             h0 = self._direction * float(size[0])
@@ -221,6 +222,8 @@ class Controlled:
             return math.nan
         self._abs_next = step.y_next.abs()
         scale = torch.addcmul(self._atol, torch.maximum(self._abs, self._abs_next), self._rtol)
+        if self._relative:  # where state and error are zero, the error is none
+            scale.clamp_min_(self._least)
         error = self._stepper.error(step) if step.error is None else step.error
         return self._measured(error / scale)
 
