@@ -316,7 +316,7 @@ def _differentiable(ts: Any) -> tuple[float | torch.Tensor, ...]:
 def _finite_times(name: str, ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
     try:
         plain = ts.tolist() if hasattr(ts, "tolist") else ts
-        times = tuple(map(float, plain))
+        times = tuple(t.item() if hasattr(t, "item") else float(t) for t in plain)
     except (TypeError, ValueError):
         raise ConfigError(f"{name} must be a sequence of numbers or a 1-D tensor, got {ts!r}") from None
     if not all(map(math.isfinite, times)):

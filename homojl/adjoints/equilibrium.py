@@ -21,7 +21,7 @@ import torch
 
 from homojl.adjoints.base import of_nothing
 from homojl.adjoints.implicit_function import AbstractRelation, differentiable, refuse_transforms, transforming
-from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson, Broyden, Homotopy, NewtonKrylov, PseudoTransient
+from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov, PseudoTransient
 from homojl.algorithms.checks import require
 from homojl.backends.base import AbstractBackend, FixedPoint
 from homojl.backends.pytorch.backend import TorchBackend
@@ -78,13 +78,18 @@ class UnrolledAdjoint(AbstractFixedPointAdjoint):
         if isinstance(algorithm, Homotopy | NewtonKrylov | PseudoTransient):
             raise ConfigError(f"{self.name} cannot pass through {algorithm.name}; use ImplicitAdjoint()")
         f.counting = torch.is_grad_enabled()
+        if z0.numel() == 0:
+            return replace(backend.find_fixed_point(f, z0, algorithm), value=of_nothing(f, z0))
         result = backend.find_fixed_point(f, z0, algorithm)
-        if f.mixes and torch.is_grad_enabled() and isinstance(algorithm, Anderson | Broyden):
-            raise ConfigError(
-                f"f mixes the samples of the batch, so that {algorithm.name} goes on with those that have converged, "
-                f"whose updates have no derivative: {self.name} would be far off; use ImplicitAdjoint(), or Picard()"
-            )
-        return replace(result, value=of_nothing(f, z0)) if z0.numel() == 0 else result
+        rows = _sound_rows(f, result) if torch.is_grad_enabled() and result.value.requires_grad else None
+        if rows is None:
+            return result
+        # Those that are not finite would spoil the others' gradients: the sound ones once more by themselves.
+        value = result.value.detach()
+        if len(rows):
+            alone = backend.find_fixed_point(_AtRows(f, rows), z0[rows], algorithm)
+            value = value.index_copy(0, rows, alone.value)
+        return replace(result, value=value)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,6 +204,23 @@ def _sound_rows(f: MapFunction, result: FixedPoint) -> Tensor | None:
             return rows if f.separable((result.value,), f(result.value), rows) else None
     except Mixes:
         return None
+
+
+class _AtRows(AbstractMap):
+    """A map of those rows of the batch, (b,), alone."""
+
+    def __init__(self, f: MapFunction, rows: Tensor) -> None:
+        self.calls, self._f, self._rows = 0, f, rows
+
+    def _of(self, rows: Tensor | None) -> Tensor:
+        return self._rows if rows is None else self._rows[rows]
+
+    def __call__(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return self._f(z, self._of(rows))
+
+    def linearised(self, z: Tensor, rows: Tensor | None = None) -> Linearisation:
+        return self._f.linearised(z, self._of(rows))
 
 
 class _Equilibrium(AbstractRelation):
@@ -369,9 +391,11 @@ class _LinearMap(AbstractMap):
     def linearised(self, x: Tensor, rows: Tensor | None = None) -> Linearisation:
         return self._at(rows)[0]
 
+    @property
+    def mixes(self) -> bool:
+        return self._coupled
+
     def separable(self, inputs: tuple[Tensor, ...], value: Tensor, staying: Tensor) -> bool:
-        if self._coupled:
-            raise Mixes  # which has been said
         at = self._whole
         return self._rows is not None or self._f.separable((at.at.detach(),), at.value.detach(), staying)
 

@@ -68,6 +68,11 @@ class AbstractMap(abc.ABC):
     def linearised(self, z: Tensor, rows: Tensor | None = None) -> Linearisation:
         """Its products with vectors at those rows."""
 
+    @property
+    def mixes(self) -> bool:
+        """Whether samples are known to depend on each other."""
+        return False
+
     def separable(self, inputs: tuple[Tensor, ...], value: Tensor, staying: Tensor) -> bool:
         """Whether some rows may be evaluated without the others; see `UserFunction.separable`."""
         return True

@@ -120,6 +120,22 @@ class Linearisation:
         return (torch.view_as_real(rows.resolve_conj()) if rows.is_complex() else rows).reshape(len(basis), -1)
 
 
+class Flattened(Linearisation):
+    """A linearisation of a batch as that of one row of numbers, (1, N)."""
+
+    def __init__(self, of: Linearisation, shape: torch.Size) -> None:
+        self._of, self._shape = of, shape
+
+    def push(self, v: Tensor) -> Tensor:
+        return self._of.push(v.view(self._shape)).reshape(1, -1)
+
+    def pull(self, cotangent: Tensor) -> Tensor:
+        return self._of.pull(cotangent.view(self._shape)).reshape(1, -1)
+
+    def matrix(self) -> Tensor:
+        return self._of.matrix()
+
+
 def real_basis(y: Tensor) -> Tensor:
     """The unit vectors of y's space over the real numbers: (n, *shape of y)."""
     n = y.numel() * (2 if y.is_complex() else 1)

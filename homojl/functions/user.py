@@ -24,6 +24,9 @@ from homojl.functions.products import Linearisation, gradients
 Tensor = torch.Tensor
 
 
+_ASKED = 3  # rows that are evaluated by themselves
+
+
 class Mixes(ConfigError):
     """A function whose samples depend on each other."""
 
@@ -71,7 +74,7 @@ class UserFunction(Dependent):
             raise Mixes(self._mixes)
         if self._separable is not None:
             return self._separable
-        some = staying[:2]
+        some = staying[:_ASKED]
         expected, whole = value.index_select(0, some), tuple(x[some] for x in inputs)  # which keeps the memory format
         sized = self.arguments.of_length(len(self._like))
         unmarked = [mark is None and fits for mark, fits in zip(self._marks, sized, strict=True)]
@@ -87,19 +90,16 @@ class UserFunction(Dependent):
                 continue
         if len(agreeing) > 1 and len(value) > len(some):
             return False  # nothing tells the two apart here
-        # At states that differ from each other, which those of a solve's start may not.
-        *times, y = inputs
-        moved = y + (1 + y.abs()) * torch.linspace(0.1, 0.2, len(y), device=y.device).view(-1, *[1] * (y.ndim - 1))
         if agreeing:
             self._marks = list(agreeing[0])
-            other = torch.full_like(some[:1], 0 if int(some[0]) else len(value) - 1)
-            if len(value) > 1 and not self._alone((*times, moved), torch.cat([some[:1], other])):
+            if len(some) == 1:
+                some = torch.cat([some, torch.full_like(some, 0 if int(some[0]) else len(value) - 1)])
+            if len(value) > 1 and self._couples(tuple(x[some] for x in inputs), self.arguments.at(some, self._marks)):
                 self._mix()
             self._rows, self._separable = None, True
             return True
         self._separable = False
-        moved = moved.index_copy(0, some, whole[-1])
-        if not self._agrees(self._tried((*times, moved), self.args).index_select(0, some), expected):
+        if self._couples(inputs, self.args):
             self._mix()
         warn_caller(
             f"{self._names[0]} cannot be evaluated for some samples alone, so those that have ended go on being "
@@ -107,16 +107,33 @@ class UserFunction(Dependent):
         )
         return False
 
-    def _alone(self, inputs: tuple[Tensor, ...], pair: Tensor) -> bool:
-        """Whether a sample's value is the same with another one beside it."""
-        values = []
-        for rows in (pair, pair[:1]):
-            try:
-                values.append(self._tried(tuple(x[rows] for x in inputs), self.arguments.at(rows, self._marks)))
-            except Exception:  # as of BatchNorm, which refuses one sample
-                return False
-        both, one = (x[:1].nan_to_num() for x in values)
-        return self._agrees(one, both)
+    def _couples(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> bool:
+        """Whether the values of some rows change with the states of others, in evaluations of one size.
+
+        Of one size, so that those of separate rows are the same to the bit.
+        """
+        *times, y = inputs
+        # At states that differ from each other, which those of a solve's start may not.
+        column = (-1, *[1] * (y.ndim - 1))
+        size, real = 1 + y.abs(), y.dtype.to_real()
+        moved = y + size * torch.linspace(0.1, 0.2, len(y), dtype=real, device=y.device).view(column)
+        position = torch.arange(len(y), device=y.device)
+        # Of few rows each is held while the others move; of many, halves.
+        groups = (
+            [position == i for i in range(len(y))] if len(y) <= _ASKED else [position % 2 == 0, 2 * position < len(y)]
+        )
+        groups += [] if len(y) <= _ASKED else [~group for group in groups]
+        try:
+            before = self._tried((*times, moved), args).reshape(len(y), -1)
+            for held in groups:
+                states = torch.where(held.view(column), moved, moved + 0.3 * size)
+                after = self._tried((*times, states), args).reshape(len(y), -1)
+                change, scale = ((x[held].abs().nan_to_num().amax(1)) for x in (after - before, before))
+                if bool((change > 64 * torch.finfo(real).eps * scale).any()):
+                    return True
+        except Exception:  # as of a batch that has to have a certain size
+            return True
+        return False
 
     def _mix(self) -> None:
         self._separable, self._mixes = (

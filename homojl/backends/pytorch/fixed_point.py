@@ -9,9 +9,9 @@ instead of writing to buffers. Which samples stop when is decided on values alon
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from homojl.algorithms import (
@@ -32,6 +32,8 @@ from homojl.backends.pytorch.newton import NewtonKrylovMethod, PseudoTransientMe
 from homojl.backends.pytorch.relaxation import RelaxationMethod
 from homojl.backends.pytorch.samples import Progress, Samples
 from homojl.functions import AbstractMap
+from homojl.functions.products import Flattened, Linearisation
+from homojl.functions.user import Mixes, warn_caller
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -52,6 +54,59 @@ def find_fixed_point(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAl
     if len(z0) == 0:
         none = torch.zeros(0, dtype=torch.int64)
         return FixedPoint(z0, none.double(), none, none.bool(), Status.SUCCESS, "", nfe=0, n_jvp=0)
+    started = f.calls
+    if not f.mixes:
+        try:
+            found = _each(f, z0, algorithm)
+            if found.status.ok or len(z0) == 1:
+                return found
+            # It may be that they depend on each other, of which nothing has shown.
+            every = torch.arange(len(z0), device=z0.device)
+            with torch.no_grad():
+                f.separable((z0.detach(),), f(z0.detach()), every[: max(1, len(z0) // 2)])
+            return found
+        except Mixes as error:
+            if str(error):
+                warn_caller(f"{error}; the batch converges as a whole")
+    return _together(f, z0, algorithm, started)
+
+
+class _OneRow(AbstractMap):
+    """A map whose samples depend on each other, as a map of one sample."""
+
+    def __init__(self, f: AbstractMap, shape: torch.Size) -> None:
+        self._f, self._shape = f, shape
+
+    @property
+    def calls(self) -> int:  # type: ignore[override]  # those of the map
+        return self._f.calls
+
+    def __call__(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        return self._f(z.view(self._shape)).reshape(1, -1)
+
+    def linearised(self, z: Tensor, rows: Tensor | None = None) -> Linearisation:
+        return Flattened(self._f.linearised(z.view(self._shape)), self._shape)
+
+
+def _together(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, started: int) -> FixedPoint:
+    """The whole batch as one sample."""
+    found = _each(_OneRow(f, z0.shape), z0.reshape(1, -1), algorithm)
+    count = len(z0)
+    return replace(
+        found,
+        value=found.value.view(z0.shape),
+        residuals=found.residuals.expand(count).clone(),
+        iterations=found.iterations.expand(count).clone(),
+        converged=found.converged.expand(count).clone(),
+        message=found.message.replace("1 of 1 samples; ", "the batch as a whole; ").replace(
+            "sample 0 is the worst, ", ""
+        ),
+        nfe=f.calls - started,
+    )
+
+
+def _each(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
+    """Row by row."""
     samples = Samples(f, z0, algorithm)
     progress = Progress(algorithm, samples)
     method = METHODS[type(algorithm)](algorithm, samples)
@@ -68,10 +123,8 @@ def find_fixed_point(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAl
         residual, norm = host[:, 0].numpy(), host[:, 1].numpy()
         samples.note(residual, norm)
         progress.update(iteration, z, residual, norm)
-        some = progress.active.any() and not progress.active.all()
-        if some and not samples.separable(z, fz, progress.active) and samples.mixed and not progress.together:
-            progress.reopen()
-            progress.update(iteration, z, residual, norm)
+        if progress.active.any() and not progress.active.all():
+            samples.separable(z, fz, progress.active)
         if iteration == algorithm.max_steps:
             progress.stop(progress.active, Status.MAX_STEPS, iteration)
         if not progress.active.any():
@@ -87,7 +140,7 @@ def find_fixed_point(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAl
         active = progress.active
         advance = method.advance(z, fz, r, seen, residual, active)
         for status, rows in advance.ended.items():
-            progress.stop(np.full_like(rows, rows.any()) if progress.together else rows, status, iteration)
+            progress.stop(rows, status, iteration)
         if not progress.active.any():
             return progress.result()
         # Rows that are done rest where the others cannot go on without them.

@@ -16,7 +16,6 @@ from homojl.backends.pytorch.gmres import column_of
 from homojl.backends.pytorch.rows import COMPACT_AT, Compaction, RowLayout
 from homojl.functions import AbstractMap
 from homojl.functions.products import Linearisation
-from homojl.functions.user import Mixes, warn_caller
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -33,7 +32,6 @@ class Samples:
         nfe, n_jvp: evaluations and Jacobian-vector products so far.
         index: the position in the batch of each row, (b,), int64 on the host.
         alone: whether rows are known not to need each other.
-        mixed: whether they are known to.
     """
 
     def __init__(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> None:
@@ -44,7 +42,7 @@ class Samples:
         self.layout = RowLayout(z0)
         self.index = np.arange(len(z0))
         self.nfe = self.n_jvp = 0
-        self.alone = self.mixed = False
+        self.alone = False
         self._far, self._largest = np.full(len(z0), math.nan), np.zeros(len(z0))
         self._eps = torch.finfo(z0.dtype).eps
 
@@ -73,18 +71,16 @@ class Samples:
         """Whether rows may go on without each other; f(z) = fz, both (b, n), is all that is known of the whole batch.
 
         What the map does not tell is asked again where fewer rows are at work.
+
+        Raises:
+            Mixes: if they need each other.
         """
-        if self.alone or self.mixed or active.sum() >= self._asked:
+        if self.alone or active.sum() >= self._asked:
             return self.alone
         self._asked = int(active.sum())
         some = np.flatnonzero(active)[: max(1, len(active) // 2)]  # of all rows nothing would be learnt
         staying = torch.from_numpy(some).to(self._device)
-        try:
-            self.alone = self._f.separable((self.layout.unflatten(z),), self.layout.unflatten(fz), staying)
-        except Mixes as error:
-            self.mixed = True
-            if str(error):
-                warn_caller(f"{error}; the batch converges as a whole")
+        self.alone = self._f.separable((self.layout.unflatten(z),), self.layout.unflatten(fz), staying)
         return self.alone
 
     def note(self, residual: np.ndarray, norm: np.ndarray) -> None:
@@ -125,7 +121,6 @@ class Progress:
 
     Attributes:
         active: which rows are still at work, (b,), bool.
-        together: whether the batch converges as a whole: where all its rows meet the tolerance.
     """
 
     _best: Tensor  # iterates (b, n); from the first update on
@@ -137,7 +132,7 @@ class Progress:
             algorithm.max_steps if isinstance(algorithm, Homotopy) else max(PATIENCE, algorithm.max_steps // 10)
         )
         count = len(samples.index)
-        self.active, self.together = np.ones(count, dtype=bool), False
+        self.active = np.ones(count, dtype=bool)
         self._score = np.full(count, math.inf)  # residual over what is tolerated, at the best iterate
         self._ratio = np.full(count, math.nan)  # residual over norm(f(z)), there
         self._mark = np.full(count, math.inf)  # the score that has to be undercut to count as progress
@@ -153,8 +148,6 @@ class Progress:
         finite, score = np.isfinite(residual) & np.isfinite(norm), self._samples.score(residual, norm)
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = np.where(residual == 0, 0.0, residual / norm)
-        if self.together:
-            finite, score = np.full_like(finite, finite.all()), np.full_like(score, score.max())
         better = self.active & finite & (score < self._score)
         if iteration == 0 or better.all():
             self._best = z
@@ -164,18 +157,11 @@ class Progress:
         fell = better & (score < 0.999 * self._mark)
         grew = self.active & finite & (norm > 1.001 * self._largest)
         self._mark[fell], self._largest[grew] = score[fell], norm[grew]
-        moved = fell | grew
-        self._marked_at[moved | (self.together and moved.any())] = iteration
+        self._marked_at[fell | grew] = iteration
 
         self.stop(self._score <= 1.0, Status.SUCCESS, iteration)
         self.stop(~finite, Status.DIVERGED, iteration)
         self.stop(iteration - self._marked_at >= self._patience, Status.STALLED, iteration)
-
-    def reopen(self) -> None:
-        """All rows go back to work and end together from now on; to be updated again with the present iterates."""
-        self.together = True
-        self._pieces.clear()
-        self.active[:], self._score[:], self._mark[:], self._statuses[:] = True, math.inf, math.inf, None
 
     def stop(self, which: np.ndarray, status: Status, iteration: int) -> None:
         """Those of the rows `which` (bool) that are still at work end here, at their best iterates."""
