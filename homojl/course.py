@@ -109,13 +109,9 @@ class Course:
                     break
                 if _number(start) == _number(bound) or _number(start) == at:
                     start = math.nextafter(at, _number(bound)) if _number(start) == at else start
-                if (ts[-1] - _number(start)) * direction <= 0 or len(self.events) >= MOST_EVENTS:
+                self._refuse_accumulation(_number(start))
+                if (ts[-1] - _number(start)) * direction <= 0 or not self.status.ok:
                     saved_ts, saved = [*saved_ts, start], [*saved, y]
-                    if len(self.events) >= MOST_EVENTS:
-                        self.status, self.message = (
-                            Status.MAX_STEPS,
-                            f"{MOST_EVENTS} events took place; loosen direction",
-                        )
                     break
                 continue
             if not ahead:
@@ -125,6 +121,20 @@ class Course:
             self.status = Status.SUCCESS
         self.ts, self.states = _stacked(saved_ts), tuple(saved)
         self.steps = StepSequence(tuple(starts), tuple(sizes), tuple(saves))
+
+    def _refuse_accumulation(self, t: float) -> None:
+        """End the solve where events follow each other without end, or too fast for times to be told apart."""
+        then = self._problem.event is not None and self._problem.event.then is not None
+        last = [h.time.item() for h in self.events[-2:] if h.which == self.events[-1].which]
+        ts, eps = self._problem.ts, torch.finfo(self._solve.f.dtype).eps
+        if then and len(last) == 2 and abs(last[1] - last[0]) <= 64 * eps * max(abs(t), abs(ts[-1] - ts[0])):
+            self.status = Status.STEP_TOO_SMALL
+            self.message = (
+                f"events follow each other ever faster up to t = {t:.6g}, as those of a ball that comes to rest; end "
+                "the solve before, by an event that is terminal"
+            )
+        elif len(self.events) >= MOST_EVENTS:
+            self.status, self.message = Status.MAX_STEPS, f"{MOST_EVENTS} events took place; loosen direction"
 
     def _after_event(self, t: Time, y: Tensor) -> tuple[Time, Tensor, int | None]:
         """Note an event; the time and the state that the solve goes on from, and which value has just changed."""

@@ -32,6 +32,7 @@ from homojl.course import Course
 from homojl.dense import DenseOutput
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.functions import Form, MapFunction, VectorField, WrittenOver
+from homojl.functions.user import warn_caller
 from homojl.precision import evaluated_in
 from homojl.problems import AbstractProblem, FixedPointProblem, HomotopyProblem, ODEProblem, PerSample, Shared
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
@@ -231,6 +232,7 @@ def _solve_ode(job: _Job, adjoint: Any, batch: str, dense: bool) -> Solution:
     chosen = choose_backend(job.backend, algorithm, job.start.device, adjoint, batch=batch)
     if batch != "joint":
         _check_samples(problem)
+    _warn_of_coarse_times(problem.ts, job.start.dtype)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
     f = job.function(VectorField, stats, problem.f, state="y0")
     if job.start.numel() == 0:
@@ -261,6 +263,16 @@ def _solve_ode(job: _Job, adjoint: Any, batch: str, dense: bool) -> Solution:
         events=tuple(course.events),
         interpolant=interpolant,
     )
+
+
+def _warn_of_coarse_times(ts: tuple[float, ...], dtype: torch.dtype) -> None:
+    """Say so where the field cannot tell the times of its steps apart, which it receives in the state's precision."""
+    unit, span = torch.finfo(dtype).eps * max(abs(ts[0]), abs(ts[-1])), abs(ts[-1] - ts[0])
+    if unit > 1e-3 * span:
+        warn_caller(
+            f"f receives times in {str(dtype.to_real()).removeprefix('torch.')}, which near {ts[-1]:.6g} go in units of "
+            f"{unit:.2g}, too coarse for an interval of {span:.2g}: let times begin at 0, or use float64"
+        )
 
 
 def _solve_mapped(job: _Job, f: VectorField, stats: Stats) -> Solution:

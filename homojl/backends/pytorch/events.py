@@ -12,6 +12,9 @@ from homojl.backends.base import EventCondition
 from homojl.backends.pytorch.steps import time_like
 
 Tensor = torch.Tensor
+StateAt = Callable[[float], Tensor]
+
+_FRACTIONS = tuple(2.0**-k for k in range(24, 0, -1))  # of a step that starts where a condition is zero
 
 
 def changed(before: np.ndarray, after: np.ndarray, direction: int) -> np.ndarray:
@@ -39,29 +42,40 @@ class EventWatch:
         values = self._event.condition(time_like(t, y), y, None)
         return values.detach().reshape(-1).to("cpu", torch.float64).numpy().copy()
 
-    def happens_by(self, t: float, y: Tensor) -> bool:
-        """Whether the condition changes its sign between the last state that was asked about and this one."""
-        after = self._values(t, y)
+    def happens_by(self, t: float, h: float, t_next: float, y_next: Tensor, state_at: StateAt) -> bool:
+        """Whether the condition changes its sign in an accepted step.
+
+        A value that is zero at the start, as just after an event, says nothing of the sign that it has next: the step
+        is looked into then.
+
+        Args:
+            t, h, t_next, y_next: the step, and the time and state at its end.
+            state_at: fraction in (0, 1) -> state.
+        """
+        after = self._values(t_next, y_next)
+        self._low, self._high, self._end = 0.0, 1.0, (y_next, after)
+        if (self._before == 0).any():
+            for fraction in _FRACTIONS:
+                y = state_at(fraction)
+                values = self._values(t + fraction * h, y)
+                if changed(self._before, values, self._event.direction).any():
+                    self._high, self._end = fraction, (y, values)
+                    return True
+                self._low, self._before = fraction, np.where(self._before == 0, values, self._before)
         if changed(self._before, after, self._event.direction).any():
             return True
         self._before = after
         return False
 
-    def locate(
-        self, t: float, h: float, y_next: Tensor, state_at: Callable[[float], Tensor]
-    ) -> tuple[float, Tensor, int]:
+    def locate(self, t: float, h: float, state_at: StateAt) -> tuple[float, Tensor, int]:
         """The fraction of the step from t of size h at which the sign has just changed, to rounding.
-
-        Args:
-            t, h, y_next: the step, and the state at its end.
-            state_at: fraction in (0, 1) -> state.
 
         Returns:
             The fraction, the state there, and which of the values changed; -1 where it is not a number there.
         """
-        low, high, y, after = 0.0, 1.0, y_next, self._values(t + h, y_next)
-        resolution = torch.finfo(y_next.dtype).eps
-        while high - low > resolution:
+        low, high, (y, after) = self._low, self._high, self._end
+        resolution = torch.finfo(y.dtype).eps
+        while high - low > resolution * high:
             middle = (low + high) / 2
             y_middle = state_at(middle)
             values = self._values(t + middle * h, y_middle)

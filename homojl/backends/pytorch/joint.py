@@ -376,9 +376,9 @@ def integrate(
                 first = step.ks[0] if len(step.ks) else None
                 continue
             found = None
-            if watch is not None and watch.happens_by(move.t_next, step.y_next):
-                found = _up_to_event(stepper, f, watch, step)
-                if found.which < 0:
+            if watch is not None:
+                found = _up_to_event(stepper, f, watch, step, move.t_next)
+                if found is not None and found.which < 0:
                     raise _Stop(Status.DIVERGED, "the event's condition is NaN in the next step")
             saved.accept(step, move, fresh=fresh, event=found)
             if observer is not None and not isinstance(sizes, Planned):
@@ -411,13 +411,21 @@ def integrate(
     )
 
 
-def _up_to_event(stepper: AbstractStepper, f: AbstractField, watch: EventWatch, step: Step) -> Found:
+def _up_to_event(
+    stepper: AbstractStepper, f: AbstractField, watch: EventWatch, step: Step, t_next: float
+) -> Found | None:
+    """The event in a step, if there is one."""
     t, h, y = step.t, step.h, step.y
-    if stepper.interpolates:
-        fraction, state, which = watch.locate(t, h, step.y_next, lambda x: stepper.inside(step, [x])[0])
-        return Found(t + fraction * h, state, which, h, fraction)
-    fraction, state, which = watch.locate(t, h, step.y_next, lambda x: stepper.step(f, t, x * h, y, last=False).y_next)
-    return Found(t + fraction * h, state, which, fraction * h, 1.0)
+
+    def state_at(fraction: float) -> Tensor:
+        if stepper.interpolates:
+            return stepper.inside(step, [fraction])[0]
+        return stepper.step(f, t, fraction * h, y, last=False).y_next
+
+    if not watch.happens_by(t, h, t_next, step.y_next, state_at):
+        return None
+    fraction, state, which = watch.locate(t, h, state_at)
+    return Found(t + fraction * h, state, which, *((h, fraction) if stepper.interpolates else (fraction * h, 1.0)))
 
 
 def _message(
