@@ -267,10 +267,11 @@ def _solve_ode(job: _Job, adjoint: Any, batch: str, dense: bool) -> Solution:
 
 def _warn_of_coarse_times(ts: tuple[float, ...], dtype: torch.dtype) -> None:
     """Say so where the field cannot tell the times of its steps apart, which it receives in the state's precision."""
+    name = str(dtype.to_real()).removeprefix("torch.")
     unit, span = torch.finfo(dtype).eps * max(abs(ts[0]), abs(ts[-1])), abs(ts[-1] - ts[0])
     if unit > 1e-3 * span:
         warn_caller(
-            f"f receives times in {str(dtype.to_real()).removeprefix('torch.')}, which near {ts[-1]:.6g} go in units of "
+            f"f receives times in {name}, which near {ts[-1]:.6g} go in units of "
             f"{unit:.2g}, too coarse for an interval of {span:.2g}: let times begin at 0, or use float64"
         )
 
