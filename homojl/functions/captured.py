@@ -281,7 +281,9 @@ class Captured:
         }
         for n in attributes:
             parts[n] = None
-        if not attributes and not any(builders.values()):
+        forward = None if _of_library(type(module).__module__) else type(module).forward
+        around = self._look(forward, depth + 1)  # what its forward method reads from around it
+        if not (attributes or around or any(builders.values())):
             return None
         key, counted = id(module), _Counted(module)
 
@@ -299,6 +301,8 @@ class Captured:
                 }
             for n, builder in attributes.items():
                 filled[n] = builder(tensors, made)
+            if around is not None:
+                filled["forward"] = types.MethodType(around(tensors, made), copied)
             if flat:
                 filled["_flat_weights"] = [getattr(copied, n, None) for n in filled["_flat_weights_names"]]
             return copied
@@ -353,6 +357,8 @@ def _nothing() -> None:
 def _of_library(module: str) -> bool:
     """Whether a class's module is of an installed package or of Python, so that its objects are not looked into."""
     root = module.split(".")[0]
+    if root == "homojl":
+        return True
     if root == "__main__" or module == "types" or module.startswith(_OPENED):  # types: SimpleNamespace
         return False
     file = getattr(sys.modules.get(root), "__file__", None) or ""
