@@ -139,8 +139,8 @@ class TestEachSampleOnItsOwn:
         z0 = torch.zeros_like(x)
         with torch.no_grad():
             solution = hj.solve(hj.FixedPointProblem(f, z0, args=(x,)), cls(rtol=1e-10, atol=0.0), backend=backend)
-        rows = [r for r in f.rows if r > 2]  # one or two are taken alone once, to see whether they may be
-        assert len(f.rows) - solution.stats.nfe <= 4
+        rows = [r for r in f.rows if r > 3]  # some are taken alone, to see whether they may be
+        assert len(f.rows) - solution.stats.nfe <= 6
         assert rows[0] == 32
         assert rows[-1] <= 16
         assert sorted(rows, reverse=True) == rows
