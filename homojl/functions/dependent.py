@@ -137,8 +137,8 @@ class Dependent(Evaluated):
         if missed and not self._closed:
             raise ConfigError(
                 f"{self._names[0]} depends on {len(missed)} tensor(s) that require gradients "
-                f"({', '.join(missed[:4])}) but are neither in args nor in params, nor found in what it holds, so this adjoint would "
-                f"miss them: pass args=(x,) or params=tuple(module.parameters()), or use {instead}"
+                f"({', '.join(missed[:4])}) but are neither in args nor in params, nor found in what it holds, so this "
+                f"adjoint would miss them: pass args=(x,) or params=tuple(module.parameters()), or use {instead}"
             )
         return reached
 
