@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import torch
 
 from homojl.adjoints.base import AbstractODEAdjoint, Solve
@@ -69,15 +70,16 @@ class Course:
             self.ts = _stacked(ts)
             self.states = ys if isinstance(ys, StackedStates) else tuple(ys)
             self.steps = self.result.record.steps()
+        elif self._solve.each:
+            self._each_in_parts(y0)
         else:
             self._in_parts(y0, jumps)
         return self
 
     def _in_parts(self, y0: Tensor, jumps: Sequence[Tensor]) -> None:
         """Integrate from event to event, and from jump to jump."""
-        if self._solve.each or self._solve.keep_states:
-            what = "batch='per-sample'" if self._solve.each else "dense=True"
-            raise ConfigError(f"events that do not end the solve, and gradients of jumps, do not go with {what}")
+        if self._solve.keep_states:
+            raise ConfigError("events that do not end the solve, and gradients of jumps, do not go with dense=True")
         ts, direction = self._problem.ts, 1.0 if self._problem.ts[-1] > self._problem.ts[0] else -1.0
         ahead = [j for j in jumps if (_number(j) - ts[0]) * direction > 0 and (ts[-1] - _number(j)) * direction > 0]
         start, y, passed = self._times[0], y0, None
@@ -122,17 +124,75 @@ class Course:
         self.ts, self.states = _stacked(saved_ts), tuple(saved)
         self.steps = StepSequence(tuple(starts), tuple(sizes), tuple(saves))
 
+    def _each_in_parts(self, y0: Tensor) -> None:
+        """Integrate from event to event, every sample from its own; those that have no other wait at the end."""
+        event, ts = self._problem.event, np.array(self._problem.ts)
+        assert event is not None
+        column = (-1, *[1] * (y0.ndim - 1))
+        y, starts, passed, states, total = y0, None, None, None, None
+        while True:
+            _, ys = self._integrate(y, self._times, passed, starts)
+            samples = self.samples
+            assert samples is not None
+            total = samples if total is None else _gone_on(total, samples, starts)
+            if states is None or starts is None:
+                states = list(ys)
+            else:
+                at = starts.detach().numpy()
+                later = torch.from_numpy((ts[1:, None] - at) * np.sign(ts[-1] - ts[0]) > 0).to(y0.device)
+                states[1:] = [
+                    torch.where(mask.view(column), new, old)
+                    for mask, new, old in zip(later, ys[1:], states[1:], strict=True)
+                ]
+            happened = samples.events >= 0
+            if not bool(happened.any()):
+                break
+            self.events.append(
+                Happened(torch.where(happened, samples.times, torch.nan), self._split(ys[-1]), samples.events)
+            )
+            if len(self.events) >= MOST_EVENTS or self._accumulate(samples.times, event):
+                break
+            mask = happened.to(y0.device).view(column)
+            y = ys[-1]
+            if event.then is not None:
+                # Others than those that it is about may not be finite.
+                given = torch.where(mask, y, y[int(happened.nonzero()[0])].detach())
+                times = samples.times.to(y0.device, y0.dtype.to_real()).view(column)
+                y = torch.where(mask, self._changed(event, times, given), y)
+            starts, passed = torch.where(happened, samples.times, ts[-1]), samples.events.numpy()
+        failed = [s for s in total.statuses if not s.ok]
+        if not failed and self.status.ok:
+            self.status = Status.SUCCESS
+        self.samples = replace(
+            total, statuses=tuple(Status.SUCCESS if s is Status.EVENT else s for s in total.statuses)
+        )
+        self.ts, self.states = _stacked(self._times), tuple(states)
+
+    def _accumulate(self, times: Tensor, event: Event) -> bool:
+        """Whether a sample's events follow each other too fast; the solve's status says so then."""
+        if event.then is None or len(self.events) < 2:
+            return False
+        gaps = (self.events[-1].time - self.events[-2].time).abs().detach().nan_to_num(torch.inf)
+        ts, eps = self._problem.ts, torch.finfo(self._solve.f.dtype).eps
+        fast = gaps <= 64 * eps * torch.clamp_min(times.detach().abs(), abs(ts[-1] - ts[0]))
+        if bool(fast.any()):
+            self._give_up(float(times[int(fast.nonzero()[0])]), f", sample {int(fast.nonzero()[0])}")
+        return bool(fast.any())
+
+    def _give_up(self, t: float, where: str = "") -> None:
+        self.status = Status.STEP_TOO_SMALL
+        self.message = (
+            f"events follow each other ever faster up to t = {t:.6g}{where}, as those of a ball that comes to rest; "
+            "end the solve before, by an event that is terminal"
+        )
+
     def _refuse_accumulation(self, t: float) -> None:
         """End the solve where events follow each other without end, or too fast for times to be told apart."""
         then = self._problem.event is not None and self._problem.event.then is not None
         last = [h.time.item() for h in self.events[-2:] if h.which == self.events[-1].which]
         ts, eps = self._problem.ts, torch.finfo(self._solve.f.dtype).eps
         if then and len(last) == 2 and abs(last[1] - last[0]) <= 64 * eps * max(abs(t), abs(ts[-1] - ts[0])):
-            self.status = Status.STEP_TOO_SMALL
-            self.message = (
-                f"events follow each other ever faster up to t = {t:.6g}, as those of a ball that comes to rest; end "
-                "the solve before, by an event that is terminal"
-            )
+            self._give_up(t)
         elif len(self.events) >= MOST_EVENTS:
             self.status, self.message = Status.MAX_STEPS, f"{MOST_EVENTS} events took place; loosen direction"
 
@@ -144,21 +204,38 @@ class Course:
         time = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
         self.events.append(Happened(time, self._split(y), which))
         if event.then is not None:
-            state = self._split(y)
-            like = time.to(y.device, y.dtype.to_real())
-            after = event.then(like, state, *self._solve.f.args)
-            y = self._problem.form.join(after, "then") if not self._problem.form.plain else after
-            self._solve.f.check(y, "then")
+            y = self._changed(event, time.to(y.device, y.dtype.to_real()), y)
         return t, y, which
 
-    def _integrate(self, y0: Tensor, times: Sequence[Time], passed: int | None) -> tuple[list[Time], Sequence[Tensor]]:
-        """One integration: the times that were reached and the states there, with their gradients."""
+    def _changed(self, event: Event, t: Tensor, y: Tensor) -> Tensor:
+        """The state that an event changes y to."""
+        assert event.then is not None
+        after = event.then(t, self._split(y), *self._solve.f.args)
+        y = self._problem.form.join(after, "then") if not self._problem.form.plain else after
+        self._solve.f.check(y, "then")
+        return y
+
+    def _integrate(
+        self, y0: Tensor, times: Sequence[Time], passed: Any, starts: Tensor | None = None
+    ) -> tuple[list[Time], Sequence[Tensor]]:
+        """One integration: the times that were reached and the states there, with their gradients.
+
+        Args:
+            y0: where it starts.
+            times: to save states at.
+            passed: as in `EventCondition`.
+            starts: times of the samples' own starts, (B,).
+        """
         solve, recording = self._solve, torch.is_grad_enabled()
         ts = tuple(_number(t) for t in times)
         event = None if self._problem.event is None else self._condition(self._problem.event, passed)
         if event is not None or ts != solve.ts:
             solve = replace(solve, ts=ts, event=event)
         start = y0
+        if starts is not None:
+            solve = replace(solve, starts=starts.detach().numpy())
+            if recording and starts.requires_grad:
+                start = follow(solve.f, -1.0, starts, y0)
         first = times[0]
         if recording and isinstance(first, Tensor) and first.requires_grad:
             start = follow(solve.f, -1.0, first, y0, self._beside(ts[0], ts[-1]))
@@ -206,7 +283,7 @@ class Course:
         dtype = self._solve.f.dtype.to_real()
         return torch.nextafter(torch.tensor(t, dtype=dtype), torch.tensor(towards, dtype=dtype)).item()
 
-    def _condition(self, event: Event, passed: int | None) -> EventCondition:
+    def _condition(self, event: Event, passed: Any) -> EventCondition:
         f, split = self._solve.f, self._split
 
         def condition(t: Tensor, y: Tensor, rows: Tensor | None) -> Tensor:
@@ -226,6 +303,21 @@ class Course:
             most = int((result.samples.n_accepted + result.samples.n_rejected).argmax())
             accepted = int(result.samples.n_accepted[most])
         self.n_accepted += accepted
+
+
+def _gone_on(before: Samples, after: Samples, starts: Tensor | None) -> Samples:
+    """The samples of a solve that went on, for some of them, from their events."""
+    assert starts is not None
+    went = before.events >= 0
+    statuses = [b if not w else a for b, a, w in zip(before.statuses, after.statuses, went.tolist(), strict=True)]
+    return Samples(
+        statuses=tuple(statuses),
+        times=torch.where(went, after.times, before.times),
+        n_accepted=before.n_accepted + after.n_accepted,
+        n_rejected=before.n_rejected + after.n_rejected,
+        nfe=before.nfe + after.nfe,
+        events=torch.where(went, after.events, before.events),
+    )
 
 
 def _number(t: Time) -> float:

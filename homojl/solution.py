@@ -105,14 +105,15 @@ class Happened(NamedTuple):
     """An event that did not end its solve.
 
     Attributes:
-        time: 0-d, float64 on the CPU; carries gradients.
-        state: the state there, before the event changed it.
-        which: which of the values of the condition changed its sign.
+        time: 0-d, float64 on the CPU; carries gradients. With `batch="per-sample"` of each sample, (B,), NaN where it
+            has no such event.
+        state: the state there, before the event changed it; of a sample without one the last.
+        which: which of the values of the condition changed its sign; of each sample, (B,), int64, -1 for none.
     """
 
     time: torch.Tensor
     state: Any
-    which: int
+    which: int | torch.Tensor
 
 
 @dataclass(frozen=True, eq=False)

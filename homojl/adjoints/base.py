@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from homojl.algorithms import (
@@ -23,7 +24,7 @@ from homojl.backends.base import AbstractBackend, EventCondition, Integration
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.backends.pytorch.record import Record, Replay, Round
 from homojl.backends.pytorch.steppers import stepper_for
-from homojl.backends.pytorch.steps import time_like
+from homojl.backends.pytorch.steps import on, time_like
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
 from homojl.functions.products import gradients
@@ -42,6 +43,7 @@ class Solve:
         algorithm, backend: how and where.
         keep_states: whether the states at which the steps start are asked for.
         each: whether every sample has steps of its own.
+        starts: the times from which they go on, (B,); None: all from ts[0].
     """
 
     f: VectorField
@@ -52,6 +54,7 @@ class Solve:
     jumps: tuple[float, ...] = ()
     keep_states: bool = False
     each: bool = False
+    starts: np.ndarray | None = None
 
     def run(self, y0: Tensor, *, keep_states: bool = False) -> Integration:
         """Integrate, in the present grad mode; the algorithm's `StepMemory` is asked, and told."""
@@ -61,7 +64,7 @@ class Solve:
             assert isinstance(self.backend, TorchBackend), self.backend
             assert isinstance(algorithm, AbstractAdaptive), algorithm
             result = self.backend.integrate_samples(
-                self.f, y0, self.ts, algorithm, keep_states=keep_states, event=self.event
+                self.f, y0, self.ts, algorithm, keep_states=keep_states, event=self.event, starts=self.starts
             )
         else:
             norm = algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm()
@@ -78,8 +81,10 @@ class Solve:
 
     def start(self, y0: Tensor) -> tuple[Tensor, Tensor]:
         """The time and the state of the first evaluation."""
-        t = time_like(self.ts[0], y0)
-        return (t.expand(len(y0), *[1] * (y0.ndim - 1)) if self.each else t), y0
+        if not self.each:
+            return time_like(self.ts[0], y0), y0
+        starts = np.full(len(y0), self.ts[0]) if self.starts is None else self.starts
+        return on(y0, starts).view(-1, *[1] * (y0.ndim - 1)), y0
 
 
 @dataclass(frozen=True, kw_only=True)

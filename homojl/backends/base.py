@@ -5,7 +5,7 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
@@ -27,12 +27,13 @@ class EventCondition:
         condition: (t, y, rows) -> one value or several, at those rows of a batch, None: of the whole state; the event
             is where one changes its sign.
         direction: 1: only where it rises, -1: only where it falls, along the way that the solve takes; 0: either.
-        passed: which of the values has just changed, as where a solve goes on from an event; None: none.
+        passed: which of the values has just changed, as where a solve goes on from an event, or which of each
+            sample's, (B,), -1 for none; None: none.
     """
 
     condition: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     direction: int = 0
-    passed: int | None = None
+    passed: Any = None
 
 
 @dataclass(frozen=True, eq=False)

@@ -118,11 +118,47 @@ def test_a_condition_that_is_no_longer_a_number_is_never_passed_unseen():
     assert "condition is NaN" in lost.message
 
 
-@pytest.mark.parametrize(
-    ("how", "message"),
-    [({"batch": "per-sample"}, "do not go with batch='per-sample'"), ({"dense": True}, "do not go with dense=True")],
-)
-def test_what_goes_on_is_refused_where_it_cannot(how, message):
+def test_what_goes_on_is_refused_where_it_cannot():
     event = hj.Event(lambda t, y: y[:, 0] - 0.5, terminal=False)
-    with pytest.raises(hj.ConfigError, match=message):
-        hj.solve(hj.ODEProblem(lambda t, y: -y, torch.ones(2, 1), (0.0, 1.0), event=event), hj.Tsit5(), **how)
+    problem = hj.ODEProblem(lambda t, y: -y, torch.ones(2, 1), (0.0, 1.0), event=event)
+    with pytest.raises(hj.ConfigError, match="do not go with dense=True"):
+        hj.solve(problem, hj.Tsit5(), dense=True)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS[:2], ids=lambda a: a.name)
+def test_balls_that_bounce_each_at_its_own_times(adjoint):
+    """A batch has the states, times and gradients of its balls one by one."""
+    heights, e = torch.tensor([1.0, 0.5, 2.0, 20.0], dtype=torch.float64, requires_grad=True), _number(0.8)
+    ts = (0.0, 0.3, 0.6, 1.0, 1.5)
+
+    def solved(y0, batch):
+        bounce = hj.Event(
+            lambda t, y, e: y[..., 0],
+            direction=-1,
+            then=lambda t, y, e: torch.stack([torch.zeros_like(y[..., 0]), -e * y[..., 1]], -1),
+        )
+        problem = hj.ODEProblem(
+            lambda t, y, e: torch.stack([y[..., 1], torch.full_like(y[..., 1], -G)], -1), y0, ts, (e,), event=bounce
+        )
+        return hj.solve(problem, TIGHT, adjoint=adjoint, batch=batch, backend="pytorch")
+
+    start = torch.stack([heights, torch.zeros_like(heights)], 1)
+    solution = solved(start, "per-sample")
+    assert solution.status is hj.Status.SUCCESS
+    times = torch.stack([event.time for event in solution.events])  # (most events of one, B)
+    assert times.isfinite().sum(0).tolist() == [2, 3, 1, 0]
+    assert solution.events[-1].which.tolist() == [-1, 0, -1, -1]
+    for i, height in enumerate(heights.detach()):
+        alone = height.clone().requires_grad_()
+        one = solved(torch.stack([alone, torch.zeros_like(alone)]), "joint")
+        torch.testing.assert_close(solution.ys[:, i], one.ys, rtol=1e-9, atol=1e-10)
+        found = torch.autograd.grad(solution.ys[:, i, 0].sum(), (heights, e), retain_graph=True)
+        expected = torch.autograd.grad(one.ys[:, 0].sum(), (alone, e), materialize_grads=True)
+        torch.testing.assert_close(found[0][i], expected[0], rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(found[1], expected[1], rtol=1e-7, atol=1e-9)
+        own = times[:, i][times[:, i].isfinite()]
+        torch.testing.assert_close(
+            own, torch.tensor([h.time.item() for h in one.events], dtype=torch.float64), rtol=1e-9, atol=0
+        )
+    (by_height,) = torch.autograd.grad(times[0, :3].sum(), heights)  # the first impact is at sqrt(2 h / g)
+    torch.testing.assert_close(by_height[:3], 1 / (2 * G * heights[:3].detach()).sqrt(), rtol=1e-7, atol=0)

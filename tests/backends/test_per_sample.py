@@ -116,9 +116,9 @@ def test_one_stiff_sample_costs_the_others_nothing():
     own = solve(field, y0, (0.0, 3.0), algorithm, args=(rate,))
     torch.testing.assert_close(own.value, Relax.exact(3.0, rate, y0, 0.0), rtol=1e-4, atol=1e-4)
     # Row by row: what the field saw is what the statistics say, and most of it is the stiff sample's.
-    few = [rows for rows in field.rows if rows <= 2]  # those that find out whether samples may leave are not counted
-    assert sum(field.rows) - own.samples.nfe.sum() <= sum(few[:4])
-    assert len(field.rows) - own.stats.nfe <= 4
+    few = [rows for rows in field.rows if rows <= 3]  # those that find out whether samples may leave are not counted
+    assert sum(field.rows) - own.samples.nfe.sum() <= sum(few[:6])
+    assert len(field.rows) - own.stats.nfe <= 6
     assert field.rows[-1] == 1
     joint = solve(Relax("joint"), y0, (0.0, 3.0), algorithm, args=(rate,), batch="joint")
     assert sum(field.rows) < 0.1 * 64 * joint.stats.nfe

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import ClassVar
 
+import numpy as np
 import torch
 
 from homojl.algorithms import (
@@ -82,9 +83,10 @@ class TorchBackend(AbstractBackend):
         *,
         keep_states: bool,
         event: EventCondition | None = None,
+        starts: np.ndarray | None = None,
     ) -> Integration:
-        """`integrate` where every sample of a batch has steps of its own."""
-        return integrate_samples(f, y0, ts, algorithm, keep_states=keep_states, event=event)
+        """`integrate` where every sample of a batch has steps of its own, and perhaps a start of its own."""
+        return integrate_samples(f, y0, ts, algorithm, keep_states=keep_states, event=event, starts=starts)
 
     def stepper(
         self, f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm

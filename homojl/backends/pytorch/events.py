@@ -14,7 +14,7 @@ from homojl.backends.pytorch.steps import time_like
 Tensor = torch.Tensor
 StateAt = Callable[[float], Tensor]
 
-_FRACTIONS = tuple(2.0**-k for k in range(24, 0, -1))  # of a step that starts where a condition is zero
+FRACTIONS = tuple(2.0**-k for k in range(24, 0, -1))  # of a step that starts where a condition is zero
 
 
 def changed(before: np.ndarray, after: np.ndarray, direction: int) -> np.ndarray:
@@ -55,7 +55,7 @@ class EventWatch:
         after = self._values(t_next, y_next)
         self._low, self._high, self._end = 0.0, 1.0, (y_next, after)
         if (self._before == 0).any():
-            for fraction in _FRACTIONS:
+            for fraction in FRACTIONS:
                 y = state_at(fraction)
                 values = self._values(t + fraction * h, y)
                 if changed(self._before, values, self._event.direction).any():

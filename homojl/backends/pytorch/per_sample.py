@@ -17,7 +17,7 @@ from homojl.algorithms import AbstractAdaptive, StepMemory
 from homojl.algorithms.step_memory import SMALLEST_CHANGE
 from homojl.backends.base import EventCondition, Integration
 from homojl.backends.pytorch import control
-from homojl.backends.pytorch.events import changed
+from homojl.backends.pytorch.events import FRACTIONS, changed
 from homojl.backends.pytorch.record import Record, Round
 from homojl.backends.pytorch.rows import COMPACT_AT, RowLayout
 from homojl.backends.pytorch.steps import ExplicitStepper, Step, on
@@ -55,6 +55,7 @@ def integrate_samples(
     *,
     keep_states: bool,
     event: EventCondition | None = None,
+    starts: np.ndarray | None = None,
 ) -> Integration:
     """Integrate dy/dt = f(t, y) from y0 at ts[0] and save at ts[1:], under step control of each sample's own.
 
@@ -66,11 +67,12 @@ def integrate_samples(
         keep_states: whether to record the states at which the accepted steps start.
         event: where a sample ends early: its state there is saved at the save times that follow. The condition, of a
             batch, has a row for each of its samples.
+        starts: times from which the samples go on, (B,); None: all from ts[0]. One that starts at the end is done.
 
     Returns:
         The solve; a sample that stopped early has its last accepted state at the save times that it did not reach.
     """
-    return _Batch(f, y0, ts, algorithm, keep_states, event).run()
+    return _Batch(f, y0, ts, algorithm, keep_states, event, starts).run()
 
 
 class _Batch:
@@ -88,6 +90,7 @@ class _Batch:
         algorithm: AbstractAdaptive,
         keep: bool,
         event: EventCondition | None,
+        starts: np.ndarray | None,
     ) -> None:
         count = len(y0)
         self.f, self.algorithm, self.keep, self.event = f, algorithm, keep, event
@@ -103,7 +106,7 @@ class _Batch:
         self.rows: Tensor | None = None
         self.status = np.full(count, None, dtype=object)
         self.going = np.ones(count, dtype=bool)
-        self.t, self.h = np.full(count, self.ts[0]), np.zeros(count)
+        self.t, self.h = np.full(count, self.ts[0]) if starts is None else starts.copy(), np.zeros(count)
         self.ratio = np.zeros(count)  # of the last try
         self.h_old, self.ratio_old = np.full(count, math.nan), np.full(count, math.nan)  # of the last accepted step
         self.ratio_older = np.full(count, math.nan)  # of the one before it, or of the last where it was the first
@@ -114,7 +117,12 @@ class _Batch:
         self.asked = -1  # how many rows were at work when it was last asked whether the others may leave
         self.which = np.full(count, -1)  # of the values of the condition, that changed
         self.before = np.zeros((count, 0)) if event is None else self.values(self.t, self.y)  # the condition's, (B, m)
+        if event is not None and event.passed is not None:
+            (just,) = np.nonzero(np.asarray(event.passed) >= 0)
+            self.before[just, np.asarray(event.passed)[just]] = 0.0
         self.at_events = self.y[:0]  # the states at the events of the last step
+        if starts is not None:
+            self.go_on()
 
     def run(self) -> Integration:
         self.k = k = self.evaluate(on(self.y, self.t), self.y)
@@ -131,6 +139,21 @@ class _Batch:
                 moves = Moves(*(x[live] for x in moves))
                 live = live[live]
             self.advance(moves, live)
+
+    def go_on(self) -> None:
+        """Samples that start later than ts[0] have no states at the save times before, for which their first stand."""
+        self.next_save[:] = np.searchsorted(self.direction * self.ts, self.direction * self.t, side="right")
+        done = self.next_save == len(self.ts)
+        self.status[done], self.going[done] = Status.SUCCESS, False
+        saves, rows = np.nonzero(np.arange(1, len(self.ts))[:, None] < self.next_save)
+        self.hold(saves, rows)
+
+    def hold(self, saves: np.ndarray, rows: np.ndarray) -> None:
+        """Save the present states of rows at save times, numbered after the first."""
+        if len(saves):
+            places = on(self.y, saves * self.saved.shape[1] + self.index[rows])
+            self.saved.view(-1, self.saved.shape[2]).index_copy_(0, places, self.y.index_select(0, on(self.y, rows)))
+            self.held += zip(saves.tolist(), self.index[rows].tolist(), strict=True)
 
     def evaluate(self, t: Tensor, y: Tensor) -> Tensor:
         self.nfe[self.index] += 1
@@ -285,7 +308,11 @@ class _Batch:
         i, direction, before = self.index, self.event.direction, self.before[self.index]
         t_all, ends = self.t[i].copy(), np.full(len(rows), 2.0)
         t_all[rows] = t_next
-        after = self.values(t_all, step.y_next)
+        after, states = self.values(t_all, step.y_next), step.y_next
+        low_all, high_all = np.zeros(len(i)), np.ones(len(i))
+        zero = rows[np.any(before[rows] == 0, axis=1)]
+        if len(zero):
+            states = self.look_inside(zero, step, before, after, low_all, high_all)
         hit = np.zeros(len(i), dtype=bool)
         hit[rows] = np.any(changed(before, after, direction), axis=1)[rows]
         kept = np.setdiff1d(rows, np.flatnonzero(hit))
@@ -293,7 +320,7 @@ class _Batch:
         (at,) = np.nonzero(hit)
         if not len(at):
             return ends
-        low, high, found = np.zeros(len(at)), np.ones(len(at)), step.y_next.index_select(0, on(self.y, at))
+        low, high, found = low_all[at], high_all[at], states.index_select(0, on(self.y, at))
         values = after[at]
         while (high - low).max() > torch.finfo(self.y.dtype).eps:
             middle = (low + high) / 2
@@ -309,6 +336,36 @@ class _Batch:
         self.at_events = found
         ends[np.searchsorted(rows, at)] = high
         return ends
+
+    def look_inside(
+        self, rows: np.ndarray, step: Step, before: np.ndarray, after: np.ndarray, low: np.ndarray, high: np.ndarray
+    ) -> Tensor:
+        """Follow conditions that are zero at the start of a step, as just after an event, through it.
+
+        Args:
+            rows: whose; where an event is found in the step, `after` becomes the values there.
+            before, after: the condition's at the ends of the step, (b, m).
+            low, high: fractions of the step between which an event lies, (b,).
+
+        Returns:
+            The states at `high`.
+        """
+        assert self.event is not None
+        states = step.y_next
+        for fraction in FRACTIONS:
+            inner = self.stepper.rows_inside(step, rows, np.full(len(rows), fraction))
+            times = self.t[self.index].copy()
+            times[rows] = step.t[rows] + fraction * step.h[rows]
+            now = self.values(times, step.y_next.index_copy(0, on(self.y, rows), inner))[rows]
+            over = np.any(changed(before[rows], now, self.event.direction), axis=1)
+            found = rows[over]
+            high[found], after[found] = fraction, now[over]
+            states = states.index_copy(0, on(self.y, found), inner[on(self.y, over)])
+            rows, now = rows[~over], now[~over]
+            low[rows], before[rows] = fraction, np.where(before[rows] == 0, now, before[rows])
+            if not len(rows):
+                break
+        return states
 
     # Samples that end
 
@@ -352,11 +409,7 @@ class _Batch:
             for row in np.flatnonzero(which)
             for save in range(self.next_save[self.index[row]], len(self.ts))
         ]
-        if held:
-            saves, rows = np.array(held).T
-            places = on(self.y, saves * self.saved.shape[1] + self.index[rows])
-            self.saved.view(-1, self.saved.shape[2]).index_copy_(0, places, self.y.index_select(0, on(self.y, rows)))
-            self.held += zip(saves.tolist(), self.index[rows].tolist(), strict=True)
+        self.hold(*np.array(held, dtype=np.int64).reshape(-1, 2).T)
 
     def compact(self, live: np.ndarray) -> None:
         self.index = self.index[live]
