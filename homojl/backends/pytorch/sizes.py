@@ -1,0 +1,290 @@
+"""The sizes of the steps of a joint solve: planned ahead, or chosen by the estimate of the error."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep, ErrorNorm, StepMemory
+from homojl.backends.pytorch import control
+from homojl.backends.pytorch.steppers import stepper_for
+from homojl.backends.pytorch.steps import AbstractStepper, Step, time_like
+from homojl.functions import AbstractField
+from homojl.solution import Status
+
+Tensor = torch.Tensor
+
+
+class Move(NamedTuple):
+    """A step that is to be tried.
+
+    Attributes:
+        h, t_next: its signed size, and where it ends.
+        reached: the time from which the solve goes on: after a jump at its end, the other side of that.
+        jumps: whether there is one.
+    """
+
+    h: float
+    t_next: float
+    reached: float
+    jumps: bool = False
+
+
+class Stop(Exception):
+    """The solve ends early: a status, and advice."""
+
+
+class Planned:
+    """Equal steps from each save time to the next, or those of a grid, all of them accepted."""
+
+    decides = False  # whether steps are tried
+    rejected = 0
+
+    def __init__(self, algorithm: AbstractFixedStep, ts: tuple[float, ...]) -> None:
+        self.algorithm, self._steps = algorithm, _steps_ahead(ts, algorithm)
+        self.t, self.size = ts[0], 0.0
+
+    def start(self, f: AbstractField, y: Tensor) -> Tensor | None:
+        return None
+
+    def propose(self, t: float, next_save: int) -> Move:
+        _, h, t_next = next(self._steps)
+        self.size = h
+        return Move(h, t_next, t_next)
+
+    def accepts(self, step: Step) -> bool:
+        if step.status is not None:
+            raise Stop(
+                step.status, f"{step.reason}; try a smaller step_size" if step.reason else "try a smaller step_size"
+            )
+        return True
+
+    def accepted(self, step: Step, move: Move) -> None:
+        pass
+
+    def describe(self, t: float, accepted: int) -> str:
+        """Where the solve is, for a message."""
+        return f"at t = {t:.6g} after {accepted} steps of {abs(self.size):.2g}"
+
+    def flaw(self, f: AbstractField, ts: tuple[float, ...], states: Sequence[Tensor]) -> str:
+        """Where the states of a solve that has reached its end are not finite; empty: nowhere.
+
+        A state that is not finite leaves none after it that is.
+        """
+        return "" if _all_finite(states[-1:]) else _first_not_finite(f, states[0], ts, self.algorithm)
+
+
+def _steps_ahead(ts: tuple[float, ...], algorithm: AbstractFixedStep) -> Iterator[tuple[float, float, float]]:
+    """Start, size and end of each step."""
+    if algorithm.grid is not None:
+        for t, t_next in itertools.pairwise(algorithm.grid.over(ts)):
+            yield t, t_next - t, t_next
+        return
+    for t0, t1 in itertools.pairwise(ts):
+        # The small allowance keeps 0.3 / 0.1 from becoming four steps.
+        n = 1 if algorithm.step_size is None else max(1, math.ceil(abs(t1 - t0) / algorithm.step_size - 1e-9))
+        h = (t1 - t0) / n
+        for i in range(n):
+            yield t0 + i * h, h, t1 if i == n - 1 else t0 + (i + 1) * h
+
+
+class Controlled:
+    """Steps that the estimate of the error chooses, under PI control.
+
+    Attributes:
+        t: where the first step starts.
+        size: of the step that was tried last, for messages.
+        ratio: of its error to what is tolerated.
+        rejected: steps so far.
+    """
+
+    decides = True
+
+    def __init__(
+        self,
+        algorithm: AbstractErrorControlled,
+        stepper: AbstractStepper,
+        ts: tuple[float, ...],
+        y0: Tensor,
+        norm: ErrorNorm,
+        jumps: Sequence[float],
+    ) -> None:
+        self._algorithm, self._stepper, self._ts, self._norm = algorithm, stepper, ts, norm
+        self._control, self._order = algorithm.step_control, stepper.error_order
+        self._direction = 1.0 if ts[-1] > ts[0] else -1.0
+        dtype = y0.dtype.to_real()
+        self._rtol, self._atol = (
+            torch.as_tensor(x, dtype=dtype, device=y0.device) for x in (algorithm.rtol, algorithm.atol)
+        )
+        self._relative, self._least = bool((self._atol == 0).any()), torch.finfo(dtype).tiny
+        self._abs = self._abs_next = y0.detach().abs()  # of the states at the ends of the step
+        self.t = ts[0]
+        if self.t in jumps:
+            start, end = torch.tensor([self.t, ts[-1]], dtype=dtype)
+            self.t = torch.nextafter(start, end).item()
+        self._jumps = _sides_of(jumps, self.t, ts[-1], dtype)
+        self.size = self.ratio = 0.0
+        self.rejected = self._accepted = 0
+        self._h = self._wanted = 0.0  # the size to try next, and that of the last try before it was cut short
+        self._lands = False
+        # Of the last accepted step its size and error ratio, and the error ratio of the one before it.
+        self._before: tuple[float, float, float] | None = None
+
+    def start(self, f: AbstractField, y: Tensor) -> Tensor:
+        """Choose the first step; the derivative at the start."""
+        if self.t != self._ts[0]:
+            f.forget()
+        first = f(time_like(self.t, y), y)
+        given = self._algorithm.first_step
+        assert not isinstance(given, StepMemory), "with_first_step() puts a number in its place"
+        self._h = self._direction * (self._estimated(f, y.detach(), first.detach()) if given is None else given)
+        if math.isnan(self._h):
+            raise Stop(Status.DIVERGED, "the initial state or the field's value there has NaN or infinity in it", first)
+        return first
+
+    @torch.no_grad()
+    def _estimated(self, f: AbstractField, y: Tensor, k: Tensor) -> float:
+        scale = (y.abs() * self._rtol).add_(self._atol).clamp_min_(self._least)
+
+        def probe(size: np.ndarray) -> Tensor:
+            h0 = self._direction * float(size[0])
+            return f(time_like(self.t + h0, y), torch.add(y, k, alpha=h0))
+
+        def measure(x: Tensor) -> np.ndarray:
+            return np.array([self._measured(x / scale)])
+
+        return float(control.first_sizes(measure, probe, y, k, abs(self._ts[-1] - self.t), self._algorithm.order)[0])
+
+    def propose(self, t: float, next_save: int) -> Move:
+        algorithm, least = self._algorithm, self._control.floor
+        if self._accepted + self.rejected >= algorithm.max_steps:
+            advice = f"raise max_steps (now {algorithm.max_steps}), {self._stepper.last_resort}"
+            raise Stop(Status.MAX_STEPS, advice)
+        # Without a continuous extension the steps have to end on every save time.
+        target = self._ts[-1] if self._stepper.interpolates else self._ts[next_save]
+        jumps = bool(self._jumps) and (target - self._jumps[-1][0]) * self._direction > 0
+        if jumps:
+            target = self._jumps[-1][0]
+        h = math.copysign(min(max(abs(self._h), least), algorithm.max_step), self._h)
+        self._wanted, self.size = h, h
+        self._lands = abs(h) >= abs(target - t) * (1 - 1e-12)
+        if not self._lands:
+            if abs(h) <= max(algorithm.min_step, 8 * math.ulp(t)):
+                raise self._too_small()
+            return Move(h, t + h, t + h)
+        self.size = target - t
+        return Move(target - t, target, self._jumps[-1][1] if jumps else target, jumps)
+
+    def _too_small(self) -> Stop:
+        if self._reason:
+            return Stop(Status.STEP_TOO_SMALL, f"{self._reason}; {self._stepper.last_resort}")
+        if not math.isfinite(self.ratio):
+            return Stop(Status.DIVERGED, "the field returns NaN or infinity near this state; look at it there")
+        return Stop(Status.STEP_TOO_SMALL, self._stepper.last_resort)
+
+    _reason = ""
+
+    def accepts(self, step: Step) -> bool:
+        """Whether the step's error is tolerated; else the next one is shorter."""
+        self._reason = step.reason
+        self.ratio = ratio = step.ratio if step.ratio is not None else self._error_ratio(step)
+        if ratio <= 1.0:
+            return True
+        floor = self._control.floor
+        if abs(step.h) <= floor:
+            if not math.isfinite(ratio):
+                raise Stop(Status.DIVERGED, "the field returns NaN or infinity in a step of the controller's floor")
+            return True
+        self.rejected += 1
+        self._h = control.after_rejection(step.h, ratio, self._order, self._control)
+        return False
+
+    def _error_ratio(self, step: Step) -> float:
+        if torch.is_grad_enabled():
+            with torch.no_grad():
+                return self._error_ratio(step)
+        if step.status is not None:
+            return math.nan
+        self._abs_next = step.y_next.abs()
+        scale = torch.addcmul(self._atol, torch.maximum(self._abs, self._abs_next), self._rtol)
+        if self._relative:  # where state and error are zero, the error is none
+            scale.clamp_min_(self._least)
+        error = self._stepper.error(step) if step.error is None else step.error
+        return self._measured(error / scale)
+
+    def _measured(self, x: Tensor) -> float:
+        """The norm of a state in units of the tolerance: the only place where the host waits for the device."""
+        norm = self._norm
+        if norm.function is not None:
+            return float(norm.function(x))
+        if norm.parts is None:
+            return torch.linalg.vector_norm(x).item() / math.sqrt(x.numel())
+        parts = [torch.linalg.vector_norm(x[i:j]) / math.sqrt(j - i) for i, j in norm.parts]
+        return max(torch.stack(parts).tolist())
+
+    def accepted(self, step: Step, move: Move) -> None:
+        """Choose the size of the step after this one."""
+        h, ratio, order = step.h, self.ratio, self._order
+        self._accepted += 1
+        self._abs = self._abs_next
+        if self._before is None:
+            self._h = control.after_first(h, ratio, order, self._control)
+        else:
+            self._h = control.after_step(h, ratio, *self._before, order, self._control)
+        bounded = max(ratio, control.LEAST_RATIO)
+        self._before = None if move.jumps else (h, bounded, bounded if self._before is None else self._before[1])
+        if move.jumps:
+            self._jumps.pop()
+        if self._lands and abs(self._h) < abs(self._wanted):
+            self._h = self._wanted  # a step cut short to end on a save time says nothing against the size before it
+
+    def describe(self, t: float, accepted: int) -> str:
+        """Where the solve is, for a message."""
+        counts = f"at t = {t:.6g} after {accepted} accepted and {self.rejected} rejected steps"
+        return f"{counts}, step {abs(self.size):.2g}"
+
+    def flaw(self, f: AbstractField, ts: tuple[float, ...], states: Sequence[Tensor]) -> str:
+        """As of planned steps: every step of these has been looked at."""
+        return ""
+
+
+def _sides_of(jumps: Sequence[float], t0: float, t1: float, dtype: torch.dtype) -> list[tuple[float, float]]:
+    """The last time before and the first time after each jump after t0 up to t1, the next jump last.
+
+    Times as the field can tell them apart, so that each step sees one side alone whichever side the jump itself is on.
+    """
+    ahead = sorted((s for s in jumps if t0 < s <= t1 or t0 > s >= t1), reverse=t1 > t0)
+    times = torch.tensor([ahead, [t0] * len(ahead), [t1] * len(ahead)], dtype=dtype)
+    before, after = torch.nextafter(times[0], times[1]), torch.nextafter(times[0], times[2])
+    return list(zip(before.tolist(), after.tolist(), strict=True))
+
+
+def _all_finite(states: Sequence[Tensor]) -> bool:
+    return all(torch.stack([torch.isfinite(y.detach()).all() for y in states]).tolist())
+
+
+@torch.no_grad()
+def _first_not_finite(f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractFixedStep) -> str:
+    """Where equal steps are first not finite, for a message: they are taken again, each looked at."""
+    stepper, y, first = stepper_for(algorithm), y0, None
+    for count, (t, h, _) in enumerate(_steps_ahead(ts, algorithm)):
+        step = stepper.step(f, t, h, y, first)
+        if not _all_finite([step.y_next]):
+            return f"at t = {t:.6g} after {count} steps of {abs(h):.2g}{which_sample([y, *step.ks, step.y_next])}"
+        y, first = step.y_next, stepper.carried(step)
+    return f"at t = {ts[-1]:.6g}, though not when the steps were taken again"
+
+
+def which_sample(tensors: Sequence[Tensor]) -> str:
+    """In which row of a batch something is not finite, for a message."""
+    if tensors[0].ndim < 2:
+        return ""
+    bad = torch.stack([~torch.isfinite(x.detach()).flatten(1).all(1) for x in tensors]).any(0)
+    rows = bad.nonzero().flatten().tolist()
+    others = f" and {len(rows) - 1} more" if len(rows) > 1 else ""
+    return f", sample {rows[0]}{others}" if rows else ""
