@@ -17,8 +17,8 @@ from homojl.algorithms import AbstractAdaptive, StepMemory
 from homojl.algorithms.step_memory import SMALLEST_CHANGE
 from homojl.backends.base import EventCondition, Integration
 from homojl.backends.pytorch import control
-from homojl.backends.pytorch.events import FRACTIONS, changed
 from homojl.backends.pytorch.record import Record, Round
+from homojl.backends.pytorch.row_events import RowEvents
 from homojl.backends.pytorch.rows import COMPACT_AT, RowLayout
 from homojl.backends.pytorch.steps import ExplicitStepper, Step, on
 from homojl.errors import ConfigError
@@ -93,7 +93,7 @@ class _Batch:
         starts: np.ndarray | None,
     ) -> None:
         count = len(y0)
-        self.f, self.algorithm, self.keep, self.event = f, algorithm, keep, event
+        self.f, self.algorithm, self.keep = f, algorithm, keep
         self.stepper = ExplicitStepper(algorithm.explicit_tableau)
         self.ts, self.direction = np.array(ts), 1.0 if ts[-1] > ts[0] else -1.0
         self.y0, self.layout = y0, RowLayout(y0)
@@ -115,12 +115,16 @@ class _Batch:
         self.opening = np.full(count, math.nan)  # the first step, then what the second says of it
         self.started = f.calls
         self.asked = -1  # how many rows were at work when it was last asked whether the others may leave
+        self.events: RowEvents | None = None
         self.which = np.full(count, -1)  # of the values of the condition, that changed
-        self.before = np.zeros((count, 0)) if event is None else self.values(self.t, self.y)  # the condition's, (B, m)
-        if event is not None and event.passed is not None:
-            (just,) = np.nonzero(np.asarray(event.passed) >= 0)
-            self.before[just, np.asarray(event.passed)[just]] = 0.0
-        self.at_events = self.y[:0]  # the states at the events of the last step
+        if event is not None:
+            condition = event.condition
+
+            def values(t: np.ndarray, y: Tensor) -> Tensor:
+                return condition(self.field_times(t), self.layout.unflatten(y), self.rows)
+
+            self.events = RowEvents(event, self.stepper, values, self.t, self.y)
+            self.which = self.events.which
         if starts is not None:
             self.go_on()
 
@@ -216,8 +220,8 @@ class _Batch:
         self.rejected[i[bad]] += 1
         happened = self.accept(good, moves, step) if good.any() else bad & False
         y_next = step.y_next
-        if happened.any():  # those rows stay at their events
-            y_next = y_next.index_copy(0, on(y, np.flatnonzero(happened)), self.at_events)
+        if self.events is not None and happened.any():  # those rows stay at their events
+            y_next = y_next.index_copy(0, on(y, np.flatnonzero(happened)), self.events.states)
         self.y = y_next if good.all() else torch.where(on(y, good)[:, None], y_next, y)
         carried = self.stepper.carried(step)
         if carried is not None:
@@ -245,8 +249,8 @@ class _Batch:
         )
         happened = np.zeros(len(good), dtype=bool)
         ends = np.ones(len(rows))  # the fraction of each step at which its sample is from now on
-        if self.event is not None:
-            ends = self.events(rows, t_next, step)
+        if self.events is not None:
+            ends = self.events.within(self.index, rows, t_next, step)
             happened[rows] = ends < 2.0
             t_next = np.where(ends < 2.0, t + ends * h, t_next)
         reached = np.searchsorted(self.direction * self.ts, self.direction * t_next, side="right")
@@ -288,84 +292,6 @@ class _Batch:
         self.ratio_older[i] = np.where(first, bounded, self.ratio_old[i])
         self.h_old[i], self.ratio_old[i] = h, bounded
         self.accepted[i] += 1
-
-    # Events
-
-    def values(self, t: np.ndarray, y: Tensor) -> np.ndarray:
-        """The values of the condition at all rows, (b, m)."""
-        assert self.event is not None
-        values = self.event.condition(self.field_times(t), self.layout.unflatten(y), self.rows)
-        if values.ndim == 0 or len(values) != len(y):
-            raise ConfigError(
-                "with batch='per-sample' an event's condition has a row for each sample: got shape "
-                f"{tuple(values.shape)} for {len(y)} samples"
-            )
-        return values.reshape(len(y), -1).to("cpu", torch.float64).numpy().copy()
-
-    def events(self, rows: np.ndarray, t_next: np.ndarray, step: Step) -> np.ndarray:
-        """The fractions of the steps of some rows at which events took place, to rounding, (b,); 2 where none did."""
-        assert self.event is not None
-        i, direction, before = self.index, self.event.direction, self.before[self.index]
-        t_all, ends = self.t[i].copy(), np.full(len(rows), 2.0)
-        t_all[rows] = t_next
-        after, states = self.values(t_all, step.y_next), step.y_next
-        low_all, high_all = np.zeros(len(i)), np.ones(len(i))
-        zero = rows[np.any(before[rows] == 0, axis=1)]
-        if len(zero):
-            states = self.look_inside(zero, step, before, after, low_all, high_all)
-        hit = np.zeros(len(i), dtype=bool)
-        hit[rows] = np.any(changed(before, after, direction), axis=1)[rows]
-        kept = np.setdiff1d(rows, np.flatnonzero(hit))
-        self.before[i[kept]] = after[kept]
-        (at,) = np.nonzero(hit)
-        if not len(at):
-            return ends
-        low, high, found = low_all[at], high_all[at], states.index_select(0, on(self.y, at))
-        values = after[at]
-        while (high - low).max() > torch.finfo(self.y.dtype).eps:
-            middle = (low + high) / 2
-            states = self.stepper.rows_inside(step, at, middle)
-            t_all[at] = step.t[at] + middle * step.h[at]
-            now = self.values(t_all, step.y_next.index_copy(0, on(self.y, at), states))[at]
-            over: np.ndarray = np.any(changed(before[at], now, direction), axis=1)
-            found = torch.where(on(self.y, over)[:, None], states, found)
-            values = np.where(over[:, None], now, values)
-            high, low = np.where(over, middle, high), np.where(over, low, middle)
-        which = changed(before[at], values, direction).argmax(1)
-        self.which[i[at]] = np.where(np.isnan(values[np.arange(len(at)), which]), -1, which)
-        self.at_events = found
-        ends[np.searchsorted(rows, at)] = high
-        return ends
-
-    def look_inside(
-        self, rows: np.ndarray, step: Step, before: np.ndarray, after: np.ndarray, low: np.ndarray, high: np.ndarray
-    ) -> Tensor:
-        """Follow conditions that are zero at the start of a step, as just after an event, through it.
-
-        Args:
-            rows: whose; where an event is found in the step, `after` becomes the values there.
-            before, after: the condition's at the ends of the step, (b, m).
-            low, high: fractions of the step between which an event lies, (b,).
-
-        Returns:
-            The states at `high`.
-        """
-        assert self.event is not None
-        states = step.y_next
-        for fraction in FRACTIONS:
-            inner = self.stepper.rows_inside(step, rows, np.full(len(rows), fraction))
-            times = self.t[self.index].copy()
-            times[rows] = step.t[rows] + fraction * step.h[rows]
-            now = self.values(times, step.y_next.index_copy(0, on(self.y, rows), inner))[rows]
-            over = np.any(changed(before[rows], now, self.event.direction), axis=1)
-            found = rows[over]
-            high[found], after[found] = fraction, now[over]
-            states = states.index_copy(0, on(self.y, found), inner[on(self.y, over)])
-            rows, now = rows[~over], now[~over]
-            low[rows], before[rows] = fraction, np.where(before[rows] == 0, now, before[rows])
-            if not len(rows):
-                break
-        return states
 
     # Samples that end
 
