@@ -21,7 +21,7 @@ from homojl.data import dataset_info
 from homojl.models import count_parameters, create_model, model_class
 from homojl.models.settings import MODELS, PRESET_PARAMETERS
 from homojl.precision import PRECISIONS
-from homojl.results.plots import FORMATS
+from homojl.results import style
 from homojl.solving import BATCHES as SOLVED_BATCHES
 from homojl.training import ExperimentConfig, Run
 from homojl.training.config import preset_names, read_preset
@@ -222,7 +222,7 @@ def test_the_names_are_those_of_what_they_name():
     assert tuple(ODE_ADJOINTS) == ODE_NAMES
     assert tuple(FIXED_POINT_ADJOINTS) == FIXED_POINT_NAMES
     assert set(TRAINING_PRECISIONS) < set(PRECISIONS)
-    assert FIGURE_FORMATS == FORMATS
+    assert tuple(style._OPTIONS) == FIGURE_FORMATS
 
 
 @pytest.mark.parametrize("name", MODELS)

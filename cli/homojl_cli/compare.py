@@ -86,10 +86,9 @@ def command(
     )
     plan.check()
 
-    from homojl.comparison.publish import publish
     from homojl.comparison.record import collect
+    from homojl.comparison.report import plain_tables, publish
     from homojl.comparison.runner import run_all
-    from homojl.comparison.table import plain_table
 
     say = (lambda _: None) if quiet else (lambda line: print(line, flush=True))
     budget = f"{epochs} epochs" if seconds is None else f"{seconds:g} s of training"
@@ -102,7 +101,7 @@ def command(
         sys.exit(130)
     comparison = collect(plan)
     publish(comparison, command=sys.argv)
-    print(plain_table(comparison), end="")
+    print(plain_tables(comparison), end="")
     print(plan.folder)
     if any(run.status == "broken off" for run in comparison.runs):
         sys.exit(1)

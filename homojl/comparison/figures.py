@@ -5,18 +5,16 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from homojl.comparison.record import Comparison, Row, RunResult, training_seconds
-from homojl.results.plots import DASHES, PALETTE, log_axis, new_figure, style, write_figures
+from homojl.results.style import legend_beside, log_axis, look, new_figure, percent_axis, write_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
-
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 
 CAPTIONS: dict[str, tuple[str, str]] = {
     "learning_curves": (
@@ -45,15 +43,7 @@ CAPTIONS: dict[str, tuple[str, str]] = {
 
 
 def draw_comparison(comparison: Comparison, folder: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
-    """Draw every figure that the comparison has the data for, each file whole or not at all.
-
-    Returns:
-        The files, a figure's formats in the order given.
-
-    Raises:
-        ConfigError: matplotlib is missing, or an unknown format.
-        DataError: a file cannot be written.
-    """
+    """Draw every figure that the comparison has the data for, as `write_figures`."""
     if comparison.first is None:
         return []
     drawers = {"learning_curves": _learning_curves, "evaluations": _evaluations, "accuracy_and_cost": _cost}
@@ -68,30 +58,14 @@ def draw_comparison(comparison: Comparison, folder: str | Path, formats: Sequenc
 
 def _drawn(stem: str, draw: Callable[[Comparison, Figure], None], comparison: Comparison) -> Figure:
     plan = comparison.plan
-    with style():
-        figure = new_figure(f"{CAPTIONS[stem][0]}: {plan.experiment.title} on {Path(plan.dataset).stem}")
-        figure.set_size_inches(12, 5)
+    title = f"{CAPTIONS[stem][0]}: {plan.experiment.title} on {Path(plan.dataset).stem}"
+    with new_figure(title, (12, 5)) as figure:
         draw(comparison, figure)
     return figure
 
 
-def _look(place: int) -> dict[str, Any]:
-    """Of the row at a place: colour and marker repeat after 7 rows, together with another dash."""
-    return {
-        "color": PALETTE[place % len(PALETTE)],
-        "marker": _MARKERS[place % len(_MARKERS)],
-        "linestyle": DASHES[place // len(PALETTE) % len(DASHES)],
-    }
-
-
 def _finished(comparison: Comparison) -> list[tuple[int, Row]]:
     return [(place, row) for place, row in enumerate(comparison.rows) if row.finished]
-
-
-def _legend(figure: Figure, axes: Axes) -> None:
-    """One legend for all panels, beside them."""
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center")
 
 
 def _curves(comparison: Comparison, figure: Figure, panels: dict[str, str]) -> list[Axes]:
@@ -107,19 +81,15 @@ def _curves(comparison: Comparison, figure: Figure, panels: dict[str, str]) -> l
                 y = np.array([m[metric] for m in run.known.metrics], dtype=float)
                 x, y = x[np.isfinite(y)], y[np.isfinite(y)]  # a time budget does not validate at every line
                 name = row.label if number == 0 else None
-                axes.plot(x, y, **_look(place), markevery=max(1, len(x) // 6), linewidth=1.6, markersize=5, label=name)
+                axes.plot(x, y, **look(place), markevery=max(1, len(x) // 6), linewidth=1.6, markersize=5, label=name)
         axes.set_xlabel("training time [s]" if timed else "epoch")
         axes.set_ylabel(label)
         axes.margins(y=0.08)
         axes.set_xlim(0, 1.05 * axes.dataLim.x1)
         if not timed:
             axes.xaxis.set_major_locator(MaxNLocator(nbins=8, integer=True))
-    _legend(figure, all_axes[0])
+    legend_beside(figure, all_axes[0])
     return all_axes
-
-
-def _percent(axes: Axes) -> None:
-    axes.yaxis.set_major_formatter(lambda value, _: f"{100 * value:.4g}")
 
 
 def _learning_curves(comparison: Comparison, figure: Figure) -> None:
@@ -127,7 +97,7 @@ def _learning_curves(comparison: Comparison, figure: Figure) -> None:
         comparison, figure, {"train_loss": "training cross-entropy [nat]", "val_accuracy": "validation accuracy [%]"}
     )
     loss.set_ylim(0, 1.08 * loss.dataLim.y1)
-    _percent(accuracy)
+    percent_axis(accuracy.yaxis)
 
 
 def _evaluations(comparison: Comparison, figure: Figure) -> None:
@@ -144,14 +114,12 @@ def _cost(comparison: Comparison, figure: Figure) -> None:
     ):
         for place, row in _finished(comparison):
             x = [factor * value for value in row.values(quantity)]
-            axes.plot(
-                x, row.values("test_accuracy"), **_look(place) | {"linestyle": "none"}, markersize=9, label=row.label
-            )
+            axes.plot(x, row.values("test_accuracy"), **look(place, linestyle="none"), markersize=9, label=row.label)
         axes.set_xlabel(label)
         axes.set_xlim(0, 1.1 * axes.get_xlim()[1])
     panels[0].set_ylabel("test accuracy [%]")
-    _percent(panels[0])
-    _legend(figure, panels[0])
+    percent_axis(panels[0].yaxis)
+    legend_beside(figure, panels[0])
 
 
 def _variation(comparison: Comparison, figure: Figure) -> None:
@@ -177,9 +145,9 @@ def _variation(comparison: Comparison, figure: Figure) -> None:
             axes.set_xscale("log")
             axes.minorticks_off()
         axes.set_xticks(values, [f"{value:g}" for value in values])
-    _percent(accuracy)
+    percent_axis(accuracy.yaxis)
     work.set_ylim(bottom=0)
-    _legend(figure, accuracy)
+    legend_beside(figure, accuracy)
 
 
 def _measurements(comparison: Comparison, figure: Figure) -> None:
@@ -206,16 +174,15 @@ def _measurements(comparison: Comparison, figure: Figure) -> None:
     time.set_yscale("log")
     log_axis(time.yaxis)
     work.set_ylim(bottom=0)
-    _legend(figure, time)
+    legend_beside(figure, time)
 
 
 def _through_means(axes: Axes, points: list[tuple[float, float]], place: int, label: str) -> None:
     """A dot for each point, and a line through the mean at each x."""
     if not points:
         return
-    look = _look(place)
     x = np.array([point[0] for point in points], dtype=float)
     y = np.array([point[1] for point in points], dtype=float)
     at = np.unique(x)
-    axes.plot(at, [y[x == value].mean() for value in at], **look, label=label)
-    axes.plot(x, y, **look | {"linestyle": "none"}, markersize=4, alpha=0.6)
+    axes.plot(at, [y[x == value].mean() for value in at], **look(place), label=label)
+    axes.plot(x, y, **look(place, linestyle="none"), markersize=4, alpha=0.6)

@@ -12,8 +12,10 @@ from homojl.comparison.plan import Plan, PlannedRun
 from homojl.comparison.runner import last_line
 from homojl.errors import DataError
 from homojl.parsing import parse_json, read_text
+from homojl.results.facts import highest
 from homojl.results.hdf5 import read_results
 from homojl.results.records import Evaluation, RunRecord, metrics_row
+from homojl.results.schema import Column
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,21 +50,6 @@ class RunResult:
         return self.known.evaluation
 
 
-@dataclass(frozen=True)
-class Quantity:
-    """One number of a finished run.
-
-    Attributes:
-        unit: "1" where it has none.
-        description: one sentence.
-        of: computes it; NaN where there is none.
-    """
-
-    unit: str
-    description: str
-    of: Callable[[RunResult], float]
-
-
 MEASURED = {
     **{"name": str, "algorithm": str, "batch_size": int, "images": int},
     **{"accuracy": float, "nfe": float, "seconds": float, "failed_solves": int},
@@ -74,53 +61,59 @@ def _last(key: str) -> Callable[[RunResult], float]:
     return lambda run: run.known.metrics[-1][key] if run.known.metrics else math.nan
 
 
-QUANTITIES: dict[str, Quantity] = {
-    "parameters": Quantity("1", "trained parameters, the initial point not counted", lambda r: r.known.parameters),
-    "test_accuracy": Quantity("1", "fraction of the test set classified correctly", lambda r: r.answers.accuracy),
-    "test_loss": Quantity("nat", "mean cross-entropy on the test set", lambda r: r.answers.loss),
-    "test_nfe": Quantity(
+QUANTITIES: dict[str, Column] = {
+    "parameters": Column("1", "trained parameters, the initial point not counted", of=lambda r: r.known.parameters),
+    "test_accuracy": Column("1", "fraction of the test set classified correctly", of=lambda r: r.answers.accuracy),
+    "test_loss": Column("nat", "mean cross-entropy on the test set", of=lambda r: r.answers.loss),
+    "test_nfe": Column(
         "evaluations",
         "mean evaluations of the field per forward pass on the test set",
-        lambda r: float(r.answers.nfe.mean()),
+        of=lambda r: float(r.answers.nfe.mean()),
     ),
-    "inference_seconds": Quantity(
+    "inference_seconds": Column(
         "s",
         "wall time of the forward passes on the test set, per image",
-        lambda r: r.answers.seconds / len(r.answers.labels),
+        of=lambda r: r.answers.seconds / len(r.answers.labels),
     ),
-    "failed_solves": Quantity(
+    "failed_solves": Column(
         "solves",
         "solves on the test set that did not reach their end",
-        lambda r: float(sum(n for status, n in r.answers.status.items() if status != "SUCCESS")),
+        of=lambda r: float(sum(n for status, n in r.answers.status.items() if status != "SUCCESS")),
     ),
-    "nfe_forward": Quantity(
-        "evaluations", "mean evaluations of the field per training forward pass at the end", _last("nfe_forward")
+    "nfe_forward": Column(
+        "evaluations", "mean evaluations of the field per training forward pass at the end", of=_last("nfe_forward")
     ),
-    "nfe_backward": Quantity(
+    "nfe_backward": Column(
         "evaluations",
         "mean vector-Jacobian products of the field per training backward pass at the end",
-        _last("nfe_backward"),
+        of=_last("nfe_backward"),
     ),
-    "nfe_recomputed": Quantity(
+    "nfe_recomputed": Column(
         "evaluations",
         "mean evaluations of the field that a backward pass repeats or adds, at the end",
-        _last("nfe_recomputed"),
+        of=_last("nfe_recomputed"),
     ),
-    "val_accuracy": Quantity(
+    "val_accuracy": Column(
         "1",
         "highest fraction of the validation split classified correctly",
-        lambda r: max(
-            (m["val_accuracy"] for m in r.known.metrics if not math.isnan(m["val_accuracy"])), default=math.nan
-        ),
+        of=lambda r: highest(r.known.metrics, "val_accuracy"),
     ),
-    "peak_memory": Quantity(
+    "peak_memory": Column(
         "MiB",
         "largest resident memory of the run's process in training and validation, on a GPU allocated memory",
-        _last("peak_memory"),
+        of=_last("peak_memory"),
     ),
-    "train_seconds": Quantity("s", "training time", lambda r: (training_seconds(r) or [math.nan])[-1]),
-    "epochs": Quantity("1", "passes over the training images", _last("epoch")),
+    "train_seconds": Column("s", "training time", of=lambda r: (training_seconds(r) or [math.nan])[-1]),
+    "epochs": Column("1", "passes over the training images", of=_last("epoch")),
 }
+"""Numbers of a run: each takes a run that has finished."""
+
+
+def quantity(run: RunResult, name: str) -> float:
+    """One of `QUANTITIES`; NaN where the run has not finished."""
+    take = QUANTITIES[name].of
+    assert take is not None, name
+    return math.nan if run.record is None else float(take(run))
 
 
 def training_seconds(run: RunResult) -> list[float]:
@@ -146,18 +139,18 @@ class Row:
     def finished(self) -> list[RunResult]:
         return [run for run in self.runs if run.record is not None]
 
-    def values(self, quantity: str) -> list[float]:
+    def values(self, name: str) -> list[float]:
         """Of the finished runs."""
-        return [QUANTITIES[quantity].of(run) for run in self.finished]
+        return [quantity(run, name) for run in self.finished]
 
-    def mean(self, quantity: str) -> float:
+    def mean(self, name: str) -> float:
         """Over the finished runs; NaN without any."""
-        values = self.values(quantity)
+        values = self.values(name)
         return statistics.fmean(values) if values else math.nan
 
-    def sd(self, quantity: str) -> float:
+    def sd(self, name: str) -> float:
         """The standard deviation over seeds, with n - 1; NaN for fewer than two runs."""
-        values = self.values(quantity)
+        values = self.values(name)
         return statistics.stdev(values) if len(values) > 1 else math.nan
 
 

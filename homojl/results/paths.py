@@ -1,4 +1,4 @@
-"""What zero paths show: how far apart two of them lie, and figures of them and of trajectories read as such."""
+"""Distances between zero paths, and figures of them and of trajectories read as such."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from homojl.results.plots import PALETTE, new_figure, style, write_figures
+from homojl.results.style import DASHES, PALETTE, legend_beside, look, new_figure, write_figures
 from homojl.solution import PathSolution
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
     from homojl.correspondence import Correspondence
 
-_DASHES = ("-", "--", ":")
-_ELEMENTS = len(_DASHES)  # of a state; of a larger one the distance from the end is drawn
+_ELEMENTS = 3  # of a state; of a larger one the distance from the end is drawn
 
 
 def points_of(path: PathSolution) -> np.ndarray:
@@ -46,20 +46,13 @@ def _farthest(points: np.ndarray, line: np.ndarray) -> float:
 def draw_paths(
     paths: Mapping[str, PathSolution], folder: str | Path, *, title: str, formats: Sequence[str] = ("png", "svg")
 ) -> list[Path]:
-    """Draw zero paths of one problem, `path.png` and so on: the state as lambda deforms it, and lambda along the path.
+    """Draw zero paths of one problem as `path.png` and so on, as `write_figures`.
+
+    Left the state as lambda deforms it, right lambda along the path.
 
     Args:
-        paths: by what they are called, such as "v = 5".
-        folder: made where it does not exist.
+        paths: by name, such as "v = 5".
         title: above both.
-        formats: "png", "svg", "pdf".
-
-    Returns:
-        The files.
-
-    Raises:
-        ConfigError: matplotlib is missing, or an unknown format.
-        DataError: a file cannot be written.
     """
     return write_figures({"path": lambda: _figure_of(paths, title)}, folder, formats)
 
@@ -72,60 +65,47 @@ def draw_correspondence(
     names: Sequence[str] | None = None,
     formats: Sequence[str] = ("png", "svg"),
 ) -> list[Path]:
-    """Draw trajectories read as zero paths, `correspondence.png` and so on.
+    """Draw trajectories read as zero paths as `correspondence.png` and so on, as `write_figures`.
 
     Lambda(s), v(s), and the residual of H = 0; where that is zero by construction, how far f(z(s)) is from the output.
 
     Args:
         read: what `homojl.correspondence.recover` found.
-        folder: made where it does not exist.
         title: above all.
         names: of the samples, for the legend; None: their positions.
-        formats: "png", "svg", "pdf".
-
-    Returns:
-        The files.
-
-    Raises:
-        ConfigError: matplotlib is missing, or an unknown format.
-        DataError: a file cannot be written.
     """
     names = [f"sample {i}" for i in range(read.lambdas.shape[1])] if names is None else names
     return write_figures({"correspondence": lambda: _correspondence_figure(read, names, title)}, folder, formats)
 
 
 def _correspondence_figure(read: Correspondence, names: Sequence[str], title: str) -> Figure:
-    with style():
-        figure = new_figure(title)
-        figure.set_size_inches(14, 4.6)
+    with new_figure(title, (14, 4.6)) as figure:
         table, speed, missed = figure.subplots(1, 3)
         s, given = read.s.numpy(), bool((read.residuals.nan_to_num() > 1e-9).any())
         for i, name in enumerate(names):
-            look = {"color": PALETTE[i % len(PALETTE)], "linestyle": _DASHES[i // len(PALETTE) % len(_DASHES)]}
-            table.plot(s, read.lambdas[:, i].numpy(), **look, linewidth=_width(i, len(names)))
-            speed.plot(s, read.velocities[:, i].numpy(), label=name, **look)
+            line = look(i, marker="")
+            table.plot(s, read.lambdas[:, i].numpy(), **line, linewidth=_width(i, len(names)))
+            speed.plot(s, read.velocities[:, i].numpy(), label=name, **line)
             if given:
-                missed.plot(s[1:], read.residuals[1:, i].numpy(), **look)
+                missed.plot(s[1:], read.residuals[1:, i].numpy(), **line)
             else:
                 off = (read.targets[:, i] - read.states[-1, i]).flatten(1).norm(dim=1)
-                missed.plot(s, (off / (read.states[-1, i] - read.states[0, i]).norm()).numpy(), **look)
+                missed.plot(s, (off / (read.states[-1, i] - read.states[0, i]).norm()).numpy(), **line)
         table.set_title("how far the problem is deformed")
         table.set_ylabel("λ(s)")
         speed.set_title("how fast the path is followed")
         speed.set_ylabel("v(s)")
-        missed.set_title("what of the way no λ explains" if given else "the equilibrium map on the way")
+        missed.set_title("residual that no λ removes" if given else "the equilibrium map along the trajectory")
         missed.set_ylabel("‖H‖ / ‖z − z0‖" if given else "‖f(z(s)) − z(1)‖ / ‖z(1) − z0‖")
         for axes in (table, speed, missed):
             axes.set_xlabel("s")
             axes.set_ylim(0, 1.05 * axes.get_ylim()[1])
-        figure.legend(*speed.get_legend_handles_labels(), loc="outside right center")
-        return figure
+        legend_beside(figure, speed)
+    return figure
 
 
 def _figure_of(paths: Mapping[str, PathSolution], title: str) -> Figure:
-    with style():
-        figure = new_figure(title)
-        figure.set_size_inches(11, 4.8)
+    with new_figure(title, (11, 4.8)) as figure:
         state, along = figure.subplots(1, 2)
         for i, (name, path) in enumerate(paths.items()):
             points, color = points_of(path), PALETTE[i % len(PALETTE)]
@@ -133,26 +113,12 @@ def _figure_of(paths: Mapping[str, PathSolution], title: str) -> Figure:
             width = _width(i, len(paths))
             if z.shape[1] <= _ELEMENTS:
                 for element in range(z.shape[1]):
-                    state.plot(lambdas, z[:, element], _DASHES[element], color=color, linewidth=width)
+                    state.plot(lambdas, z[:, element], DASHES[element], color=color, linewidth=width)
             else:
                 state.plot(lambdas, np.linalg.norm(z - z[-1], axis=1), color=color, linewidth=width)
             along.plot(path.s.numpy(), lambdas, color=color, label=name, linewidth=min(width, 4))
             along.plot(path.s[-1:].numpy(), lambdas[-1:], "o", color=color)
-        first = points_of(next(iter(paths.values())))
-        if first.shape[1] - 1 <= _ELEMENTS:
-            for element in range(first.shape[1] - 1):
-                state.plot(0, first[0, element], "o", color="black", markerfacecolor="white", zorder=3)
-                state.plot(first[-1, -1], first[-1, element], "o", color="black", zorder=3)
-                state.annotate(
-                    f"z{element + 1}" if first.shape[1] > 2 else "",
-                    (first[-1, -1], first[-1, element]),
-                    xytext=(8, 0),
-                    textcoords="offset points",
-                    va="center",
-                )
-            state.set_ylabel("elements of z" if first.shape[1] > 2 else "z")
-        else:
-            state.set_ylabel("distance of z from the end")
+        _mark_ends(state, points_of(next(iter(paths.values()))))
         state.set_xlabel("λ")
         state.set_title("the state as λ deforms the problem")
         along.set_xlabel("s")
@@ -160,7 +126,22 @@ def _figure_of(paths: Mapping[str, PathSolution], title: str) -> Figure:
         along.set_title("λ along the path")
         along.axhline(1, color="black", linewidth=1, linestyle=":")
         along.legend(loc="lower right")
-        return figure
+    return figure
+
+
+def _mark_ends(axes: Axes, points: np.ndarray) -> None:
+    """Label the axis of the state, and mark where a small state starts and ends."""
+    elements = points.shape[1] - 1
+    if elements > _ELEMENTS:
+        axes.set_ylabel("distance of z from the end")
+        return
+    axes.set_ylabel("elements of z" if elements > 1 else "z")
+    for element in range(elements):
+        end = points[-1, -1], points[-1, element]
+        axes.plot(0, points[0, element], "o", color="black", markerfacecolor="white", zorder=3)
+        axes.plot(*end, "o", color="black", zorder=3)
+        name = f"z{element + 1}" if elements > 1 else ""
+        axes.annotate(name, end, xytext=(8, 0), textcoords="offset points", va="center")
 
 
 def _width(i: int, count: int) -> float:

@@ -1,63 +1,28 @@
-"""Figures of a run, drawn without pyplot, so that nothing outside them changes. matplotlib is optional."""
+"""Figures of a run."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
-import io
 import math
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from homojl.errors import ConfigError, DataError
-from homojl.files import replace_file
+from homojl.errors import ConfigError
+from homojl.results.answers import confusion_counts, most_confused
 from homojl.results.hdf5 import run_names
-from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
+from homojl.results.records import METRICS, RunRecord, Trajectories
+from homojl.results.style import BLUE, GREEN, PURPLE, VERMILLION, look, new_figure, percent_axis, write_figures
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.axis import Axis
     from matplotlib.figure import Figure, SubFigure
 
     Draw = Callable[[RunRecord, Figure], None]
     Drawn = Callable[[RunRecord], Figure]
-
-# Okabe & Ito (2008): colours that people with any colour vision tell apart; without yellow, pale on white.
-BLUE, VERMILLION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
-PALETTE = (BLUE, VERMILLION, GREEN, PURPLE, "#E69F00", "#56B4E9", "#000000")
-DASHES: tuple[Literal["-", "--", ":", "-."], ...] = ("-", "--", ":", "-.")
-
-_STYLE: dict[Any, Any] = {
-    "figure.dpi": 160,
-    "savefig.dpi": "figure",
-    "font.size": 12,
-    "axes.titlesize": 12,
-    "figure.titlesize": 15,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#E5E5E5",
-    "lines.linewidth": 2,
-    "lines.markersize": 6,
-    "legend.frameon": False,
-    "figure.constrained_layout.w_pad": 0.1,
-    "figure.constrained_layout.h_pad": 0.08,
-    "text.parse_math": False,  # a class may be called $x$
-    "svg.fonttype": "none",  # text stays text: searchable, editable
-    "svg.hashsalt": "homojl",  # the same figure gives the same file
-}
-_OPTIONS: dict[str, dict[str, Any]] = {
-    "png": {"pil_kwargs": {"compress_level": 3}},  # the usual 6: a fifth smaller, half as fast
-    "svg": {"metadata": {"Date": None}},
-    "pdf": {"metadata": {"CreationDate": None}},
-}
-FORMATS = tuple(_OPTIONS)
-"""What figures can be written as."""
 
 
 @dataclass(frozen=True)
@@ -88,19 +53,10 @@ def draw_all(
     *,
     stems: Collection[str] | None = None,
 ) -> list[Path]:
-    """Draw every figure that the record has the data for, each file whole or not at all.
+    """Draw every figure that the record has the data for, as `write_figures`.
 
     Args:
-        folder: made where it does not exist.
-        formats: of `FORMATS`.
         stems: of `FIGURES`, where not all are wanted.
-
-    Returns:
-        The files, a figure's formats in the order given.
-
-    Raises:
-        ConfigError: matplotlib is missing, or an unknown format.
-        DataError: a file cannot be written.
     """
     wanted = FIGURES if stems is None else stems
     drawable = {stem: kind for stem, kind in FIGURES.items() if stem in wanted and kind.has(record)}
@@ -109,95 +65,9 @@ def draw_all(
     )
 
 
-def write_figures(
-    draw: Mapping[str, Callable[[], Figure]], folder: str | Path, formats: Sequence[str] = ("png", "svg")
-) -> list[Path]:
-    """Draw figures, one after the other, into files named by the keys; as `draw_all`."""
-    for name in formats:
-        if name not in FORMATS:
-            raise ConfigError(f"unknown figure format {name!r}; known: {', '.join(FORMATS)}")
-    folder = Path(folder)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise DataError(f"cannot make the folder {folder}: {error.strerror}") from error
-    paths = []
-    for stem, drawn in draw.items():
-        figure = drawn()
-        with style():
-            _lay_out(figure)
-        for name in formats:
-            buffer = io.BytesIO()
-            with style():
-                figure.savefig(buffer, format=name, **_OPTIONS[name])
-            paths.append(folder / f"{stem}.{name}")
-            replace_file(paths[-1], buffer.getvalue())
-    return paths
-
-
-def confusion_counts(evaluation: Evaluation, n_classes: int) -> np.ndarray:
-    """How many images of each true class (rows) were taken for each class (columns), (K, K), int64."""
-    pairs = evaluation.labels * n_classes + evaluation.predictions
-    return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
-
-
-def most_confused(counts: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
-    """The most frequent mistakes: true class, predicted class, number of images; most frequent first."""
-    wrong = counts - np.diag(np.diag(counts))
-    order = np.argsort(-wrong, axis=None, kind="stable")[:limit]
-    cells = [divmod(int(cell), len(counts)) for cell in order]
-    return [(true, taken, int(wrong[true, taken])) for true, taken in cells if wrong[true, taken] > 0]
-
-
-# ---- what all figures share
-
-
-@contextlib.contextmanager
-def style() -> Iterator[None]:
-    """matplotlib's own defaults and `_STYLE`, whatever the user's matplotlibrc says; put back afterwards."""
-    try:
-        import matplotlib
-    except ImportError as error:
-        raise ConfigError("figures need matplotlib, which is not installed: pip install 'homojl[plots]'") from error
-    with matplotlib.rc_context():
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_STYLE)
-        yield
-
-
-def new_figure(title: str) -> Figure:
-    """An empty figure with a title; call it in the common `style`."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    figure = Figure(layout="constrained")
-    FigureCanvasAgg(figure)
-    figure.suptitle(title)
-    return figure
-
-
-def _lay_out(figure: Figure) -> None:
-    """Place what is in the figure, once: `savefig` would draw all of it an additional time to do so."""
-    engine = figure.get_layout_engine()
-    assert engine is not None, figure
-    engine.execute(figure)
-    figure.set_layout_engine("none")
-
-
-def log_axis(axis: Axis) -> None:
-    """Plain numbers at the ticks of a logarithmic axis, since `_STYLE` parses no mathematics.
-
-    At powers of ten, and where there are few of them also at 2 and 5 times those. Call it when all is drawn.
-    """
-    from matplotlib.ticker import LogLocator, NullFormatter
-
-    low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
-    axis.set_major_formatter(lambda value, _: f"{value:g}")
-    axis.set_minor_formatter(NullFormatter())
-
-
-def _figure(title: str, caption: str, has: Callable[[RunRecord], bool]) -> Callable[[Draw], Drawn]:
+def _figure(
+    title: str, caption: str, has: Callable[[RunRecord], bool], size: tuple[float, float] = (10, 4.4)
+) -> Callable[[Draw], Drawn]:
     """Register a drawing function in `FIGURES` under its name; it draws in the common style."""
 
     def register(draw: Draw) -> Drawn:
@@ -205,10 +75,9 @@ def _figure(title: str, caption: str, has: Callable[[RunRecord], bool]) -> Calla
         def drawn(record: RunRecord) -> Figure:
             if not has(record):
                 raise ConfigError(f"this run has no data for the figure {draw.__name__!r}")
-            with style():
-                figure = new_figure(f"{title}: {' on '.join(run_names(record))}")
-                draw(record, figure)
-            return figure
+            with new_figure(f"{title}: {' on '.join(run_names(record))}", size) as made:
+                draw(record, made)
+            return made
 
         FIGURES[draw.__name__] = FigureKind(title, caption, has, drawn)
         return drawn
@@ -262,7 +131,6 @@ def _has_epochs(record: RunRecord) -> bool:
 )
 def learning_curves(record: RunRecord, figure: Figure) -> None:
     """Loss and accuracy on the training images and the validation split, epoch by epoch."""
-    figure.set_size_inches(10, 4.4)
     loss, accuracy = figure.subplots(1, 2)
     split = {"train": ("training", BLUE, "o"), "val": ("validation", VERMILLION, "s")}
     _curves(loss, record, {f"{name}_loss": look for name, look in split.items()})
@@ -273,7 +141,7 @@ def learning_curves(record: RunRecord, figure: Figure) -> None:
         text = f"{answers.split} ({answers.checkpoint})"
         accuracy.axhline(answers.accuracy, color=GREEN, linestyle="--", linewidth=1.5, label=text)
     accuracy.set_ylabel("accuracy [%]")
-    accuracy.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
+    percent_axis(accuracy.yaxis)
     for axes in (loss, accuracy):
         _legend(axes)
 
@@ -285,7 +153,6 @@ def learning_curves(record: RunRecord, figure: Figure) -> None:
 )
 def solver_cost(record: RunRecord, figure: Figure) -> None:
     """Evaluations of the field per pass and steps per training forward pass, epoch by epoch."""
-    figure.set_size_inches(10, 4.4)
     work, steps = figure.subplots(1, 2)
     _curves(
         work,
@@ -377,28 +244,17 @@ def trajectories(record: RunRecord, figure: Figure) -> None:
         parts = figure.subfigures(2, 1, height_ratios=(4, 1.25))
         assert isinstance(parts, np.ndarray)
         top, bottom = parts
+        _show_images(bottom, images, paths.labels.tolist(), classes, record.class_names)
     moved, plane = top.subplots(1, 2)
     plane_paths, explained = _principal_plane(z)
     for label, path, projected in zip(paths.labels.tolist(), z, plane_paths, strict=True):
-        place = classes.index(label)
-        look: dict[str, Any] = {
-            "color": PALETTE[place % 7],
-            "linestyle": DASHES[place // 7 % 4],
-            "linewidth": 1.8,
-            "alpha": 0.9,
-        }
-        moved.plot(paths.s, np.linalg.norm(path - path[0], axis=1), **look)
-        plane.plot(*projected.T, **look)
+        line = look(classes.index(label), marker="", linewidth=1.8, alpha=0.9)
+        moved.plot(paths.s, np.linalg.norm(path - path[0], axis=1), **line)
+        plane.plot(*projected.T, **line)
         plane.plot(*projected[0], marker="o", color="black", fillstyle="none", markersize=9)
-        plane.plot(*projected[-1], marker="o", color=look["color"], markersize=7)
+        plane.plot(*projected[-1], marker="o", color=line["color"], markersize=7)
     for place, label in enumerate(classes[:14]):
-        plane.plot(
-            [],
-            [],
-            color=PALETTE[place % 7],
-            linestyle=DASHES[place // 7 % 4],
-            label=record.class_names[label],
-        )
+        plane.plot([], [], **look(place, marker=""), label=record.class_names[label])
     if len(classes) > 14:
         plane.plot([], [], " ", label=f"and {len(classes) - 14} more")
     plane.legend(title="true class", loc="center left", bbox_to_anchor=(1.01, 0.5))
@@ -407,15 +263,22 @@ def trajectories(record: RunRecord, figure: Figure) -> None:
     moved.set_ylabel("distance from the start, ‖z(s) − z(0)‖")
     plane.set_xlabel(f"principal component 1 ({100 * explained[0]:.0f} % of the variance)")
     plane.set_ylabel(f"principal component 2 ({100 * explained[1]:.0f} %)")
-    if images is not None:
-        for number, axes in enumerate(bottom.subplots(1, min(len(images), 12), squeeze=False)[0]):
-            axes.imshow(images[number], cmap="gray", vmin=0, vmax=255)
-            axes.set(xticks=[], yticks=[])
-            axes.grid(False)
-            place = classes.index(int(paths.labels[number]))
-            axes.set_title(record.class_names[int(paths.labels[number])], size=10)
-            for spine in axes.spines.values():
-                spine.set(visible=True, color=PALETTE[place % 7], linewidth=3, linestyle=DASHES[place // 7 % 4])
+
+
+def _show_images(
+    figure: SubFigure, images: np.ndarray, labels: list[int], classes: list[int], class_names: tuple[str, ...]
+) -> None:
+    """The first images, each in a frame of its class's colour and dash."""
+    row = figure.subplots(1, min(len(images), 12), squeeze=False)[0]
+    for axes, image, label in zip(row, images, labels, strict=False):
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255)
+        axes.set(xticks=[], yticks=[])
+        axes.grid(False)
+        axes.set_title(class_names[label], size=10)
+        frame = look(classes.index(label), visible=True, linewidth=3)
+        del frame["marker"]
+        for spine in axes.spines.values():
+            spine.set(**frame)
 
 
 def _flat_states(paths: Trajectories) -> np.ndarray:
@@ -450,12 +313,12 @@ def _principal_plane(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     "Initial point",
     "The state that every solve starts from: one number per channel, the same for all pixels and all images.",
     lambda record: record.initial_point is not None,
+    (10, 4),
 )
 def initial_point(record: RunRecord, figure: Figure) -> None:
     """The shared start, channel by channel."""
     from matplotlib.ticker import MaxNLocator
 
-    figure.set_size_inches(10, 4)
     axes = figure.subplots()
     values = np.asarray(record.initial_point, dtype=float)
     axes.bar(range(len(values)), values, width=0.8, color=BLUE)

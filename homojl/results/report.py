@@ -1,39 +1,21 @@
-"""A run as one page of Markdown: what came out, what made it, how to make it again."""
+"""A run as one page of Markdown: its results, its settings, and how to make it again."""
 
 from __future__ import annotations
 
-import math
 import os
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import numpy as np
-
 from homojl.files import replace_file
+from homojl.results.answers import class_heading, class_table, confusion_counts, mistake_table
+from homojl.results.facts import MEANING, answer_time, facts, solver_text
 from homojl.results.hdf5 import config_text, run_names
-from homojl.results.plots import FIGURES, confusion_counts, most_confused
+from homojl.results.plots import FIGURES
 from homojl.results.records import METRICS, Evaluation, RunRecord
-from homojl.results.schema import escape_markdown
-from homojl.results.wording import duration, flat, number, percent, plain, wilson
-
-_ALL_CLASSES = 20  # up to so many, every class gets its line
-_WORST = 10
-
-MEANING = (
-    "**Accuracy** is the share of images whose class got the largest logit. The 95 % interval (Wilson) says how "
-    "far chance in the choice of that many test images can move it; it does not cover what another seed changes.",
-    "**Loss** is the mean cross-entropy in nat: -ln of the probability that the model gave the true class. "
-    "Guessing among K classes costs ln K.",
-    "**Evaluations** count how often a solve called the model's vector field, rejected steps included. A batch is "
-    "solved as one system, so its images share the number.",
-    "**Training** numbers are means over the epoch while the weights changed, with dropout and augmentation where "
-    "they are used; validation and test numbers have neither.",
-    "A model is chosen on the **validation** split, which is part of the training data. The test set has no part "
-    "in training or choice.",
-)
-"""What the numbers of a report mean, a paragraph each, in Markdown."""
+from homojl.results.tables import Table, code, escape_markdown, facts_table
+from homojl.results.wording import flat, number
 
 
 def write_report(path: str | Path, record: RunRecord, figures: Sequence[str | Path] = ()) -> None:
@@ -46,101 +28,43 @@ def write_report(path: str | Path, record: RunRecord, figures: Sequence[str | Pa
         DataError: the file cannot be written; one that was there is untouched.
     """
     answers = record.evaluation
+    config = config_text(record.config)
+    measured_anew = ", ".join(code(name) for name, metric in METRICS.items() if not metric.repeatable)
+    captions = {stem: (kind.title, kind.caption) for stem, kind in FIGURES.items()}
     sections = [
         f"# {escape_markdown(' on '.join(run_names(record)))}\n",
-        markdown_table(("", ""), _summary(record)),
+        facts_table(_summary(record)).markdown(),
         "## After the last epoch\n",
         _last_epoch(record),
-    ]
-    if answers is not None:
-        sections += _classes(record, answers)
-    if figures:
-        captions = {stem: (kind.title, kind.caption) for stem, kind in FIGURES.items()}
-        sections += ["## Figures\n", *figure_sections(Path(path).parent, [Path(f) for f in figures], captions)]
-    config = config_text(record.config)
-    sections += [
+        *([] if answers is None else _classes(record, answers)),
+        *figure_sections(Path(path).parent, [Path(f) for f in figures], captions),
         "## What the numbers mean\n",
         "".join(f"- {text}\n" for text in MEANING),
         "## How to reproduce it\n",
         "```bash\nhomojl train --config config.toml\n```\n",
-        "`config.toml` lies beside this report and is printed below. On the same machine, with the same "
-        "versions, backend and number of threads, it gives the same numbers, except time and memory: "
-        + ", ".join(f"`{name}`" for name, metric in METRICS.items() if not metric.repeatable)
-        + ".\n",
+        "`config.toml` lies beside this report and is printed below. On the same machine, with the same versions, "
+        f"backend and number of threads, it gives the same numbers, except time and memory: {measured_anew}.\n",
         "## Environment\n",
-        markdown_table(("", ""), [(f"`{key}`", escape_markdown(value)) for key, value in flat(record.environment)]),
+        settings_table(record.environment).markdown(),
         "## Configuration\n",
         _code_block(config, "toml"),
     ]
     replace_file(path, "\n".join(sections).encode())
 
 
-def _summary(record: RunRecord) -> list[tuple[str, str]]:
+def settings_table(values: Mapping[str, object]) -> Table:
+    """A nested table of settings, one a line."""
+    return facts_table((code(key), value) for key, value in flat(values))
+
+
+def _summary(record: RunRecord) -> Iterable[tuple[str, str]]:
     """The lines of the first table."""
-    answers, rows = record.evaluation, []
-    if answers is None:
-        rows.append(("Test accuracy", "not evaluated yet: `homojl evaluate RUN`"))
-    else:
-        n, right = len(answers.labels), int(np.sum(answers.labels == answers.predictions))
-        low, high = wilson(right, n)
-        rows += [
-            (
-                f"{answers.split.capitalize()} accuracy",
-                f"**{percent(answers.accuracy)}** of {n:,} images ({right:,} right; 95 % interval "
-                f"{100 * low:.2f} to {100 * high:.2f} %)",
-            ),
-            (f"{answers.split.capitalize()} loss", f"{number(answers.loss)} nat"),
-        ]
-    rows.append(("Validation accuracy", _validation(record)))
-    parameters = f"{record.parameters:,}"
-    if record.initial_point is not None:
-        parameters += f", and {len(record.initial_point):,} numbers of the shared initial point"
-    rows.append(("Trained parameters", parameters))
-    if answers is not None:
-        choice = ""
-        if answers.checkpoint.startswith("best"):
-            choice = (
-                ", the highest accuracy on the validation split"
-                if _validated(record)
-                else ", the last one; there is no validation split"
-            )
-        rows += [
-            ("Checkpoint", escape_markdown(answers.checkpoint) + choice),
-            (
-                "Evaluations of the field",
-                f"{np.mean(answers.nfe):.1f} per forward pass, averaged over the {answers.split} images "
-                f"({answers.nfe.min():,} to {answers.nfe.max():,})",
-            ),
-            ("Solves", ", ".join(f"{count:,} {name}" for name, count in answers.status.items() if count)),
-            (
-                f"Time on the {answers.split} set",
-                f"{duration(answers.seconds)} ({1e3 * answers.seconds / n:.3g} ms per image)",
-            ),
-        ]
-    seconds = [row["seconds"] for row in record.metrics if math.isfinite(row.get("seconds", math.nan))]
-    if seconds:
-        epochs = record.metrics[-1]["epoch"]
-        mean = f"{duration(sum(seconds) / epochs)} per epoch"
-        rows.append(("Training time", f"{mean}, {duration(sum(seconds))} for {epochs:,.4g}"))
-    # What an evaluation says is what was really used: "auto" has become a backend's name there.
-    solver = {**record.config.get("solver", {}), **({} if answers is None else answers.solver)}
-    settings = ", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in solver.items())
-    rows.append(("Solver", escape_markdown(settings)))
-    return rows
-
-
-def _validated(record: RunRecord) -> bool:
-    return any(math.isfinite(row.get("val_accuracy", math.nan)) for row in record.metrics)
-
-
-def _validation(record: RunRecord) -> str:
-    """The highest and the last validation accuracy."""
-    if not _validated(record):
-        return "no validation split" if record.metrics else "no epoch completed yet"
-    measured = [row for row in record.metrics if math.isfinite(row.get("val_accuracy", math.nan))]
-    best, last = max(measured, key=lambda row: row["val_accuracy"]), measured[-1]
-    text = f"{percent(best['val_accuracy'])} after epoch {best['epoch']:.4g}, the highest"
-    return text if best is last else f"{text}; {percent(last['val_accuracy'])} after the last, {last['epoch']:.4g}"
+    for fact in facts(record):
+        yield fact.label, f"{fact.value} ({fact.detail})" if fact.detail else fact.value
+    if (answers := record.evaluation) is not None:
+        yield "Checkpoint", answers.checkpoint
+        yield f"Time on the {answers.split} set", answer_time(answers)
+    yield "Solver", solver_text(record)
 
 
 def _last_epoch(record: RunRecord) -> str:
@@ -149,47 +73,30 @@ def _last_epoch(record: RunRecord) -> str:
     rows = []
     for name, value in record.metrics[-1].items():
         metric = METRICS[name]
-        unit = "" if metric.unit == "1" else metric.unit
-        rows.append((f"`{name}`", number(value), unit, escape_markdown(metric.description)))
-    return markdown_table(("Metric", "Value", "Unit", "Meaning"), rows)
+        rows.append((code(name), number(value), "" if metric.unit == "1" else metric.unit, metric.description))
+    return Table(("Metric", "Value", "Unit", "Meaning"), rows).markdown()
 
 
-def _classes(record: RunRecord, answers: Evaluation) -> list[str]:
+def _classes(record: RunRecord, answers: Evaluation) -> Iterable[str]:
     """Accuracy of each class, or of the worst ones, and the most frequent mistakes."""
     counts = confusion_counts(answers, len(record.class_names))
-    totals, right = counts.sum(axis=1), np.diag(counts)
-    names = [escape_markdown(name) for name in record.class_names]
-    shown, heading = list(range(len(names))), "## Accuracy of each class\n"
-    if len(names) > _ALL_CLASSES:
-        present = [k for k in shown if totals[k]]
-        shown = sorted(present, key=lambda k: right[k] / totals[k])[:_WORST]
-        heading = f"## The {len(shown)} classes of the lowest accuracy, of {len(names)}\n"
-    rows = [
-        (
-            names[k],
-            f"{totals[k]:,}",
-            f"{right[k]:,}",
-            percent(right[k] / totals[k]) if totals[k] else "no images",
-        )
-        for k in shown
-    ]
-    sections = [heading, markdown_table(("Class", "Images", "Right", "Accuracy"), rows)]
-    if pairs := most_confused(counts, _WORST):
-        rows = [(names[i], names[j], f"{n:,}", percent(n / totals[i])) for i, j, n in pairs]
-        sections += [
-            "## The most frequent mistakes\n",
-            markdown_table(("True class", "Taken for", "Images", "Share of the true class"), rows),
-        ]
-    return sections
+    yield f"## {class_heading(counts)}\n"
+    yield class_table(counts, record.class_names).markdown()
+    mistakes = mistake_table(counts, record.class_names)
+    if mistakes.rows:
+        yield "## The most frequent mistakes\n"
+        yield mistakes.markdown()
 
 
-def figure_sections(folder: Path, paths: list[Path], captions: Mapping[str, tuple[str, str]]) -> Iterable[str]:
-    """Each figure once, with its caption and links to its other formats.
+def figure_sections(folder: Path, paths: Sequence[Path], captions: Mapping[str, tuple[str, str]]) -> Iterable[str]:
+    """Each figure once, with its caption and links to its other formats; nothing without a figure.
 
     Args:
         folder: that links are relative to.
         captions: title and caption by the stem of the file.
     """
+    if paths:
+        yield "## Figures\n"
     for stem in dict.fromkeys(path.stem for path in paths):
         links = {
             path.suffix[1:]: quote(Path(os.path.relpath(path, folder)).as_posix())
@@ -204,15 +111,6 @@ def figure_sections(folder: Path, paths: list[Path], captions: Mapping[str, tupl
             yield f"![{title}]({links[shown]})\n"
         if text := " ".join(part for part in (caption, others) if part):
             yield f"{text}\n"
-
-
-# ---- Markdown
-
-
-def markdown_table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table in Markdown; the cells are escaped already."""
-    lines = [head, ["---"] * len(head), *rows]
-    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
 
 
 def _code_block(text: str, language: str) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import io
 import math
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, TypeVar
@@ -19,6 +18,7 @@ import homojl
 from homojl.errors import ConfigError, DataError, HomoJLError
 from homojl.files import replace_file
 from homojl.parsing import read_bytes
+from homojl.results.tables import Table, code
 
 DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable."
 """How the name of a dimension scale begins that has no coordinates; netCDF-4's words."""
@@ -51,6 +51,57 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class Column:
+    """One number or text of every record in a group.
+
+    Attributes:
+        unit: "1" where it has none.
+        description: one sentence.
+        dtype: as in `Entry`.
+        of: takes it from a record; None: it is the record's attribute of the column's name.
+    """
+
+    unit: str
+    description: str
+    dtype: str = "float64"
+    of: Callable[[Any], Any] | None = None
+
+
+def text(description: str, of: Callable[[Any], Any] | None = None) -> Column:
+    """A column of texts."""
+    return Column("1", description, "text", of)
+
+
+def count(unit: str, description: str, of: Callable[[Any], Any] | None = None) -> Column:
+    """A column of whole numbers."""
+    return Column(unit, description, "int64", of)
+
+
+@dataclass(frozen=True)
+class Records:
+    """A group of datasets with one element for each record.
+
+    Attributes:
+        dim: what an element is.
+        columns: by the name of their datasets.
+        description: of the group; the root has that of its file.
+    """
+
+    dim: str
+    columns: Mapping[str, Column]
+    description: str = ""
+
+    def parts(self, group: str, records: Sequence[Any]) -> dict[str, object]:
+        """The values of every column, by the name of its dataset; nothing without a record."""
+        if not records:
+            return {}
+        return {
+            f"{group.rstrip('/')}/{name}": [getattr(r, name) if c.of is None else c.of(r) for r in records]
+            for name, c in self.columns.items()
+        }
+
+
+@dataclass(frozen=True)
 class Schema:
     """The form of a file.
 
@@ -59,7 +110,8 @@ class Schema:
         version: grows when a reader of this version would misread the file.
         groups: description by name; the root is "/".
         entries: every dataset by its name.
-        attributes: name and meaning of each group's attributes, those of the root that every file has left out.
+        attributes: name and meaning of each group's attributes, without those of the root that every file has.
+        records: the groups that consist of records.
     """
 
     name: str
@@ -67,6 +119,68 @@ class Schema:
     groups: Mapping[str, str]
     entries: Mapping[str, Entry]
     attributes: Mapping[str, Mapping[str, str]]
+    records: Mapping[str, Records] = field(default_factory=dict)
+
+    @staticmethod
+    def of_records(
+        name: str,
+        version: int,
+        description: str,
+        records: Mapping[str, Records],
+        *,
+        entries: Mapping[str, Entry] | None = None,
+        attributes: Mapping[str, str] | None = None,
+    ) -> Schema:
+        """The schema of a file that consists of records.
+
+        Args:
+            name, version: as in `Schema`.
+            description: of the file.
+            records: by group.
+            entries: further datasets.
+            attributes: of the root.
+        """
+        groups = {"/": description} | {group: each.description for group, each in records.items() if group != "/"}
+        datasets = {
+            f"{group.rstrip('/')}/{column}": Entry(c.dtype, (each.dim,), c.unit, c.description)
+            for group, each in records.items()
+            for column, c in each.columns.items()
+        }
+        return Schema(name, version, groups, datasets | dict(entries or {}), {"/": dict(attributes or {})}, records)
+
+    def save(
+        self,
+        path: str | Path,
+        records: Mapping[str, Sequence[Any]],
+        *,
+        parts: Mapping[str, object] | None = None,
+        attributes: Mapping[str, object] | None = None,
+    ) -> None:
+        """Write records, whole or not at all.
+
+        Args:
+            records: by group.
+            parts: of further datasets, by their name.
+            attributes: of the root.
+
+        Raises:
+            DataError: the file cannot be written; one that was there is untouched.
+        """
+        given = dict(parts or {})
+        for group, each in self.records.items():
+            given |= each.parts(group, records[group])
+        arrays, _ = self.arrays(given)
+        self.write(path, arrays, {"/": attributes or {}})
+
+    def load(self, path: str | Path) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The datasets by name and the attributes of the root of what `save` wrote.
+
+        Raises:
+            DataError: no such file, not a whole file of this schema, or one of a later version.
+        """
+        return self.read(
+            path, lambda file: (self.datasets(file), {key: file.attrs[key] for key in self.attributes["/"]})
+        )
 
     def arrays(self, parts: Mapping[str, object]) -> tuple[dict[str, np.ndarray], dict[str, int]]:
         """Every dataset by its name, in the schema's types and shapes, and the size of each dimension.
@@ -159,24 +273,34 @@ class Schema:
 
     def describe(self) -> str:
         """The schema as the Markdown tables that docs/hdf5.md shows."""
-        lines = ["| Group | Holds |", "|---|---|"]
-        lines += [f"| `{name}` | {description} |" for name, description in self.groups.items()]
-        lines += ["", "| Dataset | Shape | Type | Unit | Description |", "|---|---|---|---|---|"]
-        for name, entry in self.entries.items():
-            shape = ", ".join(entry.dims) + ("," if len(entry.dims) == 1 else "")
-            dtype = {"text": "string", "number": "int64 or float64"}.get(entry.dtype, entry.dtype)
-            description = escape_markdown(entry.description)
-            lines.append(f"| `{name}` | ({escape_markdown(shape)}) | {dtype} | {entry.unit} | {description} |")
-        lines += ["", "| Attribute of | Name | Value |", "|---|---|---|"]
+        groups = Table(("Group", "Holds"), [(code(name), holds) for name, holds in self.groups.items()])
+        datasets = [
+            (
+                code(name),
+                f"({', '.join(entry.dims)}{',' if len(entry.dims) == 1 else ''})",
+                {"text": "string", "number": "int64 or float64"}.get(entry.dtype, entry.dtype),
+                entry.unit,
+                entry.description,
+            )
+            for name, entry in self.entries.items()
+        ]
         common = {
             "schema": f'always "{self.name}"',
             "schema_version": f"{self.version}; grows when a reader of this version would misread the file",
             "homojl_version": "version that wrote the file",
             "created": "when it was written, ISO 8601, UTC",
         }
-        for group, attributes in {**self.attributes, "/": common | dict(self.attributes.get("/", {}))}.items():
-            lines += [f"| `{group}` | `{name}` | {meaning} |" for name, meaning in attributes.items()]
-        return "\n".join(lines) + "\n"
+        attributes = [
+            (code(group), code(name), meaning)
+            for group, names in {**self.attributes, "/": common | dict(self.attributes.get("/", {}))}.items()
+            for name, meaning in names.items()
+        ]
+        tables = (
+            groups,
+            Table(("Dataset", "Shape", "Type", "Unit", "Description"), datasets),
+            Table(("Attribute of", "Name", "Value"), attributes),
+        )
+        return "\n".join(table.markdown() for table in tables)
 
     # ---- parts
 
@@ -305,8 +429,3 @@ def _dims(entry: Entry, ndim: int) -> tuple[str, ...]:
         return (*entry.dims[:-1], "channel", "height", "width")
     label = entry.dims[-1][1:]
     return (*entry.dims[:-1], *([label] if rest == 1 else [f"{label}_{i}" for i in range(rest)]))
-
-
-def escape_markdown(text: str) -> str:
-    """A text as it must be written in a Markdown table to be shown as it is, on one line."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))

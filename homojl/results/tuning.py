@@ -1,23 +1,20 @@
-"""What `homojl tune` found: its records, its HDF5 file, of which docs/hdf5.md has the schema, and its figure."""
+"""The results of `homojl tune`: its records, its HDF5 file (docs/hdf5.md has the schema) and its figure."""
 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import h5py
-
-from homojl.results.plots import PALETTE, VERMILLION, log_axis, new_figure, style, write_figures
-from homojl.results.schema import Entry, Schema
+from homojl.results.schema import Column, Entry, Records, Schema, count, text
+from homojl.results.style import VERMILLION, legend_beside, log_axis, look, new_figure, write_figures
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 NAN = float("nan")
-_MARKERS = ("o", "s", "^", "D", "v", "P", "X", "*", "<", ">")
 
 
 @dataclass(frozen=True)
@@ -93,118 +90,81 @@ class Tuning:
         return min(accepted, key=lambda t: (t.evaluations, -t.agreement), default=None)
 
 
-_TRIAL = ("trial",)
+def _setting(name: str) -> Callable[[Trial], float]:
+    return lambda trial: float(trial.settings.get(name, NAN))
 
-SCHEMA = Schema(
+
+SCHEMA = Schema.of_records(
     "homojl-tune",
     1,
-    groups={
-        "/": "one trained model, solved in several ways; the first trial is the reference, the second as configured"
+    "one trained model, solved in several ways; the first trial is the reference, the second as configured",
+    {
+        "/": Records(
+            "trial",
+            {
+                "settings": text(
+                    "options of homojl train that solve so; empty: as configured", lambda t: t.assignments
+                ),
+                "algorithm": text("the method"),
+                "rtol": Column(
+                    "1", "relative tolerance; NaN where it is the run's own or there is none", of=_setting("rtol")
+                ),
+                "step_size": Column(
+                    "1", "step of a method with equal steps, in the unit of time; else NaN", of=_setting("step_size")
+                ),
+                "accuracy": Column("1", "fraction of the validation images classified correctly"),
+                "agreement": Column("1", "fraction of them with the reference's prediction"),
+                "logit_error": Column("1", "root mean square difference of the logits from the reference's, relative"),
+                "evaluations": Column("evaluations", "of the field, or of the map and its Jacobian, per forward pass"),
+                "seconds": Column("s", "wall time per image"),
+                "failed": count("solves", "solves that did not reach their end"),
+                "message": text("why there are no numbers; empty if there are"),
+            },
+        )
     },
-    entries={
-        "/settings": Entry("text", _TRIAL, "1", "options of homojl train that solve so; empty: as configured"),
-        "/algorithm": Entry("text", _TRIAL, "1", "the method"),
-        "/rtol": Entry("float64", _TRIAL, "1", "relative tolerance; NaN where it is the run's own or there is none"),
-        "/step_size": Entry("float64", _TRIAL, "1", "step of a method with equal steps, in the unit of time; else NaN"),
-        "/accuracy": Entry("float64", _TRIAL, "1", "fraction of the validation images classified correctly"),
-        "/agreement": Entry("float64", _TRIAL, "1", "fraction of them with the reference's prediction"),
-        "/logit_error": Entry(
-            "float64",
-            _TRIAL,
-            "1",
-            "root mean square difference of the logits from the reference's, relative",
-        ),
-        "/evaluations": Entry(
-            "float64",
-            _TRIAL,
-            "evaluations",
-            "of the field, or of the map and its Jacobian, per forward pass",
-        ),
-        "/seconds": Entry("float64", _TRIAL, "s", "wall time per image"),
-        "/failed": Entry("int64", _TRIAL, "solves", "solves that did not reach their end"),
-        "/chosen": Entry("int64", _TRIAL, "1", "1: the accepted trial of the fewest evaluations, else 0"),
-        "/message": Entry("text", _TRIAL, "1", "why there are no numbers; empty if there are"),
-    },
+    entries={"/chosen": Entry("int64", ("trial",), "1", "1: the accepted trial of the fewest evaluations, else 0")},
     attributes={
-        "/": {
-            "within": "how much less accuracy than the reference's is accepted, as a fraction",
-            "images": "images of the validation split",
-            "batch_size": "images per forward pass",
-        }
+        "within": "how much less accuracy than the reference's is accepted, as a fraction",
+        "images": "images of the validation split",
+        "batch_size": "images per forward pass",
     },
 )
 
 
 def write_tuning(path: str | Path, tuning: Tuning) -> None:
-    """Write what was found, whole or not at all.
+    """Write what was found, whole or not at all; `SCHEMA.load` reads it.
 
     Raises:
         DataError: the file cannot be written; one that was there is untouched.
     """
-    trials = [tuning.reference, tuning.configured, *tuning.trials]
-    parts: dict[str, object] = {
-        "/settings": [trial.assignments for trial in trials],
-        "/chosen": [int(trial is tuning.choice) for trial in trials],
-    }
-    for name in ("rtol", "step_size"):
-        parts[f"/{name}"] = [float(trial.settings.get(name, NAN)) for trial in trials]
-    for name in ("algorithm", "accuracy", "agreement", "logit_error", "evaluations", "seconds", "failed", "message"):
-        parts[f"/{name}"] = [getattr(trial, name) for trial in trials]
-    arrays, _ = SCHEMA.arrays(parts)
-    root = {"within": tuning.within, "images": tuning.images, "batch_size": tuning.batch_size}
-    SCHEMA.write(path, arrays, {"/": root})
-
-
-def read_tuning(path: str | Path) -> tuple[dict[str, Any], dict[str, object]]:
-    """The datasets by name and the attributes of the root of what `write_tuning` wrote.
-
-    Raises:
-        DataError: no such file, not a whole file of this schema, or one of a later version.
-    """
-
-    def build(file: h5py.File) -> tuple[dict[str, Any], dict[str, object]]:
-        return SCHEMA.datasets(file), {key: file.attrs[key] for key in SCHEMA.attributes["/"]}
-
-    return SCHEMA.read(path, build)
+    trials, choice = [tuning.reference, tuning.configured, *tuning.trials], tuning.choice
+    attributes = {name: getattr(tuning, name) for name in SCHEMA.attributes["/"]}
+    chosen = [int(trial is choice) for trial in trials]
+    SCHEMA.save(path, {"/": trials}, parts={"/chosen": chosen}, attributes=attributes)
 
 
 def draw_tuning(tuning: Tuning, folder: str | Path, formats: Sequence[str] = ("png", "svg")) -> list[Path]:
-    """Draw `tune.png` and so on: accuracy, and agreement of the logits, against evaluations.
-
-    Returns:
-        The files.
-
-    Raises:
-        ConfigError: matplotlib is missing, or an unknown format.
-        DataError: a file cannot be written.
-    """
-    return write_figures({"tune": functools.partial(_figure_of, tuning)}, folder, formats)
+    """Draw `tune.png` and so on, as `write_figures`: accuracy, and agreement of the logits, against evaluations."""
+    return write_figures({"tune": functools.partial(_draw, tuning)}, folder, formats)
 
 
-def _figure_of(tuning: Tuning) -> Figure:
-    with style():
-        figure = new_figure(f"Ways to solve the trained model, {tuning.images:,} validation images")
-        figure.set_size_inches(12.5, 5)
+def _draw(tuning: Tuning) -> Figure:
+    with new_figure(f"Ways to solve the trained model, {tuning.images:,} validation images", (12.5, 5)) as figure:
         accuracy, error = figure.subplots(1, 2)
         tried = [t for t in (tuning.reference, *tuning.trials) if not t.message]
         for place, name in enumerate(dict.fromkeys(t.algorithm for t in tried)):
             trials = sorted((t for t in tried if t.algorithm == name), key=lambda t: t.evaluations)
-            look: dict[str, Any] = {
-                "color": PALETTE[place % len(PALETTE)],
-                "marker": _MARKERS[place % len(_MARKERS)],
-                "label": name,
-            }
             x = [t.evaluations for t in trials]
-            accuracy.plot(x, [100 * t.accuracy for t in trials], **look)
-            error.plot(x, [t.logit_error or NAN for t in trials], **look)
+            accuracy.plot(x, [100 * t.accuracy for t in trials], **look(place), label=name)
+            error.plot(x, [t.logit_error or NAN for t in trials], **look(place))
         lowest = 100 * (tuning.reference.accuracy - tuning.within)
         accuracy.axhline(lowest, color="#555555", linewidth=1, linestyle=":", label="lowest accepted")
         configured, chosen = tuning.configured, tuning.choice
         rings = [(configured, "black", "as configured")] + ([] if chosen is None else [(chosen, VERMILLION, "chosen")])
         for size, (trial, color, name) in zip((17, 13), rings, strict=False):
-            look = {"marker": "o", "markersize": size, "fillstyle": "none", "linestyle": "none", "color": color}
-            accuracy.plot([trial.evaluations], [100 * trial.accuracy], **look, label=name)
-            error.plot([trial.evaluations], [trial.logit_error or NAN], **look)
+            ring = look(0, marker="o", markersize=size, fillstyle="none", linestyle="none", color=color)
+            accuracy.plot([trial.evaluations], [100 * trial.accuracy], **ring, label=name)
+            error.plot([trial.evaluations], [trial.logit_error or NAN], **ring)
         accuracy.set_ylabel("validation accuracy [%]")
         error.set_ylabel("error of the logits, relative")
         if any(t.logit_error > 0 for t in tried):
@@ -214,6 +174,5 @@ def _figure_of(tuning: Tuning) -> Figure:
             axes.set_xscale("log")
             log_axis(axes.xaxis)
             axes.set_xlabel("evaluations per forward pass")
-        handles, labels = accuracy.get_legend_handles_labels()
-        figure.legend(handles, labels, loc="outside right center")
-        return figure
+        legend_beside(figure, accuracy)
+    return figure

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 
@@ -45,7 +45,7 @@ def plain(value: object) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def flat(values: dict[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+def flat(values: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
     """A nested table as lines: dotted key, value."""
     for key, value in values.items():
         if isinstance(value, dict):

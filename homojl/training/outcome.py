@@ -8,11 +8,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from homojl.choices import FIGURE_FORMATS
 from homojl.data.datasets import ImageDataset
 from homojl.errors import ConfigError, DataError
 from homojl.files import remove_file
 from homojl.results.hdf5 import read_run, write_results
-from homojl.results.plots import FIGURES, FORMATS, draw_all
+from homojl.results.plots import FIGURES, draw_all
 from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
 from homojl.results.report import write_report
 from homojl.training.config import with_solver
@@ -138,7 +139,7 @@ def illustrate(run: Run, record: RunRecord) -> None:
 def _figures(run: Run, record: RunRecord) -> list[Path]:
     """The files in the run's folder that show what the record holds, in the order in which they are drawn."""
     stems = [stem for stem, kind in FIGURES.items() if kind.has(record)]
-    paths = (run.path / "figures" / f"{stem}.{name}" for stem in stems for name in FORMATS)
+    paths = (run.path / "figures" / f"{stem}.{name}" for stem in stems for name in FIGURE_FORMATS)
     return [path for path in paths if path.is_file()]
 
 

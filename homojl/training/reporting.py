@@ -10,8 +10,9 @@ import numpy as np
 
 from homojl.data.datasets import ImageDataset
 from homojl.errors import HomoJLError
+from homojl.results.answers import hardest
 from homojl.results.hdf5 import read_run
-from homojl.results.page import ReportedRun, hardest
+from homojl.results.page import ReportedRun
 from homojl.results.records import Evaluation, RunRecord
 from homojl.training.outcome import evaluate_run, matching_data
 from homojl.training.run import Run

@@ -8,7 +8,7 @@ import pytest
 from click.testing import CliRunner
 
 from homojl.benchmark.hdf5 import read_bench
-from homojl.results.tuning import read_tuning
+from homojl.results.tuning import SCHEMA as TUNING
 from homojl_cli import tune
 from tests.command import SMALL, assert_one_line_error, homojl, homojl_process
 
@@ -68,7 +68,7 @@ def test_tune_prints_options_that_train_takes(trained, tmp_path):
     assert lines[1].startswith("Dopri8 at 1e-06, reference")
     assert lines[2].startswith("Bosh3, as configured")
     assert len(lines) == 1 + 2 + 2 * 2 + 4 + 2
-    arrays, attributes = read_tuning(run / "tune.h5")
+    arrays, attributes = TUNING.load(run / "tune.h5")
     assert attributes["within"] == pytest.approx(0.02)
     (chosen,) = arrays["/chosen"].nonzero()[0]
     assert lines[-1] == f"use: homojl train ... {arrays['/settings'][chosen]}"

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 import pytest
 
-from homojl.comparison.hdf5 import SCHEMA, read_comparison
+from homojl.comparison.hdf5 import SCHEMA
 from homojl.errors import DataError
 from homojl.files import locked
 from homojl.results.hdf5 import read_results
@@ -135,7 +135,7 @@ def test_what_is_printed(made):
 
 def test_the_file_holds_the_numbers_of_the_runs(made):
     folder, _, _ = made
-    data, attributes = read_comparison(folder / "comparison.h5")
+    data, attributes = SCHEMA.load(folder / "comparison.h5")
     assert attributes["dataset"] == "digits"
     assert attributes["title"] == "Step sizes"
     assert [label.decode() if isinstance(label, bytes) else label for label in data["/table/label"]] == LABELS
@@ -183,7 +183,7 @@ def test_a_damaged_file_is_refused(made, tmp_path):
     content[len(content) // 2] ^= 1
     (tmp_path / "c.h5").write_bytes(content)
     with pytest.raises(DataError, match="its checksum is wrong"):
-        read_comparison(tmp_path / "c.h5")
+        SCHEMA.load(tmp_path / "c.h5")
 
 
 def test_figures(made):
@@ -287,7 +287,7 @@ def test_bad_input_gets_one_line(tmp_path):
 
 
 def test_quantities_are_finite_where_a_run_finished(made):
-    data, _ = read_comparison(made[0] / "comparison.h5")
+    data, _ = SCHEMA.load(made[0] / "comparison.h5")
     finished = data["/runs/status"] == "finished"
     for name in ("test_loss", "nfe_forward", "nfe_backward", "peak_memory", "train_seconds", "val_accuracy"):
         assert np.isfinite(data[f"/runs/{name}"][finished]).all()

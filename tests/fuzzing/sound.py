@@ -19,17 +19,19 @@ from homojl.backends.julia import runtime
 from homojl.benchmark.hdf5 import read_bench, write_bench
 from homojl.benchmark.record import Library, Measurement, Report
 from homojl.comparison.experiment import MODELS_ALONE, read_experiment
-from homojl.comparison.hdf5 import read_comparison, write_comparison
+from homojl.comparison.hdf5 import SCHEMA as COMPARISON
+from homojl.comparison.hdf5 import write_comparison
 from homojl.comparison.plan import Plan, make_plan
 from homojl.comparison.record import collect
-from homojl.comparison.table import plain_table
+from homojl.comparison.report import plain_tables
 from homojl.data import load_dataset
 from homojl.data.download import RemoteFile, verify_file
 from homojl.data.pictures import read_tiny_imagenet, read_tiny_imagenet_names
 from homojl.data.readers import read_cifar_binary, read_idx, read_svhn_mat
 from homojl.files import replace_file
 from homojl.results.hdf5 import read_results, read_run, write_results
-from homojl.results.tuning import Trial, Tuning, read_tuning, write_tuning
+from homojl.results.tuning import SCHEMA as TUNING
+from homojl.results.tuning import Trial, Tuning, write_tuning
 from homojl.training import Run, train
 from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, merge, parse_assignment, read_toml
@@ -193,7 +195,7 @@ def _compared(path: Path) -> None:
 
 def _read_compared(path: Path) -> None:
     comparison = collect(_plan(path, models=("homoode",)))
-    plain_table(comparison)
+    plain_tables(comparison)
     write_comparison(path / "comparison.h5", comparison)
 
 
@@ -247,7 +249,7 @@ KINDS: dict[str, Kind] = {
     "run": Kind("run", lambda p: shutil.copytree(_trained(), p), _read_run),
     "results": Kind("results.h5", lambda p: write_results(p, make_record(images=20, epochs=2)), read_results),
     "compared runs": Kind("compared", _compared, _read_compared),
-    "comparison": Kind("comparison.h5", _comparison, read_comparison),
+    "comparison": Kind("comparison.h5", _comparison, COMPARISON.load),
     "benchmark": Kind("bench.h5", _bench, read_bench),
-    "tuning": Kind("tune.h5", _tuning, read_tuning),
+    "tuning": Kind("tune.h5", _tuning, TUNING.load),
 }

@@ -17,10 +17,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from homojl.errors import DataError
-from homojl.results.page import ReportedRun, hardest, page, write_page
-from homojl.results.page.answers import answers, losses, samples
+from homojl.results.answers import class_table, confusion_counts, hardest, losses, samples
+from homojl.results.facts import facts
+from homojl.results.page import ReportedRun, page, write_page
 from homojl.results.page.charts import Line, line_chart, log_ticks, tick_step, ticks
-from homojl.results.page.content import LEARNING, SOLVES, charts, facts, phases, settings
+from homojl.results.page.content import (
+    LEARNING,
+    SOLVES,
+    charts,
+    confusion_picture,
+    confusion_rows,
+    phases,
+    settings,
+)
 from homojl.results.records import METRICS, RunRecord
 
 HOSTILE = (
@@ -79,9 +88,8 @@ def test_images_without_a_finite_loss_come_first(record: RunRecord):
 def test_samples_show_their_images_and_classes(record: RunRecord):
     run, evaluation = reported("r", record), record.evaluation
     for number, sample in enumerate(samples(evaluation, record.class_names, run.worst, run.images)):
-        picture = Image.open(io.BytesIO(base64.b64decode(sample.image.removeprefix("data:image/png;base64,"))))
-        assert (picture.width, picture.height) == (sample.width, sample.height) == (6, 8)
-        assert np.unique(np.asarray(picture)).tolist() == [number]
+        assert sample.image.shape == (8, 6)
+        assert np.unique(sample.image).tolist() == [number]
         position = run.worst[number]
         assert sample.position == evaluation.index[position]
         assert sample.true == record.class_names[evaluation.labels[position]]
@@ -90,24 +98,37 @@ def test_samples_show_their_images_and_classes(record: RunRecord):
         assert float(sample.probability[:-2]) == pytest.approx(100 * math.exp(-float(sample.loss)), abs=0.1)
 
 
+def test_images_are_in_the_page(record: RunRecord):
+    uris = re.findall(r'<img src="data:image/png;base64,(.*?)" width="6" height="8"', page([reported("r", record)]))
+    pictures = [np.asarray(Image.open(io.BytesIO(base64.b64decode(uri)))) for uri in uris]
+    assert [np.unique(picture).tolist() for picture in pictures] == [[number] for number in range(6)]
+
+
 def test_the_confusion_matrix_counts_every_image(record: RunRecord):
-    shown = answers(record.evaluation, record.class_names)
-    assert sum(cell.count for row in shown.classes for cell in row.cells) == 900
-    for k, row in enumerate(shown.classes):
-        assert row.right == row.cells[k].count == np.sum((record.evaluation.labels == k) & _right(record))
-        assert [cell.right for cell in row.cells] == [j == k for j in range(10)]
+    counts = confusion_counts(record.evaluation, 10)
+    rows = confusion_rows(counts, record.class_names)
+    assert sum(cell.count for _, cells, _ in rows for cell in cells) == 900
+    for k, (name, cells, accuracy) in enumerate(rows):
+        mine = record.evaluation.labels == k
+        assert name == record.class_names[k]
+        assert cells[k].count == np.sum(mine & _right(record))
+        assert [cell.right for cell in cells] == [j == k for j in range(10)]
+        assert accuracy == f"{100 * cells[k].count / mine.sum():.1f} %"
 
 
 def test_many_classes_are_a_picture(make):
     record = make(class_names=tuple(f"class {number}" for number in range(100)), images=3000)
-    shown = answers(record.evaluation, record.class_names)
-    picture = np.asarray(Image.open(io.BytesIO(base64.b64decode(shown.matrix.partition(",")[2]))))
+    counts = confusion_counts(record.evaluation, 100)
+    picture = confusion_picture(counts)
     assert picture.shape == (100, 100, 4)
     pairs = np.zeros((100, 100), bool)
     pairs[record.evaluation.labels, record.evaluation.predictions] = True
     assert np.array_equal(picture[..., 3] > 0, pairs)
-    assert [row.accuracy for row in shown.classes] == sorted(row.accuracy for row in shown.classes)
-    assert len(shown.classes) == 10
+    shares = [int(row[2]) / int(row[1]) for row in class_table(counts, record.class_names).rows]
+    assert shares == sorted(shares)
+    assert len(shares) == 10
+    assert confusion_rows(counts, record.class_names) == []
+    assert 'class="confusion" src="data:image/png;base64,' in page([ReportedRun("r", record)])
 
 
 def _right(record: RunRecord) -> np.ndarray:

@@ -73,7 +73,7 @@ def test_figures_of_trajectories(given, tmp_path):
     assert [file.name for file in files] == ["correspondence.png", "correspondence.svg"]
     text = files[1].read_text()
     assert all(word in text for word in ("cubes", "three", "λ(s)", "v(s)"))
-    assert ("no λ explains" in text) == given
+    assert ("no λ removes" in text) == given
 
 
 def test_a_missing_tree_of_folders_is_made(tmp_path):

@@ -19,6 +19,7 @@ from matplotlib import image as matplotlib_image
 from homojl.errors import ConfigError, DataError
 from homojl.results import plots
 from homojl.results.records import METRICS, RunRecord, Trajectories
+from homojl.results.style import PALETTE, style
 
 ALL = ["learning_curves", "solver_cost", "confusion_matrix", "trajectories", "initial_point"]
 BOTH = ("png", "svg")
@@ -60,7 +61,7 @@ def test_png_is_what_is_drawn_unless_more_is_wanted(drawn: dict[str, Path], reco
 
 def test_what_is_written_is_what_matplotlib_would_write(drawn: dict[str, Path], record: RunRecord):
     figure, buffer = plots.confusion_matrix(record), io.BytesIO()
-    with plots.style():
+    with style():
         figure.savefig(buffer, format="png")
     buffer.seek(0)
     there = matplotlib_image.imread(drawn["confusion_matrix.png"])
@@ -243,8 +244,8 @@ def test_trajectories_of_any_size(make, tmp_path: Path, shape: tuple[int, ...]):
 
 def test_palette_is_safe_for_the_colour_blind():
     okabe_ito = {"#E69F00", "#56B4E9", "#009E73", "#F0E442", "#0072B2", "#D55E00", "#CC79A7", "#000000"}
-    assert len(set(plots.PALETTE)) == 7
-    assert set(plots.PALETTE) < okabe_ito
+    assert len(set(PALETTE)) == 7
+    assert set(PALETTE) < okabe_ito
 
 
 def test_nothing_outside_changes(record: RunRecord, tmp_path: Path):

@@ -41,16 +41,18 @@ def test_the_summary_has_the_right_numbers(record: RunRecord, tmp_path: Path):
     text = report(record, tmp_path)
     rows, answers = summary(text), record.evaluation
     assert text.startswith("# homoode on svhn\n")
-    assert rows["Test accuracy"].startswith(f"**{100 * answers.accuracy:.2f} %** of 900 images")
-    assert f"{np.sum(answers.labels == answers.predictions)} right" in rows["Test accuracy"]
-    assert rows["Test loss"] == f"{answers.loss:.4g} nat"
-    assert rows["Validation accuracy"].startswith(f"{100 * record.metrics[-1]['val_accuracy']:.2f} % after epoch 6")
-    assert rows["Trained parameters"].startswith("132,874, and 6 numbers")
-    assert rows["Checkpoint"] == "best, epoch 6, the highest accuracy on the validation split"
-    assert f"{answers.nfe.mean():.1f} per forward pass" in rows["Evaluations of the field"]
-    assert rows["Solves"] == "9 SUCCESS"
-    assert rows["Time on the test set"] == "4.25 s (4.72 ms per image)"
-    assert rows["Training time"] == "1 min 39 s per epoch, 9 min 54 s for 6"
+    right = np.sum(answers.labels == answers.predictions)
+    assert rows["Test accuracy"].startswith(f"{100 * answers.accuracy:.2f} % ({right} of 900 right; 95 % interval ")
+    assert rows["Loss"] == f"{answers.loss:.4g} nat (mean cross-entropy on the test set)"
+    best = max(row["val_accuracy"] for row in record.metrics)
+    assert rows["Validation accuracy"] == f"{100 * best:.2f} % (the highest, after epoch 6 of 6)"
+    assert rows["Parameters"] == "132,874 (and 6 of the shared initial point)"
+    assert rows["Checkpoint"] == "best, epoch 6"
+    assert rows["Evaluations"].startswith(f"{answers.nfe.mean():.1f} (per forward pass on the test set, ")
+    assert rows["Failed solves"] == "0 (of 720 in training; 0 of 9 on the test set)"
+    assert rows["Time on the test set"] == "4.25 s, 4.72 ms an image"
+    assert rows["Training time"] == "9 min 54 s (1 min 39 s an epoch, 6 in all)"
+    assert rows["Peak memory"] == "812 MiB (420 MiB of it before the first step)"
     for setting in (
         "backend pytorch",
         "algorithm Dopri5",
@@ -68,7 +70,7 @@ def test_the_interval_is_wilsons(record: RunRecord, tmp_path: Path):
     share, n = record.evaluation.accuracy, 900
     for end in found.groups():
         p = float(end) / 100
-        assert abs(share - p) == pytest.approx(1.96 * math.sqrt(p * (1 - p) / n), abs=2e-4)
+        assert abs(share - p) == pytest.approx(1.96 * math.sqrt(p * (1 - p) / n), abs=7e-4)
 
 
 def test_the_last_epoch(record: RunRecord, tmp_path: Path):
@@ -121,21 +123,20 @@ def test_links_lead_to_files(record: RunRecord, tmp_path: Path):
 def test_before_an_evaluation(bare: RunRecord, tmp_path: Path):
     text = report(bare, tmp_path)
     rows = summary(text)
-    assert rows["Test accuracy"].startswith("not evaluated yet")
-    assert rows["Trained parameters"] == "132,874"
+    assert rows["Test accuracy"].startswith("not evaluated")
+    assert rows["Parameters"] == "132,874"
     assert rows["Solver"] == "algorithm dopri5, rtol 0.001, atol 0.001, adjoint checkpoint, backend auto"
     assert "Checkpoint" not in rows
     assert "Accuracy of each class" not in text
     untrained = report(dataclasses.replace(bare, metrics=[]), tmp_path)
     assert "No epoch has been completed yet." in untrained
-    assert summary(untrained)["Validation accuracy"] == "no epoch completed yet"
+    assert summary(untrained)["Validation accuracy"] == "not measured (no epoch completed yet)"
 
 
 def test_without_a_validation_split(record: RunRecord, tmp_path: Path):
     rows = [dict(row, val_loss=math.nan, val_accuracy=math.nan) for row in record.metrics]
     text = report(dataclasses.replace(record, metrics=rows), tmp_path)
-    assert summary(text)["Validation accuracy"] == "no validation split"
-    assert summary(text)["Checkpoint"] == "best, epoch 6, the last one; there is no validation split"
+    assert summary(text)["Validation accuracy"] == "not measured (no validation split)"
     assert ["`val_loss`", "not measured", "nat", METRICS["val_loss"].description] in table(
         text, "## After the last epoch"
     )
@@ -144,8 +145,8 @@ def test_without_a_validation_split(record: RunRecord, tmp_path: Path):
 def test_a_diverged_run_is_reported(record: RunRecord, tmp_path: Path):
     rows = [dict.fromkeys(METRICS, math.nan) | {"epoch": row["epoch"]} for row in record.metrics]
     text = report(dataclasses.replace(record, metrics=rows), tmp_path)
-    assert "Training time" not in summary(text)
-    assert text.count("not measured") == len(METRICS) - 1
+    assert summary(text)["Training time"] == "–"
+    assert len(re.findall(r"^\| `\w+` \| not measured", text, re.M)) == len(METRICS) - 1
 
 
 def test_the_configuration_can_be_used_again(record: RunRecord, tmp_path: Path):

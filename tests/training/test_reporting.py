@@ -10,8 +10,8 @@ import torch
 
 from homojl.data import load_dataset
 from homojl.errors import CheckpointError
+from homojl.results.answers import losses
 from homojl.results.page import page
-from homojl.results.page.answers import losses
 from homojl.training import outcome
 from homojl.training.config import ExperimentConfig, merge
 from homojl.training.loop import train

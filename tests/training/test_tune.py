@@ -9,7 +9,7 @@ import h5py
 import pytest
 
 from homojl.errors import ConfigError
-from homojl.results.tuning import SCHEMA, Trial, Tuning, draw_tuning, read_tuning, write_tuning
+from homojl.results.tuning import SCHEMA, Trial, Tuning, draw_tuning, write_tuning
 from homojl.training import Run, train
 from homojl.training.config import ExperimentConfig, merge
 from homojl.training.outcome import split_of
@@ -55,7 +55,7 @@ def test_the_cheapest_that_is_accurate_and_reached_its_end_is_chosen():
 def test_the_file_and_the_figure(tmp_path):
     found = tuning(trial("bosh3", 0.9, 20.0), trial("rodas5p", 0.0, 0.0, message="not here"))
     write_tuning(tmp_path / "t.h5", found)
-    arrays, attributes = read_tuning(tmp_path / "t.h5")
+    arrays, attributes = SCHEMA.load(tmp_path / "t.h5")
     assert list(arrays["/chosen"]) == [0, 0, 1, 0]
     assert arrays["/settings"][2] == "--set solver.algorithm=bosh3 --set solver.rtol=0.1 --set solver.atol=0.1"
     assert attributes == {"within": 0.01, "images": 1000, "batch_size": 100}

@@ -16,16 +16,14 @@ from markupsafe import Markup, escape
 
 import homojl
 from homojl.files import replace_file
+from homojl.results.answers import class_heading, class_table, confusion_counts, mistake_table, samples
+from homojl.results.facts import MEANING, SPLITS, answer_time, facts, solver_text
 from homojl.results.hdf5 import config_text
 from homojl.results.page import content
-from homojl.results.page.answers import answers, hardest, samples
 from homojl.results.page.charts import COLOURS, dash_swatch, swatch
 from homojl.results.page.content import ReportedRun
-from homojl.results.records import METRICS
-from homojl.results.report import MEANING
-from homojl.results.wording import duration, percent
 
-__all__ = ["ReportedRun", "hardest", "write_page"]
+__all__ = ["ReportedRun", "write_page"]
 
 
 def write_page(path: str | Path, runs: Sequence[ReportedRun]) -> None:
@@ -63,11 +61,10 @@ def page(runs: Sequence[ReportedRun]) -> str:
         phases=content.phases(runs),
         configuration=content.settings([run.record.config for run in runs]),
         environment=content.settings([run.record.environment for run in runs]),
-        metrics=METRICS,
         meaning=[_emphasised(text) for text in MEANING],
         colours=COLOURS,
         dash_swatch=dash_swatch,
-        percent=percent,
+        data_uri=content.data_uri,
         version=homojl.__version__,
         written=datetime.now(UTC),
         style=Markup(style),
@@ -85,22 +82,26 @@ def _shown(place: int, run: ReportedRun) -> dict[str, Any]:
         "swatch": swatch(place),
         "subject": content.subject([record]),
         "notes": run.notes,
-        "facts": content.facts(record),
+        "facts": facts(record),
         "numbers": content.numbers(record.metrics),
         "config": config_text(record.config),
         "answers": None,
         "samples": (),
     }
     if evaluation is not None:
+        counts = confusion_counts(evaluation, len(record.class_names))
         shown |= {
-            "answers": answers(evaluation, record.class_names),
+            "answers": evaluation,
+            "confusion": content.confusion_rows(counts, record.class_names),
+            "picture": content.data_uri(content.confusion_picture(counts)),
+            "n_classes": len(record.class_names),
+            "class_heading": class_heading(counts),
+            "classes": class_table(counts, record.class_names),
+            "mistakes": mistake_table(counts, record.class_names),
             "samples": samples(evaluation, record.class_names, run.worst, run.images),
-            "split": content.SPLITS[evaluation.split],
-            "images": len(evaluation.labels),
-            "checkpoint": evaluation.checkpoint,
-            "solver": ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in evaluation.solver.items()),
-            "answer_time": f"{duration(evaluation.seconds)}, "
-            f"{1e3 * evaluation.seconds / len(evaluation.labels):.3g} ms an image",
+            "split": SPLITS[evaluation.split],
+            "solver": solver_text(record),
+            "answer_time": answer_time(evaluation),
         }
     return shown
 

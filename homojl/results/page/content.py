@@ -1,7 +1,9 @@
-"""What a page says of its runs: figures, curves, phases and settings, as plain values for the template."""
+"""What a page says of its runs: curves, phases, settings and the confusion matrix, as values for the template."""
 
 from __future__ import annotations
 
+import base64
+import io
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -9,14 +11,15 @@ from typing import Any
 
 import numpy as np
 from markupsafe import Markup
+from PIL import Image
 
+from homojl.results.answers import ALL_CLASSES
+from homojl.results.facts import ABSENT, total
 from homojl.results.hdf5 import run_names
 from homojl.results.page.charts import Line, bar, line_chart
-from homojl.results.records import METRICS, Evaluation, RunRecord
-from homojl.results.wording import duration, flat, number, percent, wilson
-
-SPLITS = {"test": "test set", "val": "validation split", "train": "training images"}
-ABSENT = "–"
+from homojl.results.records import METRICS, RunRecord
+from homojl.results.tables import Table
+from homojl.results.wording import duration, flat, number
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,107 +39,6 @@ class ReportedRun:
     worst: np.ndarray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     images: np.ndarray = field(default_factory=lambda: np.empty((0, 1, 1), dtype=np.uint8))
     notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Fact:
-    """One of the first figures of a run: a value, a few words on it, and a number to sort by, NaN without one."""
-
-    label: str
-    value: str
-    detail: str
-    order: float
-
-
-def facts(record: RunRecord) -> list[Fact]:
-    """The figures that a reader looks for first; the same labels for every run."""
-    answers = record.evaluation
-    return [
-        _test_accuracy(answers),
-        _validation_accuracy(record.metrics),
-        *_answer_facts(answers),
-        _failed_solves(record),
-        _parameters(record),
-        _training_time(record.metrics),
-        _peak_memory(record.metrics),
-    ]
-
-
-def _test_accuracy(answers: Evaluation | None) -> Fact:
-    if answers is None or answers.split != "test":
-        return Fact("Test accuracy", "not evaluated", "homojl evaluate RUN does it", math.nan)
-    n, right = len(answers.labels), int(np.sum(answers.labels == answers.predictions))
-    low, high = wilson(right, n)
-    detail = f"{right:,} of {n:,} right; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
-    return Fact("Test accuracy", percent(answers.accuracy), detail, answers.accuracy)
-
-
-def _validation_accuracy(metrics: list[dict[str, Any]]) -> Fact:
-    label = "Validation accuracy"
-    measured = [row for row in metrics if math.isfinite(row.get("val_accuracy", math.nan))]
-    if not measured:
-        return Fact(label, "not measured", "no validation split" if metrics else "no epoch completed yet", math.nan)
-    best = max(measured, key=lambda row: row["val_accuracy"])
-    detail = f"the highest, after epoch {best['epoch']:.4g} of {metrics[-1]['epoch']:.4g}"
-    return Fact(label, percent(best["val_accuracy"]), detail, best["val_accuracy"])
-
-
-def _answer_facts(answers: Evaluation | None) -> Iterable[Fact]:
-    if answers is None:
-        yield from (Fact(label, ABSENT, "", math.nan) for label in ("Loss", "Evaluations"))
-        return
-    where = f"on the {SPLITS[answers.split]}"
-    yield Fact("Loss", f"{number(answers.loss)} nat", f"mean cross-entropy {where}", answers.loss)
-    nfe = answers.nfe
-    spread = f", {nfe.min():,} to {nfe.max():,}" if nfe.min() < nfe.max() else ""
-    detail = f"per forward pass {where}{spread}"
-    yield Fact("Evaluations", f"{nfe.mean():.1f}", detail, float(nfe.mean()))
-
-
-def _failed_solves(record: RunRecord) -> Fact:
-    failed = sum(row.get("failed_solves", 0) for row in record.metrics)
-    steps = record.metrics[-1]["step"] if record.metrics else 0
-    detail = f"of {steps:,} in training"
-    if (answers := record.evaluation) is not None:
-        ended = sum(answers.status.get(name, 0) for name in ("SUCCESS", "EVENT"))
-        solves = sum(answers.status.values())
-        detail += f"; {solves - ended:,} of {solves:,} on the {SPLITS[answers.split]}"
-    return Fact("Failed solves", f"{failed:,}", detail, float(failed))
-
-
-def _parameters(record: RunRecord) -> Fact:
-    point = record.initial_point
-    detail = "" if point is None else f"and {len(point):,} of the shared initial point"
-    return Fact("Parameters", f"{record.parameters:,}", detail, float(record.parameters))
-
-
-def _training_time(metrics: list[dict[str, Any]]) -> Fact:
-    seconds = total(metrics, "seconds")
-    if not seconds > 0:
-        return Fact("Training time", ABSENT, "", math.nan)
-    epochs = metrics[-1]["epoch"]
-    return Fact(
-        "Training time", duration(seconds), f"{duration(seconds / epochs)} an epoch, {epochs:.4g} in all", seconds
-    )
-
-
-def _peak_memory(metrics: list[dict[str, Any]]) -> Fact:
-    peak, start = highest(metrics, "peak_memory"), highest(metrics, "start_memory")
-    if math.isnan(peak):
-        return Fact("Peak memory", ABSENT, "", math.nan)
-    detail = "" if math.isnan(start) else f"{start:,.0f} MiB of it before the first step"
-    return Fact("Peak memory", f"{peak:,.0f} MiB", detail, peak)
-
-
-def total(metrics: list[dict[str, Any]], name: str) -> float:
-    """The sum of a metric over the lines that have it; NaN where none has."""
-    values = [row[name] for row in metrics if math.isfinite(row.get(name, math.nan))]
-    return float(sum(values)) if values else math.nan
-
-
-def highest(metrics: list[dict[str, Any]], name: str) -> float:
-    """The largest value of a metric; NaN where no line has one."""
-    return max((float(row[name]) for row in metrics if math.isfinite(row.get(name, math.nan))), default=math.nan)
 
 
 # ---- curves
@@ -315,6 +217,66 @@ def _listed(names: list[str]) -> str:
     return names[0] if len(names) == 1 else f"{', '.join(names[:-1])} and {names[-1]}"
 
 
-def numbers(metrics: list[dict[str, Any]]) -> list[list[str]]:
-    """The lines of metrics as texts, in the order of `METRICS`."""
-    return [[ABSENT if math.isnan(v := row.get(name, math.nan)) else number(v) for name in METRICS] for row in metrics]
+def numbers(metrics: list[dict[str, Any]]) -> Table:
+    """All lines of metrics."""
+    head = [name if metric.unit == "1" else f"{name} [{metric.unit}]" for name, metric in METRICS.items()]
+    rows = [[ABSENT if math.isnan(v := row.get(name, math.nan)) else number(v) for name in METRICS] for row in metrics]
+    return Table(head, rows, words=0, titles=[metric.description for metric in METRICS.values()])
+
+
+# ---- the confusion matrix
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One cell of a confusion matrix.
+
+    Attributes:
+        count: images.
+        right: whether it is of right answers.
+        shade: how strong its colour is, 0 to 1: the root of its share of the true class, so that few show.
+        tooltip: the cell in words.
+    """
+
+    count: int
+    right: bool
+    shade: float
+    tooltip: str
+
+
+def confusion_rows(counts: np.ndarray, names: tuple[str, ...]) -> list[tuple[str, list[Cell], str]]:
+    """Each class with its cells and its accuracy in words; none where there are too many classes."""
+    if len(counts) > ALL_CLASSES:
+        return []
+    rows = []
+    for i, name in enumerate(names):
+        total_images, cells = int(counts[i].sum()), []
+        for j, other in enumerate(names):
+            count = int(counts[i, j])
+            share = count / total_images if total_images else 0.0
+            words = f"{name} taken for {other}: {count:,} of {total_images:,} images ({100 * share:.1f} %)"
+            cells.append(Cell(count, i == j, round(math.sqrt(share), 3), words))
+        accuracy = f"{100 * counts[i, i] / total_images:.1f} %" if total_images else "no images"
+        rows.append((name, cells, accuracy))
+    return rows
+
+
+def confusion_picture(counts: np.ndarray) -> np.ndarray:
+    """A confusion matrix (K, K) as a picture (K, K, 4): right answers blue, wrong ones orange, the rest clear.
+
+    Its colours are seen on a light page and on a dark one.
+    """
+    totals = counts.sum(axis=1, keepdims=True)
+    share = np.divide(counts, totals, out=np.zeros(counts.shape), where=totals > 0)
+    picture = np.empty((*counts.shape, 4), dtype=np.uint8)
+    picture[..., :3] = (0xE0, 0x6C, 0x10)
+    picture[np.arange(len(counts)), np.arange(len(counts)), :3] = (0x1F, 0x86, 0xC7)
+    picture[..., 3] = np.where(counts > 0, np.round(70 + 185 * np.sqrt(share)), 0)
+    return picture
+
+
+def data_uri(image: np.ndarray) -> str:
+    """A picture (H, W), (H, W, 3) or (H, W, 4), uint8, as a PNG inside a URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(image).save(buffer, "png", optimize=True)
+    return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,0 +1,142 @@
+"""The first figures of a run, as the Markdown report and the HTML page both show them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from homojl.results.records import Evaluation, RunRecord
+from homojl.results.wording import duration, number, percent, plain, wilson
+
+SPLITS = {"test": "test set", "val": "validation split", "train": "training images"}
+ABSENT = "–"
+
+MEANING = (
+    "**Accuracy** is the share of images whose class got the largest logit. The 95 % interval (Wilson) says how "
+    "far chance in the choice of that many test images can move it; it does not cover what another seed changes.",
+    "**Loss** is the mean cross-entropy in nat: -ln of the probability that the model gave the true class. "
+    "Guessing among K classes costs ln K.",
+    "**Evaluations** count how often a solve called the model's vector field, rejected steps included. A batch is "
+    "solved as one system, so its images share the number.",
+    "**Training** numbers are means over the epoch while the weights changed, with dropout and augmentation where "
+    "they are used; validation and test numbers have neither.",
+    "A model is chosen on the **validation** split, which is part of the training data. The test set has no part "
+    "in training or choice.",
+)
+"""What the numbers of a report mean, a paragraph each, in Markdown."""
+
+
+@dataclass(frozen=True)
+class Fact:
+    """One of the first figures of a run: a value, a few words on it, and a number to sort by, NaN without one."""
+
+    label: str
+    value: str
+    detail: str
+    order: float
+
+
+def facts(record: RunRecord) -> list[Fact]:
+    """The figures that a reader looks for first; the same labels for every run."""
+    answers = record.evaluation
+    return [
+        _test_accuracy(answers),
+        _validation_accuracy(record.metrics),
+        *_answer_facts(answers),
+        _failed_solves(record),
+        _parameters(record),
+        _training_time(record.metrics),
+        _peak_memory(record.metrics),
+    ]
+
+
+def solver_text(record: RunRecord) -> str:
+    """The settings of the solver: those that the evaluation used where there is one, so that "auto" is resolved."""
+    answers = record.evaluation
+    settings = {**record.config.get("solver", {}), **({} if answers is None else answers.solver)}
+    return ", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in settings.items())
+
+
+def answer_time(answers: Evaluation) -> str:
+    """How long the answers took."""
+    return f"{duration(answers.seconds)}, {1e3 * answers.seconds / len(answers.labels):.3g} ms an image"
+
+
+def _test_accuracy(answers: Evaluation | None) -> Fact:
+    if answers is None or answers.split != "test":
+        return Fact("Test accuracy", "not evaluated", "homojl evaluate RUN does it", math.nan)
+    n, right = len(answers.labels), int(np.sum(answers.labels == answers.predictions))
+    low, high = wilson(right, n)
+    detail = f"{right:,} of {n:,} right; 95 % interval {100 * low:.1f} to {100 * high:.1f} %"
+    return Fact("Test accuracy", percent(answers.accuracy), detail, answers.accuracy)
+
+
+def _validation_accuracy(metrics: list[dict[str, Any]]) -> Fact:
+    label = "Validation accuracy"
+    measured = [row for row in metrics if math.isfinite(row.get("val_accuracy", math.nan))]
+    if not measured:
+        return Fact(label, "not measured", "no validation split" if metrics else "no epoch completed yet", math.nan)
+    best = max(measured, key=lambda row: row["val_accuracy"])
+    detail = f"the highest, after epoch {best['epoch']:.4g} of {metrics[-1]['epoch']:.4g}"
+    return Fact(label, percent(best["val_accuracy"]), detail, best["val_accuracy"])
+
+
+def _answer_facts(answers: Evaluation | None) -> Iterable[Fact]:
+    if answers is None:
+        yield from (Fact(label, ABSENT, "", math.nan) for label in ("Loss", "Evaluations"))
+        return
+    where = f"on the {SPLITS[answers.split]}"
+    yield Fact("Loss", f"{number(answers.loss)} nat", f"mean cross-entropy {where}", answers.loss)
+    nfe = answers.nfe
+    spread = f", {nfe.min():,} to {nfe.max():,}" if nfe.min() < nfe.max() else ""
+    detail = f"per forward pass {where}{spread}"
+    yield Fact("Evaluations", f"{nfe.mean():.1f}", detail, float(nfe.mean()))
+
+
+def _failed_solves(record: RunRecord) -> Fact:
+    failed = sum(row.get("failed_solves", 0) for row in record.metrics)
+    steps = record.metrics[-1].get("step", math.nan) if record.metrics else 0
+    detail = f"of {steps:,} in training"
+    if (answers := record.evaluation) is not None:
+        ended = sum(answers.status.get(name, 0) for name in ("SUCCESS", "EVENT"))
+        solves = sum(answers.status.values())
+        detail += f"; {solves - ended:,} of {solves:,} on the {SPLITS[answers.split]}"
+    return Fact("Failed solves", f"{failed:,}", detail, float(failed))
+
+
+def _parameters(record: RunRecord) -> Fact:
+    point = record.initial_point
+    detail = "" if point is None else f"and {len(point):,} of the shared initial point"
+    return Fact("Parameters", f"{record.parameters:,}", detail, float(record.parameters))
+
+
+def _training_time(metrics: list[dict[str, Any]]) -> Fact:
+    seconds = total(metrics, "seconds")
+    if not seconds > 0:
+        return Fact("Training time", ABSENT, "", math.nan)
+    epochs = metrics[-1]["epoch"]
+    detail = f"{duration(seconds / epochs)} an epoch, {epochs:.4g} in all"
+    return Fact("Training time", duration(seconds), detail, seconds)
+
+
+def _peak_memory(metrics: list[dict[str, Any]]) -> Fact:
+    peak, start = highest(metrics, "peak_memory"), highest(metrics, "start_memory")
+    if math.isnan(peak):
+        return Fact("Peak memory", ABSENT, "", math.nan)
+    detail = "" if math.isnan(start) else f"{start:,.0f} MiB of it before the first step"
+    return Fact("Peak memory", f"{peak:,.0f} MiB", detail, peak)
+
+
+def total(metrics: list[dict[str, Any]], name: str) -> float:
+    """The sum of a metric over the lines that have it; NaN where none has."""
+    values = [row[name] for row in metrics if math.isfinite(row.get(name, math.nan))]
+    return float(sum(values)) if values else math.nan
+
+
+def highest(metrics: list[dict[str, Any]], name: str) -> float:
+    """The largest value of a metric; NaN where no line has one."""
+    return max((float(row[name]) for row in metrics if math.isfinite(row.get(name, math.nan))), default=math.nan)
