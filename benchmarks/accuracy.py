@@ -2,7 +2,7 @@
 
     python benchmarks/accuracy.py [--tolerances 1e-3 1e-5 1e-7] [--systems vanderpol ...]
 
-The systems of `homojl bench`, each from its own start in float64. Printed is the largest |y - reference| /
+The systems of `side_by_side.py`, each from its own start in float64. Printed is the largest |y - reference| /
 (1 + |reference|) at any of 50 save times over the tolerance, relative and absolute alike. A control of steps holds the
 error of each step; what the system then makes of it stands beside its name: the largest factor by which an error at one
 save time has grown at a later one. `steps` are those of the tightest tolerance. The last lines have the worst of all,
@@ -15,14 +15,14 @@ import argparse
 import math
 
 import torch
+from peers.bars import ALLOWED_ERROR
+from peers.experiments import ACCURACY_SAVES
+from peers.magnification import magnification
+from peers.problems import SYSTEMS, Problem, system_problem
+from peers.solvers.base import MAX_STEPS
 
 import homojl as hj
 from homojl.algorithms import ODE_ALGORITHMS, AbstractErrorControlled, AbstractImplicit
-from homojl.benchmark.bars import ALLOWED_ERROR
-from homojl.benchmark.experiments import ACCURACY_SAVES
-from homojl.benchmark.magnification import magnification
-from homojl.benchmark.problems import SYSTEMS, Problem, system_problem
-from homojl.benchmark.solvers.base import MAX_STEPS
 
 METHODS = {
     name: cls

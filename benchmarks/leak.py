@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tracemalloc
 
-from homojl.benchmark.memory import gradients_to_repeat, resident
+from peers.memory import gradients_to_repeat, resident
 
 
 def measure(adjoint: str, warm: int, solves: int) -> None:

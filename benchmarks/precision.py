@@ -22,9 +22,9 @@ import time
 import warnings
 
 import torch
+from peers.problems import LayerField, layer_problem
 
 import homojl as hj
-from homojl.benchmark.problems import LayerField, layer_problem
 from homojl.precision import PRECISIONS, Autocast
 
 Tensor = torch.Tensor

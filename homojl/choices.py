@@ -9,3 +9,5 @@ BATCHES = ("joint", "per-sample")
 TRAINING_PRECISIONS = ("full", "bfloat16")
 """Of a configuration. float16 is not among them: its gradients want the loss scaled."""
 FIGURE_FORMATS = ("png", "svg", "pdf")
+BENCH_PROBLEMS = ("vanderpol", "kaps", "layer", "equilibrium")
+BENCH_BACKENDS = tuple(name for name in BACKENDS if name != "auto")

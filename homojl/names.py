@@ -1,9 +1,11 @@
-"""One helper for every place that looks something up by a name the user wrote."""
+"""Helpers for looking something up by a name that the user wrote."""
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
+
+from homojl.errors import ConfigError
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:
@@ -11,3 +13,14 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     known = sorted(known)
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+
+
+def check_known(what: str, names: Iterable[str], known: Collection[str]) -> None:
+    """Refuse names that are not known.
+
+    Raises:
+        ConfigError: for the first of them.
+    """
+    for name in names:
+        if name not in known:
+            raise ConfigError(f"unknown {what} {name!r}; {did_you_mean(name, known)}")

@@ -102,4 +102,4 @@ def code(text: str) -> Marked:
 
 def escape_markdown(text: str) -> str:
     """A text as it must be written in a Markdown table to be shown as it is, on one line."""
-    return re.sub(r"([\\`*_|<>\[\]])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*_|<>]|\](?=[(\[]))", r"\\\1", " ".join(text.split()))

@@ -49,7 +49,7 @@ TINY = ["--set", "model.channels=4", "--set", "train.threads=1", "--set", "train
 _SMALL = {
     "train": TINY,
     "compare": ["--models", "homoode,node", "--epochs", "1", "--set", "train.batch_size=512"],
-    "bench": ["--quick", "--problem", "equilibrium", "--solver", "homojl-pytorch"],
+    "bench": ["--quick", "--problem", "equilibrium", "--backend", "pytorch"],
     "tune": ["--algorithms", "bosh3", "--limit", "64"],
 }
 

@@ -15,7 +15,7 @@ import h5py
 import numpy as np
 import torch
 
-from homojl.benchmark.hdf5 import SCHEMA as BENCH
+from homojl.bench import SCHEMA as BENCH
 from homojl.comparison.hdf5 import SCHEMA as COMPARISON
 from homojl.results.hdf5 import SCHEMA as RESULTS
 from homojl.results.schema import Schema

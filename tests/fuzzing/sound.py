@@ -16,8 +16,8 @@ from typing import Any
 import numpy as np
 
 from homojl.backends.julia import runtime
-from homojl.benchmark.hdf5 import read_bench, write_bench
-from homojl.benchmark.record import Library, Measurement, Report
+from homojl.bench import SCHEMA as BENCH
+from homojl.bench import Measurement
 from homojl.comparison.experiment import MODELS_ALONE, read_experiment
 from homojl.comparison.hdf5 import SCHEMA as COMPARISON
 from homojl.comparison.hdf5 import write_comparison
@@ -207,7 +207,7 @@ def _comparison(path: Path) -> None:
 
 def _bench(path: Path) -> None:
     row = Measurement("batch", "vanderpol", "vanderpol", "float32", "torchdiffeq", "", "dopri5", seconds=0.4, steps=9.0)
-    write_bench(path, Report({"python": "3.11"}, True, 0, [Library("torchdiffeq", "torchdiffeq", "0.2.5")], [row]))
+    BENCH.save(path, {"/measurements": [row]}, parts={"/environment": "{}"}, attributes={"quick": 1, "seed": 0})
 
 
 def _tuning(path: Path) -> None:
@@ -250,6 +250,6 @@ KINDS: dict[str, Kind] = {
     "results": Kind("results.h5", lambda p: write_results(p, make_record(images=20, epochs=2)), read_results),
     "compared runs": Kind("compared", _compared, _read_compared),
     "comparison": Kind("comparison.h5", _comparison, COMPARISON.load),
-    "benchmark": Kind("bench.h5", _bench, read_bench),
+    "benchmark": Kind("bench.h5", _bench, BENCH.load),
     "tuning": Kind("tune.h5", _tuning, TUNING.load),
 }

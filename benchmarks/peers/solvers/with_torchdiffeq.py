@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from homojl.benchmark.solvers.base import AbstractSolver, Case, MakeSolve, Outcome, Solve
+from .base import AbstractSolver, Case, MakeSolve, Outcome, Solve
 
 # Our name -> torchdiffeq's, and its evaluations a step.
 _METHODS = {

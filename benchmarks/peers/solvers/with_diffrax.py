@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from homojl.benchmark.solvers.base import MAX_STEPS, AbstractSolver, Case, MakeSolve, Outcome, Solve
+from .base import MAX_STEPS, AbstractSolver, Case, MakeSolve, Outcome, Solve
 
 # Our name -> diffrax's, and its evaluations a step.
 _METHODS = {

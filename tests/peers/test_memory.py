@@ -8,13 +8,13 @@ import sys
 import pytest
 import torch
 
-from homojl.benchmark import memory
-from homojl.benchmark.bars import ALLOWED_GROWTH, leak_growth
+from benchmarks.peers import memory
+from benchmarks.peers.bars import ALLOWED_GROWTH, leak_growth
 from tests import warm
 
 pytestmark = pytest.mark.slow
 
-SOLVES = 2000  # `homojl bench --problem leak` makes 10,000; what is allowed is the same for each of them
+SOLVES = 2000  # `benchmarks/side_by_side.py` makes 10,000; what is allowed is the same for each of them
 
 
 def test_solves_with_gradients_leave_nothing_behind():

@@ -9,7 +9,7 @@ from importlib import metadata
 from importlib.util import find_spec
 from typing import Any, ClassVar
 
-from homojl.benchmark.problems import Problem
+from ..problems import Problem
 
 MAX_STEPS = 10**6
 

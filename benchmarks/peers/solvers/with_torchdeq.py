@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from homojl.benchmark.solvers.base import AbstractSolver, Case, MakeSolve, Outcome, Solve
+from .base import AbstractSolver, Case, MakeSolve, Outcome, Solve
 
 _METHODS = {"picard": "fixed_point_iter", "anderson": "anderson", "broyden": "broyden"}
 

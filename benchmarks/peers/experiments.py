@@ -6,8 +6,8 @@ import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from homojl.benchmark.problems import SYSTEMS, layer_problem, network_problem, system_problem
-from homojl.benchmark.solvers import Case
+from .problems import SYSTEMS, layer_problem, network_problem, system_problem
+from .solvers import Case
 
 COMPILED = "homojl-compiled"
 ACCURACY_SAVES = 50
@@ -132,8 +132,3 @@ MAKERS: dict[str, Callable[[bool, int], list[Group]]] = {
     "accuracy": _accuracy,
     "leak": lambda quick, seed: [],  # it compares nothing: see `memory.leak`
 }
-
-
-def groups_of(problem: str, *, quick: bool, seed: int) -> list[Group]:
-    """What is measured for one of `MAKERS`; with `quick` less, and smaller."""
-    return MAKERS[problem](quick, seed)

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 
 import torch
 
-from homojl.benchmark.solvers.base import AbstractSolver, Case, MakeSolve, Outcome, Solve
+from .base import AbstractSolver, Case, MakeSolve, Outcome, Solve
 
 _METHODS = {"dopri5": "Dopri5", "tsit5": "Tsit5", "midpoint": "Heun"}  # it has no midpoint rule; Heun's costs as much
 

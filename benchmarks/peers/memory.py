@@ -1,9 +1,9 @@
 """Memory, measured in processes of their own: what one solve takes, and whether many solves leave something behind.
 
-    python -m homojl.benchmark.memory peak SOLVER VARIANT STEPS SEED THREADS
-    python -m homojl.benchmark.memory leak SOLVES
+    python -m peers.memory peak SOLVER VARIANT STEPS SEED THREADS
+    python -m peers.memory leak SOLVES
 
-Each prints one line of JSON.
+from within benchmarks/; each prints one line of JSON.
 """
 
 from __future__ import annotations
@@ -54,8 +54,10 @@ def leak(solves: int) -> list[float]:
 
 
 def _in_process(*arguments: str) -> Any:
-    command = [sys.executable, "-m", "homojl.benchmark.memory", *arguments]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert __package__ is not None
+    place = Path(__file__).parents[__package__.count(".") + 1]  # from which this package has its name
+    command = [sys.executable, "-m", f"{__package__}.memory", *arguments]
+    result = subprocess.run(command, capture_output=True, text=True, check=False, cwd=place)
     if result.returncode:
         lines = result.stderr.strip().splitlines()
         raise MeasurementFailed(lines[-1] if lines else f"exit code {result.returncode}")
@@ -104,11 +106,12 @@ def resident() -> float:
 def _peak(solver: str, variant: str, steps: int, seed: int, threads: int) -> float:
     import torch
 
-    from homojl.benchmark.experiments import steps_case
-    from homojl.benchmark.measure import use_threads
-    from homojl.benchmark.solvers import SOLVERS
-    from homojl.benchmark.solvers.base import Solve
     from homojl.training.loop import peak_memory
+
+    from .experiments import steps_case
+    from .solvers import SOLVERS
+    from .solvers.base import Solve
+    from .threads import use_threads
 
     use_threads(threads)
 

@@ -1,11 +1,11 @@
 """The libraries that are measured, one adapter each."""
 
-from homojl.benchmark.solvers.base import AbstractSolver, Case, Outcome
-from homojl.benchmark.solvers.ours import HomoJL
-from homojl.benchmark.solvers.with_diffrax import Diffrax
-from homojl.benchmark.solvers.with_torchdeq import TorchDEQ
-from homojl.benchmark.solvers.with_torchdiffeq import TorchDiffEq
-from homojl.benchmark.solvers.with_torchode import TorchODE
+from .base import AbstractSolver, Case, Outcome
+from .ours import HomoJL
+from .with_diffrax import Diffrax
+from .with_torchdeq import TorchDEQ
+from .with_torchdiffeq import TorchDiffEq
+from .with_torchode import TorchODE
 
 __all__ = ["SOLVERS", "AbstractSolver", "Case", "Outcome"]
 

@@ -8,11 +8,11 @@ import pytest
 import torch
 
 import homojl as hj
+from benchmarks.peers.bars import ALLOWED_ERROR
+from benchmarks.peers.experiments import ACCURACY_SAVES
+from benchmarks.peers.magnification import magnification
+from benchmarks.peers.problems import SYSTEMS, Problem, system_problem
 from homojl.algorithms import ODE_ALGORITHMS, AbstractErrorControlled, AbstractImplicit
-from homojl.benchmark.bars import ALLOWED_ERROR
-from homojl.benchmark.experiments import ACCURACY_SAVES
-from homojl.benchmark.magnification import magnification
-from homojl.benchmark.problems import SYSTEMS, Problem, system_problem
 
 # Fehlberg's pair of order 2 has an estimate of the error that is up to 512 times too small: see its docstring.
 METHODS = [

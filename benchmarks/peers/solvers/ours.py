@@ -19,8 +19,9 @@ from homojl.algorithms import (
 )
 from homojl.backends import get_backend
 from homojl.backends.julia import runtime
-from homojl.benchmark.problems import LayerField
-from homojl.benchmark.solvers.base import MAX_STEPS, AbstractSolver, Case, MakeSolve, Outcome, Solve
+
+from ..problems import LayerField
+from .base import MAX_STEPS, AbstractSolver, Case, MakeSolve, Outcome, Solve
 
 ADJOINTS = {
     "direct": hj.DirectAdjoint(),

@@ -7,7 +7,8 @@ import functools
 import torch
 
 import homojl as hj
-from homojl.benchmark.problems import SYSTEMS, SystemField, system_problem
+
+from .problems import SYSTEMS, SystemField, system_problem
 
 _CHANGE = 1e-6  # of an element, relative to 1 + |element|, for central differences
 

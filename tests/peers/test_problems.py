@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import homojl as hj
-from homojl.benchmark.problems import SYSTEMS, Problem, layer_problem, network_problem, system_problem
+from benchmarks.peers.problems import SYSTEMS, Problem, layer_problem, network_problem, system_problem
 
 pytestmark = pytest.mark.slow
 

@@ -1,43 +1,21 @@
-"""Measuring: the solves of a group take turns, so that what disturbs the machine disturbs all of them alike."""
+"""Solving every case of a group with every solver that can."""
 
 from __future__ import annotations
 
-import gc
 import math
-import os
-import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from homojl.benchmark import memory
-from homojl.benchmark.experiments import Group
-from homojl.benchmark.record import Measurement
-from homojl.benchmark.solvers import AbstractSolver, Case, Outcome
+from homojl.bench import Measurement, Task, take_turns
 
-_SHORTEST = 0.02  # seconds; a shorter solve is repeated within one timing
-_MOST_CALLS = 20
-
-
-@dataclass
-class _Task:
-    """A solve that works, and the times it has taken."""
-
-    measurement: Measurement
-    solve: Callable[[], Outcome]
-    calls: int = 1
-    seconds: list[float] = field(default_factory=list)
-
-
-def use_threads(threads: int) -> None:
-    """Let every library compute with so many threads; to be called before JAX is imported."""
-    torch.set_num_threads(threads)
-    os.environ["NPROC"] = str(threads)  # the size of XLA's pool
-    os.environ.setdefault("XLA_FLAGS", f"--xla_cpu_multi_thread_eigen={'true' if threads > 1 else 'false'}")
+from . import memory
+from .experiments import Group
+from .solvers import AbstractSolver, Case, Outcome
 
 
 def measure(
@@ -62,7 +40,7 @@ def measure(
         One record for each case, solver and variant; where a solve failed its message says why.
     """
     found: list[Measurement] = []
-    tasks: list[_Task] = []
+    tasks: list[Task] = []
     for case in group.cases:
         for solver in solvers:
             if solver.name in group.without:
@@ -87,9 +65,9 @@ def measure(
                 else:
                     tasks.append(task)
     if group.timed:
-        _take_turns(tasks, repetitions, patience)
+        take_turns(tasks, repetitions, patience)
     for task in tasks:
-        measurement = _timed(task)
+        measurement = task.timed
         if group.memory:
             measurement = _with_memory(measurement, group.cases[0], seed=seed, threads=threads)
         say(_line(measurement))
@@ -97,7 +75,7 @@ def measure(
     return found
 
 
-def _first(blank: Measurement, case: Case, make: Callable[[], Callable[[], Outcome]]) -> _Task | Measurement:
+def _first(blank: Measurement, case: Case, make: Callable[[], Callable[[], Outcome]]) -> Task | Measurement:
     """The solve made ready and done once, its answer held against the reference; or why that failed."""
     started = time.perf_counter()
     try:
@@ -107,7 +85,7 @@ def _first(blank: Measurement, case: Case, make: Callable[[], Callable[[], Outco
         measurement = replace(
             blank, first_seconds=first, nfe=float(outcome.nfe) or math.nan, steps=float(outcome.steps)
         )
-        return _Task(replace(measurement, **_errors(case, outcome)), solve)
+        return Task(replace(measurement, **_errors(case, outcome)), solve)
     except Exception as error:  # a peer may fail in any way; the others are measured all the same
         words = " ".join(str(error).split()) or type(error).__name__
         return replace(blank, message=words[:300])
@@ -129,35 +107,6 @@ def _errors(case: Case, outcome: Outcome) -> dict[str, Any]:
         gradient = np.asarray(outcome.gradient, dtype=np.float64)[: len(expected)]
         errors["gradient_error"] = float(np.linalg.norm(gradient - expected) / np.linalg.norm(expected))
     return errors
-
-
-def _take_turns(tasks: Sequence[_Task], repetitions: int, patience: float) -> None:
-    for task in tasks:  # warm by now: how many calls make a timing long enough
-        started = time.perf_counter()
-        task.solve()
-        taken = time.perf_counter() - started
-        task.calls = max(1, min(_MOST_CALLS, math.ceil(_SHORTEST / taken)))
-    gc.collect()
-    for _ in range(repetitions):
-        for task in tasks:
-            if sum(task.seconds) * task.calls > patience:
-                continue
-            started = time.perf_counter()
-            for _ in range(task.calls):
-                task.solve()
-            task.seconds.append((time.perf_counter() - started) / task.calls)
-
-
-def _timed(task: _Task) -> Measurement:
-    if not task.seconds:
-        return task.measurement
-    return replace(
-        task.measurement,
-        seconds=statistics.median(task.seconds),
-        seconds_min=min(task.seconds),
-        seconds_max=max(task.seconds),
-        repetitions=float(len(task.seconds)),
-    )
 
 
 def _with_memory(measurement: Measurement, case: Case, *, seed: int, threads: int) -> Measurement:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from homojl.benchmark.problems import layer_problem, network_problem, system_problem
-from homojl.benchmark.solvers import SOLVERS, Case
+from benchmarks.peers.problems import layer_problem, network_problem, system_problem
+from benchmarks.peers.solvers import SOLVERS, Case
 
 pytestmark = pytest.mark.slow
 
