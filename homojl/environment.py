@@ -15,7 +15,7 @@ import homojl
 if TYPE_CHECKING:
     from types import ModuleType
 
-PACKAGES = ("torch", "torchvision", "numpy", "h5py", "safetensors", "juliacall")
+PACKAGES = ("torch", "numpy", "h5py", "safetensors", "juliacall")
 LAUNCHED = ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")  # what torchrun says in the environment
 
 

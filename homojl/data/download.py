@@ -1,27 +1,19 @@
-"""Downloads with a progress bar and a checksum, through torchvision; without a network, what to put where."""
+"""Downloads with a progress bar and a checksum; without a network, a message that says which file to put where."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
-import io
 import os
-import socket
-import sys
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
+import homojl
 from homojl.data.guards import open_unpacked, reading
 from homojl.errors import DataError
-
-if TYPE_CHECKING:
-    import torch
 
 TIMEOUT = 15.0
 """Seconds that a silent server is waited for."""
@@ -95,7 +87,7 @@ def download_files(dataset: str, files: Sequence[RemoteFile], folder: Path, *, p
         dataset: the dataset's name, for messages.
         files: what to download; each one's urls are tried in order, once.
         folder: created where it does not exist.
-        progress: whether to show torchvision's progress bar on stderr.
+        progress: whether to show a progress bar on stderr.
 
     Raises:
         DataError: at the first file that no url gave; the message says what to put where.
@@ -108,7 +100,7 @@ def download_files(dataset: str, files: Sequence[RemoteFile], folder: Path, *, p
             try:
                 _download(file, url, folder, progress=progress)
                 break
-            except (OSError, HTTPException, RuntimeError, ImportError, ValueError) as error:
+            except (OSError, HTTPException, ValueError) as error:
                 failures.append(f"{urlsplit(url).netloc}: {' '.join(str(error).split()) or type(error).__name__}")
         else:
             why = f"could not download {file.name} ({'; '.join(failures)})"
@@ -116,47 +108,24 @@ def download_files(dataset: str, files: Sequence[RemoteFile], folder: Path, *, p
 
 
 def _download(file: RemoteFile, url: str, folder: Path, *, progress: bool) -> None:
-    """Download one file into a folder beside its place, then move it there in one step."""
-    download_url = importlib.import_module(f"{import_torchvision().__name__}.datasets.utils").download_url
+    """Download one file into a folder beside its place, check it, then move it there in one step."""
+    from urllib.request import Request, urlopen
+
+    from tqdm import tqdm
+
     folder.mkdir(parents=True, exist_ok=True)
-    # torchvision offers neither a time limit nor a way to hide its bar: around the call, new sockets get a
-    # timeout by default, and stderr, where the bar is drawn, leads nowhere.
-    timeout = socket.getdefaulttimeout()
-    socket.setdefaulttimeout(TIMEOUT)
-    try:
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
-            with contextlib.nullcontext() if progress else contextlib.redirect_stderr(io.StringIO()):
-                download_url(url, temporary, file.name, file.md5)
-            os.replace(Path(temporary, file.name), folder / file.name)
-    finally:
-        socket.setdefaulttimeout(timeout)
-
-
-_torchvision_schemas: list[torch.library.Library] = []  # torch forgets a schema when its Library object dies
-
-
-def import_torchvision() -> ModuleType:
-    """torchvision, also beside a CPU-only torch where its own import fails.
-
-    torchvision's wheel on PyPI is a CUDA build. Beside a CPU torch its operators do not load, and its import
-    then fails while it registers shape functions for two of them: "operator torchvision::nms does not exist"
-    (https://github.com/pytorch/vision/issues/9085). Declaring the two operators, without code, is enough to
-    import the rest; calling them still fails, with torchvision's own message.
-
-    Raises:
-        ImportError, RuntimeError: torchvision is not installed, or fails to import for any other reason.
-    """
-    try:
-        return importlib.import_module("torchvision")
-    except RuntimeError as error:
-        if "operator torchvision::nms does not exist" not in str(error):
-            raise
-    import torch
-
-    for name in [name for name in sys.modules if name.partition(".")[0] == "torchvision"]:
-        del sys.modules[name]
-    library = torch.library.Library("torchvision", "FRAGMENT")
-    for operator in ("nms", "qnms"):
-        library.define(f"{operator}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
-    _torchvision_schemas.append(library)
-    return importlib.import_module("torchvision")
+    request = Request(url, headers={"User-Agent": f"homojl/{homojl.__version__}"})
+    digest = hashlib.md5(usedforsecurity=False)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
+        path = Path(temporary, file.name)
+        with urlopen(request, timeout=TIMEOUT) as answer, path.open("wb") as out:
+            size = int(answer.headers.get("Content-Length") or 0)
+            bar = tqdm(desc=file.name, total=size or None, unit="B", unit_scale=True, disable=not progress)
+            with bar:
+                while block := answer.read(1 << 16):
+                    out.write(block)
+                    digest.update(block)
+                    bar.update(len(block))
+        if digest.hexdigest() != file.md5:
+            raise ValueError(f"got another file than the published one (md5 {digest.hexdigest()}), or a part of it")
+        os.replace(path, folder / file.name)

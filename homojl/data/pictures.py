@@ -180,7 +180,7 @@ def _members(path: Path) -> Iterator[tuple[list[str], Callable[[str], bytes]]]:
 
 
 def _opened(source: Source) -> Image.Image:
-    from PIL import Image  # comes with torchvision; only pictures need it
+    from PIL import Image  # only pictures need it
 
     try:
         content = source.read()

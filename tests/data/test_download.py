@@ -5,15 +5,12 @@ from __future__ import annotations
 import gzip
 import hashlib
 import http.server
-import importlib
 import socket
-import subprocess
-import sys
 import threading
 
 import pytest
 
-from homojl.data.download import RemoteFile, download_files, find_file, import_torchvision, verify_file
+from homojl.data.download import RemoteFile, download_files, find_file, verify_file
 from homojl.errors import DataError
 
 CONTENT = bytes(range(256)) * 700
@@ -149,35 +146,3 @@ def test_verify_file(tmp_path):
     packed.write_bytes(packed.read_bytes()[:-30])
     with pytest.raises(DataError, match="not a readable gzip"):
         verify_file(known, packed)
-
-
-IMPORT_TWICE = """
-import sys
-{first}
-from homojl.data.download import import_torchvision
-torchvision = import_torchvision()
-assert import_torchvision() is torchvision is sys.modules["torchvision"]
-from torchvision.datasets.utils import download_url
-import torchvision.transforms
-print(torchvision.__version__)
-"""
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("first", ["", "try: import torchvision\nexcept RuntimeError: pass"])
-def test_torchvision_imports_beside_any_torch(first):
-    """Beside a CPU torch its own import fails (https://github.com/pytorch/vision/issues/9085)."""
-    done = subprocess.run(
-        [sys.executable, "-c", IMPORT_TWICE.format(first=first)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.strip()
-
-
-def test_other_failures_of_torchvision_are_not_hidden(monkeypatch):
-    def fail(name):
-        raise RuntimeError("operator torchvision::roi_align does not exist")
-
-    monkeypatch.setattr(importlib, "import_module", fail)
-    with pytest.raises(RuntimeError, match="roi_align"):
-        import_torchvision()
