@@ -4,6 +4,7 @@
 # make check: ruff and the tests that are quick, for after each edit
 # make julia-test: HomoJL's own tests; JULIA names the program, JULIA_ENV an environment that has HomoJL
 # make lint: ruff and mypy; make coverage: make test with a table of the lines that ran; make docs: the site, in site/
+# make lock: the pins of requirements.lock and requirements-docs.lock, written by uv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 JULIA  ?= julia
 JULIA_ENV ?= julia
@@ -12,6 +13,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip --disable-pip-version-check
 PARALLEL := pytest --numprocesses=auto --dist=loadscope
 PYTEST := $(BIN)/python -m $(PARALLEL)
+UV_OPTIONS := --quiet --python-version 3.11 --torch-backend cpu --no-header --no-annotate $(LOCK)
 TORCH  := $(shell sed -n 's/^torch==/torch==/p' requirements.lock)
 
 .PHONY: setup demo test check julia-test lint coverage docs lock clean
@@ -52,7 +54,8 @@ lint: setup
 # Processes that the tests start are measured too; those that they kill leave nothing to measure. With the peers, so that
 # what calls them is measured.
 coverage: setup
-	$(PIP) install --quiet --no-build-isolation --editable '.[bench]'
+	$(PIP) install --quiet --upgrade 'pip>=25.1' # the first that knows groups
+	$(PIP) install --quiet --group peers
 	$(BIN)/coverage erase
 	$(BIN)/coverage run -m $(PARALLEL)
 	$(BIN)/coverage combine --quiet
@@ -67,12 +70,11 @@ $(VENV)/.ready-docs: $(VENV)/.ready requirements-docs.lock
 	$(PIP) install --quiet --requirement requirements-docs.lock
 	@touch $@
 
-# Rewrites the pins from what pyproject.toml allows today.
+# Writes the pins anew with uv, which keeps those that still fit; LOCK=--upgrade takes what pyproject.toml allows today.
 lock: setup
-	$(PIP) install --upgrade --upgrade-strategy eager '$(TORCH)' --editable '.[test,lint]'
-	$(PIP) freeze --exclude-editable > requirements.lock
-	$(PIP) install --upgrade --upgrade-strategy eager --editable '.[docs]'
-	$(PIP) freeze --exclude-editable | grep --invert-match --line-regexp --file requirements.lock > requirements-docs.lock
+	$(PIP) install --quiet uv
+	$(BIN)/uv pip compile $(UV_OPTIONS) pyproject.toml --extra plots --extra tensorboard --group dev --output-file requirements.lock
+	$(BIN)/uv pip compile $(UV_OPTIONS) --group docs --constraint requirements.lock --output-file requirements-docs.lock
 
 clean:
 	rm -rf $(VENV) build dist site runs/demo

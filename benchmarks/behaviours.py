@@ -1,6 +1,6 @@
 """What torchdiffeq and homojl do where people leave the paved road: right, refused, raw or wrong, side by side.
 
-    python benchmarks/behaviours.py                          a table; needs the extra `bench`
+    python benchmarks/behaviours.py                          a table; needs the group `peers`
     python benchmarks/behaviours.py weights                  the situations with that word
 
 Every situation is one program, written with torchdiffeq's names, which homojl has too, and run once with each library.

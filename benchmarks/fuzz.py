@@ -7,7 +7,7 @@ Input n of a kind is made from n alone: the hostile files of tests/fuzzing/hosti
 random. Each is read in a worker process, which is watched: an error that is no HomoJLError or not one line of printable
 characters counts as a traceback; a canary file, a started program, an unpickled object or a file written outside the
 input's folder as an execution; ten seconds without an answer, waiting for a CPU not counted, as a hang; growth by more
-than a GiB as a memory explosion; a worker that dies as a crash. Linux only; needs the extra `test`.
+than a GiB as a memory explosion; a worker that dies as a crash. Linux only; needs the group `test`.
 """
 
 from __future__ import annotations

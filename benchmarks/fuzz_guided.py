@@ -5,7 +5,7 @@
 
 Kinds: those of tests/fuzzing/sound.py that are one file and are parsed here, not in a library; and "tar", an archive
 without gzip's checksum around it. Any error that no reader may end with ends it with the input and the traceback. Needs
-the extra `test`.
+the group `test`.
 """
 
 from __future__ import annotations

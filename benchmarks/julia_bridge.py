@@ -5,7 +5,7 @@
 - call: one right-hand-side call from Julia into PyTorch and back, beyond the Python function itself.
 - step: a HomoODE training step on the Julia backend over the PyTorch one's, same steps.
 - vanderpol: time per step of a small system, against torchdiffeq (field in eager PyTorch) and against jitted diffrax
-  (field held in Julia). Needs `pip install homojl[bench]`.
+  (field held in Julia). Needs `pip install --group peers`.
 - first: the first solve in a new process, imports and Julia's start included, with warm package caches.
 
 Everything is measured in turn in one run, and medians of ratios are printed.

@@ -6,7 +6,7 @@ Each run is a short `homojl train` on the digits in a process of its own. It get
 the time between the making of its folder and its end, is resumed, killed again with probability one half, and so on
 until it ends. Then weights, optimiser, position, metrics and the answers on the test set are compared bit by bit with
 those of a run that nobody disturbed; only times and memory may differ. Nothing half-written may be left. Needs the
-extra `test`.
+group `test`.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
     python benchmarks/side_by_side.py [--problem vanderpol ...] [--solver homojl-pytorch torchdiffeq ...] [--quick]
         [--threads 1] [--seed 0] [--out FILE.md]
 
-Prints Markdown. The peers come with `pip install 'homojl[bench]'`; one that is not installed is named and left out, and
+Prints Markdown. The peers come with `pip install --group peers`; one that is not installed is named and left out, and
 a solve that fails has its message in the place of numbers. docs/benchmarks.md says how it is measured.
 """
 

@@ -18,7 +18,7 @@ from homojl.algorithms import PYTORCH_ONLY
 from tests.browser import browser_is_here
 
 AVAILABLE = {"cuda": torch.cuda.is_available, "browser": browser_is_here}
-for peer in ("torchdiffeq", "torchode", "diffrax", "torchdeq"):  # of the extra `bench`
+for peer in ("torchdiffeq", "torchode", "diffrax", "torchdeq"):  # of the group `peers`
     AVAILABLE[peer] = functools.partial(lambda name: find_spec(name) is not None, peer)
 
 
@@ -31,7 +31,7 @@ def _can_be_imported(name: str) -> bool:
     return True
 
 
-for framework in ("lightning", "accelerate"):  # of the extra `frameworks`
+for framework in ("lightning", "accelerate"):  # of the group `frameworks`
     AVAILABLE[framework] = functools.partial(_can_be_imported, framework)
 AVAILABLE["git"] = lambda: shutil.which("git") is not None
 # Root does without its rights over files by setpriv, so that permissions bind it too.

@@ -69,7 +69,7 @@ class AbstractSolver(abc.ABC):
     def missing(self) -> str | None:
         """Why it cannot be used here, and what to do; None: it can."""
         if find_spec(self.package) is None:
-            return f"{self.package} is not installed: pip install 'homojl[bench]'"
+            return f"{self.package} is not installed: pip install --group peers"
         return None
 
     def version(self) -> str:
