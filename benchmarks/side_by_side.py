@@ -21,8 +21,8 @@ from peers.solvers import SOLVERS, AbstractSolver
 from peers.tables import MEANING, bar_table, group_table
 from peers.threads import use_threads
 
-from homojl.bench import Measurement
 from homojl.environment import environment
+from homojl.results.measurements import Measurement
 from homojl.results.tables import Table
 
 REPETITIONS, PATIENCE, LEAK_SOLVES = 7, 20.0, 10_000

@@ -5,13 +5,11 @@ Comparisons with other libraries are in `benchmarks/peers`, and use the same mea
 
 from __future__ import annotations
 
-import gc
 import json
 import math
-import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +17,7 @@ from homojl.choices import BENCH_BACKENDS, BENCH_PROBLEMS
 from homojl.errors import BackendUnavailable
 from homojl.files import make_folder, replace_file
 from homojl.names import check_known
-from homojl.results.schema import Column, Entry, Records, Schema, text
+from homojl.results.measurements import SCHEMA, Measurement, Task, columns_of, short, take_turns
 from homojl.results.tables import Table
 
 if TYPE_CHECKING:
@@ -28,132 +26,6 @@ if TYPE_CHECKING:
     from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
     from homojl.algorithms import AbstractErrorControlled, AbstractFixedPointAlgorithm
     from homojl.problems import FixedPointProblem, ODEProblem
-
-NAN = float("nan")
-_SHORTEST = 0.02  # seconds; a shorter solve is repeated within one timing
-_MOST_CALLS = 20
-
-COLUMNS: dict[str, Column] = {
-    "experiment": text("name of the experiment"),
-    "group": text("what was measured together, its solves in turn"),
-    "problem": text("name of the problem"),
-    "dtype": text("type of the state's numbers"),
-    "solver": text("homojl and its backend, or another library"),
-    "variant": text("adjoint or function that was used; empty where there is one"),
-    "method": text("name of the method"),
-    "message": text("why numbers are missing; empty if none are"),
-    "tolerance": Column("1", "relative and absolute tolerance asked for; NaN with equal steps"),
-    "batch": Column("samples", "samples solved at once"),
-    "gradient": Column("1", "1: with the gradient's backward pass, 0: the solve alone"),
-    "seconds": Column("s", "wall time of a solve, median of the repetitions"),
-    "seconds_min": Column("s", "shortest of the repetitions"),
-    "seconds_max": Column("s", "longest of the repetitions"),
-    "repetitions": Column("1", "how often the solve was timed, in turn with the others of its group"),
-    "first_seconds": Column("s", "compiling and the first solve, which is in no repetition"),
-    "nfe": Column("evaluations", "evaluations of the field by the forward solve, each on the batch; NaN: not counted"),
-    "steps": Column("steps", "accepted and rejected steps of the forward solve; iterations of an equilibrium"),
-    "error": Column(
-        "1",
-        "largest |y - reference| / (1 + |reference|) at any save time; of an equilibrium norm(f(z) - z) / norm(f(z))",
-    ),
-    "gradient_error": Column("1", "Euclidean distance of dL/dy0 from the reference's over its norm"),
-    "memory": Column("MiB", "growth of a fresh process's peak resident memory over one solve with gradient"),
-}
-
-SCHEMA = Schema.of_records(
-    "homojl-bench",
-    1,
-    "solves measured side by side",
-    {"/measurements": Records("measurement", COLUMNS, "one element for each solve; NaN where not measured")},
-    entries={"/environment": Entry("text", (), "1", "versions, processor, threads and command, JSON")},
-    attributes={"quick": "1: small sizes, 0: full ones", "seed": "of starts and weights"},
-)
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """One solve. The attributes are `COLUMNS`; numbers are NaN where they were not measured."""
-
-    experiment: str
-    group: str
-    problem: str
-    dtype: str
-    solver: str
-    variant: str
-    method: str
-    message: str = ""
-    tolerance: float = NAN
-    batch: float = NAN
-    gradient: float = 0.0
-    seconds: float = NAN
-    seconds_min: float = NAN
-    seconds_max: float = NAN
-    repetitions: float = 0.0
-    first_seconds: float = NAN
-    nfe: float = NAN
-    steps: float = NAN
-    error: float = NAN
-    gradient_error: float = NAN
-    memory: float = NAN
-
-    @property
-    def label(self) -> str:
-        """Solver and variant."""
-        return f"{self.solver}, {self.variant}" if self.variant else self.solver
-
-    @property
-    def seconds_per_step(self) -> float:
-        return self.seconds / self.steps if self.steps else NAN
-
-    @property
-    def error_over_tolerance(self) -> float:
-        return self.error / self.tolerance
-
-
-@dataclass
-class Task:
-    """A solve that works, and the times it has taken."""
-
-    measurement: Measurement
-    solve: Callable[[], object]
-    calls: int = 1
-    seconds: list[float] = field(default_factory=list)
-
-    @property
-    def timed(self) -> Measurement:
-        """The measurement with its times."""
-        if not self.seconds:
-            return self.measurement
-        return replace(
-            self.measurement,
-            seconds=statistics.median(self.seconds),
-            seconds_min=min(self.seconds),
-            seconds_max=max(self.seconds),
-            repetitions=float(len(self.seconds)),
-        )
-
-
-def take_turns(tasks: Sequence[Task], repetitions: int, patience: float) -> None:
-    """Time solves that have been made once already, in turn, so that what disturbs the machine disturbs all alike.
-
-    Args:
-        patience: seconds after which a solve that has been timed is not timed again.
-    """
-    for task in tasks:
-        started = time.perf_counter()
-        task.solve()
-        taken = time.perf_counter() - started
-        task.calls = max(1, min(_MOST_CALLS, math.ceil(_SHORTEST / taken)))  # a timing is to be long enough
-    gc.collect()
-    for _ in range(repetitions):
-        for task in tasks:
-            if sum(task.seconds) * task.calls > patience:
-                continue
-            started = time.perf_counter()
-            for _ in range(task.calls):
-                task.solve()
-            task.seconds.append((time.perf_counter() - started) / task.calls)
-
 
 # ---- the cases
 
@@ -395,22 +267,6 @@ def bench_table(measurements: Sequence[Measurement]) -> Table:
         "message": lambda m: m.message,
     }
     return columns_of(measurements, columns, words=3)
-
-
-def columns_of(
-    measurements: Sequence[Measurement], columns: Mapping[str, Callable[[Measurement], str]], *, words: int
-) -> Table:
-    """A table of the columns in which there is something."""
-    cells = {name: [cell(m) for m in measurements] for name, cell in columns.items()}
-    kept = {name: column for name, column in cells.items() if any(column)}
-    return Table(tuple(kept), list(zip(*kept.values(), strict=True)), words=words)
-
-
-def short(value: float) -> str:
-    """Three significant digits; nothing for NaN."""
-    if math.isnan(value):
-        return ""
-    return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def write_bench(

@@ -10,10 +10,11 @@ import h5py
 import numpy as np
 import pytest
 
-from homojl.bench import COLUMNS, SCHEMA, Measurement, bench_table, cases, run_bench, write_bench
+from homojl.bench import bench_table, cases, run_bench, write_bench
 from homojl.choices import BENCH_PROBLEMS
 from homojl.environment import environment
 from homojl.errors import ConfigError
+from homojl.results.measurements import COLUMNS, SCHEMA, Measurement
 from homojl.results.schema import Entry, Records, Schema, text
 from tests.results.netcdf import assert_netcdf
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from homojl.bench import NAN, Measurement
+from homojl.results.measurements import NAN, Measurement
 
 from .experiments import ACCURACY_SAVES
 from .magnification import magnification

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from homojl.bench import Measurement, Task, take_turns
+from homojl.results.measurements import Measurement, Task, take_turns
 
 from . import memory
 from .experiments import Group

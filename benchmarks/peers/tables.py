@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from homojl.bench import Measurement, columns_of, short
+from homojl.results.measurements import Measurement, columns_of, short
 from homojl.results.tables import Table
 
 from .bars import Bar

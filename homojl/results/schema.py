@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -18,15 +17,12 @@ import homojl
 from homojl.errors import ConfigError, DataError, HomoJLError
 from homojl.files import replace_file
 from homojl.parsing import read_bytes
+from homojl.results.storage import attach_scales, check_dataset, is_coordinate, is_inside
 from homojl.results.tables import Table, code
-
-DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable."
-"""How the name of a dimension scale begins that has no coordinates; netCDF-4's words."""
 
 _BLOCK = 512  # bytes of HDF5's user block, which holds one line: the SHA-256 of all that follows
 _COMPRESSED_FROM = 1 << 16  # bytes; below, compression saves less than it costs to read
 _MAX_FILE = 1 << 36  # bytes; trajectories of many images take some billions
-_MAX_BYTES, _MAX_RATIO = 1 << 26, 1032  # of a dataset that is read, and over its compressed size where it has more
 
 T = TypeVar("T")
 
@@ -223,8 +219,8 @@ class Schema:
                 if name in file:
                     file[name].attrs["description"] = description
             # Coordinates become scales before others are given them; the root's dimensions come before the groups'.
-            for name in sorted(arrays, key=lambda name: (not _is_coordinate(file[name]), name.count("/"))):
-                _attach_scales(file[name])
+            for name in sorted(arrays, key=lambda name: (not is_coordinate(file[name]), name.count("/"))):
+                attach_scales(file[name])
         content = buffer.getvalue()
         replace_file(path, self._head(content) + content[_BLOCK:])
 
@@ -259,10 +255,10 @@ class Schema:
         """Every dataset of an open file that is there; a text as `str`, several as an array of them."""
         found = {}
         for name, entry in self.entries.items():
-            if not _has(file, name):
+            if not is_inside(file, name):
                 continue
             dataset = file[name]
-            _check_dataset(dataset, name)
+            check_dataset(dataset, name)
             if entry.dtype == "text":
                 found[name] = dataset.asstr()[()]
                 continue
@@ -355,69 +351,6 @@ class Schema:
             if not dim.startswith("*") and sizes.setdefault(dim, size) != size:
                 raise ConfigError(f"{name} has shape {array.shape}, but elsewhere {dim} has size {sizes[dim]}")
         return array
-
-
-def _attach_scales(dataset: h5py.Dataset) -> None:
-    """Give every dimension of a dataset its HDF5 dimension scale, made where there is none.
-
-    As netCDF-4 wants them, the scale lies in the dataset's own group or in the root: the coordinates, where the group
-    has them, else a dataset without numbers in the root; or in the group, where the root's has another size.
-    """
-    if _is_coordinate(dataset):
-        dataset.make_scale(dataset.dims[0].label)
-        return
-    for dimension, size in zip(dataset.dims, dataset.shape, strict=True):
-        label = dimension.label
-        for group in (dataset.parent, dataset.file):
-            scale = group.get(label)
-            if isinstance(scale, h5py.Dataset) and scale.is_scale and scale.shape == (size,):
-                break
-        else:
-            scale = (dataset.parent if label in dataset.file else dataset.file).create_dataset(label, (size,), ">f4")
-            scale.attrs["unit"] = "1"
-            scale.attrs["description"] = f"the dimension {label}, without coordinates"
-            scale.make_scale(f"{DIMENSION_ONLY}{size:10}")
-        dimension.attach_scale(scale)
-
-
-def _is_coordinate(dataset: h5py.Dataset) -> bool:
-    """Whether a dataset has the name of its only dimension."""
-    return [dimension.label for dimension in dataset.dims] == [dataset.name.rpartition("/")[2]]
-
-
-def _has(file: h5py.File, name: str) -> bool:
-    """Whether there is something of that name in the file itself: a link could lead to any other file."""
-    place = ""
-    for part in name.strip("/").split("/"):
-        place += f"/{part}"
-        link = file.get(place, getlink=True)
-        if link is None:
-            return False
-        if not isinstance(link, h5py.HardLink):
-            raise DataError(f"{place} is a link to elsewhere")
-    return True
-
-
-def _check_dataset(dataset: h5py.Dataset, name: str) -> None:
-    """Refuse a dataset whose data are not in the file, or that would take far more memory than the file."""
-    if not isinstance(dataset, h5py.Dataset):
-        raise DataError(f"{name} is no dataset")
-    creation = dataset.id.get_create_plist()
-    filters = {creation.get_filter(i)[0] for i in range(creation.get_nfilters())}
-    if dataset.external or dataset.is_virtual or not filters <= {h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE}:
-        raise DataError(f"{name} is stored in another way than homojl stores it")
-    text = h5py.check_string_dtype(dataset.dtype)
-    if text is not None and text.length is None:
-        raise DataError(f"{name} has texts of any length, expected of one")
-    if dataset.chunks and _pieces(dataset) > max(1000, dataset.nbytes >> 10):  # HDF5 takes kilobytes for each
-        raise DataError(f"{name} is stored in {_pieces(dataset)} pieces, far too many for its {dataset.nbytes} bytes")
-    if dataset.nbytes > max(_MAX_BYTES, _MAX_RATIO * dataset.id.get_storage_size()):
-        raise DataError(f"{name} has {dataset.nbytes} bytes, of which {dataset.id.get_storage_size()} are in the file")
-
-
-def _pieces(dataset: h5py.Dataset) -> int:
-    """How many chunks a dataset has."""
-    return math.prod(-(-size // piece) for size, piece in zip(dataset.shape, dataset.chunks, strict=True))
 
 
 def _dims(entry: Entry, ndim: int) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ import shutil
 import pytest
 from click.testing import CliRunner
 
-from homojl.bench import SCHEMA as BENCH
+from homojl.results.measurements import SCHEMA as BENCH
 from homojl.results.tuning import SCHEMA as TUNING
 from homojl_cli import tune
 from tests.command import SMALL, assert_one_line_error, homojl, homojl_process

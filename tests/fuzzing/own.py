@@ -15,9 +15,9 @@ import h5py
 import numpy as np
 import torch
 
-from homojl.bench import SCHEMA as BENCH
 from homojl.comparison.hdf5 import SCHEMA as COMPARISON
 from homojl.results.hdf5 import SCHEMA as RESULTS
+from homojl.results.measurements import SCHEMA as BENCH
 from homojl.results.schema import Schema
 from homojl.results.tuning import SCHEMA as TUNING
 from homojl.training.checkpoint import read_checkpoint, write_checkpoint

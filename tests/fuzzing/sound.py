@@ -16,8 +16,6 @@ from typing import Any
 import numpy as np
 
 from homojl.backends.julia import runtime
-from homojl.bench import SCHEMA as BENCH
-from homojl.bench import Measurement
 from homojl.comparison.experiment import MODELS_ALONE, read_experiment
 from homojl.comparison.hdf5 import SCHEMA as COMPARISON
 from homojl.comparison.hdf5 import write_comparison
@@ -30,6 +28,8 @@ from homojl.data.pictures import read_tiny_imagenet, read_tiny_imagenet_names
 from homojl.data.readers import read_cifar_binary, read_idx, read_svhn_mat
 from homojl.files import replace_file
 from homojl.results.hdf5 import read_results, read_run, write_results
+from homojl.results.measurements import SCHEMA as BENCH
+from homojl.results.measurements import Measurement
 from homojl.results.tuning import SCHEMA as TUNING
 from homojl.results.tuning import Trial, Tuning, write_tuning
 from homojl.training import Run, train

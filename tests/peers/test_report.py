@@ -15,7 +15,7 @@ from benchmarks.peers.measure import measure
 from benchmarks.peers.problems import system_problem
 from benchmarks.peers.solvers import SOLVERS, Case
 from benchmarks.peers.tables import group_table
-from homojl.bench import Measurement
+from homojl.results.measurements import Measurement
 
 DOCS = Path(__file__).parents[2] / "docs" / "benchmarks.md"
 ROW = Measurement("batch", "vanderpol, batch 256", "vanderpol", "float32", "torchdiffeq", "", "dopri5", tolerance=1e-5,

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import h5py
 
-from homojl.results.schema import DIMENSION_ONLY
+from homojl.results.storage import DIMENSION_ONLY
 
 
 def assert_netcdf(path: Path) -> None:

@@ -22,7 +22,7 @@ from hypothesis.extra import numpy as arrays
 from homojl.errors import ConfigError, DataError
 from homojl.results.hdf5 import ENTRIES, describe_schema, read_results, write_results
 from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
-from homojl.results.schema import DIMENSION_ONLY
+from homojl.results.storage import DIMENSION_ONLY
 from tests.results.netcdf import assert_netcdf
 
 DOCS = Path(__file__).parents[2] / "docs" / "hdf5.md"
