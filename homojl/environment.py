@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import homojl
+from homojl.version import __version__
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -92,7 +92,7 @@ def _julia_runtime() -> ModuleType:
 
 def _machine(packages: tuple[str, ...]) -> dict[str, Any]:
     return {
-        "homojl": homojl.__version__,
+        "homojl": __version__,
         "commit": _commit(),
         "python": platform.python_version(),
         "platform": platform.platform(),
@@ -142,7 +142,7 @@ def _processor() -> str:
 
 def _commit() -> str | None:
     """The commit of a source checkout, with "+changes" if it is not clean; None for an installed package."""
-    folder = Path(homojl.__file__).parent.parent
+    folder = Path(__file__).parent.parent
     if not (folder / ".git").exists():
         return None
 

@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from homojl.solution import EquilibriumSolution, PathSolution, Solution
-
+from typing import Any
 
 MAX_MESSAGE = 4000
 """Characters; of a longer message the middle is left out."""
@@ -60,10 +56,11 @@ class SolveError(HomoJLError):
     """A solve did not reach its end: diverged, step too small, or too many steps.
 
     Attributes:
-        solution: the partial `Solution` up to the failure (status, stats, last accepted state).
+        solution: the partial `Solution`, `EquilibriumSolution` or `PathSolution` up to the failure (status, stats, last
+            accepted state); None where there is none.
     """
 
-    def __init__(self, message: str, solution: Solution | EquilibriumSolution | PathSolution | None = None) -> None:
+    def __init__(self, message: str, solution: Any = None) -> None:
         super().__init__(message)
         self.solution = solution
 

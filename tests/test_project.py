@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import importlib
 import json
 import re
 import tomllib
@@ -17,19 +18,25 @@ from homojl_cli.info import command as info
 ROOT = Path(__file__).resolve().parent.parent
 
 
-def test_type_checkers_see_the_names_that_there_are():
-    tree = ast.parse((ROOT / "homojl" / "__init__.py").read_text(encoding="utf-8"))
-    guarded = [
-        node
-        for node in tree.body
-        if isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
-    ]
-    seen = {alias.asname for block in guarded for imported in block.body for alias in imported.names}
-    assert seen == set(homojl.__all__) - {"__version__"}
+@pytest.mark.parametrize("stub", [str(p.relative_to(ROOT)) for p in sorted((ROOT / "homojl").rglob("__init__.pyi"))])
+def test_every_line_of_a_list_of_names_exports_one(stub):
+    """Type checkers read the list as it is, homojl.lazy reads its lines."""
+    tree = ast.parse((ROOT / stub).read_text(encoding="utf-8"))
+    assert all(isinstance(node, ast.ImportFrom) and len(node.names) == 1 for node in tree.body)
+    names = [node.names[0] for node in tree.body]
+    assert all(alias.name == alias.asname for alias in names)
+    package = importlib.import_module(".".join(Path(stub).parent.parts))
+    assert sorted(alias.name for alias in names) == package.__all__
+    assert all(getattr(package, name) is not None for name in package.__all__)
+    assert set(package.__all__) <= set(dir(package))
+    with pytest.raises(AttributeError, match="has no attribute 'no_such_name'"):
+        _ = package.no_such_name
 
 
 def test_every_public_name_is_documented():
-    missing = [name for name in homojl.__all__ if not (getattr(homojl, name).__doc__ or "").strip()]
+    missing = [
+        name for name in homojl.__all__ if name != "__version__" and not (getattr(homojl, name).__doc__ or "").strip()
+    ]
     assert missing == []
 
 
@@ -53,3 +60,29 @@ def test_a_bug_report_says_where_and_with_what(monkeypatch: pytest.MonkeyPatch):
     assert values["variables"]["OMP_NUM_THREADS"] == "1"
     assert {"julia", "julia_packages", "julia_problem", "python", "platform"} <= values.keys()
     assert "command" not in values  # where it was typed is nobody's business
+
+
+def _imported(path: Path, modules: dict[str, Path]) -> set[str]:
+    """The modules of ours that a file imports, wherever in it: at its top, in a function, or for type checkers."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            inside = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= inside & modules.keys() or {node.module}
+    return found & modules.keys()
+
+
+def test_imports_go_round_in_no_circle():
+    roots = {"homojl": ROOT, "homojl_cli": ROOT / "cli"}
+    modules = {
+        ".".join(path.relative_to(root).with_suffix("").parts).removesuffix(".__init__"): path
+        for package, root in roots.items()
+        for path in (root / package).rglob("*.py")
+    }
+    left = {name: _imported(path, modules) - {name} for name, path in modules.items()}
+    while free := [name for name, needs in left.items() if not needs & left.keys()]:
+        for name in free:
+            del left[name]
+    assert {name: sorted(needs & left.keys()) for name, needs in left.items()} == {}

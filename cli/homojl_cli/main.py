@@ -9,7 +9,7 @@ import sys
 
 import click
 
-from homojl import __version__
+from homojl.version import __version__
 
 # name -> one-line help; the command itself is `command` in homojl_cli/<name>.py
 COMMANDS = {

@@ -17,10 +17,9 @@ from homojl.algorithms import (
     AbstractErrorControlled,
     AbstractODEAlgorithm,
     ErrorNorm,
-    note_first_step,
     with_first_step,
 )
-from homojl.backends.base import AbstractBackend, EventCondition, Integration
+from homojl.backends.base import AbstractBackend, EventCondition, Integration, note_first_step
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.backends.pytorch.record import Record, Replay, Round
 from homojl.backends.pytorch.steppers import stepper_for

@@ -17,10 +17,9 @@ from homojl.algorithms import (
     AbstractErrorControlled,
     AbstractODEAlgorithm,
     ErrorNorm,
-    note_first_step,
     with_first_step,
 )
-from homojl.backends.base import Integration
+from homojl.backends.base import Integration, note_first_step
 from homojl.backends.pytorch.record import OTHER
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError, SolveError

@@ -79,7 +79,7 @@ from homojl.algorithms.path import (
     NaturalParameter,
     path_algorithm,
 )
-from homojl.algorithms.step_memory import StepMemory, memory_of, note_first_step, with_first_step
+from homojl.algorithms.step_memory import StepMemory, memory_of, with_first_step
 
 # Methods that Julia lacks.
 PYTORCH_ONLY = (*ode.PYTORCH_ONLY, Homotopy)
@@ -154,7 +154,6 @@ __all__ = [
     "Vern7",
     "fixed_point_algorithm",
     "memory_of",
-    "note_first_step",
     "ode_algorithm",
     "path_algorithm",
     "with_first_step",

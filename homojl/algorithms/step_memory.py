@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, TypeVar
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
-    from homojl.backends.base import Integration
-
     Algorithm = TypeVar("Algorithm", bound=DataclassInstance)
 
 # After the first step a controller asks for no less than its safety factor times that step, 0.9 unless told otherwise.
@@ -69,17 +67,6 @@ def with_first_step(algorithm: Algorithm, ts: Sequence[float]) -> Algorithm:
     """The algorithm with what its memory, where it has one, says of a solve with those save times."""
     memory = memory_of(algorithm)
     return algorithm if memory is None else replace(algorithm, first_step=memory.recall(ts))
-
-
-def note_first_step(algorithm: Algorithm, ts: Sequence[float], result: Integration) -> None:
-    """Let the algorithm's memory, where it has one, learn from a solve that reached its end."""
-    memory = memory_of(algorithm)
-    if memory is None or not result.status.ok:
-        return
-    if result.samples is None:
-        memory.learn_from(ts, [taken.h for taken in result.record.rounds[:2]], result.n_rejected)
-    elif result.first_step is not None:
-        memory.learn(ts, result.first_step)
 
 
 def memory_of(algorithm: object) -> StepMemory | None:

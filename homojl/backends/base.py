@@ -9,7 +9,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 
-from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm, AbstractPathAlgorithm, ErrorNorm
+from homojl.algorithms import (
+    AbstractFixedPointAlgorithm,
+    AbstractODEAlgorithm,
+    AbstractPathAlgorithm,
+    ErrorNorm,
+    memory_of,
+)
 from homojl.functions.base import AbstractField, AbstractMap
 from homojl.solution import Samples, Status
 
@@ -62,6 +68,17 @@ class Integration:
     event: int | None = None
     samples: Samples | None = None
     first_step: float | None = None
+
+
+def note_first_step(algorithm: object, ts: Sequence[float], result: Integration) -> None:
+    """Let the algorithm's memory, where it has one, learn from a solve that reached its end."""
+    memory = memory_of(algorithm)
+    if memory is None or not result.status.ok:
+        return
+    if result.samples is None:
+        memory.learn_from(ts, [taken.h for taken in result.record.rounds[:2]], result.n_rejected)
+    elif result.first_step is not None:
+        memory.learn(ts, result.first_step)
 
 
 @dataclass(frozen=True, eq=False)

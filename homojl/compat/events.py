@@ -7,24 +7,10 @@ from typing import Any
 
 import torch
 
+from homojl.compat.conditions import State, ThroughTime
+from homojl.compat.odeint import odeint
+
 Tensor = torch.Tensor
-State = Tensor | tuple[Tensor, ...]
-
-
-class ThroughTime:
-    """An event function whose zero determines the event's time for gradients too; without it that time is constant."""
-
-    def __init__(self, event_fn: Callable[[Tensor, State], Tensor]) -> None:
-        self._event_fn = event_fn
-
-    def __call__(self, t: Tensor, y: State) -> Tensor:
-        return self._event_fn(t, y)
-
-
-@torch.no_grad()
-def starts_on_event(condition: Callable[[Tensor, Tensor], Tensor], t0: Tensor, y0: Tensor) -> bool:
-    """Whether a value of the condition is zero at the start: torchdiffeq then stops there."""
-    return bool((condition(t0.to(y0.device, y0.dtype.to_real()), y0) == 0).any())
 
 
 def odeint_event(
@@ -56,8 +42,6 @@ def odeint_event(
 
     References: Chen, Amos, Nickel (2021), arXiv 2011.03902.
     """
-    from homojl.compat.odeint import odeint
-
     start = t0.reshape(-1)
     t = torch.cat([start, start.detach() + (-1.0 if reverse_time else 1.0)])
     interface: Callable[..., tuple[Tensor, State]] = odeint_interface or odeint

@@ -12,7 +12,7 @@ import torch
 from homojl.adjoints import BacksolveAdjoint, DirectAdjoint
 from homojl.adjoints.continuous import augmented_tolerance
 from homojl.algorithms import AbstractODEAlgorithm, ErrorNorm
-from homojl.compat.events import ThroughTime, starts_on_event
+from homojl.compat.conditions import ThroughTime, starts_on_event
 from homojl.compat.methods import GridConstructor, Options
 from homojl.compat.states import Callbacks, Field, Form, State
 from homojl.errors import ConfigError, SolveError

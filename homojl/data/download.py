@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-import homojl
 from homojl.data.guards import open_unpacked, reading
 from homojl.errors import DataError
+from homojl.version import __version__
 
 TIMEOUT = 15.0
 """Seconds that a silent server is waited for."""
@@ -114,7 +114,7 @@ def _download(file: RemoteFile, url: str, folder: Path, *, progress: bool) -> No
     from tqdm import tqdm
 
     folder.mkdir(parents=True, exist_ok=True)
-    request = Request(url, headers={"User-Agent": f"homojl/{homojl.__version__}"})
+    request = Request(url, headers={"User-Agent": f"homojl/{__version__}"})
     digest = hashlib.md5(usedforsecurity=False)
     with tempfile.TemporaryDirectory(dir=folder, prefix=".download-") as temporary:
         path = Path(temporary, file.name)

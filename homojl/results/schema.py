@@ -13,12 +13,12 @@ from typing import Any, TypeVar
 import h5py
 import numpy as np
 
-import homojl
 from homojl.errors import ConfigError, DataError, HomoJLError
 from homojl.files import replace_file
 from homojl.parsing import read_bytes
 from homojl.results.storage import attach_scales, check_dataset, is_coordinate, is_inside
 from homojl.results.tables import Table, code
+from homojl.version import __version__
 
 _BLOCK = 512  # bytes of HDF5's user block, which holds one line: the SHA-256 of all that follows
 _COMPRESSED_FROM = 1 << 16  # bytes; below, compression saves less than it costs to read
@@ -205,7 +205,7 @@ class Schema:
         common = {
             "schema": self.name,
             "schema_version": self.version,
-            "homojl_version": homojl.__version__,
+            "homojl_version": __version__,
             "created": datetime.now(UTC).isoformat(timespec="seconds"),
         }
         with h5py.File(buffer, "w", userblock_size=_BLOCK) as file:

@@ -20,7 +20,6 @@ from pathlib import Path
 import torch
 from torch.nn.functional import cross_entropy
 
-import homojl
 from homojl.data.augment import augment, iterate_batches
 from homojl.data.datasets import ImageDataset
 from homojl.errors import CheckpointError, SolveError
@@ -51,6 +50,7 @@ from homojl.training.progress import Progress
 from homojl.training.ranks import ALONE, Ranks
 from homojl.training.run import Run, checked_form, form_header, load_weights
 from homojl.training.stopwatch import Stopwatch
+from homojl.version import __version__
 
 POINTS = 12  # lines of metrics that a time budget yields, evenly over its seconds
 PHASES = ("data_seconds", "forward_seconds", "solve_seconds", "backward_seconds", "optimizer_seconds")
@@ -421,7 +421,7 @@ def save(
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     tensors.update(optimizer_tensors(optimizer, "optimizer"))
     header = {
-        "homojl": homojl.__version__,
+        "homojl": __version__,
         "model": config.to_dict()["model"],
         "form": form_header(form),
         "position": asdict(position),

@@ -14,7 +14,6 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
 
-import homojl
 from homojl.files import replace_file
 from homojl.results.answers import class_heading, class_table, confusion_counts, mistake_table, samples
 from homojl.results.facts import MEANING, SPLITS, answer_time, facts, solver_text
@@ -22,6 +21,7 @@ from homojl.results.hdf5 import config_text
 from homojl.results.page import content
 from homojl.results.page.charts import COLOURS, dash_swatch, swatch
 from homojl.results.page.content import ReportedRun
+from homojl.version import __version__
 
 __all__ = ["ReportedRun", "write_page"]
 
@@ -65,7 +65,7 @@ def page(runs: Sequence[ReportedRun]) -> str:
         colours=COLOURS,
         dash_swatch=dash_swatch,
         data_uri=content.data_uri,
-        version=homojl.__version__,
+        version=__version__,
         written=datetime.now(UTC),
         style=Markup(style),
         script=Markup(script),

@@ -1,7 +1,4 @@
-"""A gallery of root problems with known answers, for `HomotopyProblem`: to try algorithms on, to test, to show.
-
-`get("arctan").problem()` is a problem to solve; `get("arctan").random_starts(100)` are places to start from.
-"""
+"""Root problems whose answers are known, by name."""
 
 from __future__ import annotations
 
@@ -9,8 +6,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from homojl.errors import ConfigError
-from homojl.names import did_you_mean
 from homojl.problems import HomotopyProblem
 
 if TYPE_CHECKING:
@@ -73,30 +68,3 @@ class Example:
         import torch
 
         return any(torch.allclose(z.double(), root, rtol=0, atol=tolerance) for root in self.roots)
-
-
-def names() -> list[str]:
-    """What `get` takes."""
-    return list(SUMMARIES)
-
-
-def check(name: str) -> None:
-    """Refuse the name of an example that there is not.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    if name not in SUMMARIES:
-        raise ConfigError(f"unknown problem {name!r}; {did_you_mean(name, SUMMARIES)}")
-
-
-def get(name: str) -> Example:
-    """The example of a name.
-
-    Raises:
-        ConfigError: for an unknown name.
-    """
-    check(name)
-    from homojl.gallery_problems import BUILDERS
-
-    return BUILDERS[name](name)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import torch
 
-from homojl.gallery import SUMMARIES, Example
+from homojl.gallery.example import SUMMARIES, Example
 
 Tensor = torch.Tensor
 

@@ -1,0 +1,14 @@
+from homojl.nn.contraction import contract_ as contract_
+from homojl.nn.contraction import growth as growth
+from homojl.nn.equilibrium import Equilibrium as Equilibrium
+from homojl.nn.homoode import HomoODE as HomoODE
+from homojl.nn.layer import AbstractLayer as AbstractLayer
+from homojl.nn.layer import Report as Report
+from homojl.nn.layer import regularization as regularization
+from homojl.nn.layer import reports as reports
+from homojl.nn.layer import watch as watch
+from homojl.nn.mondeq import MonDEQ as MonDEQ
+from homojl.nn.ode import ODE as ODE
+from homojl.nn.parts import MovingPoint as MovingPoint
+from homojl.nn.parts import group_norm as group_norm
+from homojl.nn.pcdeq import PcDEQ as PcDEQ
