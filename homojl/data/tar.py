@@ -1,8 +1,8 @@
 """A reader of single files from a tar archive.
 
 Not the tarfile module: it takes extension headers of any size into memory and goes through each of their records. An
-archive of twenty million records, packed half a megabyte, keeps it busy for 18 s and takes 600 MB (Python 3.11). Here extension
-headers are passed over; nothing is ever written to disk.
+archive of twenty million records, packed half a megabyte, keeps it busy for 18 s and takes 600 MB (Python 3.11). Here
+extension headers are passed over; nothing is ever written to disk.
 """
 
 from __future__ import annotations
