@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import json
+import pkgutil
 import re
 import tomllib
 from pathlib import Path
@@ -38,6 +39,17 @@ def test_every_public_name_is_documented():
         name for name in homojl.__all__ if name != "__version__" and not (getattr(homojl, name).__doc__ or "").strip()
     ]
     assert missing == []
+
+
+def test_the_pages_of_the_interface_name_what_there_is():
+    for page in sorted((ROOT / "docs" / "api").glob("*.md")):
+        for path, options in re.findall(
+            r"^::: (\S+)\n((?: +.*\n|\n)*)", page.read_text(encoding="utf-8"), re.MULTILINE
+        ):
+            found = pkgutil.resolve_name(path)
+            listed = re.search(r"members: \[(.*?)\]", options, re.DOTALL)
+            for name in re.findall(r"\w+", listed[1]) if listed else ():
+                assert hasattr(found, name), f"{page.name}: {path}.{name}"
 
 
 def test_the_version_is_the_same_everywhere():
