@@ -1,4 +1,4 @@
-"""From an experiment to runs: one configuration for each model, variation and seed, all on one split and budget."""
+"""The runs of an experiment: one configuration for each model, variation and seed, all with one split and budget."""
 
 from __future__ import annotations
 

@@ -24,8 +24,8 @@ class RunResult:
 
     Attributes:
         planned: what it was to be.
-        status: "finished"; "failed": its loss was no longer finite, and trying again ends the same; "broken off": by
-            what may not happen again, such as a full disk.
+        status: "finished"; "failed": the loss was no longer finite, and would be so again; "broken off": by something
+            temporary, such as a full disk.
         message: why it failed.
         record: all that is known of a finished run; None for others.
         measurements: of the trained model with other settings, as `homojl.comparison.worker` writes them.

@@ -1,4 +1,4 @@
-"""The runs of a comparison, each in a process of its own, a few at a time; a repeated call goes on where one ended."""
+"""Training the runs of a comparison, each in its own process; a repeated call continues where the last one stopped."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def run_all(plan: Plan, *, jobs: int = 1, say: Callable[[str], None] = lambda _:
 
     Args:
         jobs: how many at a time.
-        say: takes lines on how it goes, in any thread, one at a time.
+        say: receives lines of progress, in any thread, one at a time.
 
     Returns:
         Whether all runs have ended, well or not.
@@ -69,7 +69,7 @@ class _Runner:
         if self._signals:
             return
         if not (path / "config.toml").exists():
-            # What lies there otherwise is what a kill left of making it.
+            # A folder without a configuration was left by a kill.
             Run.create(path, run.config, overwrite=path.exists())
         started = time.monotonic()
         code = self._process(run, path, who)
@@ -132,12 +132,12 @@ class _Runner:
 
 
 def last_line(plan: Plan, run: PlannedRun) -> str:
-    """The last thing that a run's process complained about."""
+    """The last line of the log of a run's process."""
     try:
         lines = plan.log_path(run).read_text(encoding="utf-8", errors="replace").split("\n")
     except OSError:
         lines = []
-    return next((line.strip() for line in reversed(lines) if line.strip()), "no word in its log")
+    return next((line.strip() for line in reversed(lines) if line.strip()), "its log is empty")
 
 
 def _minutes(seconds: float) -> str:

@@ -1,4 +1,4 @@
-"""One run of a comparison, in a process of its own: its memory is its own, and its end ends nothing else.
+"""One run of a comparison, in its own process, so that its memory is measured alone and a crash ends no other run.
 
     python -m homojl.comparison.worker RUN OUTCOME MEASUREMENTS
 

@@ -1,4 +1,4 @@
-"""What every reader of a file from outside is built with.
+"""Parts of every reader of files from outside.
 
 Files come from anywhere, so nothing in them is trusted: the sizes that a header promises are held against the
 size of the file before memory is taken, unpacking stops at the size that was promised, nothing is unpickled,

@@ -1,4 +1,4 @@
-"""The datasets known by name: what they are, where they come from, and how their files are read.
+"""The datasets known by name, with their properties, sources and readers.
 
 To add one, add an entry to datasets.toml, and its reader to `_READERS` where none of those here fits.
 """

@@ -1,4 +1,4 @@
-"""What a run measures: every metric's name, unit and meaning in one table, and the arrays an evaluation yields.
+"""The metrics of a run, with their names, units and meanings in one table, and the arrays of an evaluation.
 
 The loop writes these names, HDF5 and the report describe them, plots label axes with them.
 """
