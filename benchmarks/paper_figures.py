@@ -26,7 +26,7 @@ import torch
 import homojl as hj
 from homojl import gallery
 from homojl.results.paths import points_of
-from homojl.results.plots import BLUE, GREEN, PALETTE, VERMILLION, new_figure, style, write_figures
+from homojl.results.style import BLUE, GREEN, PALETTE, VERMILLION, new_figure, write_figures
 
 RIPPLES = gallery.get("ripples")
 ROOT = RIPPLES.roots[0].item()
@@ -53,9 +53,7 @@ def figure_2():
     above = [path_from(ROOT + d).stats for d in distances]
     below = [path_from(ROOT - d).stats for d in distances]
     newton = [newton_iterations(ROOT + d) for d in distances]
-    with style():
-        figure = new_figure("A start near the solution saves evaluations only up to a point")
-        figure.set_size_inches(9, 5)
+    with new_figure("A start near the solution saves evaluations only up to a point", (9, 5)) as figure:
         axes = figure.subplots()
         axes.plot(distances, [s.nfe for s in above], "o-", color=BLUE, label="evaluations, from above")
         axes.plot(distances, [s.nfe for s in below], "s--", color=VERMILLION, label="evaluations, from below")
@@ -74,10 +72,9 @@ def figure_2():
 
 def figure_5(learned: hj.training.run.Run, zero: hj.training.run.Run):
     curves = {"learned": (learned, BLUE, "o"), "zero": (zero, VERMILLION, "s")}
-    with style():
-        config = learned.config
-        figure = new_figure(f"A learned initial point: {config.model.name} on {Path(config.data.dataset).stem}")
-        figure.set_size_inches(11, 4.6)
+    config = learned.config
+    title = f"A learned initial point: {config.model.name} on {Path(config.data.dataset).stem}"
+    with new_figure(title, (11, 4.6)) as figure:
         work, accuracy = figure.subplots(1, 2)
         for name, (run, colour, marker) in curves.items():
             rows = run.metrics
@@ -100,11 +97,9 @@ def figure_5(learned: hj.training.run.Run, zero: hj.training.run.Run):
 def figure_6():
     path = path_from(RIPPLES.z0.item(), max_step=0.02)
     points, z = points_of(path), torch.linspace(0, 4.5, 400, dtype=torch.float64)
-    with style():
+    with new_figure("ripples: λ deforms an easy equation into a hard one, and its zero moves along", (12, 5)) as figure:
         from matplotlib import colormaps
 
-        figure = new_figure("ripples: λ deforms an easy equation into a hard one, and its zero moves along")
-        figure.set_size_inches(12, 5)
         curves, zeros = figure.subplots(1, 2)
         for lam in (0.0, 0.25, 0.5, 0.75, 1.0):
             h = lam * RIPPLES.r(z) + (1 - lam) * (z - RIPPLES.z0)
@@ -129,9 +124,7 @@ def figure_6():
 def figure_7():
     velocities = {"v = 1": 1.0, "v = 5": 5.0, "v = 10": 10.0, "v = 1 + s": lambda s: 1 + s}
     paths = {name: path_from(RIPPLES.z0.item(), max_step=0.05, velocity=v) for name, v in velocities.items()}
-    with style():
-        figure = new_figure("ripples: one path, followed at different velocities")
-        figure.set_size_inches(12, 5)
+    with new_figure("ripples: one path, followed at different velocities", (12, 5)) as figure:
         plane, table = figure.subplots(1, 2)
         for i, (name, path) in enumerate(paths.items()):
             points = points_of(path)

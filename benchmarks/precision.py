@@ -25,7 +25,8 @@ import torch
 from peers.problems import LayerField, layer_problem
 
 import homojl as hj
-from homojl.precision import PRECISIONS, Autocast
+from homojl.functions.evaluated import Autocast
+from homojl.precision import PRECISIONS
 
 Tensor = torch.Tensor
 warnings.filterwarnings("ignore", "a tolerance below")  # what it warns of is measured here
