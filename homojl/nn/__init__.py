@@ -9,7 +9,7 @@ _EXPORTS = {
     **dict.fromkeys(["AbstractLayer", "Report", "regularization", "reports", "watch"], "homojl.nn.layer"),
     **dict.fromkeys(["ODE"], "homojl.nn.ode"),
     **dict.fromkeys(["Equilibrium"], "homojl.nn.equilibrium"),
-    **dict.fromkeys(["HomoODE"], "homojl.nn.homoode"),
+    **dict.fromkeys(["DEQ", "HomoODE"], "homojl.nn.homoode"),
     **dict.fromkeys(["MonDEQ"], "homojl.nn.mondeq"),
     **dict.fromkeys(["PcDEQ"], "homojl.nn.pcdeq"),
     **dict.fromkeys(["contract_", "growth"], "homojl.nn.contraction"),
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from homojl.nn.contraction import contract_ as contract_
     from homojl.nn.contraction import growth as growth
     from homojl.nn.equilibrium import Equilibrium as Equilibrium
+    from homojl.nn.homoode import DEQ as DEQ
     from homojl.nn.homoode import HomoODE as HomoODE
     from homojl.nn.layer import AbstractLayer as AbstractLayer
     from homojl.nn.layer import Report as Report
