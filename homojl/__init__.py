@@ -94,7 +94,7 @@ _EXPORTS = {
     **dict.fromkeys(["solve"], "homojl.solving"),
     **dict.fromkeys(["odeint", "odeint_adjoint", "odeint_dense", "odeint_event"], "homojl.compat"),
     **dict.fromkeys(["JuliaField"], "homojl.backends.julia.field"),
-    **dict.fromkeys(["create_model", "model_names"], "homojl.models"),
+    **dict.fromkeys(["create_model", "from_pretrained", "model_names"], "homojl.models"),
     **dict.fromkeys(["load_dataset", "dataset_names"], "homojl.data"),
     **dict.fromkeys(["ImageDataset"], "homojl.data.datasets"),
     **dict.fromkeys(["allow"], "homojl.own"),
@@ -216,6 +216,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.errors import JuliaCodeError as JuliaCodeError
     from homojl.errors import SolveError as SolveError
     from homojl.models import create_model as create_model
+    from homojl.models import from_pretrained as from_pretrained
     from homojl.models import model_names as model_names
     from homojl.own import allow as allow
     from homojl.problems import Event as Event

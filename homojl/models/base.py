@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
@@ -11,9 +13,12 @@ from torch import nn
 from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
 from homojl.errors import ConfigError
-from homojl.nn.layer import AbstractLayer, regularization, solutions
+from homojl.nn.layer import AbstractLayer, regularization, solutions, unmarked
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, Solution
+
+if TYPE_CHECKING:
+    from homojl.models.pretrained import Origin
 
 Tensor = torch.Tensor
 Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm
@@ -49,6 +54,7 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         decoder: the layer's value -> logits (B, n_classes).
         default_algorithm, default_adjoint: of the class; they also say which kind of problem it states.
         algorithm, adjoint, backend, batch, precision, part, remembered: as of `homojl.nn.AbstractLayer`.
+        origin: what `homojl.create_model` was told, and what it was trained on; None where it was made otherwise.
         throw: the layers' `strict`: raise where a solve does not reach its end, or go on with its last state; the
             solution's status says which.
     """
@@ -68,6 +74,10 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
     remembered: Any = _of_layers("remembered")
     throw: Any = _of_layers("strict")
 
+    def __init__(self) -> None:
+        super().__init__()
+        self.origin: Origin | None = None
+
     @classmethod
     def states_ode(cls) -> bool:
         """Whether the model's problem is an ODE; else it is a fixed point."""
@@ -83,8 +93,9 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         return self.encoder(image)
 
     def problem(self, h: Tensor) -> ODEProblem | FixedPointProblem:
-        """The problem that the first layer solves for its input h."""
-        return self.layers[0].problem(h)
+        """The problem that the first layer solves for its input h, its arguments as `f` takes them."""
+        problem = self.layers[0].problem(h)
+        return replace(problem, args=unmarked(problem.args))
 
     def decode(self, z: Any) -> Tensor:
         """The layer's value -> logits (B, n_classes)."""
@@ -137,6 +148,21 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         """Put the parameters back where the model is well posed; called after each step of the optimiser."""
         for layer in self.layers:
             layer.project_()
+
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write the model into a folder, for `homojl.from_pretrained(folder)` in any other process.
+
+        Raises:
+            ConfigError: if `homojl.create_model` has not made it.
+            DataError: if the files cannot be written.
+        """
+        from homojl.models.pretrained import save_pretrained
+
+        save_pretrained(self, folder)
+
+    def set_origin(self, **changes: Any) -> None:
+        """Change what is known of where the model comes from, if anything is."""
+        self.origin = None if self.origin is None else replace(self.origin, **changes)
 
 
 def use_channels_last(module: nn.Module) -> None:

@@ -128,7 +128,8 @@ class MonDEQ(Equilibrium):
         problem, best, alpha = self.problem(x), math.inf, algorithm.alpha
         for _ in range(HALVINGS + 1):
             tried = replace(algorithm, alpha=alpha)
-            solution = solve(problem, tried, backend=self.backend, precision=self.precision, throw=False)
+            how: Any = {"backend": self.backend, "precision": self.precision, "batch": self.batch, "throw": False}
+            solution = solve(problem, tried, **how)
             count = int(solution.iterations.max()) if solution.status.ok else math.inf
             if count < best:
                 best = count

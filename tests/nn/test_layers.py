@@ -54,6 +54,7 @@ LAYERS = {
     "ODE": lambda: hj.nn.ODE(lambda t, y: -y),
     "ODE, module": lambda: hj.nn.ODE(Field(6, torch.float32), hj.Tsit5(first_step=hj.StepMemory())),
     "HomoODE": lambda: hj.nn.HomoODE(4, dropout=0.1),
+    "DEQ": lambda: hj.nn.DEQ(4, dropout=0.1, jacobian_weight=0.1),
     "PcDEQ": lambda: hj.nn.PcDEQ(4),
     "MonDEQ": lambda: hj.nn.MonDEQ(4),
 }
