@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 import homojl as hj
+from tests import warm
 
 
 class Block(nn.Module):
@@ -268,7 +268,7 @@ print("the same")
 
 @pytest.mark.parametrize("name", [*LAYERS, "Wild"])
 def test_two_processes_train_the_same_weights(name, tmp_path):
-    command = [sys.executable, "-c", TRAIN, name, str(tmp_path)]
+    command = [warm.python(), "-c", TRAIN, name, str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(
