@@ -98,8 +98,10 @@ def test_another_schema_and_foreign_files_are_refused(tmp_path, monkeypatch):
 def test_weights_of_schema_1_have_the_names_of_today(tmp_path, monkeypatch):
     """Names as models had them before they were made of layers."""
     path, model = tmp_path / "x.safetensors", {"name": "pcdeq", "form": "multi"}
-    names = ["layers.0.injection.0.weight", "layers.0.weight.gain", "layers.0.after.1.bias",
-             "layers.1.injection.0.bias", "layers.2.weight.direction", "layers.2.after.1.weight", "head.2.bias"]  # fmt: skip
+    names = [
+        *("layers.0.injection.0.weight", "layers.0.weight.gain", "layers.0.after.1.bias", "layers.1.injection.0.bias"),
+        *("layers.2.weight.direction", "layers.2.after.1.weight", "head.2.bias"),
+    ]
     monkeypatch.setattr(module, "SCHEMA", 1)
     tensors = {f"model.{name}": torch.full((1,), float(i)) for i, name in enumerate(names)}
     write_checkpoint(path, tensors | {"optimizer.0.step": torch.zeros(())}, {"model": model})
