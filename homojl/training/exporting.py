@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import json
 from pathlib import Path
@@ -35,6 +36,8 @@ def export_model(model: AbstractImplicitModel, form: ModelForm, path: Path | str
         SolveError: if the program's logits are not the model's; nothing is written then.
         DataError: if the file cannot be written.
     """
+    # Channels last is not for files: saving would take each such weight for a part of a larger one.
+    model = copy.deepcopy(model).to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # left out there
     like = next(model.parameters())
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(2, *form.input_shape, generator=generator).to(like)
