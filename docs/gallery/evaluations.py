@@ -71,6 +71,10 @@ for name, points in found.items():
     nfe, accuracy, error = zip(*points, strict=True)
     left.plot(nfe, accuracy, "o-", label=name)
     right.loglog(nfe, error, "o-", label=name)
-left.set(xlabel="evaluations of the field", ylabel="test accuracy [%]", xscale="log")
-right.set(xlabel="evaluations of the field", ylabel="relative error of the logits")
+left.set(ylabel="test accuracy [%]")
+right.set(ylabel="relative error of the logits")
+for axes in (left, right):
+    axes.set(xlabel="evaluations of the field", xscale="log")
+    axes.set_xticks([1, 2, 4, 8, 16, 32], ["1", "2", "4", "8", "16", "32"], minor=False)
+    axes.minorticks_off()
 left.legend(fontsize=8)
