@@ -38,7 +38,7 @@ data = hj.load_dataset("digits")
 x, x_test = ((images.float() / 16 - 0.3) / 0.37 for images in (data.x_train, data.x_test))
 optimizer = torch.optim.Adam(net.parameters(), lr=3e-3)
 losses, evaluations = [], []
-for _ in range(100):
+for _ in range(80):
     some = torch.randint(len(x), (64,))
     loss = nn.functional.cross_entropy(net(x[some]), data.y_train[some]) + hj.nn.regularization(net)
     optimizer.zero_grad()
