@@ -50,11 +50,11 @@ def measure_time(repetitions: int, init: str) -> None:
     z = torch.randn_like(x)
     mask = torch.ones(BATCH, CHANNELS, 1, 1)
     seed = torch.randn_like(x)
-    parameters = list(model.field.parameters())
+    parameters = list(model.layer.field.parameters())
 
     def evaluation() -> None:
         z_in, x_in = z.detach().requires_grad_(), x.detach().requires_grad_()
-        torch.autograd.grad(model.field(None, z_in, x_in, mask), [z_in, x_in, *parameters], seed)
+        torch.autograd.grad(model.layer.field(None, z_in, x_in, mask), [z_in, x_in, *parameters], seed)
 
     ratios, steps, evaluations = [], [], []
     training_step(model, images, labels)

@@ -97,7 +97,7 @@ def homoode_field() -> tuple[torch.nn.Module, Tensor]:
     torch.manual_seed(0)
     model = hj.create_model("homoode", input_shape=(3, 32, 32), n_classes=10, channels=64).eval()
     with torch.no_grad():
-        return model.field, model.encode(torch.randn(64, 3, 32, 32))
+        return model.layer.field, model.encode(torch.randn(64, 3, 32, 32))
 
 
 def step(repetitions: int) -> None:

@@ -65,6 +65,7 @@ LAYERS: dict[str, Callable[[int], nn.Module]] = {
     "Equilibrium, residual block": lambda channels: hj.nn.Equilibrium(Block(channels), hj.Anderson(rtol=1e-3)),
     "ODE": lambda channels: hj.nn.ODE(Field(channels), hj.Tsit5(rtol=1e-3, atol=1e-3)),
     "HomoODE": lambda channels: hj.nn.HomoODE(channels),
+    "DEQ": lambda channels: hj.nn.DEQ(channels),
     "PcDEQ": lambda channels: hj.nn.PcDEQ(channels),
     "MonDEQ": lambda channels: hj.nn.MonDEQ(channels),
 }

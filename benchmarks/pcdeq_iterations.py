@@ -16,6 +16,7 @@ from pathlib import Path
 
 import torch
 
+from homojl.nn.layer import solutions, unmarked
 from homojl.problems import FixedPointProblem
 from homojl.training.evaluation import prepare
 from homojl.training.experiment import load_data
@@ -27,7 +28,7 @@ def rate(problem: FixedPointProblem, iterations: int) -> float:
     with torch.no_grad():
         z, steps = problem.z0, []
         for _ in range(max(iterations, 3)):
-            after = problem.f(z, *problem.args)
+            after = problem.f(z, *unmarked(problem.args))
             steps.append((after - z).flatten(1).norm(dim=1))
             z = after
     return float((steps[-1] / steps[-2]).max())
@@ -36,24 +37,21 @@ def rate(problem: FixedPointProblem, iterations: int) -> float:
 def report(run: Run, images: int) -> None:
     model, form, _ = run.load_model("best")
     data = load_data(run.config)
-    problems, solutions = [], []
-    solve = model._solved
-
-    def watched(problem):
-        problems.append(problem)
-        solutions.append(solve(problem))
-        return solutions[-1]
-
-    model._solved = watched
+    problems: list[FixedPointProblem] = []
+    for layer in model.layers:
+        layer.register_forward_pre_hook(lambda layer, inputs: problems.append(layer.problem(*inputs)))
     x, y = data.x_test[:images], data.y_test[:images]
     batches = list(torch.arange(len(x)).split(run.config.train.batch_size))
+    solved = []
     for index in batches:
-        logits = model(prepare(x[index], form, model))
+        with solutions() as found:
+            logits = model.decode(model.layer(model.encode(prepare(x[index], form, model))))
+        solved += found
         torch.nn.functional.cross_entropy(logits, y[index]).backward()
     layers = len(model.layers)
     options = run.config.model.options
     for layer in range(layers):
-        of_layer = solutions[layer::layers]
+        of_layer = solved[layer::layers]
         forward = torch.cat([solution.iterations for solution in of_layer])
         backward = [solution.stats.n_vjp for solution in of_layer]
         print(

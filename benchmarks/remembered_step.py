@@ -21,7 +21,7 @@ from homojl.data.augment import iterate_batches
 from homojl.data.datasets import ImageDataset, load_dataset
 from homojl.training.config import ExperimentConfig, merge, read_preset
 from homojl.training.evaluation import evaluate, prepare
-from homojl.training.experiment import ModelForm, build_model, build_optimizers, initial_point
+from homojl.training.experiment import ModelForm, build_model, build_optimizer
 
 
 @dataclass
@@ -36,8 +36,7 @@ def train(config: ExperimentConfig, data: ImageDataset, steps: int) -> Trained:
     """The first steps of a training run, without its folder."""
     form = ModelForm.of(data)
     model = build_model(config, form).train()
-    point = initial_point(model)
-    optimizer, point_sgd = build_optimizers(model, config)
+    optimizer = build_optimizer(model, config.optim)
     trained, epoch = Trained(), 0
     while len(trained.nfe) < steps:
         order = iterate_batches(
@@ -50,10 +49,6 @@ def train(config: ExperimentConfig, data: ImageDataset, steps: int) -> Trained:
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-            if point_sgd is not None and len(trained.nfe) % config.initial_point.every == 0:
-                point_sgd.zero_grad()
-                point.loss(solution.value).backward()
-                point_sgd.step()
             trained.nfe.append(solution.stats.nfe)
             trained.rejected.append(solution.stats.n_rejected)
             trained.losses.append(loss.item())

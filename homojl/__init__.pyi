@@ -80,6 +80,7 @@ from homojl.errors import HomoJLError as HomoJLError
 from homojl.errors import JuliaCodeError as JuliaCodeError
 from homojl.errors import SolveError as SolveError
 from homojl.models import create_model as create_model
+from homojl.models import from_pretrained as from_pretrained
 from homojl.models import model_names as model_names
 from homojl.own import allow as allow
 from homojl.problems import Event as Event

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from homojl.models.mondeq import MonDEQ
     from homojl.models.node import ANODE, NeuralODE
     from homojl.models.pcdeq import PcDEQ
+    from homojl.models.pretrained import from_pretrained
 
 __all__ = [
     "ANODE",
@@ -29,6 +30,7 @@ __all__ = [
     "PcDEQ",
     "count_parameters",
     "create_model",
+    "from_pretrained",
     "model_class",
     "model_names",
     "model_settings",
@@ -69,10 +71,14 @@ def create_model(
         if key not in known:
             raise ConfigError(f"model {name!r} has no option {key!r}; {did_you_mean(key, known)}")
     cls: Callable[..., AbstractImplicitModel] = settings.model()
+    how = {key: options.pop(key) for key in ("algorithm", "adjoint", "backend") if key in options}
     if settings.own:
-        cls = functools.partial(cls, name)
-        options = {key: value for key, value in options.items() if key not in ("algorithm", "adjoint", "backend")}
-    return cls(input_shape=input_shape, n_classes=n_classes, **options)
+        cls, how = functools.partial(cls, name), {}
+    model = cls(input_shape=input_shape, n_classes=n_classes, **options, **how)
+    from homojl.models.pretrained import Origin
+
+    model.origin = Origin(name=name, options=options, input_shape=input_shape, n_classes=n_classes)
+    return model
 
 
 if not TYPE_CHECKING:
@@ -83,6 +89,10 @@ if not TYPE_CHECKING:
             from homojl.models import base
 
             return getattr(base, name)
+        if name == "from_pretrained":
+            from homojl.models.pretrained import from_pretrained
+
+            return from_pretrained
         for settings in MODELS.values():
             if name == settings.implementation[1]:
                 return settings.model()

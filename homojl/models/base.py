@@ -1,101 +1,105 @@
-"""What every implicit model is: an encoder, a problem and a decoder around one solve."""
+"""What every implicit model is: an encoder, a layer of `homojl.nn` and a decoder."""
 
 from __future__ import annotations
 
 import abc
-from typing import Any, ClassVar
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import nn
 
 from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
-from homojl.algorithms import (
-    AbstractFixedPointAlgorithm,
-    AbstractODEAlgorithm,
-    memory_of,
-)
+from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
 from homojl.errors import ConfigError
-from homojl.nn.remembered import RememberedStep, with_memory
+from homojl.nn.layer import AbstractLayer, regularization, solutions, unmarked
 from homojl.problems import FixedPointProblem, ODEProblem
-from homojl.solution import EquilibriumSolution, PathSolution, Solution
-from homojl.solving import solve
+from homojl.solution import EquilibriumSolution, Solution
+
+if TYPE_CHECKING:
+    from homojl.models.pretrained import Origin
 
 Tensor = torch.Tensor
 Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm
 Adjoint = AbstractODEAdjoint | AbstractFixedPointAdjoint
 
 
-class AbstractImplicitModel(nn.Module, abc.ABC):
-    """decode(solve(problem(encode(image)))).
+def _of_layers(name: str, otherwise: str | None = None) -> Any:
+    """An attribute of a model's layers: the first layer's; setting it sets it in all.
 
-    Models differ in `problem`; what solves it is configuration and may be changed on a trained model.
-
-    Args:
-        algorithm, adjoint: for the model's kind of problem; None: the class's defaults.
-        backend: where to solve.
-
-    Attributes:
-        default_algorithm, default_adjoint: of the class; they also say which kind of problem it states.
-        algorithm, adjoint, backend: how, with which gradient and where the problem is solved.
-        throw: raise when a solve does not reach its end (the default), or return its last state; the solution's
-            status says which.
-        batch: whether the steps of an ODE's solve are the batch's or every sample's own: "joint" (the default) or
-            "per-sample".
-        precision: numbers that the problem's function is evaluated in: "full" (the default), "bfloat16", "float16".
-        part: where the images given in training are part of a larger batch, the position of their first in it, and
-            its size; random numbers are drawn for the larger one. None: they are all.
-        remembered: what the algorithm's `StepMemory` has learned in training mode; None without one. Evaluation uses
-            it and leaves it as it is, so that its results do not depend on the order of the batches.
-
-    Raises:
-        ConfigError: for an algorithm or an adjoint of the other kind.
+    Without layers it is the class's default, or `otherwise`.
     """
 
+    def get(model: AbstractImplicitModel) -> Any:
+        first = next(iter(model.layers), None)
+        return getattr(model, f"default_{name}", otherwise) if first is None else getattr(first, name)
+
+    def put(model: AbstractImplicitModel, value: Any) -> None:
+        for layer in model.layers:
+            setattr(layer, name, value)
+
+    return property(get, put)
+
+
+class AbstractImplicitModel(nn.Module, abc.ABC):
+    """decoder(layer(encoder(image))).
+
+    Models differ in the layer. How it solves is configuration and may be changed on a trained model: the attributes
+    below are those of its layers, and setting one sets it in all of them.
+
+    Attributes:
+        encoder: image (B, C, H, W) -> what the layer takes.
+        layer: one of `homojl.nn`, or a module that has some in it.
+        decoder: the layer's value -> logits (B, n_classes).
+        default_algorithm, default_adjoint: of the class; they also say which kind of problem it states.
+        algorithm, adjoint, backend, batch, precision, part, remembered: as of `homojl.nn.AbstractLayer`.
+        origin: what `homojl.create_model` was told, and what it was trained on; None where it was made otherwise.
+        throw: the layers' `strict`: raise where a solve does not reach its end, or go on with its last state; the
+            solution's status says which.
+    """
+
+    encoder: nn.Module
+    layer: nn.Module
+    decoder: nn.Module
     default_algorithm: ClassVar[Algorithm]
     default_adjoint: ClassVar[Adjoint]
 
-    def __init__(
-        self, *, algorithm: Algorithm | None = None, adjoint: Adjoint | None = None, backend: str = "auto"
-    ) -> None:
+    algorithm: Any = _of_layers("algorithm")
+    adjoint: Any = _of_layers("adjoint")
+    backend: Any = _of_layers("backend", "pytorch")
+    batch: Any = _of_layers("batch", "joint")
+    precision: Any = _of_layers("precision", "full")
+    part: Any = _of_layers("part")
+    remembered: Any = _of_layers("remembered")
+    throw: Any = _of_layers("strict")
+
+    def __init__(self) -> None:
         super().__init__()
-        self.algorithm = self.default_algorithm if algorithm is None else algorithm
-        self.adjoint = self.default_adjoint if adjoint is None else adjoint
-        self.backend = backend
-        self.throw = True
-        self.batch = "joint"
-        self.precision = "full"
-        self.part: tuple[int, int] | None = None
-        memory = memory_of(self.algorithm)
-        self.remembered = None if memory is None else RememberedStep(memory)
-        ode = self.states_ode()
-        kinds: tuple[type, type] = (AbstractODEAlgorithm, AbstractODEAdjoint)
-        if not ode:
-            kinds = (AbstractFixedPointAlgorithm, AbstractFixedPointAdjoint)
-        what = "an ODE" if ode else "a fixed point"
-        for role, kind in zip(("algorithm", "adjoint"), kinds, strict=True):
-            given, usual = getattr(self, role), getattr(self, f"default_{role}")
-            if not isinstance(given, kind):
-                raise ConfigError(
-                    f"{type(self).__name__} states {what}: its {role} must be one for that, such as {usual.name}(), "
-                    f"got {given!r}"
-                )
+        self.origin: Origin | None = None
 
     @classmethod
     def states_ode(cls) -> bool:
         """Whether the model's problem is an ODE; else it is a fixed point."""
         return isinstance(cls.default_algorithm, AbstractODEAlgorithm)
 
-    @abc.abstractmethod
+    @property
+    def layers(self) -> list[AbstractLayer]:
+        """The layers of `homojl.nn` in the model, in the order in which images pass them."""
+        return [module for module in self.layer.modules() if isinstance(module, AbstractLayer)]
+
     def encode(self, image: Tensor) -> Tensor:
-        """Image (B, C, H, W) -> the condition h that the problem is stated with."""
+        """Image (B, C, H, W) -> what the layer takes."""
+        return self.encoder(image)
 
-    @abc.abstractmethod
     def problem(self, h: Tensor) -> ODEProblem | FixedPointProblem:
-        """The problem whose solution is the model's representation of h."""
+        """The problem that the first layer solves for its input h, its arguments as `f` takes them."""
+        problem = self.layers[0].problem(h)
+        return replace(problem, args=unmarked(problem.args))
 
-    @abc.abstractmethod
-    def decode(self, z: Tensor) -> Tensor:
-        """Solution z -> logits (B, n_classes)."""
+    def decode(self, z: Any) -> Tensor:
+        """The layer's value -> logits (B, n_classes)."""
+        return self.decoder(z)
 
     def solve(self, image: Tensor, *, save_at: tuple[float, ...] | None = None) -> Solution | EquilibriumSolution:
         """Encode the images and solve; `save_at` replaces the save times of an ODE.
@@ -105,11 +109,10 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         """
         if save_at is not None and not self.states_ode():
             raise ConfigError(f"{type(self).__name__} solves for an equilibrium: there are no states in between")
-        problem = self.problem(self.encode(image))
-        if save_at is not None:
-            assert isinstance(problem, ODEProblem), problem
-            problem = ODEProblem(problem.f, problem.y0, save_at, problem.args, problem.params)
-        return self._solved(problem)
+        options = {} if save_at is None else {"times": save_at}
+        with solutions() as found:
+            self.layer(self.encode(image), **options)
+        return self._combined(found)
 
     def forward(
         self, image: Tensor, *, return_solution: bool = False
@@ -122,41 +125,44 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         Raises:
             SolveError: if the solve fails and `throw` is set.
         """
-        solution = self.solve(image)
-        logits = self.decode(solution.value)
-        return (logits, solution) if return_solution else logits
+        if torch.compiler.is_exporting():
+            return self.decode(self.layer(self.encode(image)))
+        with solutions() as found:
+            logits = self.decode(self.layer(self.encode(image)))
+        return (logits, self._combined(found)) if return_solution else logits
+
+    def _combined(self, found: list[Solution | EquilibriumSolution]) -> Any:
+        """Of one or several layers."""
+        if len(found) == 1:
+            return found[0]
+        return EquilibriumSolution.of_all([s for s in found if isinstance(s, EquilibriumSolution)])
 
     def begin_epoch(self, image: Tensor) -> None:
         """Called in training before the first batch of each epoch, with that batch, normalised."""
 
-    def regularization(self) -> Tensor | None:
-        """What the last forward pass in training mode adds to the loss, 0-d, handed out once; None: nothing."""
-        return None
+    def regularization(self) -> Tensor:
+        """What the calls in training mode since the last time add to the loss, 0-d."""
+        return regularization(self)
 
     def project_(self) -> None:
         """Put the parameters back where the model is well posed; called after each step of the optimiser."""
+        for layer in self.layers:
+            layer.project_()
 
-    def _algorithm_now(self) -> Algorithm:
-        """The algorithm with what this model has learned for it, such as the remembered first step."""
-        return with_memory(self.algorithm, self.remembered, learns=self.training)
+    def save_pretrained(self, folder: Path | str) -> None:
+        """Write the model into a folder, for `homojl.from_pretrained(folder)` in any other process.
 
-    def _solved(self, problem: ODEProblem | FixedPointProblem) -> Solution | EquilibriumSolution:
-        return self._solved_by(problem, self._algorithm_now(), throw=self.throw)
+        Raises:
+            ConfigError: if `homojl.create_model` has not made it.
+            DataError: if the files cannot be written.
+        """
+        from homojl.models.pretrained import save_pretrained
 
-    def _solved_by(
-        self, problem: ODEProblem | FixedPointProblem, algorithm: Algorithm, *, throw: bool
-    ) -> Solution | EquilibriumSolution:
-        solution = solve(
-            problem,
-            algorithm,
-            adjoint=self.adjoint,
-            backend=self.backend,
-            batch=self.batch,
-            precision=self.precision,
-            throw=throw,
-        )
-        assert not isinstance(solution, PathSolution)
-        return solution
+        save_pretrained(self, folder)
+
+    def set_origin(self, **changes: Any) -> None:
+        """Change what is known of where the model comes from, if anything is."""
+        self.origin = None if self.origin is None else replace(self.origin, **changes)
 
 
 def use_channels_last(module: nn.Module) -> None:
@@ -166,8 +172,5 @@ def use_channels_last(module: nn.Module) -> None:
 
 
 def count_parameters(model: nn.Module) -> int:
-    """Trained parameters, without a shared initial point (the papers do not count it)."""
-    from homojl.nn.parts import InitialPoint
-
-    points = {id(p) for m in model.modules() if isinstance(m, InitialPoint) for p in m.parameters()}
-    return sum(p.numel() for p in model.parameters() if id(p) not in points)
+    """Trained parameters; a shared initial point is a buffer, and the papers do not count it."""
+    return sum(p.numel() for p in model.parameters())

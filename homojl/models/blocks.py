@@ -1,10 +1,20 @@
-"""Layers that several models share, around those of `homojl.nn`."""
+"""Encoders and decoders that several models share."""
 
 from __future__ import annotations
 
+import torch
 from torch import nn
 
 from homojl.nn.parts import group_norm
+
+Tensor = torch.Tensor
+
+
+class ChannelsLast(nn.Module):
+    """Images in the fastest layout for convolutions."""
+
+    def forward(self, image: Tensor) -> Tensor:
+        return image.contiguous(memory_format=torch.channels_last)
 
 
 class Features(nn.Sequential):
@@ -12,6 +22,7 @@ class Features(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(
+            ChannelsLast(),
             nn.Conv2d(in_channels, channels, 3, padding=1),
             nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),

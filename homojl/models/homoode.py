@@ -4,21 +4,23 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-import torch
-
+from homojl import nn
 from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
 from homojl.algorithms import AbstractODEAlgorithm
-from homojl.models.conditioned import AbstractConditionedModel
+from homojl.models.base import AbstractImplicitModel, use_channels_last
+from homojl.models.blocks import Features, Head
 from homojl.models.settings import HomoODESettings
-from homojl.problems import ODEProblem
-
-Tensor = torch.Tensor
 
 
-class HomoODE(AbstractConditionedModel):
+class HomoODE(AbstractImplicitModel):
     """dz/ds = F(z; x) for s in [0, 1] from z(0) = z0, x = features(image), logits = head(z(1)).
 
-    Arguments as of `AbstractConditionedModel`; the default algorithm is the paper's dopri5 at 1e-3.
+    Args:
+        input_shape: channels, height and width of one image.
+        n_classes: number of classes.
+        channels: width C of the state; at most 32 or a multiple of 32.
+        dropout, init, gain: as of `homojl.nn.HomoODE`, the layer.
+        algorithm, adjoint, backend: how the ODE is solved; the default is the paper's dopri5 at 1e-3.
 
     References: Ding et al. (2023), arXiv 2310.09583, (17), (18), Algorithm 1.
     """
@@ -39,18 +41,18 @@ class HomoODE(AbstractConditionedModel):
         adjoint: AbstractODEAdjoint | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__(
-            input_shape=input_shape,
-            n_classes=n_classes,
-            channels=channels,
+        super().__init__()
+        HomoODESettings(channels=channels, dropout=dropout, init=init, gain=gain)  # refuses what cannot be
+        self.encoder = Features(input_shape[0], channels)
+        self.layer = nn.HomoODE(
+            channels,
+            algorithm or self.default_algorithm,
             dropout=dropout,
             init=init,
             gain=gain,
-            algorithm=algorithm,
-            adjoint=adjoint,
+            adjoint=adjoint or self.default_adjoint,
             backend=backend,
+            strict=True,
         )
-
-    def problem(self, h: Tensor) -> ODEProblem:
-        mask = self.dropout_mask(h)
-        return ODEProblem(self.field, self.initial_point.expand_like(h), (0.0, 1.0), args=(h, mask))
+        self.decoder = Head(channels, n_classes)
+        use_channels_last(self)

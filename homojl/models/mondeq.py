@@ -1,9 +1,7 @@
-"""monDEQ: layers that have one equilibrium for every value of their parameters, found by operator splitting."""
+"""monDEQ: a layer that has one equilibrium for every value of its parameters, found by operator splitting."""
 
 from __future__ import annotations
 
-import math
-from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -11,17 +9,13 @@ from torch import nn
 from torch.nn import functional as F
 
 from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
-from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractSplitting
+from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError
-from homojl.models.base import AbstractImplicitModel, Algorithm
+from homojl.models.base import AbstractImplicitModel
 from homojl.models.settings import MonDEQSettings
-from homojl.nn.monotone import MonotoneConvolution, MonotoneLinear
-from homojl.problems import FixedPointProblem, ODEProblem
-from homojl.solution import EquilibriumSolution, Solution
+from homojl.nn.mondeq import MonDEQ as Layer
 
 Tensor = torch.Tensor
-
-HALVINGS = 10  # of alpha, at most
 
 
 class MonDEQ(AbstractImplicitModel):
@@ -40,11 +34,7 @@ class MonDEQ(AbstractImplicitModel):
     References: Winston, Kolter (2020), arXiv 2006.08591.
     """
 
-    algorithm: AbstractFixedPointAlgorithm
-    adjoint: AbstractFixedPointAdjoint
-    alpha: Tensor
-    operator: MonotoneLinear | MonotoneConvolution
-    injection: nn.Module
+    layer: Layer
 
     default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = MonDEQSettings.algorithm
     default_adjoint: ClassVar[AbstractFixedPointAdjoint] = fixed_point_adjoint(MonDEQSettings.adjoint)
@@ -62,74 +52,44 @@ class MonDEQ(AbstractImplicitModel):
         adjoint: AbstractFixedPointAdjoint | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__(algorithm=algorithm, adjoint=adjoint, backend=backend)
+        super().__init__()
         MonDEQSettings(form=form, channels=channels, m=m)  # refuses what cannot be
-        self.form, self.tune_alpha = form, tune_alpha
-        # In the state that is saved, so that a resumed run goes on with the same iterations; NaN: the algorithm's own.
-        self.register_buffer("alpha", torch.tensor(math.nan))
+        self.tune_alpha = tune_alpha
+        self.layer = Layer(
+            channels if form == "multi" else channels[0],
+            algorithm or self.default_algorithm,
+            convolution=form != "linear",
+            m=m,
+            adjoint=adjoint or self.default_adjoint,
+            backend=backend,
+            strict=True,
+        )
         in_channels, height, width = input_shape
         if form == "linear":
-            self.operator = MonotoneLinear(channels[0], m=m)
-            self.injection = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * height * width, channels[0]))
-            self.head = nn.Linear(channels[0], n_classes)
+            self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * height * width, channels[0]))
+            self.decoder = nn.Linear(channels[0], n_classes)
             return
-        self.operator = operator = MonotoneConvolution(channels, (height, width), m=m)
-        self.injection = nn.Conv2d(in_channels, channels[0], 3, padding=1)
-        height, width = operator.map.maps[-1]
+        self.encoder = nn.Conv2d(in_channels, channels[0], 3, padding=1)
         if form == "single":
             if min(height, width) < 4:
                 raise ConfigError(f"images of {height} x {width} are too small for form 'single'")
-            inputs = channels[0] * (height // 4) * (width // 4)
-        else:
-            inputs = channels[-1] * (height + 2) * (width + 2)
-        self.head = nn.Linear(inputs, n_classes)
-
-    def encode(self, image: Tensor) -> Tensor:
-        """U x + b in the form of the state."""
-        h = self.injection(image)
-        return h if isinstance(self.operator, MonotoneLinear) else self.operator.map.place(h)
-
-    def problem(self, h: Tensor) -> FixedPointProblem:
-        return FixedPointProblem(self.operator.map, torch.zeros_like(h), args=(h, *self.operator()))
-
-    def decode(self, z: Tensor) -> Tensor:
-        if isinstance(self.operator, MonotoneLinear):
-            return self.head(z)
-        z = self.operator.map.crop(z, -1)
-        # The published sizes count head weights for a border of zeros round the coarsest map.
-        z = F.avg_pool2d(z, 4) if self.form == "single" else F.pad(z, (1, 1, 1, 1))
-        return self.head(z.flatten(1))
+            head = nn.Linear(channels[0] * (height // 4) * (width // 4), n_classes)
+            self.decoder = nn.Sequential(nn.AvgPool2d(4), nn.Flatten(), head)
+            return
+        for _ in channels[1:]:
+            height, width = -(-height // 2), -(-width // 2)
+        head = nn.Linear(channels[-1] * (height + 2) * (width + 2), n_classes)
+        self.decoder = nn.Sequential(_Coarsest(), nn.Flatten(), head)
 
     @torch.no_grad()
     def begin_epoch(self, image: Tensor) -> None:
         """Halve alpha from the algorithm's own on for as long as that saves iterations on these images."""
-        if not (self.tune_alpha and isinstance(self.algorithm, AbstractSplitting)):
-            return
-        problem = self.problem(self.encode(image))
-        best, alpha = math.inf, self.algorithm.alpha
-        for _ in range(HALVINGS + 1):
-            solution = self._solved_by(problem, replace(self.algorithm, alpha=alpha), throw=False)
-            assert isinstance(solution, EquilibriumSolution), solution
-            count = int(solution.iterations.max()) if solution.status.ok else math.inf
-            if count < best:
-                best = count
-                self.alpha.fill_(alpha)
-            elif best < math.inf:
-                return
-            alpha /= 2
+        if self.tune_alpha:
+            self.layer.tune_alpha_(self.encode(image))
 
-    def _algorithm_now(self) -> Algorithm:
-        algorithm, alpha = super()._algorithm_now(), self.alpha.item()
-        if self.tune_alpha and isinstance(algorithm, AbstractSplitting) and not math.isnan(alpha):
-            algorithm = replace(algorithm, alpha=alpha)
-        return algorithm
 
-    def _solved_by(
-        self, problem: ODEProblem | FixedPointProblem, algorithm: Algorithm, *, throw: bool
-    ) -> Solution | EquilibriumSolution:
-        if self.precision != "full" and self.form != "linear" and not isinstance(algorithm, AbstractSplitting):
-            raise ConfigError(
-                f"precision={self.precision!r} changes nothing for MonDEQ with form={self.form!r}, which multiplies "
-                "Fourier coefficients; use precision='full'"
-            )
-        return super()._solved_by(problem, algorithm, throw=throw)
+class _Coarsest(nn.Module):
+    """The coarsest of several maps, with a border of zeros, for which the published sizes count head weights."""
+
+    def forward(self, maps: tuple[Tensor, ...]) -> Tensor:
+        return F.pad(maps[-1], (1, 1, 1, 1))

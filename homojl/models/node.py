@@ -12,7 +12,7 @@ from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
 from homojl.algorithms import AbstractODEAlgorithm
 from homojl.models.base import AbstractImplicitModel, use_channels_last
 from homojl.models.settings import ANODESettings, NeuralODESettings
-from homojl.problems import ODEProblem
+from homojl.nn.ode import ODE
 
 Tensor = torch.Tensor
 
@@ -41,6 +41,17 @@ class ImageField(nn.Module):
 
     def _with_time(self, t: Tensor, z: Tensor) -> Tensor:
         return torch.cat([t.expand_as(z[:, :1]), z], dim=1) if self.time else z
+
+
+class AppendZeros(nn.Module):
+    """Images (B, C, H, W) with zero channels appended, channels last."""
+
+    def __init__(self, count: int) -> None:
+        super().__init__()
+        self.count = count
+
+    def forward(self, image: Tensor) -> Tensor:
+        return F.pad(image, (0, 0, 0, 0, 0, self.count)).contiguous(memory_format=torch.channels_last)
 
 
 class ANODE(AbstractImplicitModel):
@@ -72,23 +83,20 @@ class ANODE(AbstractImplicitModel):
         adjoint: AbstractODEAdjoint | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__(algorithm=algorithm, adjoint=adjoint, backend=backend)
+        super().__init__()
         ANODESettings(filters=filters, augment=augment)  # refuses what cannot be
         channels, height, width = input_shape
         self.augment = augment
-        self.field = ImageField(channels + augment, filters, time=time)
-        self.head = nn.Linear((channels + augment) * height * width, n_classes)
+        self.encoder = AppendZeros(augment)
+        self.layer = ODE(
+            ImageField(channels + augment, filters, time=time),
+            algorithm or self.default_algorithm,
+            adjoint=adjoint or self.default_adjoint,
+            backend=backend,
+            strict=True,
+        )
+        self.decoder = nn.Sequential(nn.Flatten(), nn.Linear((channels + augment) * height * width, n_classes))
         use_channels_last(self)
-
-    def encode(self, image: Tensor) -> Tensor:
-        padded = F.pad(image, (0, 0, 0, 0, 0, self.augment))
-        return padded.contiguous(memory_format=torch.channels_last)
-
-    def problem(self, h: Tensor) -> ODEProblem:
-        return ODEProblem(self.field, h, (0.0, 1.0))
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.head(z.flatten(1))
 
 
 class NeuralODE(ANODE):

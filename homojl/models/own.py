@@ -12,12 +12,9 @@ from torch import nn
 from homojl import own
 from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm
-from homojl.errors import ConfigError, SolveError
+from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel
-from homojl.nn.layer import AbstractLayer, reports
-from homojl.nn.layer import regularization as of_layers
-from homojl.problems import FixedPointProblem, ODEProblem
-from homojl.solution import Samples, Stats, Status, TotalStats
+from homojl.solution import EquilibriumSolution, Samples, Solution, Stats, Status, TotalStats
 
 Tensor = torch.Tensor
 GIVEN = ("input_shape", "n_classes")
@@ -31,7 +28,7 @@ class NoLayer(AbstractFixedPointAlgorithm):
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What the layers of a network did in one forward pass, as a solution says it.
+    """What no layer, or several, did in one forward pass, as a solution says it.
 
     Attributes:
         status: the first that is no success; `Status.SUCCESS` without layers.
@@ -72,49 +69,36 @@ class OwnModel(AbstractImplicitModel):
             raise ConfigError(f"{name} must make a torch.nn.Module, got {type(network).__name__}")
         if not list(network.parameters()):
             raise ConfigError(f"{name} has no parameters to train")
-        self.network, self.name = network, name
-        layers = [m for m in network.modules() if isinstance(m, AbstractLayer)]
-        self.algorithm: Any = layers[0].algorithm if layers else self.default_algorithm
-        self.adjoint: Any = layers[0].adjoint if layers else self.default_adjoint
-        self.remembered = None
+        self.name = name
+        self.encoder, self.layer, self.decoder = nn.Identity(), network, nn.Identity()
+        self.throw = True
+
+    @property
+    def network(self) -> nn.Module:
+        """The user's network."""
+        return self.layer
 
     def forward(self, image: Tensor, *, return_solution: bool = False) -> Any:
-        logits = self.network(image)
+        out = super().forward(image, return_solution=return_solution)
+        logits = out[0] if return_solution else out
+        if torch.compiler.is_exporting():
+            return out
         if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(image):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
             raise ConfigError(f"{self.name} must return logits of shape ({len(image)}, classes), got {got}")
-        answer = self._answer()
-        if self.throw and not answer.status.ok:
-            raise SolveError(answer.message)
-        return (logits, answer) if return_solution else logits
+        return out
 
-    def _answer(self) -> Answer:
-        done = list(reports(self.network).values())
-        failed = next((report for report in done if not report.status.ok), None)
-        stats = TotalStats([report.stats for report in done]) if done else Stats(backend="pytorch")
+    def _combined(self, found: list[Solution | EquilibriumSolution]) -> Any:
+        if len(found) == 1:
+            return found[0]
+        stats = TotalStats([s.stats for s in found]) if found else Stats(backend="pytorch")
+        failed = next((s for s in found if not s.status.ok), None)
         if failed is None:
             return Answer(Status.SUCCESS, "", stats)
         return Answer(failed.status, failed.message, stats)
 
-    def regularization(self) -> Tensor | None:
-        return of_layers(self.network)
-
-    def project_(self) -> None:
-        for layer in self.network.modules():
-            if isinstance(layer, AbstractLayer):
-                layer.project_()
-
-    def _none(self) -> NoReturn:
+    def problem(self, h: Tensor) -> NoReturn:
         raise ConfigError(f"{self.name} is a network of your own, which states no problem of its own; its layers do")
-
-    def encode(self, image: Tensor) -> Tensor:
-        self._none()
-
-    def problem(self, h: Tensor) -> ODEProblem | FixedPointProblem:
-        self._none()
-
-    def decode(self, z: Tensor) -> Tensor:
-        self._none()
 
 
 def options_of(name: str) -> dict[str, Any]:

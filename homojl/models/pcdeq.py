@@ -2,52 +2,18 @@
 
 from __future__ import annotations
 
-import itertools
-from typing import ClassVar, cast
+from typing import ClassVar
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel, use_channels_last
+from homojl.models.blocks import ChannelsLast
 from homojl.models.settings import PcDEQSettings
-from homojl.nn.concave import ConcaveMap, NonnegativeWeight
-from homojl.problems import FixedPointProblem
-from homojl.solution import EquilibriumSolution
-
-Tensor = torch.Tensor
-
-
-class PositiveConcaveLayer(nn.Module):
-    """An injection, the equilibrium of sigma(W z + x) and what follows it.
-
-    Args:
-        injection: from the layer's input to what x is the positive part of.
-        shape: of W.
-        after: from the equilibrium to the layer's output.
-        activation: name of sigma.
-        constraint: as of `NonnegativeWeight`.
-    """
-
-    def __init__(
-        self, injection: nn.Module, shape: tuple[int, ...], after: nn.Module, *, activation: str, constraint: str
-    ) -> None:
-        super().__init__()
-        self.injection, self.after = injection, after
-        self.weight = NonnegativeWeight(shape, constraint=constraint)
-        self.map = ConcaveMap(activation)
-        self._strict = activation != "sigmoid"
-
-    def condition(self, x: Tensor) -> Tensor:
-        """x: positive in pcDEQ-1, nonnegative in pcDEQ-2."""
-        y = self.injection(x)
-        return F.softplus(y, beta=5) if self._strict else F.relu(y)
-
-    def problem(self, x: Tensor) -> FixedPointProblem:
-        return FixedPointProblem(self.map, torch.zeros_like(x), args=(x, self.weight()[None]))
+from homojl.nn.pcdeq import PcDEQ as Layer
 
 
 class PcDEQ(AbstractImplicitModel):
@@ -69,8 +35,6 @@ class PcDEQ(AbstractImplicitModel):
     References: Gabor, Piotrowski, Cavalcante (2024), arXiv 2402.04029.
     """
 
-    head: nn.Module
-
     default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = PcDEQSettings.algorithm
     default_adjoint: ClassVar[AbstractFixedPointAdjoint] = fixed_point_adjoint(PcDEQSettings.adjoint)
 
@@ -87,57 +51,47 @@ class PcDEQ(AbstractImplicitModel):
         adjoint: AbstractFixedPointAdjoint | None = None,
         backend: str = "auto",
     ) -> None:
-        super().__init__(algorithm=algorithm, adjoint=adjoint, backend=backend)
+        super().__init__()
         PcDEQSettings(form=form, channels=channels, activation=activation, constraint=constraint)  # refuses others
-        options = {"activation": activation, "constraint": constraint}
+
+        def layer(width: int) -> Layer:
+            return Layer(
+                width,
+                algorithm or self.default_algorithm,
+                activation=activation,
+                convolution=form != "linear",
+                norm=False,
+                constraint=constraint,
+                adjoint=adjoint or self.default_adjoint,
+                backend=backend,
+                strict=True,
+            )
+
         in_channels, *size = input_shape
         if form == "linear":
             (width,) = channels
             inputs = nn.Linear(torch.Size(input_shape).numel(), width)
-            injection = nn.Sequential(nn.Flatten(), inputs, nn.BatchNorm1d(width))
-            self.layers = nn.ModuleList(
-                [PositiveConcaveLayer(injection, (width, width), nn.BatchNorm1d(width), **options)]
-            )
-            self.head = nn.Linear(width, n_classes)
+            self.encoder = nn.Sequential(nn.Flatten(), inputs, nn.BatchNorm1d(width))
+            self.layer = layer(width)
+            self.decoder = nn.Sequential(nn.BatchNorm1d(width), nn.Linear(width, n_classes))
             return
-        self.layers = nn.ModuleList()
+        parts: list[nn.Module] = []
         for i, width in enumerate(channels):
             # Only without padding do the published sizes leave one pixel for the head.
             conv = nn.Conv2d(in_channels, width, 3, padding=1) if i == 0 else nn.Conv2d(in_channels, width, 3, stride=2)
             if i > 0:
                 size = [(length - 3) // 2 + 1 for length in size]
-            injection = nn.Sequential(conv, nn.BatchNorm2d(width))
-            after = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), nn.BatchNorm2d(width))
-            self.layers.append(PositiveConcaveLayer(injection, (width, width, 3, 3), after, **options))
+            pooled = nn.Sequential(nn.MaxPool2d(3, stride=1, padding=1), nn.BatchNorm2d(width))
+            parts += [nn.Sequential(conv, nn.BatchNorm2d(width)), layer(width), pooled]
             in_channels = width
         if min(size) < 1:
             raise ConfigError(f"images of {input_shape[1]} x {input_shape[2]} are too small for form {form!r}")
         height, width = (min(8 if form == "single" else 4, length) for length in size)
         left = (size[0] // height) * (size[1] // width)
-        self.head = nn.Sequential(nn.AvgPool2d((height, width)), nn.Flatten(), nn.Linear(in_channels * left, n_classes))
+        injection, *between, after = parts
+        self.encoder = nn.Sequential(ChannelsLast(), injection)
+        self.layer = between[0] if len(between) == 1 else nn.Sequential(*between)
+        self.decoder = nn.Sequential(
+            after, nn.AvgPool2d((height, width)), nn.Flatten(), nn.Linear(in_channels * left, n_classes)
+        )
         use_channels_last(self)
-
-    def _chain(self) -> list[PositiveConcaveLayer]:
-        return cast("list[PositiveConcaveLayer]", list(self.layers))
-
-    def encode(self, image: Tensor) -> Tensor:
-        return self._chain()[0].condition(image.contiguous(memory_format=torch.channels_last))
-
-    def problem(self, h: Tensor) -> FixedPointProblem:
-        """The first layer's problem."""
-        return self._chain()[0].problem(h)
-
-    def decode(self, z: Tensor) -> Tensor:
-        return self.head(self._chain()[-1].after(z))
-
-    def solve(self, image: Tensor, *, save_at: tuple[float, ...] | None = None) -> EquilibriumSolution:
-        """All layers' equilibria, each the input of the next one's; the last one is the value."""
-        solutions = [cast(EquilibriumSolution, super().solve(image, save_at=save_at))]
-        for before, layer in itertools.pairwise(self._chain()):
-            h = layer.condition(before.after(solutions[-1].value))
-            solutions.append(cast(EquilibriumSolution, self._solved(layer.problem(h))))
-        return solutions[0] if len(solutions) == 1 else EquilibriumSolution.of_all(solutions)
-
-    def project_(self) -> None:
-        for layer in self._chain():
-            layer.weight.project_()

@@ -76,7 +76,7 @@ class AbstractModelSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class ConditionedSettings(AbstractModelSettings):
-    """Options that HomoODE and DEQ share; `homojl.models.conditioned.AbstractConditionedModel` says what they mean."""
+    """Options that HomoODE and DEQ share; `homojl.nn.HomoODE` and `homojl.nn.DEQ`, their layers, say what they mean."""
 
     channels: int = 64
     dropout: float = 0.1

@@ -1,6 +1,7 @@
 from homojl.nn.contraction import contract_ as contract_
 from homojl.nn.contraction import growth as growth
 from homojl.nn.equilibrium import Equilibrium as Equilibrium
+from homojl.nn.homoode import DEQ as DEQ
 from homojl.nn.homoode import HomoODE as HomoODE
 from homojl.nn.layer import AbstractLayer as AbstractLayer
 from homojl.nn.layer import Report as Report

@@ -18,8 +18,8 @@ from homojl.functions.states import Form
 from homojl.nn.contraction import contract_, drawn
 from homojl.nn.exported import find
 from homojl.nn.layer import AbstractLayer, per_sample, unmarked
-from homojl.problems import FixedPointProblem
-from homojl.solution import EquilibriumSolution
+from homojl.problems import FixedPointProblem, ODEProblem
+from homojl.solution import EquilibriumSolution, Solution
 from homojl.splitting import lower
 
 Tensor = torch.Tensor
@@ -105,27 +105,31 @@ class Equilibrium(AbstractLayer):
         if self._open:  # in the state, so that loaded weights are not looked at again
             self.register_buffer("begun", torch.tensor(False))
 
-    def _solved(self, x: Any, *further: Any, start: Any = None) -> Any:
+    def problem(self, x: Any, *further: Any, start: Any = None) -> FixedPointProblem:
+        """The problem of `layer(x, *further)`; `start` replaces the layer's."""
         z0 = self._start(x) if start is None else start
-        if torch.compiler.is_exporting():
-            return self._written_out(z0, unmarked((x, *further)))
-        rows = len(pytree.tree_leaves(z0)[0])
         splits = isinstance(self.algorithm, AbstractSplitting)  # which hand the arguments on
-        args = (x if splits else per_sample(x, rows), *further)
-        if self.training and self._open:
-            self._begin(z0, args)
-        solution = self._solve(FixedPointProblem(self.block, z0, args))
-        assert isinstance(solution, EquilibriumSolution)
-        if self.training and self.jacobian_weight > 0 and torch.is_grad_enabled():
-            self._add_term(self.jacobian_weight * jacobian_norm(self.block, solution.value, unmarked(args)))
-        return solution.value
+        if not (splits or torch.compiler.is_exporting()):
+            x = per_sample(x, len(pytree.tree_leaves(z0)[0]))
+        return FixedPointProblem(self.block, z0, (x, *further))
 
-    def _written_out(self, z0: Any, args: tuple[Any, ...]) -> Any:
-        algorithm = self.algorithm
+    def _solve(self, problem: ODEProblem | FixedPointProblem) -> Solution | EquilibriumSolution:
+        assert isinstance(problem, FixedPointProblem)
+        if self.training and self._open:
+            self._begin(problem)
+        solution = super()._solve(problem)
+        if self.training and self.jacobian_weight > 0 and torch.is_grad_enabled():
+            norm = jacobian_norm(problem.f, solution.value, unmarked(problem.args), part=self.part)
+            self._add_term(self.jacobian_weight * norm)
+        return solution
+
+    def _written_out(self, problem: FixedPointProblem) -> Any:
+        algorithm = self._algorithm_now()
+        assert isinstance(algorithm, AbstractFixedPointAlgorithm), algorithm
         if not isinstance(algorithm, AbstractSplitting):
-            return find(self.block, z0, args, algorithm)
-        lowered = lower(FixedPointProblem(self.block, z0, args), algorithm)
-        return lowered.recover(find(lowered.problem.f, z0, lowered.problem.args, algorithm.iteration()))
+            return find(problem.f, problem.z0, problem.args, algorithm)
+        lowered = lower(problem, algorithm)
+        return lowered.recover(find(lowered.problem.f, problem.z0, lowered.problem.args, algorithm.iteration()))
 
     def _start(self, x: Any) -> Any:
         if callable(self.start):
@@ -139,14 +143,14 @@ class Equilibrium(AbstractLayer):
             raise ConfigError("x holds no floating-point tensor to make a start of: give start=(sizes of a sample,)")
         return pytree.tree_map(torch.zeros_like, x)
 
-    def _begin(self, z0: Any, args: tuple[Any, ...]) -> None:
+    def _begin(self, problem: FixedPointProblem) -> None:
         self._open = False
         begun = self.get_buffer("begun")
         if transforms.active():
             self._open = True  # weights are not looked at through what torch.func wraps
         elif not bool(begun):
             begun.fill_(True)
-            args = unmarked(args)
+            z0, args = problem.z0, unmarked(problem.args)
             if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
                 z0, args = drawn(z0, args)
             self.contracted = contract_(self.block, z0, args)

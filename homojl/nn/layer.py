@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import abc
+import contextlib
 import sys
 import warnings
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -32,6 +33,7 @@ Tensor = torch.Tensor
 Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm
 Adjoint = AbstractODEAdjoint | AbstractFixedPointAdjoint
 _WITHIN_AUTOCAST: ContextVar[str | None] = ContextVar("device type of the autocast around a layer", default=None)
+_KEPT: ContextVar[list[Any] | None] = ContextVar("solutions that somebody wants", default=None)
 LATE = 16  # terms for the loss that wait to be collected, at most
 
 
@@ -99,7 +101,11 @@ class AbstractLayer(nn.Module, abc.ABC):
         strict: raise a SolveError where a solve does not reach its end, forward or backward.
 
     Attributes:
+        algorithm, adjoint, backend, precision, strict: may be changed on a trained layer.
         last: of the last call; None before the first.
+        remembered: what the algorithm's `StepMemory` has learned in training mode; None without one.
+        part: where the samples given in training mode are part of a larger batch, the position of the first of them in
+            it, and its size: random numbers are drawn for the larger one. None: they are all.
 
     Raises:
         ConfigError: for an algorithm or an adjoint of the other kind.
@@ -130,20 +136,36 @@ class AbstractLayer(nn.Module, abc.ABC):
         memory = memory_of(algorithm)
         self.remembered = None if memory is None else RememberedStep(memory)
         self.last: Report | None = None
+        self.part: tuple[int, int] | None = None
         self._terms: deque[Tensor] = deque(maxlen=LATE)
         self._warned: set[bool] = set()
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         """Solve; see the class."""
         if torch.compiler.is_exporting():
-            return self._solved(*inputs, **options)
+            return self._value(self._written_out(self.problem(*inputs, **options)))
         if torch.compiler.is_compiling():
             return _eagerly(self, inputs, options)
         return self._entered(*inputs, **options)
 
     @abc.abstractmethod
+    def problem(self, *inputs: Any, **options: Any) -> ODEProblem | FixedPointProblem:
+        """What is solved for these inputs, which are those of the layer."""
+
+    @abc.abstractmethod
+    def _written_out(self, problem: Any) -> Any:
+        """The solution's value by a fixed number of operations."""
+
+    def _value(self, solved: Any) -> Any:
+        """The layer's value from the solution's."""
+        return solved
+
+    def _algorithm_now(self) -> Algorithm:
+        """The algorithm with what this layer has learned for it, such as the remembered first step."""
+        return with_memory(self.algorithm, self.remembered, learns=self.training)
+
     def _solved(self, *inputs: Any, **options: Any) -> Any:
-        """The layer's value."""
+        return self._value(self._solve(self.problem(*inputs, **options)).value)
 
     def _entered(self, *inputs: Any, **options: Any) -> Any:
         tensors = [x for x in pytree.tree_leaves((inputs, options)) if isinstance(x, Tensor)]
@@ -169,7 +191,7 @@ class AbstractLayer(nn.Module, abc.ABC):
             problem = replace(problem, f=_OutsideAutocast(problem.f, device))
         solution = solve(
             problem,
-            with_memory(self.algorithm, self.remembered, learns=self.training),
+            self._algorithm_now(),
             adjoint=adjoint,
             backend=self.backend,
             batch=self.batch,
@@ -178,13 +200,15 @@ class AbstractLayer(nn.Module, abc.ABC):
         )
         assert not isinstance(solution, PathSolution)
         self.last = _report(solution, self.training)
+        if (kept := _KEPT.get()) is not None:
+            kept.append(solution)
         if not solution.status.ok or late:
             self._warn(late)
         return solution
 
     def _warn(self, late: int) -> None:
         last = self.last
-        if last is None or self.training in self._warned:
+        if last is None or _KEPT.get() is not None or self.training in self._warned:
             return
         self._warned.add(self.training)
         name, mode = type(self).__name__, "training" if self.training else "evaluation"
@@ -237,6 +261,20 @@ def regularization(model: nn.Module) -> Tensor:
 def reports(model: nn.Module) -> dict[str, Report]:
     """What each layer of a model did when it was last called, by the layer's name in the model."""
     return {name: layer.last for name, layer in _layers(model).items() if layer.last is not None}
+
+
+@contextlib.contextmanager
+def solutions() -> Iterator[list[Solution | EquilibriumSolution]]:
+    """The solutions of all solves of layers in the body, in their order: with their graphs, unlike reports.
+
+    Nothing is warned of in the body, since whoever has the solutions has their status.
+    """
+    found: list[Solution | EquilibriumSolution] = []
+    token = _KEPT.set(found)
+    try:
+        yield found
+    finally:
+        _KEPT.reset(token)
 
 
 class _Handles:

@@ -68,19 +68,24 @@ class ODE(AbstractLayer):
         self.times = times
         ODEProblem(_unused, torch.zeros(1), times)  # refuses what cannot be
 
-    def _solved(self, y0: Any, *conditions: Any, times: Sequence[float] | Tensor | None = None) -> Any:
-        times = self.times if times is None else times
-        if torch.compiler.is_exporting():
-            states = integrate(self.field, y0, list(times), unmarked(conditions), self.algorithm)
-            if len(times) == 2:
-                return states[-1]
-            return pytree.tree_map(lambda *tensors: torch.stack(tensors), *states)
+    def problem(self, y0: Any, *conditions: Any, times: Sequence[float] | Tensor | None = None) -> ODEProblem:
+        """The initial value problem of `layer(y0, *conditions)`; `times` replaces the layer's."""
         if self.batch != "joint":
             rows = len(pytree.tree_leaves(y0)[0])
             conditions = tuple(per_sample(c, rows) for c in conditions)
-        solution = self._solve(ODEProblem(self.field, y0, times, conditions))
+        return ODEProblem(self.field, y0, self.times if times is None else times, conditions)
+
+    def _solved(self, *inputs: Any, **options: Any) -> Any:
+        problem = self.problem(*inputs, **options)
+        solution = self._solve(problem)
         assert isinstance(solution, Solution)
-        return solution.value if len(times) == 2 else solution.ys
+        return self._value(solution.value if len(problem.ts) == 2 else solution.ys)
+
+    def _written_out(self, problem: ODEProblem) -> Any:
+        states = integrate(problem.f, problem.y0, problem.ts, unmarked(problem.args), self.algorithm)
+        if len(problem.ts) == 2:
+            return states[-1]
+        return pytree.tree_map(lambda *tensors: torch.stack(tensors), *states)
 
     def extra_repr(self) -> str:
         times = self.times.tolist() if isinstance(self.times, Tensor) else tuple(self.times)

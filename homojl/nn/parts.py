@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -73,78 +74,65 @@ class ConditionedField(nn.Module):
         return self.norm2(y)
 
 
-class InitialPoint(nn.Module):
-    """A start shared by all inputs: one number per channel, broadcast over the batch and the map.
+class MovingPoint(nn.Module):
+    """A start shared by all inputs that follows the mean of where they end, as BatchNorm's statistics do.
 
-    The classification loss never reaches it; its own loss draws it towards the mean equilibrium. A learned point
-    starts from standard normal numbers (ours; the paper does not say): at zero, the field's first normalisation
-    divides by almost nothing.
-
-    Args:
-        channels: C.
-        learned: whether `loss` is to be minimised; otherwise the point is zero and stays there.
-    """
-
-    def __init__(self, channels: int, *, learned: bool) -> None:
-        super().__init__()
-        start = torch.zeros(1, 1, channels)
-        if learned and not start.is_meta:  # where there are no numbers, drawing them would load PyTorch's compiler
-            start.normal_()
-        self.value = nn.Parameter(start, requires_grad=learned)
-
-    def expand_like(self, x: Tensor) -> Tensor:
-        """The point as a state of x's shape (B, C, H, W) and memory format, without gradient."""
-        return torch.empty_like(x).copy_(self._map().detach())
-
-    def loss(self, z_star: Tensor) -> Tensor:
-        """E |z* - z0|^2 with z* (B, C, H, W) held constant: squared over channels, mean over batch and map; 0-d.
-
-        One SGD step with learning rate eta moves the point by 2 eta towards the mean of z*.
-        Source: HomoODE paper, (18), (32).
-        """
-        return (z_star.detach() - self._map()).square().sum(dim=1).mean()
-
-    def _map(self) -> Tensor:
-        return self.value.permute(0, 2, 1).unsqueeze(-1)  # (1, C, 1, 1)
-
-
-class MovingPoint(InitialPoint):
-    """An initial point that follows its rule (18) by itself, without an optimiser, as BatchNorm's statistics do.
-
-    z0 <- z0 + 2 rate (mean of z* - z0), which is a step of SGD with that learning rate on `loss`. It is a buffer: no
-    optimiser finds it among the parameters, and DistributedDataParallel gives every process that of the first.
+    One number per channel, broadcast over the batch and the map. z0 <- z0 + 2 rate (mean of z* - z0) is a step of SGD
+    with that learning rate on the loss (18), E |z* - z0|^2, squared over channels, mean over batch and map. The point
+    is a buffer: the classification's loss never reaches it, no optimiser finds it among the parameters, and
+    DistributedDataParallel gives every process that of the first. A learned point starts from standard normal numbers
+    (ours; the paper does not say): at zero, the field's first normalisation divides by almost nothing.
 
     Args:
         channels: C.
         learned: whether it moves; otherwise the point is zero and stays there.
-        rate: eta, in (0, 0.5].
+        rate: eta, positive; at 0.5 a move goes all the way to the mean.
         every: how many calls of `follow_` there are for each move; the first of them moves it.
+
+    Attributes:
+        value: the point, (1, 1, C).
+        loss: (18) at the last call of `follow_`, before its move, 0-d; None where it did not move.
+        total: sums a tensor over the processes that have parts of the batch; None: there is one.
 
     Source: HomoODE paper, (18), (32), Table 5.
     """
 
-    value: Tensor  # type: ignore[assignment]  # a parameter of the class that this one specialises
+    value: Tensor
 
     def __init__(self, channels: int, *, learned: bool, rate: float = 0.02, every: int = 20) -> None:
-        super().__init__(channels, learned=learned)
-        if not 0 < rate <= 0.5:
-            raise ConfigError(f"rate of the initial point must lie in (0, 0.5], got {rate}")
+        super().__init__()
+        if not 0 < rate < math.inf:
+            raise ConfigError(f"rate of the initial point must be positive, got {rate}")
         if every < 1:
             raise ConfigError(f"every must be at least 1, got {every}")
-        value = self.value.detach()
-        del self.value
-        self.register_buffer("value", value)
+        start = torch.zeros(1, 1, channels)
+        if learned and not start.is_meta:  # where there are no numbers, drawing them would load PyTorch's compiler
+            start.normal_()
+        self.register_buffer("value", start)
         self.learned, self.rate, self.every, self._calls = learned, rate, every, 0
+        self.loss: Tensor | None = None
+        self.total: Callable[[Tensor], Tensor] | None = None
+
+    def expand_like(self, x: Tensor) -> Tensor:
+        """The point as a state of x's shape (B, C, H, W) and memory format."""
+        return torch.empty_like(x).copy_(self.value.permute(0, 2, 1).unsqueeze(-1))
 
     @torch.no_grad()
     def follow_(self, z_star: Tensor) -> None:
         """Move towards the mean of z* (B, C, H, W), where it is time; a mean that is not finite does not count."""
+        self.loss = None
         if not self.learned:
             return
         self._calls += 1
         if (self._calls - 1) % self.every == 0:
-            mean = z_star.detach().mean(dim=(0, 2, 3)).to(self.value.dtype)
-            self.value.lerp_(torch.where(mean.isfinite(), mean, self.value[0, 0])[None, None], 2 * self.rate)
+            z, before = z_star.detach(), self.value[0, 0]
+            distance = (z - before.view(1, -1, 1, 1)).square().sum()
+            sums = torch.cat([z.sum(dim=(0, 2, 3)), distance[None], z.new_tensor([z[:, 0].numel()])])
+            if self.total is not None:
+                sums = self.total(sums)
+            *_, self.loss = means = (sums[:-1] / sums[-1]).to(before.dtype)
+            mean = torch.where(means[:-1].isfinite(), means[:-1], before)
+            self.value.lerp_(mean[None, None], 2 * self.rate)
 
     def get_extra_state(self) -> Tensor:
         return torch.tensor(self._calls)

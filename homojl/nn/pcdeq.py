@@ -13,6 +13,7 @@ from homojl.names import did_you_mean
 from homojl.nn.choices import ACTIVATIONS, CONSTRAINTS
 from homojl.nn.concave import ConcaveMap, NonnegativeWeight
 from homojl.nn.equilibrium import Equilibrium
+from homojl.problems import FixedPointProblem
 
 Tensor = torch.Tensor
 
@@ -71,9 +72,13 @@ class PcDEQ(Equilibrium):
         self.norm = batch_norm(channels) if norm else nn.Identity()
         self._strict = activation != "sigmoid"
 
-    def _solved(self, x: Tensor) -> Tensor:  # type: ignore[override]  # nothing further
+    def problem(self, x: Tensor) -> FixedPointProblem:  # type: ignore[override]  # nothing further
+        """The problem of `layer(x)`."""
         positive = F.softplus(x, beta=5) if self._strict else F.relu(x)
-        return self.norm(super()._solved(positive, self.weight()[None]))
+        return super().problem(positive, self.weight()[None])
+
+    def _value(self, solved: Tensor) -> Tensor:
+        return self.norm(solved)
 
     def project_(self) -> None:
         self.weight.project_()

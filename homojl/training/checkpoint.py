@@ -14,10 +14,11 @@ from safetensors.torch import save
 
 from homojl.errors import CheckpointError
 from homojl.files import atomic_write
+from homojl.models.earlier import renamed
 from homojl.parsing import parse_json
 from homojl.training.optimizers import AbstractOptimizer
 
-SCHEMA = 1
+SCHEMA = 2  # 1: of models that were not yet made of layers; their weights are read
 
 Checkpoint = tuple[dict[str, torch.Tensor], dict[str, Any]]  # tensors by name, and the header
 
@@ -43,7 +44,7 @@ def read_checkpoint(path: Path) -> Checkpoint:
     """Read and verify a checkpoint.
 
     Returns:
-        CPU tensors by name, and the header.
+        CPU tensors by name, and the header, in which "schema" is the file's; weights of schema 1 have today's names.
 
     Raises:
         CheckpointError: if it is missing, damaged, or of another schema.
@@ -59,9 +60,9 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged or not a checkpoint: {error}") from None
     if "schema" not in metadata:
         raise CheckpointError(f"{path} is a safetensors file but not a checkpoint of homojl")
-    if metadata["schema"] != str(SCHEMA):
+    if metadata["schema"] not in ("1", str(SCHEMA)):
         raise CheckpointError(
-            f"{path} has checkpoint schema {metadata['schema']}; this version of homojl reads schema {SCHEMA}"
+            f"{path} has checkpoint schema {metadata['schema']}; this version of homojl reads schemas 1 and {SCHEMA}"
         )
     text = metadata.get("header", "")
     if metadata.get("digest") != _digest(tensors, text):
@@ -72,7 +73,20 @@ def read_checkpoint(path: Path) -> Checkpoint:
         raise CheckpointError(f"{path} is damaged: its header is not JSON: {error}") from None
     if not isinstance(header, dict):
         raise CheckpointError(f"{path} is damaged: its header is not a table")
+    header["schema"] = int(metadata["schema"])
+    if header["schema"] == 1:
+        tensors = _from_schema_1(tensors, header)
     return tensors, header
+
+
+def _from_schema_1(tensors: dict[str, torch.Tensor], header: dict[str, Any]) -> dict[str, torch.Tensor]:
+    """The weights alone, under the names of today."""
+    model = header.get("model")
+    if not isinstance(model, dict):
+        return {}
+    weights = {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+    weights = renamed(str(model.get("name")), model, weights)
+    return {f"model.{name}": t for name, t in weights.items()}
 
 
 def _digest(tensors: dict[str, torch.Tensor], header: str) -> str:

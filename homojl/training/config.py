@@ -258,9 +258,9 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class InitialPointConfig:
-    """The shared initial point's own SGD, for models that learn one."""
+    """The shared initial point's moving mean, for models that learn one."""
 
-    lr: float = setting(0.02, "learning rate of its SGD", low=0)
+    lr: float = setting(0.02, "how fast it moves: twice this of the way to the mean of the states at the end", low=0)
     every: int = setting(20, "training steps between two updates", low=1)
 
 

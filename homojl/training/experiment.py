@@ -13,7 +13,7 @@ from homojl.data.datasets import ImageDataset, load_dataset
 from homojl.errors import ConfigError, HomoJLError
 from homojl.models import AbstractImplicitModel, create_model, model_settings
 from homojl.models.own import OwnModel
-from homojl.nn.parts import InitialPoint
+from homojl.nn.parts import MovingPoint
 from homojl.solving import choose_backend
 from homojl.training.config import ExperimentConfig, OptimConfig, SolverConfig, with_solver
 from homojl.training.optimizers import SGD, AbstractOptimizer, Adam, AdamW
@@ -184,7 +184,10 @@ def _created(config: ExperimentConfig, form: ModelForm) -> AbstractImplicitModel
         **_how(config),
         **config.model.options,
     )
-    model.batch, model.precision = config.solver.batch or "joint", config.solver.precision
+    if not isinstance(model, OwnModel):
+        model.batch, model.precision = config.solver.batch or "joint", config.solver.precision
+        if (point := initial_point(model)) is not None:
+            point.rate, point.every = config.initial_point.lr, config.initial_point.every
     return model.to(getattr(torch, config.train.dtype))
 
 
@@ -204,26 +207,14 @@ def solve_as(model: AbstractImplicitModel, solver: SolverConfig) -> None:
     model.precision = solver.precision
 
 
-def initial_point(model: AbstractImplicitModel) -> InitialPoint | None:
+def initial_point(model: AbstractImplicitModel) -> MovingPoint | None:
     """The model's shared initial point, if it has one."""
-    return next((m for m in model.modules() if isinstance(m, InitialPoint)), None)
+    return next((m for m in model.modules() if isinstance(m, MovingPoint)), None)
 
 
-def build_optimizers(
-    model: AbstractImplicitModel, config: ExperimentConfig
-) -> tuple[AbstractOptimizer, AbstractOptimizer | None]:
-    """The optimiser of the weights, and that of a learned initial point, which the first must not touch."""
-    point = initial_point(model)
-    apart = {id(p) for p in point.parameters()} if point is not None else set()
-    weights = [p for p in model.parameters() if id(p) not in apart]
-    point_sgd = None
-    if point is not None and point.value.requires_grad:
-        point_sgd = SGD(point.parameters(), lr=config.initial_point.lr)
-    return _optimizer(config.optim, weights), point_sgd
-
-
-def _optimizer(config: OptimConfig, weights: list[torch.nn.Parameter]) -> AbstractOptimizer:
+def build_optimizer(model: AbstractImplicitModel, config: OptimConfig) -> AbstractOptimizer:
+    """The optimiser of the weights; a shared initial point follows a rule of its own."""
     if config.name == "sgd":
-        return SGD(weights, config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
+        return SGD(model.parameters(), config.lr, momentum=config.momentum, weight_decay=config.weight_decay)
     cls = Adam if config.name == "adam" else AdamW
-    return cls(weights, config.lr, weight_decay=config.weight_decay)
+    return cls(model.parameters(), config.lr, weight_decay=config.weight_decay)

@@ -24,10 +24,11 @@ from homojl.data.augment import augment, iterate_batches
 from homojl.data.datasets import ImageDataset
 from homojl.errors import CheckpointError, SolveError
 from homojl.models import AbstractImplicitModel
-from homojl.nn.parts import InitialPoint
+from homojl.nn.parts import MovingPoint
 from homojl.results.records import METRICS, Evaluation
 from homojl.solution import EquilibriumSolution, Solution, Status
 from homojl.training.checkpoint import (
+    SCHEMA,
     Checkpoint,
     load_optimizer,
     optimizer_tensors,
@@ -39,7 +40,7 @@ from homojl.training.evaluation import evaluate, prepare
 from homojl.training.experiment import (
     ModelForm,
     build_model,
-    build_optimizers,
+    build_optimizer,
     initial_point,
     load_data,
     resolve_device,
@@ -178,7 +179,7 @@ def _train(
     ranks.couple(model, batch_size)
     model.throw = False  # a failed solve is counted, and ends the run only if the loss is not finite
     point = initial_point(model)
-    optimizer, point_sgd = build_optimizers(model, config)
+    optimizer = build_optimizer(model, config.optim)
     found = ranks.from_main(lambda: read_checkpoint(run.last_checkpoint) if run.last_checkpoint.exists() else None)
     position = Position() if found is None else restore(run, found, model, optimizer, config)
     if ranks.is_main:
@@ -215,10 +216,7 @@ def _train(
                 model.begin_epoch(prepare(pixels, form, model))
                 ranks.share_buffers(model)
             logits, solution = model(images, return_solution=True)
-            loss = cross_entropy(logits, labels)
-            regularization = model.regularization()
-            if regularization is not None:
-                loss = loss + regularization
+            loss = cross_entropy(logits, labels) + model.regularization()
             if not math.isfinite(loss.item()):
                 raise SolveError(
                     f"the loss is {loss.item()} at step {position.step + 1}"
@@ -233,20 +231,15 @@ def _train(
             step.backward_seconds = watch.lap()
             optimizer.step()
             model.project_()
-            if point is not None and point_sgd is not None and position.step % config.initial_point.every == 0:
-                point_sgd.zero_grad()
-                point_loss = share * point.loss(solution.value)
-                point_loss.backward()
-                ranks.sum_gradients(point_sgd)
-                point_sgd.step()
-                step.point_loss, step.point_updates = point_loss.item(), 1
+            if point is not None and point.loss is not None:
+                step.point_loss, step.point_updates = point.loss.item(), 1
 
             step.loss = loss.item() * len(images)
             step.correct = int((logits.argmax(dim=1) == labels).sum())
             step.note(solution)
             step.optimizer_seconds = watch.lap()
             step.seconds = time.perf_counter() - started
-            ranks.combine(step, sums=("loss", "correct", "point_loss"))
+            ranks.combine(step, sums=("loss", "correct"))
             position.totals.add(step)
             position.seconds += step.seconds
             position.step += 1
@@ -360,7 +353,7 @@ def epoch_metrics(
     batches: int,
     lr: float,
     val: Evaluation | None,
-    point: InitialPoint | None,
+    point: MovingPoint | None,
     device: torch.device,
     val_seconds: float,
     start_memory: float,
@@ -417,7 +410,7 @@ def save(
     form: ModelForm,
     config: ExperimentConfig,
 ) -> None:
-    """Write checkpoint "best" or "last". The initial point's SGD has no state of its own."""
+    """Write checkpoint "best" or "last"."""
     tensors = {f"model.{name}": t for name, t in model.state_dict().items()}
     tensors.update(optimizer_tensors(optimizer, "optimizer"))
     header = {
@@ -438,6 +431,11 @@ def restore(
 ) -> Position:
     """Put the last checkpoint's state into the model and the optimiser, and return where it stood."""
     path, (tensors, header) = run.last_checkpoint, checkpoint
+    if header["schema"] != SCHEMA:
+        raise CheckpointError(
+            f"{path} has checkpoint schema {header['schema']}, of an earlier homojl; its weights are still read, but "
+            f"training goes on from schema {SCHEMA} alone: train a new run"
+        )
     checked_form(path, header, config)
     load_weights(model, tensors, path)
     try:

@@ -1,4 +1,4 @@
-"""SGD, Adam and AdamW by PyTorch's own updates, for a run's weights and its initial point.
+"""SGD, Adam and AdamW by PyTorch's own updates, for a run's weights.
 
 The updates are the functions that `torch.optim` computes with, so that the numbers are the same to the bit.
 `torch.optim.Optimizer` itself is left out: the first one made in a process loads `torch._dynamo`, PyTorch's compiler,

@@ -42,6 +42,7 @@ from homojl.algorithms import (
 from homojl.environment import process_count
 from homojl.errors import ConfigError, ProcessError
 from homojl.models import AbstractImplicitModel, model_settings
+from homojl.nn.parts import MovingPoint
 from homojl.training.config import ExperimentConfig, with_solver
 from homojl.training.optimizers import AbstractOptimizer
 
@@ -136,6 +137,11 @@ class Ranks:
             for buffer in model.buffers():
                 _call(dist.broadcast, buffer, src=0)
 
+    def total(self, x: Tensor) -> Tensor:
+        """The sum of a tensor over the processes."""
+        _call(dist.all_reduce, x)
+        return x
+
     def rms(self, x: Tensor) -> float:
         """The root mean square over the parts of a tensor that the processes have."""
         square = float(torch.linalg.vector_norm(x)) ** 2
@@ -167,6 +173,9 @@ class Ranks:
         self.share_buffers(model)
         _replace_batch_norms(model, self)
         model.part = (self.bounds(batch_size)[0], batch_size)
+        for module in model.modules():
+            if isinstance(module, MovingPoint):
+                module.total = self.total
         if model.batch == "joint" and isinstance(model.algorithm, AbstractErrorControlled):
 
             def norm(x: Tensor) -> float:

@@ -22,6 +22,7 @@ from homojl.training.config import CONFIG_END, ExperimentConfig, is_whole, read_
 if TYPE_CHECKING:
     import torch
 
+    from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
     from homojl.models import AbstractImplicitModel
     from homojl.training.experiment import ModelForm
     from homojl.training.ranks import Ranks
@@ -199,7 +200,32 @@ class Run:
             check_weights(tensors, state, path)
             into = build_model(self.config, form, state=state)
         load_weights(into, tensors, path)
+        into.set_origin(trained_on={"class_names": form.class_names, "mean": form.mean, "std": form.std})
         return LoadedModel(into.eval(), form, header)
+
+    def export_model(
+        self, path: Path | str, *, algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | None = None
+    ) -> float:
+        """Write the model of the best epoch as a program of `torch.export`, which PyTorch runs without homojl.
+
+        Args:
+            path: such as "model.pt2".
+            algorithm: to solve by, with equal steps or a fixed number of iterations, such as `RK4(step_size=0.25)` or
+                `Anderson(max_steps=15)`; None: the run's own, where it is of that kind.
+
+        Returns:
+            The largest difference between the program's logits and the model's, over the largest logit.
+
+        Raises:
+            ConfigError: for an algorithm that decides by numbers how long to go on.
+            SolveError: if the program's logits are not the model's.
+        """
+        from homojl.training.exporting import export_model
+
+        model, form, _ = self.load_model("best")
+        if algorithm is not None:
+            model.algorithm = algorithm
+        return export_model(model, form, path)
 
     def record(self, evaluation: Evaluation | None = None, *, loaded: LoadedModel | None = None) -> RunRecord:
         """Everything known of the run, for `homojl.results`.

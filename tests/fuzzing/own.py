@@ -53,7 +53,7 @@ def _safetensors(header: bytes, size: int | None = None) -> Spoil:
 
 
 def _claims(entry: dict[str, Any]) -> Spoil:
-    return _safetensors(json.dumps({"__metadata__": {"schema": "1"}, "a": entry}).encode())
+    return _safetensors(json.dumps({"__metadata__": {"schema": "2"}, "a": entry}).encode())
 
 
 CHECKPOINT: dict[str, Spoil] = {
@@ -112,9 +112,9 @@ RUN: dict[str, Spoil] = {
     "lines": _in_header("position", "lines", value=10**18),
     "totals": _in_header("position", "totals", "loss", value=None),
     "strange totals": _in_header("position", "totals", "strange", value=1),
-    "remembered steps": _sealed(lambda t, _: t.update({"model.remembered._extra_state": torch.tensor([-1.0, 0.0],
+    "remembered steps": _sealed(lambda t, _: t.update({"model.layer.remembered._extra_state": torch.tensor([-1.0, 0.0],
                                                                                      dtype=torch.float64)})),
-    "three remembered steps": _sealed(lambda t, _: t.update({"model.remembered._extra_state": torch.zeros(
+    "three remembered steps": _sealed(lambda t, _: t.update({"model.layer.remembered._extra_state": torch.zeros(
         3, dtype=torch.float64)})),
     "optimiser of another shape": _sealed(lambda t, _: t.update({"optimizer.0.exp_avg": torch.zeros(1)})),
     "optimiser of one more": _sealed(lambda t, _: t.update({"optimizer.999.exp_avg": torch.zeros(1)})),

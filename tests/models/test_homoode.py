@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 import homojl as hj
 from homojl.models import count_parameters
-from homojl.nn.parts import InitialPoint, channel_dropout_mask
+from homojl.nn.parts import MovingPoint, channel_dropout_mask
 
 TIGHT = hj.Tsit5(rtol=1e-9, atol=1e-9)
 
@@ -30,12 +30,12 @@ def small(**options):
 def test_published_parameter_counts(input_shape, n_classes, channels, parameters):
     model = hj.create_model("homoode", input_shape=input_shape, n_classes=n_classes, channels=channels)
     assert count_parameters(model) == parameters
-    assert sum(p.numel() for p in model.parameters()) == parameters + channels  # and the initial point
+    assert model.layer.initial_point.value.numel() == channels  # a buffer beside them
 
 
 def test_field_is_its_formula():
     model = small()
-    f, z, x = model.field, torch.randn(2, 4, 5, 5).double(), torch.randn(2, 4, 5, 5).double()
+    f, z, x = model.layer.field, torch.randn(2, 4, 5, 5).double(), torch.randn(2, 4, 5, 5).double()
     mask = channel_dropout_mask(z, 0.5)
     with torch.no_grad():
         for p in f.parameters():
@@ -58,29 +58,29 @@ def test_a_solve_that_fails_at_its_start_leaves_gradients_for_the_head():
     model = small(backend="pytorch").float()
     model.throw = False
     with torch.no_grad():
-        model.features[4].weight.fill_(torch.inf)
+        model.encoder[5].weight.fill_(torch.inf)
     logits, solution = model(torch.randn(2, 1, 8, 8), return_solution=True)
     assert solution.status is hj.Status.DIVERGED
     assert not solution.value.requires_grad
     assert solution.value.is_contiguous(memory_format=torch.channels_last)
     logits[:, 0].sum().backward()
-    assert torch.isfinite(model.head[0].weight.grad).all()
-    assert model.head[-1].weight.grad[0].abs().sum() > 0
+    assert torch.isfinite(model.decoder[0].weight.grad).all()
+    assert model.decoder[-1].weight.grad[0].abs().sum() > 0
 
 
 def test_forward_is_encode_solve_decode(backend):
     model = small(backend=backend).eval()
     with torch.no_grad():
-        model.initial_point.value.normal_()
+        model.layer.initial_point.value.normal_()
     image = torch.randn(2, 1, 8, 8).double()
-    x = model.features(image)
+    x = model.encode(image)
     assert x.shape == (2, 4, 4, 4)
-    z = model.initial_point.value.view(1, 4, 1, 1).expand_as(x)
+    z = model.layer.initial_point.value.view(1, 4, 1, 1).expand_as(x)
     n = 2000
     for _ in range(n):  # the midpoint rule by hand
-        k = model.field(None, z, x)
-        z = z + model.field(None, z + k / (2 * n), x) / n
-    torch.testing.assert_close(model(image), model.head(z), rtol=1e-4, atol=1e-4)
+        k = model.layer.field(None, z, x)
+        z = z + model.layer.field(None, z + k / (2 * n), x) / n
+    torch.testing.assert_close(model(image), model.decoder(z), rtol=1e-4, atol=1e-4)
 
 
 def test_one_dropout_mask_serves_the_whole_solve(backend):
@@ -90,7 +90,7 @@ def test_one_dropout_mask_serves_the_whole_solve(backend):
     def note(module, args):
         masks.append(args[3])
 
-    handle = model.field.register_forward_pre_hook(note)
+    handle = model.layer.field.register_forward_pre_hook(note)
     logits, solution = model(torch.randn(3, 1, 8, 8).double(), return_solution=True)
     logits.sum().backward()
     assert len(masks) == solution.stats.nfe + solution.stats.nfe_backward
@@ -121,8 +121,8 @@ def test_dropout_mask_keeps_the_mean():
 def test_the_classification_loss_never_reaches_the_initial_point(adjoint, backend):
     model = small(adjoint=adjoint, backend=backend, algorithm=hj.Tsit5()).train()
     F.cross_entropy(model(torch.randn(4, 1, 8, 8).double()), torch.tensor([0, 1, 2, 0])).backward()
-    assert model.initial_point.value.grad is None
-    weights = {n: p for n, p in model.named_parameters() if not n.startswith("initial_point")}
+    assert not model.layer.initial_point.value.requires_grad
+    weights = dict(model.named_parameters())
     assert all(p.grad is not None and p.grad.isfinite().all() for p in weights.values())
     assert all(weights[n].grad.abs().max() > 0 for n in weights if n.endswith("weight"))
 
@@ -141,7 +141,7 @@ def test_every_adjoint_gives_the_direct_gradient(adjoint, tolerance, backend):
         torch.manual_seed(3)
         model = small(adjoint=how, backend=where, dropout=0.3).train()
         with torch.no_grad():
-            model.initial_point.value.normal_()
+            model.layer.initial_point.value.normal_()
         torch.manual_seed(4)
         F.cross_entropy(model(image), labels).backward()
         grads.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
@@ -151,12 +151,11 @@ def test_every_adjoint_gives_the_direct_gradient(adjoint, tolerance, backend):
 
 
 class TestInitialPoint:
-    """The shared start and its own loss, (18) and (32)."""
+    """The shared start and its rule, (18) and (32)."""
 
     def test_one_number_per_channel_broadcast_without_gradient(self):
-        point = InitialPoint(3, learned=True)
-        with torch.no_grad():
-            point.value.copy_(torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 3))
+        point = MovingPoint(3, learned=True)
+        point.value.copy_(torch.tensor([1.0, 2.0, 3.0]).view(1, 1, 3))
         x = torch.zeros(2, 3, 4, 5).to(memory_format=torch.channels_last)
         z0 = point.expand_like(x)
         assert point.value.shape == (1, 1, 3)
@@ -164,27 +163,41 @@ class TestInitialPoint:
         assert z0.stride() == x.stride()
         torch.testing.assert_close(z0, torch.tensor([1.0, 2.0, 3.0]).view(1, 3, 1, 1).expand(2, 3, 4, 5))
 
-    def test_its_sgd_is_a_moving_mean_of_the_equilibria(self):
+    def test_it_moves_as_sgd_on_its_loss_would(self):
         """z0 <- (1 - a) z0 + a mean(z*) with a = 2 eta."""
-        point = InitialPoint(3, learned=True).double()
-        with torch.no_grad():
-            point.value.normal_()
-        before, eta = point.value.detach().clone(), 0.02
+        point = MovingPoint(3, learned=True, rate=0.02).double()
+        before = torch.nn.Parameter(point.value.clone())
         z_star = torch.randn(5, 3, 4, 4, dtype=torch.float64, requires_grad=True)
-        sgd = torch.optim.SGD(point.parameters(), lr=eta)
-        loss = point.loss(z_star)
+        loss = ((z_star.detach() - before.view(1, 3, 1, 1)) ** 2).sum(dim=1).mean()
         loss.backward()
-        sgd.step()
-        expected = (1 - 2 * eta) * before + 2 * eta * z_star.detach().mean(dim=(0, 2, 3)).view(1, 1, 3)
-        torch.testing.assert_close(point.value.detach(), expected)
+        torch.optim.SGD([before], lr=0.02).step()
+        point.follow_(z_star)
+        torch.testing.assert_close(point.value, before.detach())
         assert z_star.grad is None
-        by_hand = ((z_star - before.view(1, 3, 1, 1)) ** 2).sum(dim=1).mean()
-        assert loss.item() == pytest.approx(by_hand.item())
+        assert point.loss.item() == pytest.approx(loss.item())
+
+    def test_parts_of_a_batch_move_it_as_the_whole(self):
+        whole, part = (MovingPoint(3, learned=True, rate=0.5).double() for _ in range(2))
+        part.value.copy_(whole.value)
+        z = torch.randn(6, 3, 4, 4, dtype=torch.float64)
+        whole.follow_(z)
+        sums = []
+        part.total = lambda own: sums.append(own) or own
+        part.follow_(z[2:])
+        own = sums.pop()
+        part.value.copy_(torch.zeros_like(whole.value))
+        other = MovingPoint(3, learned=True).double()
+        other.value.copy_(part.value)
+        other.total = lambda own: sums.append(own) or own
+        other.follow_(z[:2])
+        means = (own[:3] + sums.pop()[:3]) / (6 * 16)
+        torch.testing.assert_close(whole.value.flatten(), means)
 
     def test_zero_stays_at_zero(self):
-        model = small(init="zero")
-        assert not model.initial_point.value.requires_grad
-        assert torch.equal(model.initial_point.value, torch.zeros(1, 1, 4, dtype=torch.float64))
+        model = small(init="zero").train()
+        model(torch.randn(2, 1, 8, 8).double())
+        assert model.layer.initial_point.loss is None
+        assert torch.equal(model.layer.initial_point.value, torch.zeros(1, 1, 4, dtype=torch.float64))
 
 
 def test_evaluation_repeats_and_a_solution_comes_on_request(backend):

@@ -25,7 +25,7 @@ def test_anode_without_channels_is_a_neural_ode():
 
 @pytest.mark.parametrize("time", [False, True])
 def test_field_is_its_formula(time):
-    f = small("anode", augment=3, time=time).field
+    f = small("anode", augment=3, time=time).layer.field
     z, t = torch.randn(2, 5, 5, 4).double(), torch.tensor(0.3).double()
 
     def conv(layer, y, **options):
@@ -46,9 +46,9 @@ def test_forward_is_the_flow_of_the_image_with_zeros_appended(backend):
     with torch.no_grad():
         for i in range(n):  # the midpoint rule by hand
             t = torch.tensor(i / n).double()
-            k = model.field(t, z)
-            z = z + model.field(t + 1 / (2 * n), z + k / (2 * n)) / n
-        torch.testing.assert_close(model(image), model.head(z.flatten(1)), rtol=1e-5, atol=1e-5)
+            k = model.layer.field(t, z)
+            z = z + model.layer.field(t + 1 / (2 * n), z + k / (2 * n)) / n
+        torch.testing.assert_close(model(image), model.decoder(z), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["node", "anode"])

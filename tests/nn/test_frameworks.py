@@ -5,13 +5,13 @@ from __future__ import annotations
 import copy
 import os
 import subprocess
-import sys
 
 import pytest
 import torch
 from torch import nn
 
 import homojl as hj
+from tests import warm
 
 
 class Block(nn.Module):
@@ -36,6 +36,7 @@ LAYERS = {
     "Equilibrium": lambda: hj.nn.Equilibrium(Block()),
     "ODE": lambda: hj.nn.ODE(Field()),
     "HomoODE": lambda: hj.nn.HomoODE(4, hj.RK4(step_size=0.25), every=1),
+    "DEQ": lambda: hj.nn.DEQ(4, init="learned", every=1),
     "PcDEQ": lambda: hj.nn.PcDEQ(4),
     "MonDEQ": lambda: hj.nn.MonDEQ(4),
 }
@@ -140,6 +141,7 @@ EXPORTED = {
     "ODE": lambda: hj.nn.ODE(Field(), hj.RK4(step_size=0.25)),
     "ODE, three times": lambda: hj.nn.ODE(lambda t, y: t - y, hj.Midpoint(step_size=0.3), times=(0.0, 0.5, 1.0)),
     "HomoODE": lambda: hj.nn.HomoODE(4, hj.RK4(step_size=0.25), init="zero"),
+    "DEQ": lambda: hj.nn.DEQ(4, hj.Anderson(rtol=1e-4, max_steps=15)),
     "PcDEQ": lambda: hj.nn.PcDEQ(4, hj.Picard(rtol=1e-5, max_steps=30)),
     "MonDEQ": lambda: hj.nn.MonDEQ(4, hj.PeacemanRachford(rtol=1e-4, max_steps=15)),
     "MonDEQ, forward-backward": lambda: hj.nn.MonDEQ(4, hj.ForwardBackward(alpha=0.2, rtol=1e-4, max_steps=40)),
@@ -157,6 +159,23 @@ def test_exported(name, tmp_path):
     for batch in (images, torch.randn(3 if batches else 6, 1, 6, 6)):
         torch.testing.assert_close(again(batch), network(batch), rtol=1e-3, atol=1e-3)
     assert network[2].last.status.ok
+
+
+ONNX = [name for name in EXPORTED if "MonDEQ" not in name]  # whose Fourier transforms of complex numbers ONNX lacks
+
+
+@pytest.mark.slow
+@pytest.mark.needs("onnxruntime")
+@pytest.mark.parametrize("name", ONNX)
+def test_onnx(name, tmp_path):
+    import onnxruntime
+
+    network = nn.Sequential(nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), EXPORTED[name]()).eval()
+    images = torch.randn(3, 1, 6, 6)
+    torch.onnx.export(torch.export.export(network, (images,)), f=tmp_path / "network.onnx", verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "network.onnx")
+    (out,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    torch.testing.assert_close(torch.from_numpy(out), network(images), rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize(
@@ -249,7 +268,7 @@ print("the same")
 
 @pytest.mark.parametrize("name", [*LAYERS, "Wild"])
 def test_two_processes_train_the_same_weights(name, tmp_path):
-    command = [sys.executable, "-c", TRAIN, name, str(tmp_path)]
+    command = [warm.python(), "-c", TRAIN, name, str(tmp_path)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     ranks = [
         subprocess.Popen(

@@ -54,6 +54,7 @@ LAYERS = {
     "ODE": lambda: hj.nn.ODE(lambda t, y: -y),
     "ODE, module": lambda: hj.nn.ODE(Field(6, torch.float32), hj.Tsit5(first_step=hj.StepMemory())),
     "HomoODE": lambda: hj.nn.HomoODE(4, dropout=0.1),
+    "DEQ": lambda: hj.nn.DEQ(4, dropout=0.1, jacobian_weight=0.1),
     "PcDEQ": lambda: hj.nn.PcDEQ(4),
     "MonDEQ": lambda: hj.nn.MonDEQ(4),
 }
@@ -476,7 +477,7 @@ def test_the_initial_point_follows_its_rule(maps):
         lambda: hj.nn.HomoODE(33),
         lambda: hj.nn.HomoODE(4, dropout=1.0),
         lambda: hj.nn.HomoODE(4, init="mean"),
-        lambda: hj.nn.HomoODE(4, rate=0.6),
+        lambda: hj.nn.HomoODE(4, rate=0.0),
         lambda: hj.nn.HomoODE(4, every=0),
         lambda: hj.nn.PcDEQ(4, activation="relu"),
         lambda: hj.nn.PcDEQ(4, constraint="none"),

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from homojl.errors import CheckpointError
 from homojl.files import atomic_write
+from homojl.models import create_model
 from homojl.training import checkpoint as module
 from homojl.training.checkpoint import load_optimizer, optimizer_tensors, read_checkpoint, write_checkpoint
 from homojl.training.optimizers import SGD, Adam, AdamW
@@ -29,7 +30,7 @@ def test_round_trip(tmp_path_factory, forms, seed):
     path = tmp_path_factory.mktemp("c") / "x.safetensors"
     write_checkpoint(path, tensors, {"epoch": 3, "text": "é", "number": 0.1})
     back, header = read_checkpoint(path)
-    assert header == {"epoch": 3, "text": "é", "number": 0.1}
+    assert header == {"epoch": 3, "text": "é", "number": 0.1, "schema": module.SCHEMA}
     assert back.keys() == tensors.keys()
     for name, t in tensors.items():
         assert back[name].dtype == t.dtype
@@ -85,13 +86,34 @@ def test_another_schema_and_foreign_files_are_refused(tmp_path, monkeypatch):
     save_file({"a": torch.zeros(2)}, path)
     with pytest.raises(CheckpointError, match="not a checkpoint of homojl"):
         read_checkpoint(path)
-    monkeypatch.setattr(module, "SCHEMA", 2)
+    monkeypatch.setattr(module, "SCHEMA", 3)
     write_checkpoint(path, {}, {})
     monkeypatch.undo()
-    with pytest.raises(CheckpointError, match="schema 2; this version of homojl reads schema 1"):
+    with pytest.raises(CheckpointError, match="schema 3; this version of homojl reads schemas 1 and 2"):
         read_checkpoint(path)
     with pytest.raises(CheckpointError, match="there is no checkpoint"):
         read_checkpoint(tmp_path / "none.safetensors")
+
+
+def test_weights_of_schema_1_have_the_names_of_today(tmp_path, monkeypatch):
+    """Names as models had them before they were made of layers."""
+    path, model = tmp_path / "x.safetensors", {"name": "pcdeq", "form": "multi"}
+    names = [
+        *("layers.0.injection.0.weight", "layers.0.weight.gain", "layers.0.after.1.bias", "layers.1.injection.0.bias"),
+        *("layers.2.weight.direction", "layers.2.after.1.weight", "head.2.bias"),
+    ]
+    monkeypatch.setattr(module, "SCHEMA", 1)
+    tensors = {f"model.{name}": torch.full((1,), float(i)) for i, name in enumerate(names)}
+    write_checkpoint(path, tensors | {"optimizer.0.step": torch.zeros(())}, {"model": model})
+    monkeypatch.undo()
+    found, header = read_checkpoint(path)
+    assert header["schema"] == 1
+    assert {name.removeprefix("model."): int(x) for name, x in found.items()} == {
+        "encoder.1.0.weight": 0, "layer.0.weight.gain": 1, "layer.1.1.bias": 2, "layer.2.0.bias": 3,
+        "layer.6.weight.direction": 4, "decoder.0.1.weight": 5, "decoder.3.bias": 6,
+    }  # fmt: skip
+    own = create_model("pcdeq", input_shape=(1, 12, 12), n_classes=3, form="multi", channels=(3, 4, 5)).state_dict()
+    assert {name.removeprefix("model.") for name in found} <= own.keys()
 
 
 def test_a_failed_write_leaves_the_old_file(tmp_path, monkeypatch):

@@ -18,8 +18,8 @@ import torch
 
 from homojl.errors import CheckpointError, ConfigError, SolveError
 from homojl.results.records import METRICS
-from homojl.training import loop, stopwatch
-from homojl.training.checkpoint import read_checkpoint
+from homojl.training import checkpoint, loop, stopwatch
+from homojl.training.checkpoint import read_checkpoint, write_checkpoint
 from homojl.training.config import ExperimentConfig, OptimConfig, merge
 from homojl.training.loop import learning_rate, train
 from homojl.training.progress import Progress
@@ -218,7 +218,7 @@ def test_load_run(finished):
         load_run(finished.path.parent)
 
 
-def test_initial_point_moves_only_by_its_own_sgd(tiny, tmp_path):
+def test_initial_point_moves_only_by_its_own_rule(tiny, tmp_path):
     learned = Run.create(tmp_path / "learned", changed(tiny, train={"epochs": 1}))
     train(learned)
     assert learned.metrics[0]["initial_point_loss"] > 0
@@ -227,6 +227,26 @@ def test_initial_point_moves_only_by_its_own_sgd(tiny, tmp_path):
     train(zero)
     assert zero.metrics[0]["initial_point_norm"] == 0
     assert zero.metrics[0]["initial_point_loss"] == 0
+
+
+def test_training_does_not_go_on_from_a_checkpoint_of_schema_1(tiny, tmp_path, monkeypatch):
+    run = Run.create(tmp_path / "r", changed(tiny, train={"epochs": 1}))
+    train(run)
+    tensors, header = read_checkpoint(run.last_checkpoint)
+    old = {}
+    for name, tensor in tensors.items():
+        if name.startswith("model.encoder."):
+            number, rest = name.removeprefix("model.encoder.").split(".", 1)
+            old[f"model.features.{int(number) - 1}.{rest}"] = tensor
+        elif "initial_point._extra" not in name:
+            old[name.replace("model.layer.", "model.").replace("model.decoder.", "model.head.")] = tensor
+    monkeypatch.setattr(checkpoint, "SCHEMA", 1)
+    write_checkpoint(run.last_checkpoint, old, {k: v for k, v in header.items() if k != "schema"})
+    monkeypatch.undo()
+    image = torch.zeros(2, 1, 8, 8)
+    assert torch.equal(run.load_model("last").model(image), run.model(image))
+    with pytest.raises(CheckpointError, match="schema 1, of an earlier homojl"):
+        train(run)
 
 
 def test_without_a_validation_split_the_last_epoch_counts(tiny, tmp_path):
