@@ -35,6 +35,7 @@ _EXPORTS = {
             "Dopri8",
             "Vern7",
             "Rodas5P",
+            "SciML",
             "TRBDF2",
             "FBDF",
             "AutoSwitch",
@@ -189,6 +190,7 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.algorithms import RadauIIA5 as RadauIIA5
     from homojl.algorithms import Relaxation as Relaxation
     from homojl.algorithms import Rodas5P as Rodas5P
+    from homojl.algorithms import SciML as SciML
     from homojl.algorithms import SciPy as SciPy
     from homojl.algorithms import StepMemory as StepMemory
     from homojl.algorithms import StepObserver as StepObserver

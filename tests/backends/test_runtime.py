@@ -99,26 +99,3 @@ class TestOffline:
         monkeypatch.setattr(runtime, "SERVERS", ())
         with pytest.raises(hj.BackendUnavailable, match="the installation failed: no version of Julia; backend="):
             runtime.install(lambda line: None)
-
-
-def test_no_method_of_the_table_is_forgotten_on_the_julia_side():
-    """Every algorithm that the Julia backend says it supports is defined in HomoJL's sources."""
-    from pathlib import Path
-
-    from homojl.algorithms import (
-        FIXED_POINT_ALGORITHMS,
-        ODE_ALGORITHMS,
-        PYTORCH_ONLY,
-        AbstractSplitting,
-        ArcLength,
-        NaturalParameter,
-    )
-
-    source = "".join(path.read_text() for path in (Path(__file__).parents[2] / "julia" / "src").glob("*.jl"))
-    # A splitting method is lowered to another method's iteration before it reaches a backend.
-    fixed_point = {a for a in FIXED_POINT_ALGORITHMS.values() if not issubclass(a, AbstractSplitting)}
-    for algorithm in {*ODE_ALGORITHMS.values(), *fixed_point, ArcLength, NaturalParameter}:
-        if issubclass(algorithm, PYTORCH_ONLY):
-            continue
-        name = algorithm.__name__
-        assert f"const {name} = " in source or f"struct {name}" in source, name
