@@ -276,6 +276,7 @@ describe(exception) = string(nameof(typeof(exception))), message_of(exception)
 describe(exception::CodeError) = "CodeError", message_of(exception.error)
 
 message_of(exception) = sprint(showerror, exception)
+message_of(::StackOverflowError) = "StackOverflowError: the function calls itself without end"
 message_of(exception::LoadError) = message_of(exception.error)
 message_of(exception::MethodError) = first(split(sprint(showerror, exception), "\n\nClosest candidates"; limit = 2))
 

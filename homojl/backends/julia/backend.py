@@ -98,6 +98,8 @@ class JuliaBackend(AbstractBackend):
             beyond = "a discontinuity or a norm of one's own"
         if beyond:
             raise ConfigError(f"{beyond} needs backend='pytorch'")
+        if isinstance(f, DerivedField) and getattr(algorithm, "mass_matrix", None) is not None:
+            raise ConfigError("a solve with a mass_matrix gives values, and no gradients")
         form = StateForm(y0)
         field = _native(f, form) or Callback(f, form, timed=True)
         method = methods.chosen(methods.spelled_out(algorithm))

@@ -172,6 +172,8 @@ def unknown(name: str, home: str = "") -> str:
     return f"{start}; did you mean {near[0]!r} of {other}? Where that is missing, run `homojl julia add {other}`"
 
 
+LONGEST = 1e300  # of steps
+
 # Of an ODE solve's options, those that Julia is told.
 _REQUESTED = ("rtol", "atol", "first_step", "min_step", "max_step", "max_steps", "step_size")
 
@@ -188,7 +190,8 @@ def requested(algorithm: AbstractODEAlgorithm) -> Any:
         # The exponents depend on the order where they are left to it, and make a PredictiveController.
         control = (c.safety, c.min_factor, c.max_factor, *c.exponents(algorithm.order))
     if isinstance(algorithm, AbstractFixedStep):
-        options = {"step_size": algorithm.step_size}
+        # OrdinaryDiffEq's RK4 estimates its error; here it takes one step to each save time unless told otherwise.
+        options = {"step_size": algorithm.step_size or LONGEST}
     with runtime.calling(julia):
         if isinstance(algorithm, SciML) and algorithm.mass_matrix is not None:
             rows = algorithm.mass_matrix.detach().double().tolist()

@@ -12,6 +12,7 @@ import ctypes
 import functools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -182,7 +183,7 @@ class _Running:
             raise BackendUnavailable(f"{environment.problem}; {MEANWHILE}")
         os.environ.setdefault("JULIA_CONDAPKG_BACKEND", "Null")  # this Python is the Python; install no other
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _own_signals():
                 # Both orders of importing torch and juliacall are tested.
                 warnings.filterwarnings("ignore", message="torch was imported before juliacall")
                 import juliacall
@@ -199,6 +200,25 @@ class _Running:
         self.library.jl_get_pgcstack.restype = ctypes.c_void_p
         self.internals = ctypes.CDLL(str(self.jl.seval('import Libdl; Libdl.dlpath("libjulia-internal")')))
         self.owner = threading.main_thread().ident if started_before else threading.get_ident()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Where Julia is started: it handles the signal of an overflowing stack, and Python the others, as before.
+
+    Without that, a function in Julia that calls itself without end would end the process.
+    """
+    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes")
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    blocked, interrupt = signal.pthread_sigmask(signal.SIG_BLOCK, []), signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if threading.current_thread() is threading.main_thread() and interrupt is not None:
+            signal.signal(signal.SIGINT, interrupt)
 
 
 _starting = threading.Lock()
