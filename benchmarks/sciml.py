@@ -4,10 +4,10 @@
     python benchmarks/sciml.py --method RadauIIA5 Tsit5      those, anew
     python benchmarks/sciml.py --list                        names and orders of the installed packages for sciml.toml
 
-Each method solves the problems of tests/catalogue.py with a field in PyTorch, in Julia. One that estimates its error does
-so at rtol = atol = 1e-6 (1e-4 up to order 3) and has passed where no relative error exceeds 1e-3 (1e-2); one with equal
-steps takes 64 and 128 of them, and has passed where the error falls by at least 2^(order - 0.7), or is below 1e-9. What was found is in --out, one
-line of JSON for each method; a run that was stopped goes on where it was.
+Each method solves the problems of tests/catalogue.py with a field in PyTorch, in Julia. One that estimates its error
+does so at rtol = atol = 1e-6 (1e-4 up to order 3) and has passed where no relative error exceeds 1e-3 (1e-2); one with
+equal steps takes 64 and 128 of them, and has passed where the error falls by at least 2^(order - 0.7), or is below 1e-9.
+What was found is in --out, one line of JSON for each method; a run that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -15,12 +15,11 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import sys
 import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
-
-import sys
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -43,7 +42,8 @@ function (package, uuid)
     lines = String[]
     for name in names(home)
         value = isdefined(home, name) ? getfield(home, name) : nothing
-        (value isa Type || value isa Function) && parentmodule(value) === home && isuppercase(first(String(name))) || continue
+        (value isa Type || value isa Function) && parentmodule(value) === home || continue
+        isuppercase(first(String(name))) || continue
         instance = try value() catch; nothing end
         is_method = instance isa HomoJL.SciMLBase.AbstractODEAlgorithm ||
             (value isa Type && value <: HomoJL.SciMLBase.AbstractODEAlgorithm) || startswith(String(name), "Auto")
@@ -90,9 +90,7 @@ def examined(package: str, name: str, order: int) -> dict[str, Any]:
             errors, evaluations = zip(*(error(p, algorithm) for p in EXACT_ODES), strict=True)
             found |= {"error": max(errors), "nfe": sum(evaluations), "passed": max(errors) <= limit}
         else:
-            coarse, fine = (
-                [error(p, method(name, step_size=abs(p.t1 - p.t0) / n)) for p in EXACT_ODES] for n in STEPS
-            )
+            coarse, fine = ([error(p, method(name, step_size=abs(p.t1 - p.t0) / n)) for p in EXACT_ODES] for n in STEPS)
             needed = 2 ** -((order or 1) - 0.7)
             found["error"], found["nfe"] = max(e for e, _ in fine), sum(n for _, n in fine)
             found["passed"] = all(b <= max(needed * a, 1e-9) for (a, _), (b, _) in zip(coarse, fine, strict=True))
@@ -105,7 +103,11 @@ def examined(package: str, name: str, order: int) -> dict[str, Any]:
 def page(rows: list[dict[str, Any]], path: Path) -> None:
     """Replace the table of the page."""
     passed = [r for r in rows if r["passed"]]
-    lines = [f"{len(passed)} of {len(rows)} methods pass.", "", "| package | method | order | steps | largest error | evaluations |"]
+    lines = [
+        f"{len(passed)} of {len(rows)} methods pass.",
+        "",
+        "| package | method | order | steps | largest error | evaluations |",
+    ]
     lines += ["|---|---|---|---|---|---|"]
     for r in sorted(passed, key=lambda r: (r["package"], r["method"])):
         package, order = r["package"].removeprefix("OrdinaryDiffEq"), r["order"] or "varies"

@@ -36,7 +36,9 @@ def install(cuda: bool) -> None:
 
 @command.command("add")
 @click.argument("package")
-@click.option("--uuid", default="", help="Its identity in Julia's registry; only for packages that homojl does not know.")
+@click.option(
+    "--uuid", default="", help="Its identity in Julia's registry; only for packages that homojl does not know."
+)
 def add(package: str, uuid: str) -> None:
     """Add a Julia package, whose algorithms can then be used by name: hj.SciML("RadauIIA5"). Uses the network."""
     from homojl.backends.julia import runtime

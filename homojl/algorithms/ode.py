@@ -316,6 +316,7 @@ ODE_ALGORITHMS: dict[str, type[AbstractODEAlgorithm]] = {
     )
 }
 
+
 def ode_algorithm(name: str, **options: object) -> AbstractODEAlgorithm:
     """The algorithm of a name such as "dopri5", with those of `options` that are not None.
 

@@ -130,7 +130,9 @@ class SciML(AbstractErrorControlled, AbstractFixedPointAlgorithm):
             ok = value is None or isinstance(value, bool | int | float | str | SciML)
             require(ok, f"arguments of {self.method} must be numbers, strings or SciML(...), got {value!r}")
         step = self.step_size
-        require(step is None or (math.isfinite(step) and step > 0), f"step_size must be positive and finite, got {step}")
+        require(
+            step is None or (math.isfinite(step) and step > 0), f"step_size must be positive and finite, got {step}"
+        )
 
     @property
     def name(self) -> str:

@@ -109,7 +109,9 @@ end
 """
 
 
-@pytest.mark.parametrize("options", [{}, {"differentiation": "reverse"}, {"vjp": OWN}], ids=["forward", "reverse", "own"])
+@pytest.mark.parametrize(
+    "options", [{}, {"differentiation": "reverse"}, {"vjp": OWN}], ids=["forward", "reverse", "own"]
+)
 @pytest.mark.parametrize(
     ("algorithm", "adjoint"),
     [

@@ -31,7 +31,12 @@ def test_equal_ones_are_equal_and_copies_keep_everything():
     assert one == hj.SciML("AutoTsit5", hj.SciML("Rosenbrock23"), rtol=1e-5, nonstifftol=0.9)
     assert hash(one) == hash(replace(one))
     other = replace(one, rtol=1e-7)
-    assert (other.values, other.keywords, other.rtol, other.method) == ((inner,), (("nonstifftol", 0.9),), 1e-7, one.name)
+    assert (other.values, other.keywords, other.rtol, other.method) == (
+        (inner,),
+        (("nonstifftol", 0.9),),
+        1e-7,
+        one.name,
+    )
     assert other != one
     assert hj.SciML("X", a=1) != hj.SciML("X", a=True)
     assert repr(one) == "SciML('AutoTsit5', rtol=1e-05, atol=1e-06, " + repr(inner) + ", nonstifftol=0.9)"

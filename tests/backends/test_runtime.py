@@ -122,12 +122,13 @@ class TestAdd:
             ("OrdinaryDiffEqFIRK", "5960d6e9-dd7a-4743-88e7-cf307b64f125"),
             ("Mooncake", "da2b9cff-9c12-43a0-ae48-6db2b0edb7d6"),
         ]
-        with pytest.raises(hj.ConfigError, match="no package 'Unheard' is known.*--uuid UUID"):
+        with pytest.raises(hj.ConfigError, match=r"no package 'Unheard' is known.*--uuid UUID"):
             runtime.add("Unheard", said.append)
 
 
 def test_the_status_of_a_program_that_is_not_julia(named, monkeypatch):
     from click.testing import CliRunner
+
     from homojl_cli.julia import command
 
     monkeypatch.setenv("PYTHON_JULIACALL_EXE", "true")

@@ -28,9 +28,10 @@ class JuliaField:
             `f(u, p, t)`, which returns it, for an `ODEProblem`; `f!(out, z, p)` or `f(z, p)` for a `FixedPointProblem`
             or a `HomotopyProblem`. It may begin with `using` lines, define helpers, or just name a function of a
             package: "import MyPackage; MyPackage.rhs!".
-        differentiation: how gradients are made in Julia: "forward", dual numbers of ForwardDiff.jl, whose cost grows with
-            the number of elements; "reverse", by Mooncake.jl or ReverseDiff.jl, whichever is installed
-            (`homojl julia add Mooncake`); "auto": "reverse" for more than 32 numbers in state and arguments, where it is.
+        differentiation: how gradients are made in Julia: "forward", dual numbers of ForwardDiff.jl, whose cost grows
+            with the number of elements; "reverse", by Mooncake.jl or ReverseDiff.jl, whichever is installed
+            (`homojl julia add Mooncake`); "auto": "reverse" for more than 32 numbers in state and arguments, where
+            one of them is installed.
         vjp: Julia source that ends in the products with the transposed Jacobian instead, which it writes:
             `vjp!(du, dp, v, u, p, t)`, without t for a map; `du` is v' df/du and `dp`, of p's form, v' df/dp.
 
