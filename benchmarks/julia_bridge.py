@@ -53,7 +53,7 @@ function (bridge, callback, n, count, T)
     try
         return timed(bridge.borrow_function(loans, callback), zeros(T, n), fill(T(0.5), n))
     finally
-        bridge.give_back(loans)
+        foreach(bridge.pydel!, loans.references)
     end
 end
 """

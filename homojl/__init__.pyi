@@ -53,6 +53,7 @@ from homojl.algorithms import RadauIIA3 as RadauIIA3
 from homojl.algorithms import RadauIIA5 as RadauIIA5
 from homojl.algorithms import Relaxation as Relaxation
 from homojl.algorithms import Rodas5P as Rodas5P
+from homojl.algorithms import SciML as SciML
 from homojl.algorithms import SciPy as SciPy
 from homojl.algorithms import StepMemory as StepMemory
 from homojl.algorithms import StepObserver as StepObserver

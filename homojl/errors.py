@@ -66,7 +66,16 @@ class SolveError(HomoJLError):
 
 
 class JuliaCodeError(HomoJLError):
-    """Julia code threw an exception: a function in a `JuliaField`, most likely; the message is Julia's."""
+    """Julia code threw an exception: a function in a `JuliaField`, most likely.
+
+    The message is Julia's, and may have several lines, since a parse error points at a place in the source.
+    """
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__()
+        # Spaces as they are: they stand before the caret.
+        lines = [line if line.isprintable() else one_line(line) for line in message.splitlines()]
+        self.args = ("\n".join(lines),)
 
 
 class ConvergenceWarning(UserWarning):

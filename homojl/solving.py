@@ -429,8 +429,9 @@ def choose_backend(
     if name == "auto":
         chosen = announce(chosen if chosen.supports(algorithm, device) else TorchBackend())
     if not chosen.supports(algorithm, device):
-        other = "pytorch" if chosen.name == "julia" else "julia"
-        raise BackendUnavailable(
-            f"the {chosen.name} backend has no {algorithm.name} on {device}; try backend={other!r}"
-        )
+        if chosen.name == "julia" or TorchBackend().supports(algorithm, device):
+            remedy = "try backend='pytorch'"
+        else:
+            remedy = "it needs backend='julia' and Julia, which `homojl julia install` installs"
+        raise BackendUnavailable(f"the {chosen.name} backend has no {algorithm.name} on {device}; {remedy}")
     return chosen

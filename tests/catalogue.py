@@ -14,7 +14,7 @@ from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
 
-# The explicit methods that every backend runs but for those of PYTORCH_ONLY, which Julia lacks.
+# The explicit methods that every backend runs but for those that homojl.backends.julia.methods does not name.
 EXPLICIT = {name: cls for name, cls in ODE_ALGORITHMS.items() if isinstance(cls.tableau, ButcherTableau)}
 IMPLICIT = {name: cls for name, cls in ODE_ALGORITHMS.items() if isinstance(cls.tableau, ImplicitTableau)}
 

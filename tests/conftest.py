@@ -14,7 +14,8 @@ os.environ.update(OMP_NUM_THREADS="1", OPENBLAS_NUM_THREADS="1", MKL_NUM_THREADS
 import pytest
 import torch
 
-from homojl.algorithms import PYTORCH_ONLY
+from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
+from homojl.backends.julia.methods import SHORT
 from tests.browser import browser_is_here
 
 AVAILABLE = {"cuda": torch.cuda.is_available, "browser": browser_is_here}
@@ -108,9 +109,10 @@ def pytest_collection_modifyitems(config, items):
 
     def exists(item) -> bool:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        in_julia = params.get("backend") == "julia" and "backend" in item.fixturenames
+        on_julia = params.get("backend") == "julia" and "backend" in item.fixturenames
         methods = (p if isinstance(p, type) else type(p) for p in params.values())
-        return not (in_julia and any(issubclass(m, PYTORCH_ONLY) for m in methods))
+        solvers = [m for m in methods if issubclass(m, AbstractODEAlgorithm | AbstractFixedPointAlgorithm)]
+        return not (on_julia and any(m not in SHORT for m in solvers))
 
     left_out = [item for item in items if not exists(item)]
     if left_out:

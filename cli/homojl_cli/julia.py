@@ -16,6 +16,7 @@ def command() -> None:
     Examples:
       homojl julia install
       homojl julia status
+      homojl julia add OrdinaryDiffEqFIRK
     """
 
 
@@ -33,6 +34,18 @@ def install(cuda: bool) -> None:
     _run(self_test)
 
 
+@command.command("add")
+@click.argument("package")
+@click.option(
+    "--uuid", default="", help="Its identity in Julia's registry; only for packages that homojl does not know."
+)
+def add(package: str, uuid: str) -> None:
+    """Add a Julia package, whose algorithms can then be used by name: hj.SciML("RadauIIA5"). Uses the network."""
+    from homojl.backends.julia import runtime
+
+    runtime.add(package, click.echo, uuid=uuid)
+
+
 @command.command("status")
 @click.option("--no-start", is_flag=True, help="Only look at files; do not start Julia.")
 def status(no_start: bool) -> None:
@@ -42,7 +55,7 @@ def status(no_start: bool) -> None:
     found = runtime.find()
     click.echo(f"Julia        {found.version or 'not found'}" + (f"  {found.executable}" * bool(found.executable)))
     click.echo(f"environment  {found.project or 'none'}")
-    for name in runtime.PACKAGES:
+    for name in runtime.PACKAGES if found.executable else ():
         absent = "not installed" + (" (optional)" if name in runtime.OPTIONAL else "")
         click.echo(f"  {name:<24} {found.packages.get(name, absent)}")
     if found.problem:
@@ -53,7 +66,7 @@ def status(no_start: bool) -> None:
         click.echo(f"threads      {julia.jl.Base.Threads.nthreads()}")
         click.echo(f"CUDA         {runtime.cuda_state(julia)}")
     if found.missing:
-        click.echo(f"missing: {', '.join(found.missing)}; {runtime.INSTALL}")
+        click.echo(f"missing: {', '.join(found.missing)}; {runtime.advice(*found.missing)}")
         sys.exit(1)
     click.echo("usable: pass --backend julia, or leave it at auto")
 

@@ -48,12 +48,13 @@ class DirectAdjoint(AbstractODEAdjoint):
             return solve.run(y0)
         if not torch.is_grad_enabled():
             return solve.run(y0)
-        recorded = f.depends(*solve.start(y0))
+        recorded = f.depends(*solve.start(y0)) or y0.requires_grad
+        if recorded:
+            _require_tableau(self, solve.algorithm)
         with torch.no_grad():
             result = solve.run(y0)
-        if not (recorded or y0.requires_grad):
+        if not recorded:
             return result
-        _require_tableau(self, solve.algorithm)
         return self.recorded(solve, result, y0)
 
     @staticmethod

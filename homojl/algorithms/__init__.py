@@ -1,6 +1,5 @@
 """How to solve: one small frozen object per method, by the kind of problem it is for."""
 
-from homojl.algorithms import ode
 from homojl.algorithms.base import (
     AbstractAdaptive,
     AbstractErrorControlled,
@@ -79,10 +78,8 @@ from homojl.algorithms.path import (
     NaturalParameter,
     path_algorithm,
 )
+from homojl.algorithms.sciml import SciML
 from homojl.algorithms.step_memory import StepMemory, memory_of, with_first_step
-
-# Methods that Julia lacks.
-PYTORCH_ONLY = (*ode.PYTORCH_ONLY, Homotopy)
 
 __all__ = [
     "CONTROLLERS",
@@ -90,7 +87,6 @@ __all__ = [
     "FIXED_POINT_ALGORITHMS",
     "ODE_ALGORITHMS",
     "PATH_ALGORITHMS",
-    "PYTORCH_ONLY",
     "RK4",
     "RK38",
     "SDIRK2",
@@ -145,6 +141,7 @@ __all__ = [
     "RadauIIA5",
     "Relaxation",
     "Rodas5P",
+    "SciML",
     "SciPy",
     "StepMemory",
     "StepObserver",

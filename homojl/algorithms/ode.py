@@ -316,20 +316,6 @@ ODE_ALGORITHMS: dict[str, type[AbstractODEAlgorithm]] = {
     )
 }
 
-# Methods with a tableau of which HomoJL, in Julia, has no counterpart.
-PYTORCH_ONLY: tuple[type[AbstractODEAlgorithm], ...] = (
-    Heun2,
-    Heun3,
-    RK38,
-    AdaptiveHeun,
-    Fehlberg2,
-    AdamsBashforth,
-    SciPy,
-    Dopri8,
-    AbstractESDIRK,
-    AbstractImplicitFixedStep,
-)
-
 
 def ode_algorithm(name: str, **options: object) -> AbstractODEAlgorithm:
     """The algorithm of a name such as "dopri5", with those of `options` that are not None.

@@ -36,7 +36,7 @@ function forward!(Jv, f!, du, x, v, u, t)
     return Jv
 end
 
-function HomoJL.forward_vjp!(gradient, parameter_gradients, f!, u, p, t, cotangent)
+function HomoJL.pullback!(::Val{:ForwardDiff}, gradient, parameter_gradients, f!, u, p, t, cotangent)
     ForwardDiff.gradient!(gradient, x -> pulled(f!, x, p, t, cotangent), u)
     for (i, target) in enumerate(parameter_gradients)
         ForwardDiff.gradient!(target, q -> pulled(f!, u, with_parameter(p, i, q), t, cotangent), parameter(p, i))

@@ -2,9 +2,9 @@ module HomoJLSteadyStateDiffEqExt
 
 import HomoJL
 import SteadyStateDiffEq
-using HomoJL: CountedMap, Progress, SciMLBase
+using HomoJL: CountedMap, Progress, Samplewise, SciMLBase, column_norms, columns
 
-"dz/ds = f(z) - z."
+"dz/ds = g(z) - z."
 struct Flow{M <: CountedMap}
     map::M
 end
@@ -15,34 +15,32 @@ function (flow::Flow)(dz, z, p, s)
     return nothing
 end
 
-function HomoJL.search!(algorithm::HomoJL.Relaxation, map::CountedMap, z, progress::Progress)
+function HomoJL.search!(algorithm::Samplewise{<:SteadyStateDiffEq.DynamicSS}, map::CountedMap, z, progress::Progress)
     T = eltype(z)
     HomoJL.start!(map, z, progress) || return nothing
     steps = 0
 
     function rests(u, s, integrator)
         steps += 1
-        r = HomoJL.columns(map, SciMLBase.get_du(integrator))
-        zs = HomoJL.columns(map, u)
-        HomoJL.update!(progress, steps, zs, HomoJL.column_norms(r), HomoJL.column_norms(zs .+ r))
+        r, zs = columns(map, SciMLBase.get_du(integrator)), columns(map, u)
+        HomoJL.update!(progress, steps, zs, column_norms(r), column_norms(zs .+ r))
         return HomoJL.finished(progress)
     end
 
     problem = SciMLBase.SteadyStateProblem(SciMLBase.ODEFunction{true, SciMLBase.FullSpecialize}(Flow(map)), vec(z))
     # The steps' error keeps the state moving, by that much; it has to stay well below what is tolerated.
-    tolerance = max(T(algorithm.rtol) / 10, 100 * eps(T))
+    tolerance = max(T(progress.rtol) / 10, 100 * eps(T))
     solution = SciMLBase.solve(
-        problem, SteadyStateDiffEq.DynamicSS(HomoJL.OrdinaryDiffEqTsit5.Tsit5()); abstol = zero(T), reltol = zero(T),
+        problem, algorithm.method; abstol = zero(T), reltol = zero(T),
         odesolve_kwargs = (;
-            abstol = max(T(algorithm.atol) / 10, tolerance * eps(T)), reltol = tolerance, maxiters = algorithm.max_steps,
+            abstol = max(T(progress.atol) / 10, tolerance * eps(T)), reltol = tolerance, maxiters = progress.maxiters,
             callback = SciMLBase.DiscreteCallback(rests, SciMLBase.terminate!; save_positions = (false, false)),
             save_everystep = false, verbose = HomoJL.SciMLLogging.None(),
         ),
     )
     code = solution.original.retcode
-    code === SciMLBase.ReturnCode.MaxIters && return HomoJL.stop!(progress, HomoJL.MAX_STEPS, steps)
-    unstable = code === SciMLBase.ReturnCode.Unstable
-    return HomoJL.stop!(progress, unstable ? HomoJL.DIVERGED : HomoJL.STEP_TOO_SMALL, steps)
+    code === SciMLBase.ReturnCode.MaxIters && return HomoJL.stop!(progress, :max_steps, steps)
+    return HomoJL.stop!(progress, code === SciMLBase.ReturnCode.Unstable ? :diverged : :step_too_small, steps)
 end
 
 end

@@ -1,47 +1,44 @@
 """
-Implicit deep models: the Julia half of homojl.
+Equilibria of batches and zero paths of homotopies, for SciML's problems and with SciML's solutions.
 
-[`integrate`](@ref) solves du/dt = f(u, t) with OrdinaryDiffEq's methods and returns, beside the states, the accepted step
-sequence, what the solve cost and how it ended. [`fixed_point`](@ref) finds equilibria z = f(z) of a batch, and
-[`trace_path`](@ref) follows the zero path of a homotopy to a root.
+[`SamplewisePicard`](@ref), [`SamplewiseAnderson`](@ref) and [`Samplewise`](@ref) solve a `NonlinearProblem` or a
+`SteadyStateProblem` whose state is a batch, each sample to its own end; [`ZeroPathTracker`](@ref) follows the zero path of a
+`HomotopyProblem`, through folds. ODEs are OrdinaryDiffEq's own. What PyTorch's homojl needs beside, the record of the
+accepted steps of an ODE solve and the controller that reproduces PyTorch's steps, is here too and not exported.
 """
 module HomoJL
 
 using LinearAlgebra: I, mul!
 using PrecompileTools: @compile_workload, @setup_workload
 using Printf: @sprintf
+using SciMLBase: HomotopyProblem, NonlinearProblem, ReturnCode, SteadyStateProblem, init, remake, solve, solve!, step!,
+    successful_retcode
 
-# Qualified throughout: the algorithms below bear the names that OrdinaryDiffEq gives to its own.
 import ADTypes
-import DLPack
+import DiffEqBase
 import LinearAlgebra
+import NonlinearSolveBase
 import OrdinaryDiffEqCore
+import OrdinaryDiffEqExplicitTableaus as Tableaus
 import OrdinaryDiffEqLowOrderRK
 import OrdinaryDiffEqTsit5
-import OrdinaryDiffEqVerner
 import SciMLBase
 import SciMLLogging
 
-export integrate, Event, fixed_point, trace_path
-export ArcLength, NaturalParameter
-export PIController, Euler, Midpoint, RK4, Bosh3, Dopri5, Tsit5, Vern7, Rodas5P, TRBDF2, FBDF, AutoSwitch
-export Picard, Anderson, Broyden, LimitedMemoryBroyden, NewtonKrylov, TrustRegion, DFSane, PseudoTransient, Relaxation
-export Solution, FixedPointSolution, Stats, StepSequence, EventPoint, PathSolution, SolveError
-export Status, SUCCESS, DIVERGED, STEP_TOO_SMALL, MAX_STEPS, STALLED, LEFT_BOUNDS, RETURNED, FOLD
+export HomotopyProblem, NonlinearProblem, ReturnCode, SteadyStateProblem, init, remake, solve, solve!, step!, successful_retcode
+export SamplewisePicard, SamplewiseAnderson, Samplewise, SampleReport
+export ZeroPathTracker, ZeroPath, homotopy
 
-include("packages.jl")
-include("algorithms.jl")
-include("fixed_point_algorithms.jl")
-include("solution.jl")
+include("endings.jl")
 include("step_control.jl")
-include("events.jl")
 include("derivatives.jl")
-include("integrate.jl")
-include("equilibrium.jl")
-include("tableaus.jl")
-include("gmres.jl")
-include("path_algorithms.jl")
+include("events.jl")
+include("record.jl")
+include("samplewise.jl")
+include("anderson.jl")
+include("nonlinear.jl")
 include("homotopy.jl")
+include("tracker.jl")
 include("path.jl")
 include("device.jl")
 include("precompile.jl")

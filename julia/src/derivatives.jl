@@ -20,12 +20,12 @@ function (field::CountedField{T})(du, u, p, t) where {T}
 end
 
 """
-    Derivatives(field, jvp!, u, algorithm)
+    Derivatives(field, jvp!, u, rtol, atol)
 
 Derivatives of `field` at states like `u`, as OrdinaryDiffEq calls them: by the product `jvp!(Jv, v, u, t)`, or by finite
 differences where that is `nothing`; counted.
 
-The type of `jvp!` is deliberately unknown to the compiler, as that of the field in [`CountedField`](@ref).
+The type of `jvp!` is deliberately unknown to the compiler, as that of the field in [`CountedField`](@ref HomoJL.CountedField).
 
 # Fields
 - `floor`: an element smaller than this is perturbed as if it were this large: where `atol` takes over from `rtol`.
@@ -46,8 +46,8 @@ mutable struct Derivatives{T, A <: AbstractArray{T}}
     product::A
 end
 
-function Derivatives(field::CountedField{T}, jvp!, u::A, algorithm) where {T, A <: AbstractArray{T}}
-    floor = T(algorithm.atol / max(algorithm.rtol, sqrt(eps(Float64))))
+function Derivatives(field::CountedField{T}, jvp!, u::A, rtol, atol) where {T, A <: AbstractArray{T}}
+    floor = T(atol / max(rtol, sqrt(eps(Float64))))
     buffers = ntuple(_ -> similar(u), 5)
     return Derivatives{T, A}(
         field, jvp!, 0, floor, 0.0, buffers[1], buffers[2], NaN, buffers[3], buffers[4], buffers[5]
@@ -129,7 +129,7 @@ function (jacobian::Jacobian)(J, u, p, t)
     return nothing
 end
 
-"Thrown where the Jacobian at an accepted state is not finite, since a factorisation refuses it; never leaves [`integrate`](@ref)."
+"Thrown where the Jacobian at an accepted state is not finite, since a factorisation refuses it; never leaves [`record`](@ref HomoJL.record)."
 struct NotFinite <: Exception end
 
 """
@@ -158,26 +158,19 @@ end
 """
     forward_jvp(f!) -> function
 
-A `jvp!(Jv, v, u, t)` for [`integrate`](@ref) from a field `f!(du, u, t)` that is written in Julia, by ForwardDiff's dual numbers:
-exact, at about twice the cost of `f!`. The field must take arrays of dual numbers.
-
-Defined once ForwardDiff is loaded.
-
-# Example
-```julia
-using ForwardDiff
-integrate(f!, u0, ts, Rodas5P(); jvp! = HomoJL.forward_jvp(f!))
-```
+A `jvp!(Jv, v, u, t)` from a field `f!(du, u, t)` that is written in Julia, by ForwardDiff's dual numbers: exact, at about
+twice the cost of `f!`. The field must take arrays of dual numbers. Defined once ForwardDiff is loaded.
 """
 function forward_jvp end
 
 """
-    forward_vjp!(gradient, parameter_gradients, f!, u, p, t, cotangent)
+    pullback!(method, gradient, parameter_gradients, f!, u, p, t, cotangent)
 
-Write the vector-Jacobian products of a function that is written in Julia, `cotangent' df/du` into `gradient` and `cotangent' df/dp`
-into each of `parameter_gradients`, by ForwardDiff's dual numbers: exact, at a cost that grows with the number of elements of `u` and `p`.
+Write the vector-Jacobian products of a function that is written in Julia, `cotangent' df/du` into `gradient` and
+`cotangent' df/dp` into each of `parameter_gradients`. `f!(out, u, p, t)`, or `f!(out, u, p)` where `t` is `nothing`;
+`p` is `nothing`, an array, or a tuple of arrays.
 
-`f!(out, u, p, t)`, or `f!(out, u, p)` where `t` is `nothing`; `out`, `u` and the others have the function's own shapes, and `p` is
-`nothing`, an array, or a tuple of arrays. Defined once ForwardDiff is loaded.
+The `method` is `Val(:ForwardDiff)`, whose cost grows with the number of elements of `u` and `p`, `Val(:ReverseDiff)` or
+`Val(:Mooncake)`, whose does not; each is defined once its package is loaded.
 """
-function forward_vjp! end
+function pullback! end

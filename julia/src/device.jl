@@ -1,18 +1,7 @@
 # Memory of a device, for the bridge: the CUDA extension adds the methods.
 
-"""
-    has_device() -> Bool
-
-Whether solves on CUDA memory can run: CUDA.jl is installed and finds a working driver.
-"""
-function has_device()
-    try
-        require_package(:CUDA)
-    catch
-        return false
-    end
-    return Base.invokelatest(device_functional)
-end
+"Whether solves on CUDA memory can run: CUDA.jl is loaded and finds a working driver."
+has_device() = hasmethod(device_vector, Tuple{Type, Int, Int}) && device_functional()
 
 device_functional() = false
 

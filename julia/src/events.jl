@@ -1,81 +1,58 @@
-# Events: what a condition's change of sign says of the solution, and where it changes.
+# Events of a recorded solve: conditions whose change of sign ends it.
 
 """
-    Event(condition; direction = 0, terminal = true)
-
-Something that takes place where `condition(u, t)`, a real number, changes its sign along a solution.
+Conditions that are followed along a recorded solve, which ends where one of them changes its sign.
 
 # Fields
-- `condition`: called with the state, which it must not change, and the time, a `Float64`.
-- `direction`: 1: only where it rises through zero, -1: only where it falls, 0: either; along the way that the solve takes, that
-  is with time running backwards where the save times decrease.
-- `terminal`: whether the solve ends there.
-
-The condition is evaluated after each accepted step, so two changes within one step go unseen; tighter tolerances
-take shorter steps. A condition that is zero at the start is no event; one that reaches zero exactly at the
-end of a step is. Steps do not depend on events. Throws an `ArgumentError` for another `direction`.
+- `values!`: `values!(values, u, t)` writes the conditions' values.
+- `direction`: 1: only where one rises through zero, -1: only where it falls, 0: either.
+- `before`, `after`: the values at the start and at the end of a step; `probe`, a state's worth of memory.
+- `which`: the condition that ended the solve, 0 where it is not a number there, `nothing` before.
 """
-struct Event
-    condition::Any
+mutable struct Watch{A}
+    values!::Any
     direction::Int
-    terminal::Bool
+    before::Vector{Float64}
+    after::Vector{Float64}
+    probe::A
+    which::Union{Nothing, Int}
+end
 
-    function Event(condition; direction = 0, terminal::Bool = true)
-        require(direction in (-1, 0, 1), "direction must be -1, 0 or 1, got $direction")
-        return new(condition, direction, terminal)
+"Watch `n` conditions from `u` at `t` on; `passed` is the position of one that has just changed its sign, or `nothing`."
+function Watch(values!, direction::Int, n::Int, passed, u, t::Float64)
+    watch = Watch(values!, direction, zeros(n), zeros(n), similar(u), nothing)
+    watch.values!(watch.before, u, t)
+    isnothing(passed) || (watch.before[passed] = 0.0)
+    return watch
+end
+
+"The first condition that has changed its sign, or is no longer a number; one that was zero has not."
+function changed(watch::Watch)
+    return findfirst(eachindex(watch.before)) do i
+        before, after = watch.before[i], watch.after[i]
+        isnan(after) && return !isnan(before)
+        (watch.direction >= 0 && before < 0 && after >= 0) || (watch.direction <= 0 && before > 0 && after <= 0)
     end
 end
 
-as_events(event::Event) = [event]
-
-function as_events(events)
-    require(all(event -> event isa Event, events), "events must hold Event(condition) objects")
-    return Event[event for event in events]
-end
-
-value(event::Event, u, t::Float64) = Float64(event.condition(u, t))
-
-"Whether going from `before` to `after` is what the event waits for."
-function happens(event::Event, before::Float64, after::Float64)
-    before < 0 && return after >= 0 && event.direction >= 0
-    before > 0 && return after <= 0 && event.direction <= 0
-    return false
-end
-
-"""
-    sign_change(f, t0, t1, f0, f1) -> Float64
-
-The time at which `f` changes its sign between `t0` and `t1`, to rounding of the time: the first number, going from `t0`, at which
-its sign is no longer that of `f0`. `f0` is not zero, and `f1` of the other sign or zero; `t1` may lie before `t0`.
-
-Bisection that proposes the root of a secant as long as that is not slower: the ITP method, with the secant bent
-by a quarter of the bracket's relative length.
-
-References: Oliveira, Takahashi (2020), ACM Trans. Math. Softw. 47(1).
-"""
-function sign_change(f, t0::Float64, t1::Float64, f0::Float64, f1::Float64)
-    length0 = abs(t1 - t0)
-    allowed = length0
-    while true
-        middle = t0 + (t1 - t0) / 2
-        (middle == t0 || middle == t1) && return t1
-        x = middle
-        if isfinite(f1) && f1 != f0
-            secant = (f1 * t0 - f0 * t1) / (f1 - f0)
-            # Towards the middle, so that neither end stays where it is for ever.
-            bend = abs(t1 - t0)^2 / (4 * length0)
-            x = abs(middle - secant) <= bend ? middle : secant + copysign(bend, middle - secant)
-            # Never further from the middle than what keeps up with bisection, give or take one step.
-            room = max(allowed - abs(t1 - t0) / 2, 0.0)
-            abs(x - middle) <= room || (x = middle + copysign(room, x - middle))
-            (x == t0 || x == t1) && (x = middle)
-        end
-        allowed /= 2
-        fx = f(x)
-        if f0 < 0 ? fx < 0 : fx > 0
-            t0, f0 = x, fx
-        else
-            t1, f1 = x, fx
-        end
+"The time of the first event in the step just taken from `t`, to rounding of the state's type, or `nothing`."
+function event_in(watch::Watch, integrator, t::Float64)
+    watch.values!(watch.after, integrator.u, integrator.t)
+    if isnothing(changed(watch))
+        copyto!(watch.before, watch.after)
+        return nothing
     end
+    low, high, h = 0.0, 1.0, integrator.t - t
+    while high - low > eps(real(eltype(integrator.u)))
+        middle = (low + high) / 2
+        integrator(watch.probe, t + middle * h)
+        watch.values!(watch.after, watch.probe, t + middle * h)
+        low, high = isnothing(changed(watch)) ? (middle, high) : (low, middle)
+    end
+    s = high == 1.0 ? integrator.t : t + high * h
+    s == integrator.t ? copyto!(watch.probe, integrator.u) : integrator(watch.probe, s)
+    watch.values!(watch.after, watch.probe, s)
+    which = something(changed(watch), 1)
+    watch.which = isnan(watch.after[which]) ? 0 : which
+    return s
 end

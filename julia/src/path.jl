@@ -21,83 +21,67 @@ const LAST_CORRECTIONS = 30 # at lambda = 1, where a root may be multiple and Ne
 const VERTICAL = 0.05 # a tangent's part in lambda below which a path that could not be followed is said to turn back
 
 """
-What [`trace_path`](@ref) returns.
+A path that was followed.
 
 # Fields
 - `s`: length along the path at each of its points, in the unit that `velocity` sets.
 - `lambdas`: lambda there; 0 at the first, 1 at the last of a solve that succeeded.
-- `states`: z there, arrays of z0's shape, element type and kind of array.
+- `states`: z there, arrays of u0's shape, element type and kind of array.
 - `residuals`: root mean square of H there.
 - `folds`: how often the path turned round in lambda.
-- `status`: how it ended; nothing but `SUCCESS` reaches the caller unless `throw = false`.
-- `stats`: what it cost, a [`Stats`](@ref).
+- `ending`: how it ended: `:success`, `:max_steps`, `:step_too_small`, `:stalled`, `:diverged`, `:left_bounds`, `:returned` or `:fold`.
 - `message`: one line on what happened and what to try; empty on success.
+- `nfe`, `n_jvp`, `n_rejected`: evaluations, products with the Jacobian, and steps tried in vain.
 """
-struct PathSolution{Z <: AbstractArray}
+struct ZeroPath{Z <: AbstractArray}
     s::Vector{Float64}
     lambdas::Vector{Float64}
     states::Vector{Z}
     residuals::Vector{Float64}
     folds::Int
-    status::Status
-    stats::Stats
+    ending::Symbol
     message::String
+    nfe::Int
+    n_jvp::Int
+    n_rejected::Int
 end
 
-"""
-    trace_path(r!, z0, algorithm; kind = :fixed_point, jvp! = nothing, throw = true) -> PathSolution
+"Follow the path of r! from z0; `kind` is `:fixed_point`, `:newton` or `:general`, as in [`Homotopy`](@ref HomoJL.Homotopy)."
+function follow(@nospecialize(r!), z0::AbstractArray, algorithm::ZeroPathTracker, kind::Symbol, @nospecialize(jvp!))
+    require_state(z0)
+    tracker = Tracker(Homotopy(r!, jvp!, z0, kind), algorithm)
+    return finish(tracker, follow!(tracker)...)
+end
 
-Follow the zero path of H(z, lambda) from (z0, 0), where it is known, to lambda = 1, where r(z) = 0.
-
-# Arguments
-- `r!`: residual in place, `r!(out, z)`; `out` and `z` are arrays of z0's type and shape that belong to the solver
-  (write all of `out`, leave `z`); for an equilibrium of f, z - f(z). It must be deterministic.
-- `z0`: where the path starts, of any shape and kind of array, not empty, with elements of type `Float32` or `Float64`;
-  the whole of it is one system. It is not changed, and no element is accessed singly.
-- `algorithm`: [`ArcLength`](@ref) or [`NaturalParameter`](@ref).
-- `kind`: `:fixed_point`: H = lambda r(z) + (1 - lambda)(z - z0); `:newton`: H = r(z) - (1 - lambda) r(z0).
-- `jvp!`: the residual's Jacobian-vector product in place, `jvp!(out, v, z)`; `nothing`: finite differences.
-- `throw`: whether a solve that does not reach its end throws; if not, look at the status of what is returned.
-
-# Throws
-- `ArgumentError`: for a wrong argument, before any work.
-- [`SolveError`](@ref): if the path cannot be followed to lambda = 1. Its message says where, and what to try.
-- Whatever `r!` and `jvp!` throw, as it is.
-
-# Example
-```julia
-path = trace_path((out, z) -> (out .= atan.(z)), [3.0], ArcLength())
-path.states[end]   # 0, where Newton's method diverges from 3
-```
-
-References: Allgower, Georg (1990); Ding et al. (2023), arXiv 2310.09583, (1) to (3), (21), (23).
-"""
-function trace_path(
-        @nospecialize(r!), z0::AbstractArray, algorithm::AbstractPathAlgorithm;
-        kind::Symbol = :fixed_point, @nospecialize(jvp! = nothing), throw::Bool = true
+function SciMLBase.solve(prob::HomotopyProblem, algorithm::ZeroPathTracker)
+    require(prob.λspan == (0, 1), "λspan must be (0, 1), got $(prob.λspan)")
+    h, p = prob.f.f, prob.p
+    path = if h isa RootHomotopy
+        follow(h.r!, prob.u0, algorithm, h.kind, h.jvp!)
+    else
+        iip, jvp = SciMLBase.isinplace(prob), prob.f.jvp
+        r! = iip ? (out, z, lambda) -> prob.f(out, z, p, lambda) : (out, z, lambda) -> copyto!(out, prob.f(z, p, lambda))
+        jvp! = isnothing(jvp) ? nothing : (out, v, z, lambda) -> jvp(out, v, z, p, lambda)
+        follow(r!, prob.u0, algorithm, :general, jvp!)
+    end
+    u, accepted = path.states[end], length(path.s) - 1
+    resid = similar(u)
+    SciMLBase.isinplace(prob) ? prob.f(resid, u, p, path.lambdas[end]) : copyto!(resid, prob.f(u, p, path.lambdas[end]))
+    return SciMLBase.build_solution(
+        prob, algorithm, u, resid; retcode = RETURN_CODES[path.ending], original = path,
+        stats = SciMLBase.NLStats(path.nfe, 0, 0, 0, accepted),
     )
-    T = eltype(z0)
-    require(T in (Float32, Float64), "z0 must have elements of type Float32 or Float64, got $T; convert it first")
-    require(!isempty(z0), "z0 is empty: its size is $(size(z0))")
-    require(kind in (:fixed_point, :newton), "kind must be :fixed_point or :newton, got :$kind")
-    started = time_ns()
-    tracker = Tracker(Homotopy(r!, jvp!, z0, kind === :newton), algorithm)
-    status, advice = follow!(tracker)
-    solution = finish(tracker, status, advice, (time_ns() - started) / 1.0e9)
-    throw && status !== SUCCESS && Base.throw(SolveError(solution))
-    return solution
 end
 
-"This step cannot be taken; `status` is what to end with if no shorter one can be either."
+"This step cannot be taken; `ending` is what to end with if no shorter one can be either."
 struct StepFailed <: Exception
-    status::Status
+    ending::Symbol
 end
 
 "One solve: where the path has come to, and what is written down of it."
-mutable struct Tracker{T, H <: Homotopy{T}, A <: AbstractVector{T}, L <: AbstractPathAlgorithm}
+mutable struct Tracker{T, H <: Homotopy{T}, A <: AbstractVector{T}}
     homotopy::H
-    algorithm::L
-    tableau::Tableau
+    algorithm::ZeroPathTracker
     along_lambda::A
     points::Vector{Point{T, A}}
     lengths::Vector{Float64}
@@ -111,16 +95,14 @@ end
 function Tracker(homotopy::Homotopy{T, Z, A}, algorithm) where {T, Z, A}
     along_lambda = fill!(similar(homotopy.u0, length(homotopy.u0) + 1), zero(T))
     lambda_part(along_lambda) .= one(T)
-    options = algorithm.options
-    return Tracker{T, typeof(homotopy), A, typeof(algorithm)}(
-        homotopy, algorithm, tableau(options.predictor), along_lambda, Point{T, A}[], Float64[], 0.0,
-        options.first_step, 0, 0, 0.0,
+    return Tracker{T, typeof(homotopy), A}(
+        homotopy, algorithm, along_lambda, Point{T, A}[], Float64[], 0.0, algorithm.first_step, 0, 0, 0.0,
     )
 end
 
 function follow!(tracker::Tracker{T}) where {T}
     (; homotopy, algorithm) = tracker
-    options, by_length = algorithm.options, follows_length(algorithm)
+    by_length = follows_length(algorithm)
     start = fill!(similar(tracker.along_lambda), zero(T))
     flat_state(start) .= homotopy.u0
     accept!(tracker, Point(homotopy, start), 0.0)
@@ -129,15 +111,15 @@ function follow!(tracker::Tracker{T}) where {T}
         tangent, tracker.sign = tangent_at(tracker, tracker.points[1], tracker.along_lambda)
     catch failure
         failure isa StepFailed || rethrow()
-        return failure.status, "the Jacobian at z0 is singular or not finite: start elsewhere"
+        return failure.ending, "the Jacobian at z0 is singular or not finite: start elsewhere"
     end
-    failed = SUCCESS
+    failed = :success
     while true
         point = tracker.points[end]
-        length(tracker.points) - 1 + tracker.rejected >= options.max_steps &&
-            return MAX_STEPS, "raise max_steps (now $(options.max_steps)), loosen rtol and atol, or start elsewhere"
-        failed !== SUCCESS && tracker.h <= smallest_step(tracker, point) && return why_stuck(tracker, failed, tangent)
-        h = min(tracker.h, options.max_step)
+        length(tracker.points) - 1 + tracker.rejected >= algorithm.maxiters &&
+            return :max_steps, "raise max_steps (now $(algorithm.maxiters)), loosen rtol and atol, or start elsewhere"
+        failed !== :success && tracker.h <= smallest_step(tracker, point) && return why_stuck(tracker, failed, tangent)
+        h = min(tracker.h, algorithm.max_step)
         to_go = 1 - Float64(point.lambda)
         lands = !by_length && h >= to_go * (1 - 1.0e-12)
         h = lands ? to_go : h
@@ -150,15 +132,15 @@ function follow!(tracker::Tracker{T}) where {T}
             end
         catch failure
             failure isa StepFailed || rethrow()
-            failed = failure.status
+            failed = failure.ending
             tracker.rejected += 1
             tracker.h = h / 2
             continue
         end
-        failed = SUCCESS
+        failed = :success
         if !isnan(fraction)
             accept!(tracker, last, len * fraction)
-            return SUCCESS, ""
+            return :success, ""
         end
         accept!(tracker, new, len)
         lands && return at_the_end(tracker, new)
@@ -166,9 +148,9 @@ function follow!(tracker::Tracker{T}) where {T}
         tangent, tracker.sign = turned, sign
         tracker.h = h / max(0.5, quotient)
         if by_length && root_mean_square_64(flat_state(new.w)) > algorithm.bound
-            return LEFT_BOUNDS, "raise bound (now $(algorithm.bound)), start elsewhere, or try the other kind"
+            return :left_bounds, "raise bound (now $(algorithm.bound)), start elsewhere, or try the other kind"
         elseif by_length && new.lambda <= 0
-            return RETURNED, "this path has no root: start elsewhere, or try the other kind"
+            return :returned, "this path has no root: start elsewhere, or try the other kind"
         end
     end
     return
@@ -180,13 +162,13 @@ and the quotient that the step's size should be divided by, at most 2. Throws [`
 that is more, or something failed.
 """
 function take_step(tracker::Tracker{T}, point::Point, tangent, h::Float64, lands::Bool) where {T}
-    (; homotopy, tableau) = tracker
-    most = tracker.algorithm.options.max_corrections
+    (; homotopy, algorithm) = tracker
+    tableau, most = algorithm.predictor, algorithm.max_corrections
     field(w) = tangent_at(tracker, Point(homotopy, w), tangent)[1]
     w, ks = runge_kutta_step(field, tableau, h, point.w, tangent)
     lands && (lambda_part(w) .= one(T))
     new = guess = Point(homotopy, w)
-    estimates = !isnothing(tableau.b_error)
+    estimates = !isnothing(error_weights(tableau))
     quotient = estimates ? error_ratio(tracker, point.w, w, h, ks)^(1 / tableau.order) : 0.0
     if most > 0
         new, contraction = corrected(tracker, guess, border_of(tracker, tangent), most)
@@ -200,15 +182,15 @@ function take_step(tracker::Tracker{T}, point::Point, tangent, h::Float64, lands
     distance = euclidean(new.w .- guess.w) / (h * euclidean(tangent))
     quotient = max(quotient, angle / STEP_ANGLE, (distance / STEP_DISTANCE)^(1 / tableau.order))
     off = sign != tracker.sign && len > BRANCH_STEP * (1 + euclidean(point.w))
-    (off || jumped(homotopy, new) || !(quotient <= 2)) && throw(StepFailed(STEP_TOO_SMALL))
+    (off || jumped(homotopy, new) || !(quotient <= 2)) && throw(StepFailed(:step_too_small))
     # The chord of a circular arc that turns by this angle.
     return new, turned, sign, len * (angle > 0 ? angle / 2 / sin(angle / 2) : 1.0), quotient
 end
 
 function error_ratio(tracker::Tracker{T}, w, w_next, h::Float64, ks) where {T}
-    predictor = tracker.algorithm.options.predictor
-    error = combine(fill!(similar(w), zero(T)), h, tracker.tableau.b_error, ks)
-    return root_mean_square_64(error ./ (max.(abs.(w), abs.(w_next)) .* T(predictor.rtol) .+ T(predictor.atol)))
+    (; predictor, predictor_reltol, predictor_abstol) = tracker.algorithm
+    error = combine(fill!(similar(w), zero(T)), h, error_weights(predictor), ks)
+    return root_mean_square_64(error ./ (max.(abs.(w), abs.(w_next)) .* T(predictor_reltol) .+ T(predictor_abstol)))
 end
 
 border_of(tracker::Tracker, tangent) = follows_length(tracker.algorithm) ? tangent : tracker.along_lambda
@@ -236,13 +218,13 @@ function corrected(tracker::Tracker{T}, point::Point, border, most::Int) where {
     for _ in 1:most
         point.size <= tolerance(tracker, point) && return point, contraction
         new = Point(tracker.homotopy, point.w .+ solve_bordered(tracker, point, border, .-point.h, zero(T))[1])
-        new.size < point.size || throw(StepFailed(isfinite(new.size) ? STALLED : DIVERGED))
+        new.size < point.size || throw(StepFailed(isfinite(new.size) ? :stalled : :diverged))
         # Near the tolerance rounding decides how far the residual falls, which says nothing of the step.
         point.size > 10 * tolerance(tracker, point) && (contraction = max(contraction, new.size / point.size))
         point = new
     end
     point.size <= tolerance(tracker, point) && return point, contraction
-    throw(StepFailed(isfinite(point.size) ? STALLED : DIVERGED))
+    throw(StepFailed(isfinite(point.size) ? :stalled : :diverged))
 end
 
 "The root at lambda = 1 near the crossing at that fraction of the step between two points."
@@ -254,25 +236,25 @@ function root_near(
     lambda_part(w) .= one(T)
     guess = Point(tracker.homotopy, w)
     root, _ = corrected(tracker, guess, tracker.along_lambda, LAST_CORRECTIONS)
-    euclidean(root.w .- guess.w) <= 0.5 * h || throw(StepFailed(STALLED))
+    euclidean(root.w .- guess.w) <= 0.5 * h || throw(StepFailed(:stalled))
     return root
 end
 
 function solve_bordered(tracker::Tracker, point::Point, border, rhs, last)
-    isfinite(point.size) || throw(StepFailed(DIVERGED))
+    isfinite(point.size) || throw(StepFailed(:diverged))
     full = similar(rhs, length(rhs) + 1)
     flat_state(full) .= rhs
     lambda_part(full) .= last
-    options = tracker.algorithm.options
-    x, sign = solves_densely(options, length(rhs)) ? solve_densely(tracker.homotopy, point, border, full) :
-        solve_by_krylov(tracker.homotopy, point, border, full, options.krylov_steps)
-    isnothing(x) && throw(StepFailed(STEP_TOO_SMALL))
+    (; homotopy, algorithm) = tracker
+    x, sign = solves_densely(algorithm, length(rhs)) ? solve_densely(homotopy, point, border, full) :
+        solve_by_krylov(homotopy, point, border, full, algorithm.krylov_steps)
+    isnothing(x) && throw(StepFailed(:step_too_small))
     return x, sign
 end
 
 function tolerance(tracker::Tracker, point::Point)
-    options = tracker.algorithm.options
-    return options.atol + options.rtol * root_mean_square_64(flat_state(point.w))
+    (; abstol, reltol) = tracker.algorithm
+    return abstol + reltol * root_mean_square_64(flat_state(point.w))
 end
 
 function smallest_step(tracker::Tracker{T}, point::Point) where {T}
@@ -296,38 +278,38 @@ function accept!(tracker::Tracker, point::Point, len::Float64)
     return nothing
 end
 
-function why_stuck(tracker::Tracker, failed::Status, tangent)
-    failed === DIVERGED &&
+function why_stuck(tracker::Tracker, failed::Symbol, tangent)
+    failed === :diverged &&
         return failed, "the residual or its derivative is NaN or infinite near this point; look at it there"
     !follows_length(tracker.algorithm) && 1 / euclidean(tangent) < VERTICAL &&
-        return FOLD, "ArcLength() follows the path round it"
-    failed === STALLED &&
+        return :fold, "ArcLength() follows the path round it"
+    failed === :stalled &&
         return failed, "loosen rtol and atol, use Float64, or look for a singular Jacobian near this point"
     return failed, "the path may branch or end near this point: start elsewhere, or try the other kind"
 end
 
 function at_the_end(tracker::Tracker, last::Point)
-    last.size <= tolerance(tracker, last) && return SUCCESS, ""
-    isfinite(last.size) || return DIVERGED, "take a smaller first_step"
+    last.size <= tolerance(tracker, last) && return :success, ""
+    isfinite(last.size) || return :diverged, "take a smaller first_step"
     residual = @sprintf("%.2g", last.size)
-    return STALLED, "norm(r) is $residual at lambda = 1: allow max_corrections, or take a smaller first_step"
+    return :stalled, "norm(r) is $residual at lambda = 1: allow max_corrections, or take a smaller first_step"
 end
 
-function finish(tracker::Tracker, status::Status, advice::String, seconds::Float64)
+function finish(tracker::Tracker, ending::Symbol, advice::String)
     (; homotopy, points) = tracker
     last, accepted = points[end], length(points) - 1
     norm_z = root_mean_square_64(flat_state(last.w))
     place = @sprintf("at lambda = %.6g, s = %.6g, norm(z) = %.3g", last.lambda, tracker.s, norm_z)
     counts = @sprintf("%d accepted and %d rejected steps, step %.2g", accepted, tracker.rejected, tracker.h)
-    message = "$(name(tracker.algorithm)): $(sentence(status)) ($place after $counts); $advice"
+    message = "$(name(tracker.algorithm)): $(SENTENCES[ending]) ($place after $counts); $advice"
     states = map(points) do p
         z = similar(homotopy.z)
         vec(z) .= flat_state(p.w)
         z
     end
-    return PathSolution(
-        tracker.lengths, [Float64(p.lambda) for p in points], states, [p.size for p in points], tracker.folds, status,
-        Stats(homotopy.nfe, accepted, tracker.rejected, seconds, homotopy.n_jvp), status === SUCCESS ? "" : message,
+    return ZeroPath(
+        tracker.lengths, [Float64(p.lambda) for p in points], states, [p.size for p in points], tracker.folds, ending,
+        ending === :success ? "" : message, homotopy.nfe, homotopy.n_jvp, tracker.rejected,
     )
 end
 

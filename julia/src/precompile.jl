@@ -3,28 +3,20 @@
 @setup_workload begin
     decay!(du, u, t) = (du .= -u)
     halve!(out, z) = (out .= z ./ 2 .+ 1)
+    steppers = (OrdinaryDiffEqLowOrderRK.Euler(), OrdinaryDiffEqLowOrderRK.RK4(), OrdinaryDiffEqLowOrderRK.DP5(), OrdinaryDiffEqTsit5.Tsit5())
     @compile_workload begin
         for T in (Float32, Float64)
-            u0 = T[1, 2]
-            for algorithm in (Euler(), Midpoint(), RK4(), Bosh3(), Dopri5(), Tsit5(), Vern7())
-                integrate(decay!, u0, [0.0, 0.5, 1.0], algorithm; keep_states = true)
+            for method in steppers
+                adaptive = OrdinaryDiffEqCore.isadaptive(method)
+                request = Request("a method"; controller = adaptive ? TorchController() : nothing)
+                watch = adaptive ? ((values, u, t) -> (values[1] = t - 0.75; nothing), 0, 1, nothing) : nothing
+                record(decay!, T[1, 2], [0.0, 0.5, 1.0], method, request; keep = sum)
+                record(decay!, T[1, 2], [1.0, 0.0], method, request; parts = [1:1], watch, out = [T[0, 0]])
             end
-            for algorithm in (Dopri5(), Tsit5())
-                integrate(decay!, u0, [1.0, 0.0], algorithm; parts = [1:1], throw = false)
-                out = [similar(u0)]
-                sol = integrate(
-                    decay!, u0, [0.0, 1.0], algorithm; out, keep_states = true, keep = sum, dense = true,
-                    events = Event((u, t) -> t - 0.5)
-                )
-                sol(0.25)
+            for algorithm in (SamplewisePicard(samples = 2), SamplewiseAnderson(samples = 2))
+                equilibrium(halve!, zeros(T, 3, 2), algorithm)
             end
-            for algorithm in (Picard(), Anderson())
-                fixed_point(halve!, zeros(T, 3, 2), algorithm; samples = 2)
-                fixed_point(halve!, zeros(T, 6), algorithm; throw = false)
-            end
-            for algorithm in (ArcLength(), ArcLength(linear_solver = :krylov), NaturalParameter())
-                trace_path(halve!, zeros(T, 2), algorithm; throw = false)
-            end
+            follow(halve!, zeros(T, 2), ZeroPathTracker(), :fixed_point, nothing)
         end
     end
 end

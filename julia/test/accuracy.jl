@@ -1,4 +1,4 @@
-@testset "$(problem.name), $T, $(HomoJL.name(algorithm)), $direction" for problem in PROBLEMS,
+@testset "$(problem.name), $T, $(name(algorithm)), $direction" for problem in PROBLEMS,
         T in (Float32, Float64),
         (algorithm, tolerance) in (
             (Bosh3(rtol = 1.0e-5, atol = 1.0e-5), 5.0e-4),
@@ -25,10 +25,10 @@ end
 
 # Steps of one size: tolerances that accept everything, and a controller that changes nothing.
 constant_steps(A, h) = A(
-    rtol = 1.0e6, atol = 1.0e6, first_step = h, controller = PIController(min_factor = 1 - 1.0e-12, max_factor = 1 + 1.0e-12)
+    rtol = 1.0e6, atol = 1.0e6, first_step = h, controller = TorchController(min_factor = 1 - 1.0e-12, max_factor = 1 + 1.0e-12)
 )
 
-@testset "order of $(HomoJL.name(method(0.1)))" for (method, order, counts) in (
+@testset "order of $(name(method(0.1)))" for (method, order, counts) in (
         (h -> Euler(step_size = h), 1, (640, 1280, 2560)),
         (h -> Midpoint(step_size = h), 2, (40, 80, 160)),
         (h -> RK4(step_size = h), 4, (40, 80, 160)),

@@ -11,7 +11,7 @@ const STORED = TOML.parsefile(joinpath(@__DIR__, "golden", "steps.toml"))
     parts = isempty(stored["parts"]) ? nothing : [first:last for (first, last) in stored["parts"]]
     tolerance = stored["tolerance"]
     beta1, beta2, beta3 = stored["exponents"]
-    algorithm = A(rtol = tolerance, atol = tolerance, controller = PIController(; beta1, beta2, beta3))
+    algorithm = A(rtol = tolerance, atol = tolerance, controller = TorchController(; beta1, beta2, beta3))
     sol = integrate(van_der_pol!, [2.0, 0.0], stored["ts"], algorithm; parts)
     @test length(sol.steps) == length(stored["sizes"])
     @test sol.stats.n_rejected == stored["n_rejected"]

@@ -1,30 +1,9 @@
-@testset "where a sign changes" begin
-    for (f, root) in (
-            (x -> x - 0.3, 0.3), (x -> x^9 - 0.2, 0.2^(1 / 9)), (x -> exp(x) - 2, log(2)), (x -> x < 0.7 ? -1.0 : 1.0e-9, 0.7),
-            (x -> atan(1.0e6 * (x - 0.123)), 0.123),
-        )
-        calls = Ref(0)
-        counted(x) = (calls[] += 1; f(x))
-        x = HomoJL.sign_change(counted, 0.0, 1.0, f(0.0), f(1.0))
-        @test abs(x - root) <= 4 * eps(root)
-        @test f(x) >= 0 && f(prevfloat(x)) < 0
-        # Bisection alone takes 53 or 54.
-        @test calls[] <= 60
-        x = HomoJL.sign_change(f, 1.0, 0.0, f(1.0), f(0.0))
-        @test f(x) <= 0 && f(nextfloat(x)) > 0
-    end
-    # A smooth function takes few.
-    calls = Ref(0)
-    HomoJL.sign_change(x -> (calls[] += 1; exp(x) - 1.5), 0.0, 1.0, -0.5, exp(1) - 1.5)
-    @test calls[] < 30
-end
-
 first_element(u, t) = sum(view(u, 1:1))
 
 # The first element of the rotation from (1, 0.5) is cos t + 0.5 sin t, zero at t = pi - atan(2).
 const CROSSING = π - atan(2)
 
-@testset "a terminal event, $(HomoJL.name(algorithm))" for (algorithm, tolerance) in (
+@testset "a terminal event, $(name(algorithm))" for (algorithm, tolerance) in (
         (Vern7(rtol = 1.0e-12, atol = 1.0e-12), 1.0e-10),
         (Tsit5(rtol = 1.0e-12, atol = 1.0e-12), 1.0e-10),
         (Dopri5(rtol = 1.0e-12, atol = 1.0e-12), 1.0e-10),
@@ -40,11 +19,11 @@ const CROSSING = π - atan(2)
     ts = [0.0, 0.5, 1.0, 3.0, 4.0]
     event = Event(first_element)
     sol = integrate(rotation.f!, rotation.u0, ts, algorithm; jvp!, events = event)
-    @test sol.status === SUCCESS && isempty(sol.message)
+    @test sol.status === ENDED && isempty(sol.message)
     @test sol.ts[1:3] == ts[1:3] && length(sol.ts) == length(sol.us) == 4
     @test sol.ts[end] ≈ CROSSING atol = tolerance
     @test abs(sol.us[end][1]) < tolerance
-    @test only(sol.events).index == 1 && only(sol.events).t == sol.ts[end] && only(sol.events).u == sol.us[end]
+    @test sol.event == 1
     # The steps are those of a solve without the event, as far as they go.
     whole = integrate(rotation.f!, rotation.u0, ts, algorithm; jvp!)
     n = length(sol.steps)
@@ -53,32 +32,27 @@ const CROSSING = π - atan(2)
     @test sol.us[1:3] ≈ whole.us[1:3]
 end
 
-@testset "directions and several events, $direction" for direction in (:forward, :backward)
+@testset "directions and several conditions, $direction" for direction in (:forward, :backward)
     ts = direction === :forward ? [0.0, 10.0] : [10.0, 0.0]
     u0 = rotation.exact(ts[1])
-    events = [
-        Event(first_element; direction = 1, terminal = false),
-        Event(first_element; direction = -1, terminal = false),
-        Event((u, t) -> t - 2.5; terminal = false),
-    ]
-    sol = integrate(rotation.f!, u0, ts, Vern7(rtol = 1.0e-12, atol = 1.0e-12); events)
     crossings = CROSSING .+ (0:2) .* π
-    expected = [(crossings[1], 2), (2.5, 3), (crossings[2], 1), (crossings[3], 2)]
-    # Backwards, what rose falls.
-    direction === :backward && (expected = reverse([(t, i == 3 ? 3 : 3 - i) for (t, i) in expected]))
-    @test [event.index for event in sol.events] == last.(expected)
-    @test [event.t for event in sol.events] ≈ first.(expected) atol = 1.0e-10
-    @test sol.ts == ts
-    # The first terminal event ends the solve, and with it the later ones.
-    events[3] = Event((u, t) -> t - 2.5)
-    ended = integrate(rotation.f!, u0, ts, Vern7(rtol = 1.0e-12, atol = 1.0e-12); events)
-    @test ended.ts[end] ≈ 2.5 atol = 1.0e-14
-    @test ended.events[end].index == 3 && length(ended.events) == findfirst(==(3), last.(expected))
+    # Forwards the element falls, rises and falls; backwards, what rose falls.
+    first_fall, first_rise = direction === :forward ? (crossings[1], crossings[2]) : (crossings[2], crossings[3])
+    for (way, expected) in ((-1, first_fall), (1, first_rise))
+        sol = integrate(
+            rotation.f!, u0, ts, Vern7(rtol = 1.0e-12, atol = 1.0e-12); events = Event(first_element; direction = way)
+        )
+        @test sol.ts[end] ≈ expected atol = 1.0e-10
+    end
+    several = [Event(first_element), Event((u, t) -> t - 2.5), Event((u, t) -> t - 2.4)]
+    sol = integrate(rotation.f!, u0, ts, Vern7(rtol = 1.0e-12, atol = 1.0e-12); events = several)
+    @test sol.event == 1
+    @test sol.ts[end] ≈ (direction === :forward ? crossings[1] : crossings[3]) atol = 1.0e-10
 end
 
 @testset "zero at the start is no event, zero at the end of a step is" begin
     quiet = integrate(decay!, [1.0], [0.0, 1.0], Tsit5(); events = Event((u, t) -> t))
-    @test isempty(quiet.events) && quiet.ts == [0.0, 1.0]
+    @test isnothing(quiet.event) && quiet.ts == [0.0, 1.0]
     at_end = integrate(decay!, [1.0], [0.0, 0.5, 1.0], RK4(step_size = 0.25); events = Event((u, t) -> t - 0.75))
     @test at_end.ts == [0.0, 0.5, 0.75] && at_end.steps.save_fractions[end] === 1.0
     at_save = integrate(decay!, [1.0], [0.0, 0.5, 1.0], RK4(step_size = 0.25); events = Event((u, t) -> t - 0.5))
@@ -98,4 +72,9 @@ end
     @test_throws "direction must be" Event(first_element; direction = 2)
     @test_throws "Event(condition)" integrate(decay!, [1.0], [0.0, 1.0], Tsit5(); events = (first_element,))
     @test_throws FieldError integrate(decay!, [1.0], [0.0, 1.0], Tsit5(); events = Event((u, t) -> throw(FieldError())))
+end
+
+@testset "a condition that is no number ends the solve before it" begin
+    sol = integrate(decay!, [1.0], [0.0, 1.0], Tsit5(); events = Event((u, t) -> t > 0.5 ? NaN : -1.0))
+    @test sol.status === DIVERGED && occursin("condition is NaN", sol.message) && sol.ts[end] <= 0.5
 end

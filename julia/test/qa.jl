@@ -17,7 +17,11 @@ catch e
     false
 end
 
-HAS_JET && @testset "JET, $(typeof(algorithm)), $T" for algorithm in (RK4(), Tsit5(), Vern7()), T in (Float32, Float64)
-    types = (typeof(identity), Vector{T}, Vector{Float64}, typeof(algorithm))
-    JET.test_call(integrate, types; target_modules = (HomoJL,))
+HAS_JET && @testset "JET, $T" for T in (Float32, Float64)
+    problem = typeof(NonlinearProblem((du, u, p) -> (du .= -u), T[1, 2]))
+    for algorithm in (SamplewisePicard, SamplewiseAnderson)
+        JET.test_call(solve, (problem, algorithm); target_modules = (HomoJL,))
+    end
+    path = typeof(homotopy(NonlinearProblem((du, u, p) -> (du .= u), T[1, 2])))
+    JET.test_call(solve, (path, ZeroPathTracker); target_modules = (HomoJL,))
 end

@@ -8,6 +8,7 @@ const GROUP = get(ENV, "HOMOJL_TEST_GROUP", "All")
 GROUP in ("All", "Core", "QA") || error("HOMOJL_TEST_GROUP must be All, Core or QA, got $GROUP")
 
 if GROUP in ("All", "Core")
+    include("helpers.jl")
     include("problems.jl")
     @testset "Core" begin
         @testset "accuracy and order" include("accuracy.jl")
@@ -17,10 +18,11 @@ if GROUP in ("All", "Core")
         @testset "failures and arguments" include("failures.jl")
         @testset "stiff fields" include("stiff.jl")
         @testset "events" include("events.jl")
-        @testset "dense output" include("dense.jl")
         @testset "saving" include("saving.jl")
         @testset "paths" include("path.jl")
         @testset "equilibria" include("equilibrium.jl")
+        @testset "SciML's problems and solutions" include("sciml.jl")
+        @testset "pullbacks" include("pullback.jl")
         @testset "README" include("readme.jl")
     end
 end

@@ -65,12 +65,12 @@ end
     @test sol.steps.save_steps == [1000, 100_000]
 end
 
-@testset "save times cost no steps, $(HomoJL.name(algorithm))" for algorithm in (Bosh3(), Dopri5(), Tsit5(), Vern7())
+@testset "save times cost no steps, $(name(algorithm))" for algorithm in (Bosh3(), Dopri5(), Tsit5(), Vern7())
     few = integrate(logistic.f!, logistic.u0, [0.0, 4.0], algorithm)
     many = integrate(logistic.f!, logistic.u0, range(0, 4; length = 101), algorithm)
     @test many.steps.starts == few.steps.starts && many.steps.sizes == few.steps.sizes
     @test many.us[end] == few.us[end]
-    algorithm isa Vern7 || @test many.stats.nfe == few.stats.nfe
+    name(algorithm) == "Vern7" || @test many.stats.nfe == few.stats.nfe
 end
 
 @testset "statistics" begin
@@ -84,7 +84,6 @@ end
     @test given.stats.n_rejected > 0
     @test given.stats.nfe == 1 + 6 * (given.stats.n_accepted + given.stats.n_rejected)
     @test integrate(counted!, rotation.u0, [0.0, 1.0], RK4(step_size = 0.1)).stats.nfe == 41
-    @test sol.stats.seconds > 0
     @test isempty(sol.states)
 end
 

@@ -32,7 +32,7 @@ heat_jvp!(Jv, v, u, t) = heat!(Jv, v, t)
 heat_mode(n, k) = [sinpi(k * i / (n + 1)) for i in 1:n]
 heat_rate(n, k) = -4 * (n + 1)^2 * sinpi(k / (2 * (n + 1)))^2
 
-@testset "Prothero-Robinson, $(HomoJL.name(A())), $linear_solver, $T, $(isnothing(jvp!) ? "differences" : "products")" for
+@testset "Prothero-Robinson, $(name(A())), $linear_solver, $T, $(isnothing(jvp!) ? "differences" : "products")" for
     A in STIFF, linear_solver in LINEAR_SOLVERS, T in (Float32, Float64), jvp! in (nothing, prothero_jvp!)
 
     # Float32 differences of a field of size 1e6 are too rough for GMRES.
@@ -49,7 +49,7 @@ heat_rate(n, k) = -4 * (n + 1)^2 * sinpi(k / (2 * (n + 1)))^2
     @test sol.stats.n_jvp > 0
 end
 
-@testset "van der Pol, mu = 1000, $(HomoJL.name(A()))" for A in (Rodas5P, FBDF)
+@testset "van der Pol, mu = 1000, $(name(A()))" for A in (Rodas5P, FBDF)
     # Mazzia, Magherini (2008), Test Set for Initial Value Problem Solvers, release 2.4: VDPOL, in this scale of time.
     reference = [1.706167732170483, -0.8928097010247975e-3]
     algorithm = A(rtol = 1.0e-8, atol = 1.0e-11, linear_solver = :dense)
@@ -57,7 +57,7 @@ end
     @test sol.us[end] ≈ reference rtol = 1.0e-4
 end
 
-@testset "Robertson, $(HomoJL.name(A())), $(given ? "products" : "differences")" for A in STIFF, given in (true, false)
+@testset "Robertson, $(name(A())), $(given ? "products" : "differences")" for A in STIFF, given in (true, false)
     # The same source: ROBER at t = 1e11.
     reference = [0.2083340149701255e-7, 0.8333360770334713e-13, 0.9999999791665050]
     tolerance = A === TRBDF2 ? 1.0e-5 : 1.0e-7
@@ -69,7 +69,7 @@ end
     @test sol.us[end][3] ≈ reference[3] rtol = 1.0e-6
 end
 
-@testset "order of one step of $(HomoJL.name(A()))" for (A, order) in ((Rodas5P, 5), (TRBDF2, 2))
+@testset "order of one step of $(name(A()))" for (A, order) in ((Rodas5P, 5), (TRBDF2, 2))
     # The local error: tolerances that accept everything. FBDF changes its order as it goes.
     errors = map((0.4, 0.2, 0.1)) do h
         algorithm = A(rtol = 1.0e3, atol = 1.0e3, first_step = h, linear_solver = :dense)
@@ -81,7 +81,7 @@ end
     @test all(slope -> abs(slope - (order + 1)) < 0.35, slopes)
 end
 
-@testset "tolerances are met, $(HomoJL.name(A()))" for A in STIFF
+@testset "tolerances are met, $(name(A()))" for A in STIFF
     errors = map((1.0e-4, 1.0e-6, 1.0e-8)) do tolerance
         sol = integrate(
             linear.f!, linear.u0, [0.0, 2.0], A(rtol = tolerance, atol = tolerance, max_steps = 100_000);
@@ -93,7 +93,7 @@ end
     @test all(<(A === TRBDF2 ? 1000 : 30), errors)
 end
 
-@testset "$(problem.name), $(HomoJL.name(A())), $linear_solver, $direction" for problem in PROBLEMS,
+@testset "$(problem.name), $(name(A())), $linear_solver, $direction" for problem in PROBLEMS,
         A in STIFF, linear_solver in LINEAR_SOLVERS, direction in (:forward, :backward)
 
     ts = direction === :forward ? [0.0, 0.3, 0.35, 1.1, 2.0] : [2.0, 1.1, 0.35, 0.3, 0.0]
@@ -104,7 +104,7 @@ end
     end
 end
 
-@testset "dense and Krylov agree, $(HomoJL.name(A()))" for A in STIFF
+@testset "dense and Krylov agree, $(name(A()))" for A in STIFF
     options = (; rtol = 1.0e-7, atol = 1.0e-7)
     jvp! = HomoJL.forward_jvp(robertson!)
     sols = map(LINEAR_SOLVERS) do linear_solver
@@ -113,21 +113,20 @@ end
     @test sols[1].us[end] ≈ sols[2].us[end] rtol = 1.0e-5
 end
 
-@testset "heat, 200 elements, $(HomoJL.name(A()))" for A in STIFF
+@testset "heat, 200 elements, $(name(A()))" for A in STIFF
     n = 200
     exact(t) = exp(heat_rate(n, 1) * t) * heat_mode(n, 1) + 0.3 * exp(heat_rate(n, 5) * t) * heat_mode(n, 5)
     sol = integrate(heat!, exact(0.0), [0.0, 0.03, 0.1], A(rtol = 1.0e-5, atol = 1.0e-7); jvp! = heat_jvp!)
     @test relative_error(sol.us[2], exact(0.03)) < 1.0e-3 && relative_error(sol.us[3], exact(0.1)) < 1.0e-3
     # Stiffness 1.6e5: Dopri5 could not take steps larger than 2e-5.
     @test length(sol.steps) < 500
-    @test !HomoJL.is_dense(A(), n) && HomoJL.is_dense(A(), 64)
     # Column by column would be 200 products a Jacobian.
     dense = integrate(heat!, exact(0.0), [0.0, 0.03, 0.1], A(rtol = 1.0e-5, atol = 1.0e-7, linear_solver = :dense); jvp! = heat_jvp!)
     @test dense.us[3] ≈ sol.us[3] rtol = 1.0e-3
     @test dense.stats.n_jvp % n == 0
 end
 
-@testset "statistics and steps, $(HomoJL.name(A())), $linear_solver" for A in STIFF, linear_solver in LINEAR_SOLVERS
+@testset "statistics and steps, $(name(A())), $linear_solver" for A in STIFF, linear_solver in LINEAR_SOLVERS
     calls, products = Ref(0), Ref(0)
     counted!(du, u, t) = (calls[] += 1; logistic.f!(du, u, t))
     counted_jvp!(Jv, v, u, t) = (products[] += 1; Jv .= (1 .- 2 .* u) .* v)
@@ -144,7 +143,7 @@ end
     @test differences.us[end] ≈ sol.us[end] rtol = 1.0e-3
 end
 
-@testset "a state of two dimensions, $(HomoJL.name(A())), $linear_solver" for A in STIFF, linear_solver in LINEAR_SOLVERS
+@testset "a state of two dimensions, $(name(A())), $linear_solver" for A in STIFF, linear_solver in LINEAR_SOLVERS
     u0 = [0.1 0.5 0.9; 1.1 0.3 0.7]
     before = copy(u0)
     shapes = Set()
@@ -156,7 +155,7 @@ end
     @test shapes == Set([(Matrix{Float64}, Matrix{Float64}, Matrix{Float64})])
 end
 
-@testset "how a stiff solve fails, $(HomoJL.name(A()))" for A in STIFF
+@testset "how a stiff solve fails, $(name(A()))" for A in STIFF
     sol = failed(van_der_pol_1000!, [2.0, 0.0], [0.0, 2000.0], A(max_steps = 20))
     @test sol.status === MAX_STEPS && sol.stats.n_accepted + sol.stats.n_rejected == 20
     @test failed(squared!, [1.0], [0.0, 0.5, 2.0], A()).status in (STEP_TOO_SMALL, DIVERGED)
@@ -173,15 +172,10 @@ end
 end
 
 @testset "arguments of stiff methods" begin
-    @test_throws "linear_solver must be one of" Rodas5P(linear_solver = :lu)
-    @test_throws "rtol must be" FBDF(rtol = -1)
-    @test_throws MethodError TRBDF2(controller = PIController())
-    HomoJL.PACKAGES[:Nowhere] = "00000000-0000-0000-0000-000000000001"
-    @test_throws "Pkg.add(\"Nowhere\")" HomoJL.require_package(:Nowhere)
-    delete!(HomoJL.PACKAGES, :Nowhere)
+    @test_throws "reltol must be" FBDF(rtol = -1)
 end
 
-@testset "JLArray, $(HomoJL.name(A())), Krylov, $T" for A in STIFF, T in (Float32, Float64)
+@testset "JLArray, $(name(A())), Krylov, $T" for A in STIFF, T in (Float32, Float64)
     u0 = T[0.1 0.5 0.9; 1.1 0.3 0.7]
     f!(du, u, t) = (du .= u .* (1 .- u) .* 20 .+ cos(t))
     jvp!(Jv, v, u, t) = (Jv .= 20 .* (1 .- 2 .* u) .* v)
@@ -193,6 +187,14 @@ end
         @test Array(device.us[2]) ≈ host.us[2] rtol = 1.0e-2
         @test Array(device.us[3]) ≈ host.us[3] rtol = 1.0e-2
     end
+end
+
+@testset "a singular mass matrix" begin
+    # Robertson's problem with its conservation law in place of the third equation.
+    dae!(du, u, t) = (robertson!(du, u, t); du[3] = u[1] + u[2] + u[3] - 1)
+    mass_matrix = [1.0 0 0; 0 1 0; 0 0 0]
+    sol = integrate(dae!, [1.0, 0.0, 0.0], [0.0, 40.0], Rodas5P(; rtol = 1.0e-8, atol = 1.0e-12, mass_matrix))
+    @test sol.us[end] ≈ [0.7158270688, 9.185534765e-6, 0.2841637457] rtol = 1.0e-6
 end
 
 @testset "AutoSwitch" begin

@@ -43,11 +43,12 @@ def test_an_environment_is_described_without_starting_it(named):
     [
         (lambda m, path: m.delenv("PYTHON_JULIACALL_PROJECT"), "must be set together"),
         (lambda m, path: m.setenv("PYTHON_JULIACALL_EXE", "no-such-julia"), "names no-such-julia, which is no program"),
-        (lambda m, path: (path / "Manifest.toml").unlink(), "has no Manifest.toml"),
+        (lambda m, path: m.setenv("PYTHON_JULIACALL_EXE", "true"), "names true, which is not Julia"),
+        (lambda m, path: (path / "Manifest.toml").unlink(), "has no Manifest.toml; unset PYTHON_JULIACALL_EXE"),
         (lambda m, path: (path / "Manifest.toml").write_text("[["), "cannot be read"),
         (
             lambda m, path: (path / "Manifest.toml").write_text(MANIFEST.replace("deps.HomoJL", "deps.Other")),
-            "lacks HomoJL; run `homojl julia install`",
+            "lacks HomoJL; add what is missing by `julia --project=",
         ),
     ],
 )
@@ -101,24 +102,37 @@ class TestOffline:
             runtime.install(lambda line: None)
 
 
-def test_no_method_of_the_table_is_forgotten_on_the_julia_side():
-    """Every algorithm that the Julia backend says it supports is defined in HomoJL's sources."""
-    from pathlib import Path
+class TestAdd:
+    def test_an_environment_of_the_users_own_is_left_alone(self, named):
+        with pytest.raises(hj.BackendUnavailable, match=r"OrdinaryDiffEqFIRK was not added.*Pkg.add\(\[\"OrdinaryDiff"):
+            runtime.add("OrdinaryDiffEqFIRK", pytest.fail)
 
-    from homojl.algorithms import (
-        FIXED_POINT_ALGORITHMS,
-        ODE_ALGORITHMS,
-        PYTORCH_ONLY,
-        AbstractSplitting,
-        ArcLength,
-        NaturalParameter,
-    )
+    def test_a_known_package_needs_no_uuid(self, monkeypatch):
+        import juliapkg
 
-    source = "".join(path.read_text() for path in (Path(__file__).parents[2] / "julia" / "src").glob("*.jl"))
-    # A splitting method is lowered to another method's iteration before it reaches a backend.
-    fixed_point = {a for a in FIXED_POINT_ALGORITHMS.values() if not issubclass(a, AbstractSplitting)}
-    for algorithm in {*ODE_ALGORITHMS.values(), *fixed_point, ArcLength, NaturalParameter}:
-        if issubclass(algorithm, PYTORCH_ONLY):
-            continue
-        name = algorithm.__name__
-        assert f"const {name} = " in source or f"struct {name}" in source, name
+        for name in ("PYTHON_JULIACALL_PROJECT", "PYTHON_JULIACALL_EXE"):
+            monkeypatch.delenv(name, raising=False)
+        monkeypatch.setattr(runtime, "SERVERS", ())
+        added, said = [], []
+        monkeypatch.setattr(juliapkg, "add", lambda name, uuid: added.append((name, uuid)))
+        monkeypatch.setattr(juliapkg, "resolve", lambda: None)
+        runtime.add("OrdinaryDiffEqFIRK", said.append)
+        runtime.add("Mooncake", said.append)
+        assert added == [
+            ("OrdinaryDiffEqFIRK", "5960d6e9-dd7a-4743-88e7-cf307b64f125"),
+            ("Mooncake", "da2b9cff-9c12-43a0-ae48-6db2b0edb7d6"),
+        ]
+        with pytest.raises(hj.ConfigError, match=r"no package 'Unheard' is known.*--uuid UUID"):
+            runtime.add("Unheard", said.append)
+
+
+def test_the_status_of_a_program_that_is_not_julia(named, monkeypatch):
+    from click.testing import CliRunner
+
+    from homojl_cli.julia import command
+
+    monkeypatch.setenv("PYTHON_JULIACALL_EXE", "true")
+    result = CliRunner().invoke(command, ["status"])
+    assert result.exit_code == 1
+    assert "names true, which is not Julia" in result.output
+    assert "not installed" not in result.output

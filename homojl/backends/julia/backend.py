@@ -3,28 +3,24 @@
 from __future__ import annotations
 
 import functools
-import math
 from array import array
 from collections.abc import Callable, Sequence
-from dataclasses import fields
 from types import SimpleNamespace as Job
 from typing import Any, ClassVar
 
 import torch
 
 from homojl.algorithms import (
-    PYTORCH_ONLY,
     AbstractFixedPointAlgorithm,
     AbstractJacobianBased,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
-    Broyden,
+    Anderson,
     ErrorNorm,
-    NewtonKrylov,
-    PseudoTransient,
-    TrustRegion,
+    Picard,
+    SciML,
 )
-from homojl.algorithms.control import PIController, PIDController
+from homojl.algorithms.control import PIDController
 from homojl.backends.base import (
     AbstractBackend,
     EventCondition,
@@ -32,12 +28,14 @@ from homojl.backends.base import (
     Integration,
     Path,
 )
-from homojl.backends.julia import runtime
+from homojl.backends.julia import methods, runtime
 from homojl.backends.julia.field import BoundJuliaField, JuliaField
-from homojl.backends.julia.tensors import Callback, StateForm
+from homojl.backends.julia.tensors import Callback, Conditions, StateForm
 from homojl.backends.pytorch.record import Record
+from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError
 from homojl.functions import AbstractField, AbstractMap, UserFunction
+from homojl.functions.base import DerivedField
 from homojl.functions.products import Linearisation
 from homojl.solution import StackedStates, Status, StepSequence
 
@@ -61,13 +59,14 @@ class JuliaBackend(AbstractBackend):
         algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
         device: torch.device,
     ) -> bool:
-        if isinstance(algorithm, PYTORCH_ONLY) or isinstance(getattr(algorithm, "predictor", None), PYTORCH_ONLY):
+        if not methods.in_julia(algorithm):
             return False
         if isinstance(algorithm, AbstractODEAlgorithm) and _beyond_julia(algorithm):
             return False
         return device.type == "cpu" or (device.type == "cuda" and self._has_cuda())
 
     def _has_cuda(self) -> bool:
+        runtime.require(self._julia, "CUDA")
         with runtime.calling(self._julia):
             return bool(self._julia.homojl.has_device())
 
@@ -77,7 +76,7 @@ class JuliaBackend(AbstractBackend):
                 return self._julia.solves[solve](job)
         finally:
             for value in vars(job).values():
-                if isinstance(value, Callback):
+                if isinstance(value, Callback | Conditions):
                     value.release()
             vars(job).clear()
 
@@ -95,15 +94,19 @@ class JuliaBackend(AbstractBackend):
         jumps: Sequence[float] = (),
     ) -> Integration:
         beyond = "a complex state" if y0.is_complex() else _beyond_julia(algorithm)
-        if event is not None or jumps or norm.function is not None:
-            beyond = "an event, a discontinuity or a norm of one's own"
+        if jumps or norm.function is not None:
+            beyond = "a discontinuity or a norm of one's own"
         if beyond:
             raise ConfigError(f"{beyond} needs backend='pytorch'")
+        if isinstance(f, DerivedField) and getattr(algorithm, "mass_matrix", None) is not None:
+            raise ConfigError("a solve with a mass_matrix gives values, and no gradients")
         form = StateForm(y0)
         field = _native(f, form) or Callback(f, form, timed=True)
+        method = methods.chosen(methods.spelled_out(algorithm))
         product: BoundJuliaField | Callback | None = None
-        if isinstance(algorithm, AbstractJacobianBased):
-            product = _native(f, form) or Callback(_Products(f.linearised), form, n_inputs=2, timed=True)
+        if isinstance(algorithm, AbstractJacobianBased | SciML) and _wants_products(algorithm):
+            product = self._product(f, form, time_like(ts[0], y0), y0)
+        watch = None if event is None else Conditions(event, form, ts[0], y0)
         out, saved = _room_for_saves(form, y0, len(ts) - 1)
         save_times = array("d", ts)
         states: list[Tensor] = []
@@ -115,13 +118,16 @@ class JuliaBackend(AbstractBackend):
             u0=form.flat(y0),
             out=out,
             ts=save_times.buffer_info(),
-            algorithm=_algorithm(algorithm),
+            method=method,
+            request=methods.requested(algorithm),
+            dense=_dense(algorithm, form.n),
             parts=norm.parts,
+            watch=watch,
             keep=keep,
         )
         answer = self._run("integrate", job)
         times, starts, sizes, fractions = (tuple(array("d", packed)) for packed in answer[:4])
-        indices, status, message, nfe, n_rejected = array("q", answer[4]), *answer[5:]
+        indices, status, message, nfe, n_rejected, which = array("q", answer[4]), *answer[5:]
         return Integration(
             ts=times,
             ys=saved[: len(times)],
@@ -132,15 +138,36 @@ class JuliaBackend(AbstractBackend):
             message=message,
             nfe=nfe,
             n_rejected=n_rejected,
+            event=which,
         )
+
+    def _product(
+        self, f: AbstractField | AbstractMap, form: StateForm, *point: Tensor
+    ) -> BoundJuliaField | Callback | None:
+        """Products with a function's Jacobian, in Julia where the function is; None: by finite differences.
+
+        What an adjoint makes of a function that is held in Julia has no derivative in PyTorch.
+        """
+        native = _native(f, form)
+        if native is not None:
+            runtime.require(self._julia, "ForwardDiff")
+            return native
+        products = _Products(f.linearised)
+        if isinstance(f, DerivedField):
+            try:
+                products(*point, point[-1])
+            except ConfigError:
+                return None
+        return Callback(products, form, n_inputs=2, timed=len(point) == 2)
 
     @torch.no_grad()
     def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
         form = _batch_form(z0)
         function = _native(f, form) or Callback(f, form, timed=False)
+        method = methods.chosen(methods.spelled_out(algorithm, form.n))
         product: BoundJuliaField | Callback | None = None
-        if isinstance(algorithm, NewtonKrylov | PseudoTransient | TrustRegion):
-            product = _native(f, form) or Callback(_Products(f.linearised), form, n_inputs=2, timed=False)
+        if not isinstance(algorithm, Picard | Anderson) and _wants_products(algorithm):
+            product = self._product(f, form, z0)
         value = form.empty()
         job = Job(
             on_device=form.device.type == "cuda",
@@ -148,8 +175,12 @@ class JuliaBackend(AbstractBackend):
             jvp=product,
             z0=form.flat(z0),
             out=form.flat(value),
-            algorithm=_algorithm(algorithm),
+            method=method,
             samples=len(z0),
+            name=algorithm.name,
+            rtol=algorithm.rtol,
+            atol=algorithm.atol,
+            max_steps=algorithm.max_steps,
         )
         answer = self._run("fixed_point", job)
         residuals, iterations, converged, status, message, nfe, n_jvp = answer
@@ -168,14 +199,14 @@ class JuliaBackend(AbstractBackend):
     def trace_path(self, r: AbstractMap, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str) -> Path:
         form = StateForm(z0)
         function = _native(r, form) or Callback(r, form, timed=False)
-        product = _native(r, form) or Callback(_Products(r.linearised), form, n_inputs=2, timed=False)
+        product = self._product(r, form, z0)
         states: list[Tensor] = []
         job = Job(
             on_device=form.device.type == "cuda",
             map=function,
             jvp=product,
             z0=form.flat(z0),
-            algorithm=_algorithm(algorithm),
+            tracker=methods.tracker(algorithm),
             kind=kind,
             keep=_keeper(form, states),
         )
@@ -251,8 +282,17 @@ def _keeper(form: StateForm, states: list[Tensor]) -> Callable[[], int]:
     return keep
 
 
-# Options that only the PyTorch backend has, and the norm, which is an argument of the solve.
-_NOT_PASSED = ("observer", "grid", "norm", "max_step")
+def _wants_products(algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm) -> bool:
+    """Whether products with the Jacobian are to come from PyTorch, or from ForwardDiff, and not by differences."""
+    return not isinstance(algorithm, SciML) or dict(algorithm.keywords).get("autodiff") is not False
+
+
+def _dense(algorithm: AbstractODEAlgorithm, n: int) -> bool:
+    """Whether the linear systems of a state of n elements are solved by a factorisation."""
+    if isinstance(algorithm, SciML):
+        solver = dict(algorithm.keywords).get("linsolve")
+        return n <= 64 if solver is None else not (isinstance(solver, SciML) and "Krylov" in solver.method)
+    return isinstance(algorithm, AbstractJacobianBased) and algorithm.solves_densely(n)
 
 
 @functools.lru_cache(maxsize=256)
@@ -261,34 +301,8 @@ def _beyond_julia(algorithm: AbstractODEAlgorithm) -> str:
     asked = {
         "an observer": algorithm.observer is not None,
         "a grid": getattr(algorithm, "grid", None) is not None,
-        "a largest step": getattr(algorithm, "max_step", math.inf) < math.inf,
         "a floor of the step size": getattr(getattr(algorithm, "controller", None), "floor", 0.0) > 0,
         "PID control": isinstance(getattr(algorithm, "controller", None), PIDController),
         "a tolerance that is a tensor": any(isinstance(getattr(algorithm, n, 0.0), Tensor) for n in ("rtol", "atol")),
     }
     return next((what for what, given in asked.items() if given), "")
-
-
-@functools.lru_cache(maxsize=256)
-def _algorithm(algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm) -> Any:
-    """The HomoJL algorithm of the same name and options."""
-    julia = runtime.start()
-    with runtime.calling(julia):
-        skipped = _NOT_PASSED if isinstance(algorithm, AbstractODEAlgorithm) else ()
-        names = [f.name for f in fields(algorithm) if f.name not in skipped]
-        options = {name: _option(julia, algorithm, getattr(algorithm, name)) for name in names}
-        # Ours has limited memory; NonlinearSolve, and HomoJL after it, give that method a name of its own.
-        name = "LimitedMemoryBroyden" if isinstance(algorithm, Broyden) else algorithm.name
-        return julia.bridge.algorithm_of(Job(name=name, options=tuple(options.items())))
-
-
-def _option(julia: Any, algorithm: Any, value: object) -> object:
-    if isinstance(value, PIController):
-        # The exponents depend on the order where they are left to it, and make a PredictiveController.
-        beta1, beta2, beta3 = value.exponents(algorithm.order)
-        bounds = {name: getattr(value, name) for name in ("safety", "min_factor", "max_factor")}
-        exponents = {"beta1": beta1, "beta2": beta2, "beta3": beta3}
-        return julia.bridge.algorithm_of(Job(name="PIController", options=(*bounds.items(), *exponents.items())))
-    if isinstance(value, AbstractODEAlgorithm):  # a path's predictor, with tolerances of its own
-        return _algorithm(value)
-    return julia.jl.Symbol(value.replace("-", "_")) if isinstance(value, str) else value

@@ -1,4 +1,4 @@
-"""Vector fields and maps written in Julia: solved there with no callback, differentiated there by ForwardDiff."""
+"""Vector fields and maps written in Julia: solved there with no callback, differentiated there."""
 
 from __future__ import annotations
 
@@ -10,23 +10,36 @@ import torch
 from homojl.backends.julia import runtime
 from homojl.backends.julia.tensors import StateForm
 from homojl.errors import ConfigError
+from homojl.names import did_you_mean
 
 Tensor = torch.Tensor
+
+# Packages that differentiate, the first of "reverse" that is installed.
+DIFFERENTIATIONS = {"forward": ("ForwardDiff",), "reverse": ("Mooncake", "ReverseDiff")}
+# Up to so many numbers in the state and the arguments dual numbers are as fast.
+FORWARD_UP_TO = 32
 
 
 class JuliaField:
     """A vector field, or a map, written in Julia; use it as `f` of a problem.
 
     Args:
-        source: Julia source that ends in a function: `f!(du, u, p, t)`, which writes the derivative into `du`, for an
-            `ODEProblem`, and `f!(out, z, p)` for a `FixedPointProblem` or a `HomotopyProblem`. It may begin with
-            `using` lines, define helpers, or just name a function of a package: "import MyPackage; MyPackage.rhs!".
+        source: Julia source that ends in a function: `f!(du, u, p, t)`, which writes the derivative into `du`, or
+            `f(u, p, t)`, which returns it, for an `ODEProblem`; `f!(out, z, p)` or `f(z, p)` for a `FixedPointProblem`
+            or a `HomotopyProblem`. It may begin with `using` lines, define helpers, or just name a function of a
+            package: "import MyPackage; MyPackage.rhs!".
+        differentiation: how gradients are made in Julia: "forward", dual numbers of ForwardDiff.jl, whose cost grows
+            with the number of elements; "reverse", by Mooncake.jl or ReverseDiff.jl, whichever is installed
+            (`homojl julia add Mooncake`); "auto": "reverse" for more than 32 numbers in state and arguments, where
+            one of them is installed.
+        vjp: Julia source that ends in the products with the transposed Jacobian instead, which it writes:
+            `vjp!(du, dp, v, u, p, t)`, without t for a map; `du` is v' df/du and `dp`, of p's form, v' df/dp.
 
     States are Julia arrays of the tensor's shape reversed, on the same memory: a tensor (batch, 2) is a 2 x batch
     matrix. `p` is the problem's `args`: nothing without any, the array of the only one, or a tuple of arrays.
 
     With `backend="julia"` the solver runs without leaving Julia. Anywhere else a call evaluates the function in Julia.
-    Gradients come from ForwardDiff.jl and suit small systems; the function must then accept arrays of any real numbers.
+    With dual numbers the function must accept arrays of any real numbers.
 
     Raises:
         BackendUnavailable: if there is no Julia.
@@ -41,19 +54,33 @@ class JuliaField:
 
     native_to = "julia"
 
-    def __init__(self, source: str) -> None:
-        if not isinstance(source, str):
-            raise ConfigError(f"source must be Julia source as a str, got {type(source).__name__}")
-        self.source = source
+    def __init__(self, source: str, *, differentiation: str = "auto", vjp: str | None = None) -> None:
+        for name, text in (("source", source), ("vjp", vjp or "")):
+            if not isinstance(text, str):
+                raise ConfigError(f"{name} must be Julia source as a str, got {type(text).__name__}")
+        if differentiation not in (kinds := ("auto", *DIFFERENTIATIONS)):
+            raise ConfigError(f"unknown differentiation {differentiation!r}; {did_you_mean(differentiation, kinds)}")
+        self.source, self.differentiation, self.vjp_source = source, differentiation, vjp
         julia = runtime.start()
         with runtime.calling(julia):
             self._function = julia.bridge.evaluate_source(source)
+            self._vjp = None if vjp is None else julia.bridge.evaluate_source(vjp)
 
     def __repr__(self) -> str:
         return f"JuliaField({self.source!r})"
 
-    def __reduce__(self) -> tuple[type[JuliaField], tuple[str]]:
-        return JuliaField, (self.source,)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _rebuilt, (self.source, self.differentiation, self.vjp_source)
+
+    def differentiated_by(self, state: Tensor, args: tuple[Tensor, ...]) -> str:
+        """The package that gradients come from, loaded."""
+        if self.vjp_source is not None:
+            return ""
+        kind = self.differentiation
+        if kind == "auto":
+            kind = "forward" if state.numel() + sum(a.numel() for a in args) <= FORWARD_UP_TO else "reverse"
+        wanted = DIFFERENTIATIONS[kind] + (("ForwardDiff",) if self.differentiation == "auto" else ())
+        return runtime.require(runtime.start(), *wanted)
 
     def bind(self, args: tuple[Any, ...]) -> BoundJuliaField:
         """The function with its arguments, as the backend and autograd use it."""
@@ -63,7 +90,12 @@ class JuliaField:
         """`f(t, y, *args)` with a 0-d t, or `f(z, *args)`; differentiable."""
         timed = inputs[0].ndim == 0
         t, (state, *args) = (inputs[0], inputs[1:]) if timed else (None, inputs)
-        return _Evaluate.apply(self, None if t is None else float(t), state, *args)
+        value: Tensor = _Evaluate.apply(self, None if t is None else float(t), state, *args)
+        return value
+
+
+def _rebuilt(source: str, differentiation: str, vjp: str | None) -> JuliaField:
+    return JuliaField(source, differentiation=differentiation, vjp=vjp)
 
 
 class BoundJuliaField:
@@ -106,37 +138,56 @@ def _reversed(tensor: Tensor) -> tuple[int, ...]:
 
 
 class _Evaluate(torch.autograd.Function):
-    """One evaluation of a JuliaField, and its vector-Jacobian product."""
+    """One evaluation of a JuliaField, and its products with vectors."""
 
     @staticmethod
-    def forward(ctx: Any, field: JuliaField, t: float | None, state: Tensor, *args: Tensor) -> Tensor:
+    def forward(field: JuliaField, t: float | None, state: Tensor, *args: Tensor) -> Tensor:
         julia = runtime.start()
         bound = field.bind(args).for_state(state)
         out = torch.empty(state.numel(), dtype=state.dtype)
         with runtime.calling(julia):
             julia.bridge.evaluate(Job(on_device=False, field=bound, out=out, state=_contiguous(state), t=t))
-        ctx.field, ctx.t = field, t
-        ctx.save_for_backward(state, *args)
         return StateForm(state).laid_out(out.reshape(state.shape))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        ctx.field, ctx.t, state, *args = inputs
+        ctx.save_for_backward(state, *args)
+        ctx.save_for_forward(state, *args)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
-        julia = runtime.start()
         state, *args = ctx.saved_tensors
-        bound = ctx.field.bind(tuple(args)).for_state(state)
         out = torch.empty(state.numel(), dtype=state.dtype)
         outs = [torch.empty(arg.numel(), dtype=arg.dtype) for arg in args]
-        job = Job(
-            on_device=False,
-            field=bound,
-            out=out,
-            parameters_out=outs,
-            state=_contiguous(state),
-            cotangent=_contiguous(cotangent),
-            t=ctx.t,
-        )
+        job = _job(ctx, out, cotangent)
+        job.parameters_out, job.vjp = outs, ctx.field._vjp
+        job.differentiation = ctx.field.differentiated_by(state, tuple(args))
+        julia = runtime.start()
         with runtime.calling(julia):
             julia.bridge.vjp(job)
         gradients = [o.reshape(arg.shape) for o, arg in zip(outs, args, strict=True)]
         return None, None, out.reshape(state.shape), *gradients
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
+        state = ctx.saved_tensors[0]
+        _, _, tangent, *others = tangents
+        if tangent is None or any(x is not None for x in others):
+            raise NotImplementedError("forward mode by the state alone")
+        julia = runtime.start()
+        runtime.require(julia, "ForwardDiff")
+        out = torch.empty(state.numel(), dtype=state.dtype)
+        with runtime.calling(julia):
+            julia.bridge.jvp(_job(ctx, out, tangent))
+        return out.reshape(state.shape)
+
+
+def _job(ctx: Any, out: Tensor, direction: Tensor) -> Job:
+    """A product of a saved evaluation with a direction."""
+    state, *args = ctx.saved_tensors
+    bound = ctx.field.bind(tuple(args)).for_state(state)
+    return Job(
+        on_device=False, field=bound, out=out, state=_contiguous(state), direction=_contiguous(direction), t=ctx.t
+    )

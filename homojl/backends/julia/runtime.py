@@ -12,6 +12,7 @@ import ctypes
 import functools
 import os
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -33,26 +34,30 @@ PACKAGES = (
     "HomoJL",
     "PythonCall",
     "DLPack",
-    "DifferentialEquations",
     "OrdinaryDiffEqTsit5",
+    "OrdinaryDiffEqVerner",
     "OrdinaryDiffEqRosenbrock",
     "OrdinaryDiffEqSDIRK",
     "OrdinaryDiffEqBDF",
+    "OrdinaryDiffEqDefault",
     "NonlinearSolve",
     "SteadyStateDiffEq",
     "LinearSolve",
+    "Krylov",
     "ForwardDiff",
+    "ReverseDiff",
+    "Mooncake",
     "CUDA",
 )
-OPTIONAL = ("CUDA", "DifferentialEquations")
+OPTIONAL = ("ReverseDiff", "Mooncake", "CUDA")
 
 # Where Julia and its packages come from, and how long to wait for an answer.
 SERVERS = (("pkg.julialang.org", 443), ("julialang-s3.julialang.org", 443))
 PATIENCE = 5.0  # seconds
 
 
-# Julia's messages list candidates and code over many lines; this much of them goes on one.
-LONGEST_MESSAGE = 400
+# Of one of Julia's messages.
+LONGEST_MESSAGE = 1000
 
 
 @dataclass(frozen=True)
@@ -109,7 +114,12 @@ def _own_environment(executable: str | None, project: str | None) -> Environment
     found = shutil.which(executable)
     if found is None:
         return Environment(project=project, problem=f"PYTHON_JULIACALL_EXE names {executable}, which is no program")
-    return _described(found, project, _julia_version(found))
+    version = _julia_version(found)
+    if not version:
+        return Environment(
+            project=project, problem=f"PYTHON_JULIACALL_EXE names {executable}, which is not Julia: `--version` says so"
+        )
+    return _described(found, project, version)
 
 
 @functools.cache
@@ -118,21 +128,31 @@ def _julia_version(executable: str) -> str:
         said = subprocess.run([executable, "--version"], capture_output=True, text=True, timeout=60).stdout
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return said.strip().rpartition(" ")[2]
+    return said.split()[2] if said.startswith("julia version ") else ""
+
+
+def advice(*packages: str) -> str:
+    """What to do where packages are missing, or Julia does not start: an environment of the user's own is theirs."""
+    project = os.environ.get("PYTHON_JULIACALL_PROJECT")
+    if not project:
+        return INSTALL
+    names = ", ".join(f'"{name}"' for name in packages)
+    add = f"add what is missing by `julia --project={project} -e 'import Pkg; Pkg.add([{names}])'`" if packages else ""
+    return (add + ", or " if add else "") + "unset PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT, which name it"
 
 
 def _described(executable: str, project: str, version: str) -> Environment:
     manifests = [Path(project) / name for name in ("Manifest.toml", "JuliaManifest.toml")]
     manifest = next((m for m in manifests if m.is_file()), None)
     if manifest is None:
-        return Environment(executable, version, project, problem=f"{project} has no Manifest.toml; {INSTALL}")
+        return Environment(executable, version, project, problem=f"{project} has no Manifest.toml; {advice()}")
     try:
         entries = parse_toml(read_text(manifest)).get("deps", {})
         packages = {name: str(entries[name][0].get("version", "")) for name in PACKAGES if name in entries}
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         return Environment(executable, version, project, problem=f"{manifest} cannot be read: {_one_line(error)}")
     absent = [name for name in ("HomoJL", "PythonCall") if name not in packages]
-    problem = f"the environment {project} lacks {' and '.join(absent)}; {INSTALL}" if absent else ""
+    problem = f"the environment {project} lacks {' and '.join(absent)}; {advice(*absent)}" if absent else ""
     return Environment(executable, version, project, packages, problem)
 
 
@@ -149,6 +169,7 @@ class _Running:
         jl: Julia's module `Main`.
         homojl: the package HomoJL.
         bridge: its extension for Python; solves: the functions there that solve, by name.
+        loaded: packages that were asked for and are loaded.
         library, internals: Julia's C interface, in its two libraries.
         owner: the thread that started Julia.
     """
@@ -162,22 +183,42 @@ class _Running:
             raise BackendUnavailable(f"{environment.problem}; {MEANWHILE}")
         os.environ.setdefault("JULIA_CONDAPKG_BACKEND", "Null")  # this Python is the Python; install no other
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), _own_signals():
                 # Both orders of importing torch and juliacall are tested.
                 warnings.filterwarnings("ignore", message="torch was imported before juliacall")
                 import juliacall
             self.jl = juliacall.Main
-            self.jl.seval("import HomoJL")
+            self.jl.seval("import HomoJL, DLPack")
         except Exception as error:
-            raise BackendUnavailable(f"Julia did not start: {_one_line(error)}; {INSTALL}; {MEANWHILE}") from error
+            raise BackendUnavailable(f"Julia did not start: {_one_line(error)}; {advice()}; {MEANWHILE}") from error
         self.error = juliacall.JuliaError
         self.homojl = self.jl.HomoJL
         self.bridge = self.jl.seval("Base.get_extension(HomoJL, :HomoJLPythonCallExt)")
+        self.loaded: set[str] = set()
         self.solves = {name: getattr(self.bridge, name) for name in ("integrate", "fixed_point", "trace_path")}
         self.library = ctypes.CDLL(juliacall.CONFIG["libpath"])
         self.library.jl_get_pgcstack.restype = ctypes.c_void_p
         self.internals = ctypes.CDLL(str(self.jl.seval('import Libdl; Libdl.dlpath("libjulia-internal")')))
         self.owner = threading.main_thread().ident if started_before else threading.get_ident()
+
+
+@contextlib.contextmanager
+def _own_signals() -> Iterator[None]:
+    """Where Julia is started: it handles the signal of an overflowing stack, and Python the others, as before.
+
+    Without that, a function in Julia that calls itself without end would end the process.
+    """
+    os.environ.setdefault("PYTHON_JULIACALL_HANDLE_SIGNALS", "yes")
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    blocked, interrupt = signal.pthread_sigmask(signal.SIG_BLOCK, []), signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+        if threading.current_thread() is threading.main_thread() and interrupt is not None:
+            signal.signal(signal.SIGINT, interrupt)
 
 
 _starting = threading.Lock()
@@ -205,7 +246,7 @@ def calling(julia: _Running) -> Iterator[None]:
     An exception that a Python function raised inside a solve passes through as it is.
 
     Raises:
-        ConfigError: for Julia's ArgumentError.
+        ConfigError: for an ArgumentError of HomoJL's.
         KeyboardInterrupt: for Julia's InterruptException.
         JuliaCodeError: for any other exception in Julia.
     """
@@ -219,14 +260,29 @@ def calling(julia: _Running) -> Iterator[None]:
 def translated(error: Any, julia: _Running) -> BaseException:
     """A `juliacall.JuliaError` in Python's terms."""
     kind, message = julia.bridge.describe(error.exception)
-    message = " ".join(message.split())
-    if len(message) > LONGEST_MESSAGE:
-        message = message[:LONGEST_MESSAGE] + " ..."
     if kind == "ArgumentError":
         return ConfigError(message.removeprefix("ArgumentError: "))
     if kind == "InterruptException":
         return KeyboardInterrupt()
+    if len(message) > LONGEST_MESSAGE:
+        message = message[:LONGEST_MESSAGE] + " ..."
     return JuliaCodeError(message)
+
+
+def require(julia: _Running, *names: str) -> str:
+    """The first of some packages that is installed, which is loaded if it is not yet.
+
+    Raises:
+        ConfigError: if none of them is.
+    """
+    for name in names:
+        if name in julia.loaded:
+            return name
+        with calling(julia):
+            if julia.bridge.load(name, "") is not None:
+                julia.loaded.add(name)
+                return name
+    raise ConfigError(f"this needs the Julia package {' or '.join(names)}; run `homojl julia add {names[0]}`")
 
 
 @contextlib.contextmanager
@@ -260,6 +316,7 @@ def cuda_state(julia: _Running) -> str:
         return "no device that PyTorch can use"
     if "CUDA" not in find().packages:
         return "not usable: CUDA.jl is not installed; run `homojl julia install --cuda`"
+    require(julia, "CUDA")
     with calling(julia):
         return "usable" if julia.homojl.has_device() else "not usable: CUDA.jl finds no working driver"
 
@@ -295,7 +352,7 @@ def install(say: Callable[[str], None], *, cuda: bool = False) -> Environment:
         import juliapkg
 
         if cuda:
-            juliapkg.add("CUDA", uuid="052768ef-5323-5732-b1bb-66c8b64840ba")
+            juliapkg.add("CUDA", uuid=KNOWN["CUDA"])
         juliapkg.resolve()
     except Exception as error:
         raise BackendUnavailable(f"the installation failed: {_one_line(error)}; {MEANWHILE}") from error
@@ -304,6 +361,55 @@ def install(say: Callable[[str], None], *, cuda: bool = False) -> Environment:
     if environment.problem:
         raise BackendUnavailable(f"the installation is incomplete: {environment.problem}; {MEANWHILE}")
     return environment
+
+
+def add(package: str, say: Callable[[str], None], *, uuid: str = "") -> None:
+    """Add a Julia package to homojl's environment.
+
+    Args:
+        package: its name.
+        say: receives one line at a time.
+        uuid: its identity in Julia's registry, where `sciml.toml` does not know it.
+
+    Raises:
+        ConfigError: if the package is not known and no UUID is given.
+        BackendUnavailable: if the environment is the user's own, or the installation fails.
+    """
+    if os.environ.get("PYTHON_JULIACALL_PROJECT"):
+        raise BackendUnavailable(f"{package} was not added, since this environment is your own; {advice(package)}")
+    uuid = uuid or KNOWN.get(package, "") or _uuid(package)
+    if not uuid:
+        raise ConfigError(
+            f"no package {package!r} is known; for one of Julia's registry give its UUID: "
+            f"`homojl julia add {package} --uuid UUID`"
+        )
+    unreachable = _unreachable()
+    if unreachable:
+        raise BackendUnavailable(f"cannot reach {unreachable}, from where Julia's packages come; nothing was changed")
+    say(f"adding {package}; the first time takes some minutes ...")
+    try:
+        import juliapkg
+
+        juliapkg.add(package, uuid=uuid)
+        juliapkg.resolve()
+    except Exception as error:
+        raise BackendUnavailable(f"adding {package} failed: {_one_line(error)}") from error
+    say(f"{package} is installed")
+
+
+# Of packages that differentiate functions in Julia.
+KNOWN = {
+    "ForwardDiff": "f6369f11-7733-5829-9624-2563aa707210",
+    "ReverseDiff": "37e2e3b7-166d-5795-8a7a-e32c996b4267",
+    "Mooncake": "da2b9cff-9c12-43a0-ae48-6db2b0edb7d6",
+    "CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba",
+}
+
+
+def _uuid(package: str) -> str:
+    """A package's identity, if it is one with algorithms."""
+    table = parse_toml(read_text(Path(__file__).parents[2] / "algorithms" / "sciml.toml"))
+    return str(table.get(package, {}).get("uuid", ""))
 
 
 def _unreachable() -> str:

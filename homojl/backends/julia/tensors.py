@@ -10,6 +10,7 @@ from collections.abc import Callable
 
 import torch
 
+from homojl.backends.base import EventCondition
 from homojl.errors import ConfigError
 from homojl.layout import is_dense
 
@@ -116,3 +117,34 @@ class Callback:
     @property
     def views_pay(self) -> bool:
         return self.form.n >= VIEWED_FROM and self.form.device.type == "cpu"
+
+
+class Conditions:
+    """An event's conditions as Julia calls them: it writes time and state into buffers and reads the values.
+
+    Attributes:
+        time, state: the buffers, (1,) and (n,).
+        n: how many conditions there are.
+        direction, passed: of the event.
+    """
+
+    def __init__(self, event: EventCondition, form: StateForm, t0: float, y0: Tensor) -> None:
+        self.time = torch.full((1,), t0, dtype=form.dtype, device=form.device)
+        self.state = form.flat(y0).clone()
+        self.direction, self.passed = event.direction, event.passed
+        self._condition = event.condition
+        self._arguments = (self.time.reshape(()), form.state(self.state))
+        self._values = self.state
+        self.buffered()
+        self.n = self._values.numel()
+
+    @torch.no_grad()
+    def buffered(self) -> int:
+        """The address of the values, float64 on the CPU, at what is in the buffers."""
+        values = self._condition(*self._arguments, None)
+        self._values = values.detach().reshape(-1).to("cpu", torch.float64).contiguous()
+        return self._values.data_ptr()
+
+    def release(self) -> None:
+        """Let go of the condition and all memory."""
+        self.__dict__.clear()

@@ -1,0 +1,151 @@
+"""Functions held in Julia: the forms they may have, their gradients, and what is said where they are wrong."""
+
+from __future__ import annotations
+
+import math
+import pickle
+
+import pytest
+import torch
+
+import homojl as hj
+from tests.backends.test_julia import run_python
+
+pytestmark = [pytest.mark.needs("julia"), pytest.mark.slow]
+
+TIGHT = {"rtol": 1e-9, "atol": 1e-9}
+
+
+def decayed(source: str, n: int = 2) -> torch.Tensor:
+    problem = hj.ODEProblem(hj.JuliaField(source), torch.ones(n, dtype=torch.float64), (0.0, 1.0))
+    return hj.solve(problem, hj.Tsit5(**TIGHT), backend="julia").value
+
+
+class TestForms:
+    @pytest.mark.parametrize(
+        "source",
+        [
+            "f!(du, u, p, t) = (du .= .-u)",
+            "f(u, p, t) = -u",
+            "struct Rate; k; end; (r::Rate)(du, u, p, t) = (du .= .-r.k .* u); Rate(1.0)",
+        ],
+        ids=["in place", "out of place", "callable"],
+    )
+    def test_a_field_writes_or_returns(self, source):
+        torch.testing.assert_close(
+            decayed(source), torch.full((2,), math.exp(-1), dtype=torch.float64), rtol=1e-8, atol=0
+        )
+
+    def test_a_map_that_returns(self):
+        z0, x = torch.zeros(2, 1, dtype=torch.float64), torch.tensor([[0.3], [0.1]], dtype=torch.float64)
+        x.requires_grad_()
+        problem = hj.FixedPointProblem(hj.JuliaField("f(z, p) = tanh.(0.5 .* z .+ p)"), z0, args=(x,))
+        value = hj.solve(problem, hj.Anderson(rtol=1e-10, atol=1e-12), backend="julia").value
+        torch.testing.assert_close(torch.tanh(0.5 * value + x), value, rtol=1e-8, atol=1e-8)
+        (gradient,) = torch.autograd.grad(value.sum(), x)
+        slope = 1 - value.detach() ** 2
+        torch.testing.assert_close(gradient, slope / (1 - 0.5 * slope), rtol=1e-5, atol=1e-7)
+
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            ("f(du, u, p, t) = -u", r"does not write 2 of the 2 elements.*with the dot"),
+            ("f(du, u, p, t) = (du[1] = -u[1])", r"does not write 1 of the 2 elements"),
+            ("f(u) = -u", r"a field of an ODE is f!\(du, u, p, t\)"),
+            ("f(u, p, t) = 0.0", "must return an array of size"),
+        ],
+    )
+    def test_one_that_neither_writes_nor_returns_is_refused(self, source, message):
+        with pytest.raises((hj.ConfigError, hj.JuliaCodeError), match=message):
+            decayed(source)
+
+    def test_a_value_that_is_no_number_is_not_taken_for_one_left_out(self):
+        with pytest.raises(hj.SolveError, match="no longer finite"):
+            decayed("f!(du, u, p, t) = (du .= NaN)")
+
+
+class TestErrors:
+    def test_an_argument_error_of_the_field_is_its_own(self):
+        with pytest.raises(hj.JuliaCodeError, match="ArgumentError: mine"):
+            decayed('f!(du, u, p, t) = throw(ArgumentError("mine"))')
+
+    def test_a_parse_error_points_at_its_place(self):
+        with pytest.raises(hj.JuliaCodeError, match="ParseError") as caught:
+            hj.JuliaField("function f!(du, u, p, t)\n    du .= (1 + \nend")
+        lines = str(caught.value).splitlines()
+        assert len(lines) >= 3
+        assert any("du .= (1 +" in line for line in lines)
+
+    def test_a_method_error_names_the_call_and_no_candidates(self):
+        with pytest.raises(hj.JuliaCodeError, match="no method matching") as caught:
+            decayed('f!(du, u, p, t) = (du .= u .+ "x")')
+        assert "Closest candidates" not in str(caught.value)
+        assert len(str(caught.value)) < 300
+
+    def test_infinite_recursion_is_an_error(self):
+        code = """
+        import torch, homojl as hj
+        field = hj.JuliaField("g(x) = 1 + g(x + 1); f!(du, u, p, t) = (du .= g(u[1]))")
+        for _ in range(2):
+            try:
+                hj.solve(hj.ODEProblem(field, torch.ones(1), (0.0, 1.0)), hj.Tsit5(), backend="julia")
+            except hj.JuliaCodeError as error:
+                print(error)
+        print(hj.solve(hj.ODEProblem(torch.neg, torch.ones(1), (0.0, 1.0)), hj.RK4(), backend="pytorch").status.name)
+        """.replace("torch.neg,", "lambda t, y: -y,")
+        done = run_python(code)
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert done.stdout.count("StackOverflowError: the function calls itself") == 2
+        assert done.stdout.strip().endswith("SUCCESS")
+
+
+QUADRATIC = "f!(du, u, p, t) = (du .= .-p[1] .* u .* u .+ p[2] .* t; nothing)"
+OWN = """
+function vjp!(du, dp, v, u, p, t)
+    du .= .-2 .* p[1] .* u .* v
+    dp[1] .= .-u .^ 2 .* v
+    dp[2] .= sum(v) * t
+end
+"""
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"differentiation": "reverse"}, {"vjp": OWN}], ids=["forward", "reverse", "own"]
+)
+@pytest.mark.parametrize(
+    ("algorithm", "adjoint"),
+    [
+        (hj.Tsit5(**TIGHT), hj.CheckpointAdjoint()),
+        (hj.Tsit5(**TIGHT), hj.GaussAdjoint()),
+        (hj.Rodas5P(**TIGHT), hj.BacksolveAdjoint()),
+    ],
+    ids=["checkpoint", "gauss", "stiff"],
+)
+def test_gradients_by_every_way_of_differentiating(algorithm, adjoint, options):
+    field = hj.JuliaField(QUADRATIC, **options)
+    y0 = torch.tensor([0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    a = torch.tensor([1.5, 0.7], dtype=torch.float64, requires_grad=True)
+    b = torch.tensor([0.3], dtype=torch.float64, requires_grad=True)
+
+    def gradients(f, algorithm, adjoint, backend):
+        problem = hj.ODEProblem(f, y0, (0.0, 0.4, 1.0), args=(a, b))
+        ys = hj.solve(problem, algorithm, adjoint=adjoint, backend=backend).ys
+        return torch.autograd.grad(ys.square().sum(), (y0, a, b))
+
+    expected = gradients(lambda t, y, a, b: -a * y * y + b * t, hj.Tsit5(**TIGHT), hj.DirectAdjoint(), "pytorch")
+    for found, exact in zip(gradients(field, algorithm, adjoint, "julia"), expected, strict=True):
+        torch.testing.assert_close(found, exact, rtol=1e-5, atol=1e-6)
+
+
+def test_a_stiff_method_of_pytorchs_on_a_field_in_julia():
+    y0 = torch.tensor([0.5, 1.0], dtype=torch.float64)
+    problem = hj.ODEProblem(hj.JuliaField("f(u, p, t) = -1000 .* (u .- cos(t))"), y0, (0.0, 1.0))
+    value = hj.solve(problem, hj.KenCarp4(rtol=1e-6, atol=1e-8), backend="pytorch").value
+    torch.testing.assert_close(value, torch.full_like(y0, math.cos(1.0)), rtol=1e-2, atol=0)
+
+
+def test_bad_arguments_and_pickles():
+    with pytest.raises(hj.ConfigError, match="unknown differentiation 'revers'; did you mean 'reverse'"):
+        hj.JuliaField("f(u, p, t) = -u", differentiation="revers")
+    field = pickle.loads(pickle.dumps(hj.JuliaField("f(u, p, t) = -u", differentiation="reverse")))
+    assert (field.source, field.differentiation) == ("f(u, p, t) = -u", "reverse")
