@@ -48,6 +48,8 @@ class DirectAdjoint(AbstractODEAdjoint):
             return solve.run(y0)
         if not torch.is_grad_enabled():
             return solve.run(y0)
+        if solve.each and (whole := solve.whole(y0)) is not None:
+            return whole
         recorded = f.depends(*solve.start(y0)) or y0.requires_grad
         if recorded:
             _require_tableau(self, solve.algorithm)
@@ -107,6 +109,11 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
 
     def check(self, algorithm: AbstractODEAlgorithm) -> None:
         _require_tableau(self, algorithm)
+
+    def integrate(self, solve: Solve, y0: Tensor) -> Integration:
+        if torch.is_grad_enabled() and self.keeps_states and (whole := solve.whole(y0)) is not None:
+            return whole
+        return super().integrate(solve, y0)
 
     def backward(
         self,

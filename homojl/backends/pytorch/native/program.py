@@ -1,0 +1,262 @@
+"""A compiled solve: its source, its memory, and its calls."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from homojl.backends.pytorch.native import EVALUATIONS, STATES
+from homojl.backends.pytorch.native.build import HERE, compile_source, key_of, known
+from homojl.backends.pytorch.native.entry import Opened
+from homojl.backends.pytorch.native.graph import joint_graph
+from homojl.backends.pytorch.native.lower import Functions, Lowering
+from homojl.backends.pytorch.native.operations import Unsupported
+from homojl.tableaus import ButcherTableau
+
+Tensor = torch.Tensor
+
+NO_ROOM = -1
+FIRST_CHUNK = 8  # as loop.hpp has it
+_REALS = {torch.float32: "float", torch.float64: "double"}
+
+
+_NUMBER, _COUNT, _POINTER = ctypes.c_double, ctypes.c_int64, ctypes.c_void_p
+
+
+def _fields(kind: Any, *names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names]
+
+
+_CONTROL = [
+    *_fields(_NUMBER, "t0", "t1", "rtol", "atol", "first", "min_step", "max_step", "floor"),
+    *_fields(_NUMBER, "safety", "min_factor", "max_factor", "beta1", "beta2", "beta3", "beta_older"),
+    *_fields(_NUMBER, "error_order", "order"),
+    *_fields(_COUNT, "max_steps", "saves"),
+    *_fields(_POINTER, "ts"),
+]
+
+
+class _Chunk(ctypes.Structure):
+    _fields_ = _fields(_POINTER, "steps", "states", "evaluations")
+
+
+class Job(ctypes.Structure):
+    """What C++ is given, and where it stands; loop.hpp says what the fields are."""
+
+    _fields_ = [
+        *_CONTROL,
+        *_fields(_COUNT, "planned", "keep"),
+        *_fields(_POINTER, "plan", "y0", "inputs", "work", "ys", "fractions", "in_step"),
+        *_fields(_Chunk * 40, "chunks"),
+        *_fields(_COUNT, "n_chunks", "started", "evaluations"),
+        *_fields(_NUMBER, "t", "h", "wanted", "ratio", "h_old", "ratio_old", "ratio_older"),
+        *_fields(_COUNT, "accepted", "rejected", "next", "lands", "status"),
+    ]
+
+
+class Lanes(ctypes.Structure):
+    """The same of samples with steps of their own; lanes.hpp says what the fields are."""
+
+    _fields_ = [
+        *_CONTROL,
+        *_fields(_COUNT, "samples", "inputs_count"),
+        *_fields(_POINTER, "y0", "inputs", "ys", "times", "counts", "cotangents", "by_y", "by"),
+        *_fields(_COUNT, "products", "evaluations"),
+    ]
+
+
+class Memory(NamedTuple):
+    """A chunk of what is kept: starts and sizes of steps (n, 2), states (n, N), what `pull` needs."""
+
+    steps: Tensor
+    states: Tensor | None
+    evaluations: Tensor | None
+
+
+class Program:
+    """A field's solves by one method, compiled.
+
+    Args:
+        library: with `advance` and `gradient`.
+        facts: as noted when it was compiled.
+
+    Attributes:
+        wanted: positions of the inputs that it has gradients for.
+    """
+
+    def __init__(self, library: ctypes.CDLL, facts: dict[str, Any]) -> None:
+        self.advance, self.gradient = library.advance, library.gradient
+        self.advance.argtypes, self.advance.restype = [ctypes.c_void_p], ctypes.c_int64
+        self.gradient.argtypes, self.gradient.restype = [ctypes.c_void_p] * 5, ctypes.c_int64
+        library.work_size.restype = library.slot_size.restype = ctypes.c_int64
+        self.work, self.slot = library.work_size(), library.slot_size()
+        self.slots: int = facts["slots"]
+        self.wanted: list[int] = facts["wanted"]
+
+    def grow(self, job: Job, y: Tensor) -> Memory:
+        """Room for more steps."""
+        k = job.n_chunks
+        n = FIRST_CHUNK << k
+        steps = torch.empty(n, 2, dtype=torch.float64)
+        states = torch.empty((n, *y.shape), dtype=y.dtype) if job.keep == STATES else None
+        evaluations = torch.empty(n * self.slots * self.slot, dtype=y.dtype) if job.keep == EVALUATIONS else None
+        job.n_chunks = k + 1
+        self.put(job, k, Memory(steps, states, evaluations))
+        return Memory(steps, states, evaluations)
+
+    @staticmethod
+    def put(job: Job, k: int, memory: Memory) -> None:
+        """Let a job use a piece of memory as its k-th chunk."""
+        job.chunks[k].steps = memory.steps.data_ptr()
+        job.chunks[k].states = None if memory.states is None else memory.states.data_ptr()
+        job.chunks[k].evaluations = None if memory.evaluations is None else memory.evaluations.data_ptr()
+
+
+def pointers(tensors: Sequence[Tensor]) -> Any:
+    """The addresses of tensors, for C++."""
+    return (ctypes.c_void_p * max(len(tensors), 1))(*(x.data_ptr() for x in tensors))
+
+
+class LaneProgram:
+    """A field's solves by one method where samples have steps of their own, compiled.
+
+    Args:
+        library: with `solve_lanes` and `pull_lanes`.
+        facts: as noted when it was compiled.
+
+    Attributes:
+        wanted, rows: positions of the inputs that it has gradients for, and that have a row for each sample.
+    """
+
+    def __init__(self, library: ctypes.CDLL, facts: dict[str, Any]) -> None:
+        self.solve, self.pull = library.solve_lanes, library.pull_lanes
+        self.solve.argtypes, self.solve.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64], None
+        self.pull.argtypes, self.pull.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 3], None
+        self.wanted: list[int] = facts["wanted"]
+        self.rows: list[int] = facts["rows"]
+
+
+def program_for(
+    opened: Opened, tableau: ButcherTableau, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Sequence[int]
+) -> Program:
+    """The compiled solves of a field by a method, found again or compiled.
+
+    Raises:
+        Unsupported: if the field has operations that whole solves do not have, or nothing compiles here.
+    """
+    place = id(tableau), *wanted  # its numbers take long to hash
+    if place not in opened.programs:
+        library, facts = _compiled(opened, tableau, t, y, inputs, wanted, None)
+        opened.programs[place] = Program(library, facts), tableau
+    program: Program = opened.programs[place][0]
+    return program
+
+
+def lane_program_for(
+    opened: Opened,
+    tableau: ButcherTableau,
+    t: Tensor,
+    y: Tensor,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[int],
+    rows: Sequence[int],
+) -> LaneProgram:
+    """The same where samples have steps of their own.
+
+    Args:
+        opened, tableau: field and method.
+        t, y, inputs: of as many samples as there are to be lanes.
+        wanted, rows: positions of the inputs to differentiate by, and of those that have a row for each sample.
+    """
+    place = "lanes", id(tableau), tuple(wanted), tuple(rows)
+    if place not in opened.programs:
+        library, facts = _compiled(opened, tableau, t, y, inputs, wanted, rows)
+        opened.programs[place] = LaneProgram(library, facts), tableau
+    program: LaneProgram = opened.programs[place][0]
+    return program
+
+
+def _compiled(
+    opened: Opened,
+    tableau: ButcherTableau,
+    t: Tensor,
+    y: Tensor,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[int],
+    rows: Sequence[int] | None,
+) -> tuple[ctypes.CDLL, dict[str, Any]]:
+    forms = [(tuple(x.shape), x.stride(), x.dtype) for x in (y, *inputs)]
+    graph = opened.graph.print_readable(print_output=False)
+    key = key_of(graph, forms, tableau, list(wanted), rows, torch.__version__)
+    found = known(key)
+    if found is None:
+        text = _source(opened, tableau, t, y, inputs, wanted, rows)
+        facts = {"slots": tableau.stages - tableau.fsal, "wanted": list(wanted), "rows": list(rows or ())}
+        found = compile_source(key, text, facts)
+    return found
+
+
+def _source(
+    opened: Opened,
+    tableau: ButcherTableau,
+    t: Tensor,
+    y: Tensor,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[int],
+    rows: Sequence[int] | None,
+) -> str:
+    if any(inputs[i].dtype != y.dtype for i in rows or ()):
+        raise Unsupported("samples' arguments of another type than the state's")
+    copies = [x.detach().clone() for x in inputs]
+    try:
+        with torch.no_grad():
+            graph = joint_graph(opened.field, t, y.detach().clone(), copies, wanted)
+        functions = Lowering(graph, y.dtype, inputs, wanted, rows).functions()
+    except Unsupported:
+        raise
+    except Exception as error:  # of operations in a form that was not thought of
+        raise Unsupported(f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}") from error
+    constants = _constants(tableau, y, functions)
+    if rows is not None:
+        constants += [
+            f"constexpr int W = {len(y)}, ROW = {y.numel() // len(y)}, ROWS = {len(rows)}, WANTED = {len(wanted)};",
+            _array("ROW_INPUT", [*rows, 0], "int"),
+            _array("ROW_SIZE", [*(inputs[i].numel() // len(inputs[i]) for i in rows), 0], "int"),
+            _array("ROW_WANTED", [*(wanted.index(i) if i in wanted else -1 for i in rows), 0], "int"),
+        ]
+    headers = ("kernels", "control", "loop" if rows is None else "lanes")
+    kernels, control, loop = ((HERE / f"{name}.hpp").read_text(encoding="utf-8") for name in headers)
+    kernels = kernels.replace("#ifdef", "\n".join(constants) + "\n#ifdef", 1)
+    return "\n\n".join(["// Generated by homojl.", kernels, functions.text, control, loop])
+
+
+def _constants(tableau: ButcherTableau, y: Tensor, functions: Functions) -> list[str]:
+    n, s = y.numel(), tableau.stages
+    dense = tableau.dense or tuple((0.0,) for _ in range(s))
+    return [
+        f"typedef {_REALS[y.dtype]} R;",
+        f"constexpr int N = {n}, ROOM = {-(-n // 16) * 16}, S = {s}, POWERS = {max(map(len, dense))};",
+        f"constexpr bool FSAL = {_word(tableau.fsal)}, DENSE = {_word(tableau.dense is not None)};",
+        f"constexpr bool NEEDS_STATE = {_word(functions.needs_state)};",
+        f"constexpr int CONSTS = {functions.consts}, SAVED = {functions.saved}, WORK = {functions.work};",
+        _array("A", [(*row, *[0.0] * (s - len(row))) for row in tableau.a]),
+        _array("B", tableau.b),
+        _array("C", tableau.c),
+        _array("E", tableau.b_error or [0.0] * s),
+        _array("D", [(*row, *[0.0] * (max(map(len, dense)) - len(row))) for row in dense]),
+    ]
+
+
+def _word(x: bool) -> str:
+    return "true" if x else "false"
+
+
+def _array(name: str, values: Sequence[Any], kind: str = "double") -> str:
+    rows = [v if isinstance(v, tuple) else (v,) for v in values]
+    nested = isinstance(values[0], tuple)
+    text = ", ".join("{" + ", ".join(map(repr, row)) + "}" if nested else repr(row[0]) for row in rows)
+    shape = f"[{len(rows)}][{len(rows[0])}]" if nested else f"[{len(rows)}]"
+    return f"constexpr {kind} {name}{shape} = {{{text}}};"
