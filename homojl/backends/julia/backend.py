@@ -136,6 +136,8 @@ class JuliaBackend(AbstractBackend):
 
     @torch.no_grad()
     def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
+        if isinstance(algorithm, NewtonKrylov) and algorithm.preconditioner is not None:
+            raise ConfigError("NewtonKrylov with a preconditioner needs backend='pytorch'")
         form = _batch_form(z0)
         function = _native(f, form) or Callback(f, form, timed=False)
         product: BoundJuliaField | Callback | None = None
@@ -274,7 +276,7 @@ def _algorithm(algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | A
     """The HomoJL algorithm of the same name and options."""
     julia = runtime.start()
     with runtime.calling(julia):
-        skipped = _NOT_PASSED if isinstance(algorithm, AbstractODEAlgorithm) else ()
+        skipped = _NOT_PASSED if isinstance(algorithm, AbstractODEAlgorithm) else ("preconditioner",)
         names = [f.name for f in fields(algorithm) if f.name not in skipped]
         options = {name: _option(julia, algorithm, getattr(algorithm, name)) for name in names}
         # Ours has limited memory; NonlinearSolve, and HomoJL after it, give that method a name of its own.
