@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import abc
+import bisect
 import itertools
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import ClassVar
+from typing import ClassVar, NamedTuple
 
 import numpy as np
 import torch
 
+from homojl.adjoints import anchors
 from homojl.adjoints.base import AbstractRecomputingAdjoint, Solve, add
 from homojl.adjoints.implicit_function import refuse_batched
 from homojl.algorithms import (
+    AbstractAdaptive,
     AbstractErrorControlled,
     AbstractODEAlgorithm,
     ErrorNorm,
@@ -37,6 +41,15 @@ class Backward:
     result: Integration
     f: VectorField
     wrt: Sequence[Tensor]
+
+    def step_at(self, t: float) -> float:
+        """The size of the forward solve's step that ends at t or holds it."""
+        rounds = self.result.record.rounds
+        if not rounds:  # of a solver that does not tell
+            return abs(self.result.ts[-1] - self.result.ts[0])
+        way = 1.0 if self.result.ts[-1] >= self.result.ts[0] else -1.0
+        i = bisect.bisect_left(rounds, way * t, key=lambda taken: way * float(taken.t)) - 1
+        return abs(float(rounds[max(i, 0)].h))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,13 +80,26 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         for cotangent in cotangents:
             refuse_batched(cotangent, self.name, "CheckpointAdjoint()")
         self._check_sameness(f, time_like(times[0], saved[0]), saved[0].detach())
-        costate: Tensor | None = None
         totals = [torch.zeros_like(w) for w in wrt]
-        for i in reversed(range(1, len(times))):
-            costate = add(costate, cotangents[i - 1])
+        places, kicks = self._kicks(back, saved, [None, *cotangents], totals)
+        costate = kicks[0]
+        for (i, j), kick in zip(itertools.pairwise(places), kicks[1:], strict=True):
             if costate is not None:
-                costate, totals = self.segment(back, times[i], times[i - 1], saved[i], costate, totals)
+                costate, totals = self.segment(back, times[i], times[j], saved[i], costate, totals)
+            costate = add(costate, kick)
         return costate, list(totals)
+
+    def _kicks(
+        self, back: Backward, saved: Sequence[Tensor], cotangents: Sequence[Tensor | None], totals: list[Tensor]
+    ) -> tuple[list[int], list[Tensor | None]]:
+        """The positions of the save times that the backward solve stops at, and what the costate gains there.
+
+        Args:
+            saved, cotangents: states, and the loss's gradients with respect to them, at all of `back.result.ts`.
+            totals: the inputs' gradients, to be added to.
+        """
+        places = list(reversed(range(len(saved))))
+        return places, [cotangents[i] for i in places]
 
     @torch.no_grad()
     def _check_sameness(self, f: VectorField, t: Tensor, y: Tensor) -> None:
@@ -100,6 +126,8 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         """Integrate state, costate and perhaps their gradients, laid out in one vector, along ts."""
         solve = back.solve
         algorithm = self.algorithm or _unobserved(solve.algorithm, layout)
+        if self.algorithm is None and isinstance(algorithm, AbstractErrorControlled) and algorithm.first_step is None:
+            algorithm = replace(algorithm, first_step=min(abs(ts[-1] - ts[0]), back.step_at(ts[0])))
         first = with_first_step(algorithm, ts)
         result = solve.backend.integrate(DerivedField(rhs), y, ts, first, norm=norm, jumps=solve.jumps)
         note_first_step(algorithm, ts, result)
@@ -194,12 +222,30 @@ class BacksolveAdjoint(AbstractContinuousAdjoint):
         return costate, [(e if total.is_complex() else e.real).to(total.dtype) for e, total in pairs]
 
 
+class _Moved(NamedTuple):
+    """Cotangents at the anchors.
+
+    Attributes:
+        kicks: what the costate gains at each.
+        gains: what the inputs' gradients gain.
+        rate: the largest norm(J^T c) / norm(c) that was seen.
+        gap: the largest distance of two anchors.
+    """
+
+    kicks: list[Tensor | None]
+    gains: list[Tensor]
+    rate: float
+    gap: float
+
+
 @dataclass(frozen=True, kw_only=True)
 class GaussAdjoint(AbstractContinuousAdjoint):
     """State and costate integrated backwards; the other gradients by Gauss-Legendre quadrature along the way.
 
     The integrand a^T df/d(args, params) is evaluated at the quadrature nodes of each forward step, so the many
-    parameters never enter the step-size control, and rejected steps cost no gradient of theirs.
+    parameters never enter the step-size control, and rejected steps cost no gradient of theirs. Where there are more
+    save times than steps, the costate does not stop at each: their cotangents are moved to a few of them, about a step
+    apart, as exactly as rtol asks (`homojl.adjoints.anchors`).
 
     Attributes:
         nodes: quadrature nodes per forward step; None: enough for the method's order.
@@ -210,6 +256,56 @@ class GaussAdjoint(AbstractContinuousAdjoint):
     def __post_init__(self) -> None:
         if self.nodes is not None and self.nodes < 1:
             raise ConfigError(f"nodes must be at least 1, got {self.nodes}")
+
+    def _kicks(
+        self, back: Backward, saved: Sequence[Tensor], cotangents: Sequence[Tensor | None], totals: list[Tensor]
+    ) -> tuple[list[int], list[Tensor | None]]:
+        algorithm = self.algorithm or back.solve.algorithm
+        rounds, part = back.result.record.rounds, 1.0
+        smooth = isinstance(back.solve.algorithm, AbstractAdaptive) and not back.solve.jumps
+        if smooth and rounds and isinstance(algorithm, AbstractErrorControlled):
+            times = list(back.result.ts)
+            starts, sizes = [float(r.t) for r in rounds], [float(r.h) for r in rounds]
+            rtol = float(torch.as_tensor(algorithm.rtol).min())
+            while len(places := anchors.choose(times, starts, sizes, part)) <= 0.6 * len(times):
+                moved = self._moved(back, saved, cotangents, places)
+                if moved.rate * moved.gap <= (limit := anchors.farthest(rtol, len(places))):
+                    for total, gains in zip(totals, moved.gains, strict=True):
+                        total.add_(gains)
+                    return places, moved.kicks
+                part *= max(0.2, 0.9 * limit / (moved.rate * moved.gap))
+        return super()._kicks(back, saved, cotangents, totals)
+
+    def _moved(
+        self, back: Backward, saved: Sequence[Tensor], cotangents: Sequence[Tensor | None], places: list[int]
+    ) -> _Moved:
+        """Every cotangent moved to the anchors at `places`."""
+        times = back.result.ts
+        nodes, of = [times[i] for i in places], {place: m for m, place in enumerate(places)}
+        kicks = [cotangents[i] for i in places]
+        slopes: list[Tensor | None] = [None] * len(places)
+        for i, c in enumerate(cotangents):
+            if c is None or i in of:
+                continue
+            near = anchors.around(nodes, times[i])
+            values, derivatives = anchors.hermite([nodes[m] for m in near], times[i])
+            for m, value, derivative in zip(near, values.tolist(), derivatives.tolist(), strict=True):
+                kicks[m], slopes[m] = add(kicks[m], c * value), add(slopes[m], c * derivative)
+        gains = [torch.zeros_like(w) for w in back.wrt]
+        norms = []
+        for m, slope in enumerate(slopes):
+            if slope is None:
+                continue
+            y = saved[places[m]].detach()
+            _, (turned, *grads) = back.f.vjp(time_like(nodes[m], y), y, slope, back.wrt)
+            kicks[m] = add(kicks[m], turned)
+            for total, grad in zip(gains, grads, strict=True):
+                total.add_(grad)
+            norms.append(torch.stack([torch.linalg.vector_norm(x).to(turned.dtype.to_real()) for x in (turned, slope)]))
+        gap = max((abs(a - b) for a, b in itertools.pairwise(nodes)), default=0.0)
+        sizes = torch.stack(norms).tolist() if norms else []
+        rate = max((a / b for a, b in sizes if b > 0), default=0.0)
+        return _Moved(kicks, gains, rate if math.isfinite(rate) else math.inf, gap)
 
     def segment(
         self, back: Backward, t1: float, t0: float, y1: Tensor, costate: Tensor, totals: list[Tensor]
@@ -238,7 +334,10 @@ class GaussAdjoint(AbstractContinuousAdjoint):
         """Nodes from t1 back to t0 and their weights, those of each forward step's part of that interval."""
         low, high = min(t0, t1), max(t0, t1)
         starts = (taken.t for taken in back.result.record.rounds)
-        edges = sorted({t0, t1, *(start for start in starts if low < start < high)}, reverse=t1 > t0)
+        inside = [start for start in starts if low < start < high]
+        if high - low <= back.step_at(t1) * (1 + 1e-6):  # no longer than a step, wherever it lies
+            inside = []
+        edges = sorted({t0, t1, *inside}, reverse=t1 > t0)
         x, w = np.polynomial.legendre.leggauss(self.nodes or (back.solve.algorithm.order + 2) // 2)
         points, weights = [], []
         for a, b in itertools.pairwise(edges):

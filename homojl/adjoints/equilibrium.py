@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from homojl.adjoints.base import of_nothing
@@ -25,6 +26,7 @@ from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylo
 from homojl.algorithms.checks import require
 from homojl.backends.base import AbstractBackend, FixedPoint
 from homojl.backends.pytorch.backend import TorchBackend
+from homojl.backends.pytorch.gmres import host
 from homojl.draws import draw_rows
 from homojl.errors import ConfigError, SolveError
 from homojl.functions import AbstractMap, MapFunction
@@ -265,11 +267,11 @@ class _Equilibrium(AbstractRelation):
             return right.clone()
         self._check_sameness(at)
         stats, throw = self.f.stats, self._adjoint.throw
-        coupled = bool(self.levels) or _coupled(f, at)
         rows = right.reshape(len(right), -1)
         size = torch.linalg.vector_norm(rows, dim=1)
-        if coupled:
-            size = torch.linalg.vector_norm(size).expand(len(size))
+        coupled, one_scale = self._coupled(f, at, size)
+        if one_scale:
+            size = torch.linalg.vector_norm(size).expand(len(size)) if coupled else size.max().expand(len(size))
         finite = torch.isfinite(size)
         size = torch.where(size > 0, size, torch.ones_like(size)).view(-1, *[1] * (right.ndim - 1))
         finite = finite.view_as(size)
@@ -289,16 +291,33 @@ class _Equilibrium(AbstractRelation):
         # What is not finite stays so, which a scaler of the loss looks for.
         return torch.where(finite, result.value * size, torch.full_like(v, torch.nan))
 
+    def _coupled(self, f: AbstractMap, at: Linearisation, size: Tensor) -> tuple[bool, bool]:
+        """Whether samples are known to depend on each other, and whether their cotangents are to have one scale.
+
+        If they depend on each other they must; where it is not known, and the cotangents' norms `size`, (b,), are much
+        alike, they may, and nothing has to be asked before samples part.
+        """
+        if self.levels or not isinstance(f, MapFunction):
+            return True, True
+        if f.mixes or f.separates is not None or len(size) == 1:
+            return f.mixes, f.mixes
+        sizes = host(size)
+        if 0 < sizes.max() < np.inf and sizes.min() > 0.01 * sizes.max():
+            return False, True
+        coupled = _coupled(f, at)
+        return coupled, coupled
+
     def _count(self) -> None:
         self.f.stats.nfe_backward += 1
 
     def _check_sameness(self, at: Linearisation) -> None:
         """Raise a ConfigError where f is far from what the solve saw."""
-        found = self.found[0].residuals.to(at.at.device)
+        dtype = torch.promote_types(at.at.dtype, torch.float32)  # not every device has float64
+        found = self.found[0].residuals.to(dtype).to(at.at.device)
         found = found if self.rows is None else found.index_select(0, self.rows)
         if len(found) != len(at.at):  # elements of a transform, which share one equilibrium
             return
-        z, fz = (x.detach().reshape(len(found), -1).double() for x in (at.at, at.value))
+        z, fz = (x.detach().reshape(len(found), -1).to(dtype) for x in (at.at, at.value))
         norm, left = torch.linalg.vector_norm(fz, dim=1), torch.linalg.vector_norm(fz - z, dim=1)
         rounding = min(10 * self.f.eps**0.5, 0.1)
         algorithm = self._algorithm
@@ -312,10 +331,8 @@ class _Equilibrium(AbstractRelation):
             )
 
 
-def _coupled(f: AbstractMap, at: Linearisation) -> bool:
+def _coupled(f: MapFunction, at: Linearisation) -> bool:
     """Whether samples depend on each other, so that the linear system has one scale."""
-    if len(at.at) == 1:
-        return False
     some = torch.arange(min(2, len(at.at) // 2), device=at.at.device)
     try:
         f.separable((at.at.detach(),), at.value.detach(), some)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from homojl.algorithms.checks import require
 from homojl.algorithms.control import ErrorNorm, Grid, PIController, StepObserver
@@ -97,12 +97,14 @@ class AbstractErrorControlled(AbstractODEAlgorithm):
     norm: ErrorNorm = ErrorNorm()
 
     def __post_init__(self) -> None:
-        for name in ("rtol", "atol"):
-            value = getattr(self, name)
+        # On the host, so that a device is waited for once for each.
+        tolerances: list[Any] = [self.rtol, self.atol]
+        rtol, atol = (x.detach().cpu() if hasattr(x, "detach") else x for x in tolerances)
+        for name, value in (("rtol", rtol), ("atol", atol)):
             ends = (value.min().item(), value.max().item()) if hasattr(value, "min") else (value, value)
             ok = math.isfinite(ends[0] + ends[1]) and ends[0] >= 0
             require(ok, f"{name} must be a finite number >= 0, got {value}")
-        both = self.rtol + self.atol
+        both = rtol + atol
         require((both.min().item() if hasattr(both, "min") else both) > 0, "rtol and atol must not both be zero")
         if not isinstance(self.first_step, StepMemory | None):
             ok = math.isfinite(self.first_step) and self.first_step > 0

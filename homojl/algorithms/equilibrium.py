@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from homojl.algorithms.checks import by_name, require
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,15 +98,22 @@ class Broyden(AbstractFixedPointAlgorithm):
 class NewtonKrylov(AbstractFixedPointAlgorithm):
     """Newton's method, its linear systems solved by GMRES on Jacobian-vector products, with a line search.
 
+    The directions that one linear system was slowest to solve for are where the next one begins.
+
     Attributes:
-        krylov_steps: most products for one linear system.
+        krylov_steps: most products for one linear system, beside six for those directions.
+        preconditioner: (v, z) -> about (I - df/dz)^-1 v, linear in v; v and z are (b, ...), the samples still at work,
+            on their device, and so is what it returns. On the PyTorch backend alone.
     """
 
     krylov_steps: int = 30
+    preconditioner: Callable[[Tensor, Tensor], Tensor] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
         require(self.krylov_steps >= 1, f"krylov_steps must be at least 1, got {self.krylov_steps}")
+        given = self.preconditioner
+        require(given is None or callable(given), f"preconditioner must be a function (v, z), got {given!r}")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -118,5 +118,6 @@ class Callbacks(StepObserver):
     def _call(self, name: str, t: float, y: Tensor, h: float) -> None:
         callback = self.given.get(name)
         if callback is not None:
-            time, size = torch.tensor([t, math.fabs(h)], dtype=torch.float64, device=y.device)
+            dtype = torch.float32 if y.device.type == "mps" else torch.float64  # of which that device has none
+            time, size = torch.tensor([t, math.fabs(h)], dtype=dtype, device=y.device)
             callback(time, self._split(y), size)

@@ -49,10 +49,8 @@ class Linearisation:
     def _pulled_by(self, cotangent: Tensor) -> Tensor:
         if not self.value.requires_grad:
             return torch.zeros_like(self.at)
-        (grad,) = torch.autograd.grad(
-            self.value, self.at, cotangent, retain_graph=True, allow_unused=True, materialize_grads=True
-        )
-        return grad
+        grad = _derivative(self.value, self.at, cotangent)
+        return torch.zeros_like(self.at) if grad is None else grad
 
     def push(self, v: Tensor) -> Tensor:
         """(df/dz) v, of z's shape.
@@ -71,7 +69,8 @@ class Linearisation:
                 pulled, cotangent = self._pulled
                 if not pulled.requires_grad:
                     return torch.zeros_like(self.at)
-                return torch.autograd.grad(pulled, cotangent, v, retain_graph=True)[0]
+                pushed = _derivative(pulled, cotangent, v)
+                return torch.zeros_like(self.at) if pushed is None else pushed
             except RuntimeError as error:
                 self._pulled, reason = None, error
                 if attempt == 0:  # fused attention has no second derivative; its plain form has
@@ -84,10 +83,8 @@ class Linearisation:
             cotangent = torch.zeros_like(self.value, requires_grad=True)
             if not self.value.requires_grad:
                 return torch.zeros_like(self.at), cotangent
-            (pulled,) = torch.autograd.grad(
-                self.value, self.at, cotangent, create_graph=True, allow_unused=True, materialize_grads=True
-            )
-        return pulled, cotangent
+            pulled = _derivative(self.value, self.at, cotangent, again=True)
+        return torch.zeros_like(self.at) if pulled is None else pulled, cotangent
 
     def _by_forward_mode(self, v: Tensor, reason: RuntimeError) -> Tensor:
         with _forward_mode, torch.no_grad():
@@ -118,6 +115,16 @@ class Linearisation:
         if rows is None:
             return basis.new_zeros(len(basis), len(basis), dtype=self.at.dtype.to_real())
         return (torch.view_as_real(rows.resolve_conj()) if rows.is_complex() else rows).reshape(len(basis), -1)
+
+
+def _derivative(output: Tensor, at: Tensor, cotangent: Tensor, *, again: bool = False) -> Tensor | None:
+    """`torch.autograd.grad` of one output by one tensor, its graph kept; None: there is no dependence.
+
+    Without that function's checks, which take longer than the derivative of a small state, and load SymPy.
+    """
+    run = torch.autograd.Variable._execution_engine.run_backward
+    grad: Tensor | None = run((output,), (cotangent,), True, again, (at,), True, accumulate_grad=False)[0]
+    return grad
 
 
 class Flattened(Linearisation):

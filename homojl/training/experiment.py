@@ -80,6 +80,8 @@ def resolve_device(name: str) -> torch.device:
     if device.type == "cuda":
         # A resumed run must repeat the killed one's numbers.
         torch.backends.cudnn.deterministic, torch.backends.cudnn.benchmark = True, False
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # which cuBLAS needs for that
+        torch.use_deterministic_algorithms(True, warn_only=True)
     return device
 
 

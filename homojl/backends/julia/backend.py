@@ -162,6 +162,8 @@ class JuliaBackend(AbstractBackend):
 
     @torch.no_grad()
     def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
+        if isinstance(algorithm, NewtonKrylov) and algorithm.preconditioner is not None:
+            raise ConfigError("NewtonKrylov with a preconditioner needs backend='pytorch'")
         form = _batch_form(z0)
         function = _native(f, form) or Callback(f, form, timed=False)
         method = methods.chosen(methods.spelled_out(algorithm, form.n))

@@ -25,7 +25,7 @@ from homojl.algorithms import (
     Relaxation,
 )
 from homojl.backends.base import FixedPoint
-from homojl.backends.pytorch.gmres import column_of
+from homojl.backends.pytorch.gmres import column_of, host
 from homojl.backends.pytorch.history import AbstractMethod, AndersonMethod, BroydenMethod, PicardMethod
 from homojl.backends.pytorch.homotopy import HomotopyMethod
 from homojl.backends.pytorch.newton import NewtonKrylovMethod, PseudoTransientMethod
@@ -117,11 +117,10 @@ def _each(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) ->
         iteration += 1
         r = fz - z
         # Detached: a norm of zero has no derivative, and second ones would be NaN, though nothing depends on it.
-        norms = [torch.linalg.vector_norm(x.detach(), dim=1) for x in (r, fz)]
-        observed = torch.stack([*norms, *method.observe(r, fz)], dim=1)
-        host = observed.detach().to("cpu", torch.float64)
-        residual, norm = host[:, 0].numpy(), host[:, 1].numpy()
-        samples.note(residual, norm)
+        norms = [torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True) for x in (r, fz)]
+        observed = torch.cat([*norms, *method.observe(r, fz)], dim=1)
+        known = host(observed)
+        residual, norm = known[:, 0], known[:, 1]
         progress.update(iteration, z, residual, norm)
         if progress.active.any() and not progress.active.all():
             samples.separable(z, fz, progress.active)
@@ -129,14 +128,14 @@ def _each(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) ->
             progress.stop(progress.active, Status.MAX_STEPS, iteration)
         if not progress.active.any():
             return progress.result()
-        seen = (observed if observed.requires_grad else host)[:, 2:]
         compaction = progress.compaction() if samples.alone else None
         if compaction is not None:
             samples.keep(compaction)
             method.keep(compaction)
             z, fz, r = (compaction.take(x) for x in (z, fz, r))
-            residual = residual[compaction.order]
-            seen = seen[torch.from_numpy(compaction.order).to(seen.device)]
+            observed = compaction.take(observed) if observed.requires_grad else observed
+            known, residual = known[compaction.order], residual[compaction.order]
+        seen = observed[:, 2:] if observed.requires_grad else known[:, 2:]
         active = progress.active
         advance = method.advance(z, fz, r, seen, residual, active)
         for status, rows in advance.ended.items():
@@ -145,5 +144,5 @@ def _each(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) ->
             return progress.result()
         # Rows that are done rest where the others cannot go on without them.
         ahead = advance.z if samples.alone or active.all() else torch.where(column_of(active, z), advance.z, z)
-        known = advance.fz is not None and (not advance.joined or samples.separable(z, fz, active))
-        z, fz = ahead, advance.fz if known and advance.fz is not None else samples.evaluate(ahead)
+        given = advance.fz if not advance.joined or samples.separable(z, fz, active) else None
+        z, fz = ahead, samples.evaluate(ahead) if given is None else given

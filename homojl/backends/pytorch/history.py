@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import abc
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import ClassVar, Generic, TypeVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
 import numpy as np
 import torch
@@ -20,11 +20,12 @@ from homojl.backends.pytorch.samples import Samples
 from homojl.solution import Status
 
 Tensor = torch.Tensor
+Numbers = Any  # a Tensor where gradients are recorded, else an array on the host
+TINY = 1e-200  # beside squares of lengths, in float64
 Algorithm = TypeVar("Algorithm", bound=AbstractFixedPointAlgorithm)
 
 
-@dataclass(frozen=True, eq=False)
-class Advance:
+class Advance(NamedTuple):
     """What a method makes of an iterate.
 
     Attributes:
@@ -36,7 +37,7 @@ class Advance:
 
     z: Tensor
     fz: Tensor | None = None
-    ended: Mapping[Status, np.ndarray] = field(default_factory=dict)
+    ended: Mapping[Status, np.ndarray] = MappingProxyType({})
     joined: bool = False
 
 
@@ -49,18 +50,18 @@ class AbstractMethod(abc.ABC, Generic[Algorithm]):
         self.algorithm, self.samples = algorithm, samples
 
     def observe(self, r: Tensor, fz: Tensor) -> list[Tensor]:
-        """Numbers (b,) of each row that `advance` wants to see; called once an iteration, before it."""
+        """Numbers (b, any) of each row that `advance` wants to see; called once an iteration, before it."""
         return []
 
     @abc.abstractmethod
     def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Numbers, residual: np.ndarray, active: np.ndarray
     ) -> Advance:
         """The next iterates.
 
         Args:
             z, fz, r: iterates, the map there, and the difference fz - z, each (b, n).
-            seen: what `observe` returned, (b, count), float64 on the host, or as it was where gradients are recorded.
+            seen: what `observe` returned, (b, count): float64 on the host, or where gradients are recorded as it was.
             residual: norm(r), (b,), on the host.
             active: rows that are still at work, (b,), on the host; the others may come to anything.
         """
@@ -83,7 +84,7 @@ class History:
     def __init__(self, memory: int) -> None:
         self.memory, self.count = memory, 0
         self._buffer: Tensor | None = None
-        self._gram: Tensor | None = None
+        self._gram: np.ndarray | None = None
         self._list: list[Tensor] = []
 
     def __len__(self) -> int:
@@ -120,24 +121,24 @@ class History:
         return self._buffer[:, : len(self)]
 
     def products(self, r: Tensor) -> list[Tensor]:
-        """The inner products of every vector with the newest one, then those with r (b, n): 2 len times (b,)."""
+        """The inner products of every vector with the newest one, then those with r (b, n): twice (b, len)."""
         stacked = self.stacked()
         # As a row times a matrix: the other way round is a dozen times slower on a CPU.
-        newest, others = (x[:, None] @ stacked.transpose(1, 2) for x in (stacked[:, self.last], r))
-        return [*newest[:, 0].unbind(1), *others[:, 0].unbind(1)]
+        return [torch.bmm(x[:, None], stacked.mT)[:, 0] for x in (stacked[:, self.last], r)]
 
-    def combine(self, base: Tensor, weights: Tensor) -> Tensor:
+    def combine(self, base: Tensor, weights: Numbers) -> Tensor:
         """base + sum_j weights[:, j] x_j, where weights is (b, len) on any device."""
-        weights = weights.to(base.device, base.dtype, non_blocking=True)
-        return torch.baddbmm(base[:, None], weights[:, None], self.stacked())[:, 0]
+        w = weights if isinstance(weights, Tensor) else torch.from_numpy(weights)
+        w = w.to(base.device, base.dtype, non_blocking=True)
+        return torch.baddbmm(base[:, None], w[:, None], self.stacked())[:, 0]
 
-    def gram(self, newest: Tensor) -> Tensor:
+    def gram(self, newest: Numbers) -> Numbers:
         """All inner products, (b, len, len), where those with the newest vector are (b, len)."""
-        if self._list:
+        if isinstance(newest, Tensor):
             stacked = self.stacked()
             return stacked @ stacked.transpose(1, 2)
         if self._gram is None:
-            self._gram = newest.new_zeros(newest.shape[0], self.memory, self.memory)
+            self._gram = np.zeros((len(newest), self.memory, self.memory))
         count, last = len(self), self.last
         self._gram[:, last, :count] = newest
         self._gram[:, :count, last] = newest
@@ -146,7 +147,7 @@ class History:
     def keep(self, compaction: Compaction) -> None:
         self._list = [compaction.take(x) for x in self._list]
         if self._gram is not None:
-            self._gram = self._gram[torch.from_numpy(compaction.order)]
+            self._gram = self._gram[compaction.order]
         if self._buffer is not None:
             self._buffer = compaction.shrink(self._buffer)
 
@@ -155,7 +156,7 @@ class PicardMethod(AbstractMethod[Picard]):
     """z <- f(z) - damping (f(z) - z)."""
 
     def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Numbers, residual: np.ndarray, active: np.ndarray
     ) -> Advance:
         damping = self.algorithm.damping
         return Advance(fz if damping == 0.0 else torch.sub(fz, r, alpha=damping))
@@ -194,20 +195,26 @@ class AndersonMethod(AbstractMethod[Anderson]):
         return fz if mixing == 1.0 else torch.sub(fz, r, alpha=1.0 - mixing)
 
     def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Numbers, residual: np.ndarray, active: np.ndarray
     ) -> Advance:
         image = self._image(fz, r)
         self._r_before, self._image_before = r, image
         if seen.shape[1] == 0:
             return Advance(image)
         count = len(self._differences)
-        row, right = seen.reshape(-1, 2, count).unbind(1)
-        gram = self._differences.gram(row)
+        gram, right = self._differences.gram(seen[:, :count]), seen[:, count:]
         floor = max(self.algorithm.regularization, 10 * torch.finfo(r.dtype).eps)
-        scale = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(seen.dtype).tiny).rsqrt()
-        scaled = scale[:, :, None] * gram * scale[:, None, :]
-        scaled = scaled + floor * torch.eye(count, dtype=seen.dtype, device=seen.device)
-        gamma = scale * torch.linalg.solve_ex(scaled, (scale * right)[:, :, None])[0][:, :, 0]
+        # On the host, or where it is recorded; below TINY no derivative: a row that rests has differences of length 0.
+        if isinstance(seen, np.ndarray):
+            scale = np.maximum(np.einsum("bii->bi", gram), TINY) ** -0.5
+            scaled = scale[:, :, None] * gram * scale[:, None, :]
+            np.einsum("bii->bi", scaled)[:] += floor
+            gamma = scale * np.linalg.solve(scaled, (scale * right)[:, :, None])[:, :, 0]
+        else:
+            scale = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(seen.dtype).tiny).rsqrt()
+            scaled = scale[:, :, None] * gram * scale[:, None, :]
+            scaled = scaled + floor * torch.eye(count, dtype=seen.dtype, device=seen.device)
+            gamma = scale * torch.linalg.solve_ex(scaled, (scale * right)[:, :, None])[0][:, :, 0]
         return Advance(self._images.combine(image, -gamma))
 
     def keep(self, compaction: Compaction) -> None:
@@ -238,22 +245,23 @@ class BroydenMethod(AbstractMethod[Broyden]):
         return self._steps.products(r) if len(self._steps) else []
 
     def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Numbers, residual: np.ndarray, active: np.ndarray
     ) -> Advance:
         if len(self._steps) == 0:
             return self._step(z, r)
         count = len(self._steps)
-        row, right = seen.reshape(-1, 2, count).unbind(1)
-        gram = self._steps.gram(row)
+        gram, right = self._steps.gram(seen[:, :count]), seen[:, count:]
         if count == self._steps.memory:
             self._steps.clear()
             self._start[:] = 0
             return self._step(z, r)
-        counts = torch.from_numpy(np.arange(count) >= self._start[:, None]).to(row.device)
+        if isinstance(seen, np.ndarray):
+            gram, right = torch.from_numpy(gram), torch.from_numpy(right)
+        counts = torch.from_numpy(np.arange(count) >= self._start[:, None]).to(right.device)
         below = torch.tril(gram[:, :, 1:], -1) * counts[:, :, None]
         diagonal = gram.diagonal(dim1=1, dim2=2)
         # A step of length zero has c = 0, by any divisor but zero; a tiny one would have no finite derivatives.
-        diagonal = torch.where(diagonal > torch.finfo(row.dtype).tiny, diagonal, torch.ones_like(diagonal))
+        diagonal = torch.where(diagonal > torch.finfo(right.dtype).tiny, diagonal, torch.ones_like(diagonal))
         system = torch.diag_embed(diagonal) - torch.nn.functional.pad(below, (0, 1))
         c = torch.linalg.solve_triangular(system, (right * counts)[:, :, None], upper=False)[:, :, 0]
         denominator = 1.0 - c[:, -1]

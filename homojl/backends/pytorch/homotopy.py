@@ -8,6 +8,7 @@ one unit of lambda weighs as much as a change of z by 1 in every element.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import torch
@@ -53,9 +54,7 @@ class HomotopyMethod(AbstractMethod[Homotopy]):
         self._started = False
         self._lam, self._h = np.zeros(count), np.full(count, FIRST_STEP)
 
-    def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
-    ) -> Advance:
+    def advance(self, z: Tensor, fz: Tensor, r: Tensor, seen: Any, residual: np.ndarray, active: np.ndarray) -> Advance:
         if not self._started:
             self._started = True
             self._z0, self._r0, self._size0 = z, -r, residual

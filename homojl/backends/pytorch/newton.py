@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import numpy as np
 import torch
 
 from homojl.algorithms import NewtonKrylov, PseudoTransient
-from homojl.backends.pytorch.gmres import column_of, gmres, host
+from homojl.backends.pytorch.gmres import Deflation, column_of, gmres, host
 from homojl.backends.pytorch.history import AbstractMethod, Advance
+from homojl.backends.pytorch.rows import Compaction
 from homojl.backends.pytorch.samples import Samples
 from homojl.solution import Status
 
 Tensor = torch.Tensor
+Algorithm = TypeVar("Algorithm", bound=NewtonKrylov | PseudoTransient)
 
 HALVINGS = 12  # of a Newton step before a row gives up
 SHORTEST = 1e-8  # pseudo-time step before a row gives up
@@ -21,7 +26,22 @@ def _norms(x: Tensor) -> np.ndarray:
     return host(torch.linalg.vector_norm(x, dim=1))
 
 
-class NewtonKrylovMethod(AbstractMethod[NewtonKrylov]):
+class _AbstractNewton(AbstractMethod[Algorithm]):
+    """A method whose linear systems, much alike from one to the next, go to GMRES."""
+
+    def __init__(self, algorithm: Algorithm, samples: Samples) -> None:
+        super().__init__(algorithm, samples)
+        self._deflation = Deflation()
+
+    def _solved(self, product: Callable[[Tensor], Tensor], right: Tensor, relative: np.ndarray) -> Tensor:
+        return gmres(product, right, relative, self.algorithm.krylov_steps, deflation=self._deflation)[0]
+
+    def keep(self, compaction: Compaction) -> None:
+        super().keep(compaction)
+        self._deflation.keep(compaction)
+
+
+class NewtonKrylovMethod(_AbstractNewton[NewtonKrylov]):
     """(I - J) step = f(z) - z by GMRES, as exactly as the last step's progress deserves; halved until norm(r) falls.
 
     References: Eisenstat, Walker (1996), SIAM J. Sci. Comput. 17(1), choice 2; Armijo's rule for the line search.
@@ -34,9 +54,7 @@ class NewtonKrylovMethod(AbstractMethod[NewtonKrylov]):
         self._before: np.ndarray | None = None
         self._forcing = np.full(len(samples.index), 0.3)
 
-    def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
-    ) -> Advance:
+    def advance(self, z: Tensor, fz: Tensor, r: Tensor, seen: Any, residual: np.ndarray, active: np.ndarray) -> Advance:
         if self._before is not None:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 wanted = 0.9 * np.nan_to_num(residual / self._before, nan=1.0) ** 2
@@ -45,9 +63,24 @@ class NewtonKrylovMethod(AbstractMethod[NewtonKrylov]):
             wanted = np.where(kept > 0.1, np.maximum(wanted, kept), wanted)
             self._forcing = np.clip(wanted, 1e-6, 0.5)
         self._before = residual
-        relative = np.where(active, self._forcing, np.inf)
-        step, _ = gmres(lambda v: v - self.samples.push(z, v), r, relative, self.algorithm.krylov_steps)
-        return self._search(z, fz, residual, step, active)
+        with np.errstate(divide="ignore", invalid="ignore"):  # nor better than what ends the solve
+            forcing = np.fmax(self._forcing, np.minimum(0.5 * self.samples.allowed / residual, 0.5))
+        relative = np.where(active, forcing, np.inf)
+        return self._search(z, fz, residual, self._step(z, r, relative), active)
+
+    def _step(self, z: Tensor, r: Tensor, relative: np.ndarray) -> Tensor:
+        def product(v: Tensor) -> Tensor:
+            return v - self.samples.push(z, v)
+
+        if (preconditioner := self.algorithm.preconditioner) is None:
+            return self._solved(product, r, relative)
+        layout = self.samples.layout
+        at = layout.unflatten(z)
+
+        def nearly(v: Tensor) -> Tensor:
+            return layout.flatten(preconditioner(layout.unflatten(v), at))
+
+        return nearly(self._solved(lambda v: product(nearly(v)), r, relative))
 
     def _search(self, z: Tensor, fz: Tensor, residual: np.ndarray, step: Tensor, active: np.ndarray) -> Advance:
         """Along the step, each row by itself; rows that are done, or find nothing, stay where they are."""
@@ -73,7 +106,7 @@ class NewtonKrylovMethod(AbstractMethod[NewtonKrylov]):
         return Advance(torch.where(keep, z, trial), torch.where(keep, fz, value), ended, joined=True)
 
 
-class PseudoTransientMethod(AbstractMethod[PseudoTransient]):
+class PseudoTransientMethod(_AbstractNewton[PseudoTransient]):
     """((1 + 1/h) I - J) step = f(z) - z by GMRES; h grows as the residual falls (switched evolution relaxation).
 
     A step to where the map is not finite is taken back, and h becomes a tenth.
@@ -88,9 +121,7 @@ class PseudoTransientMethod(AbstractMethod[PseudoTransient]):
         self._h = np.full(len(samples.index), algorithm.first_step)
         self._before: np.ndarray | None = None
 
-    def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
-    ) -> Advance:
+    def advance(self, z: Tensor, fz: Tensor, r: Tensor, seen: Any, residual: np.ndarray, active: np.ndarray) -> Advance:
         if self._before is not None:
             with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
                 self._h = np.clip(self._h * np.nan_to_num(self._before / residual, nan=1.0), SHORTEST, 1e12)
@@ -103,7 +134,7 @@ class PseudoTransientMethod(AbstractMethod[PseudoTransient]):
             def apply(v: Tensor, shift: Tensor = shift) -> Tensor:
                 return shift * v - self.samples.push(z, v)
 
-            step, _ = gmres(apply, r, relative, self.algorithm.krylov_steps)
+            step = self._solved(apply, r, relative)
             trial = z + step
             value = self.samples.evaluate(trial)
             bad = active & ~np.isfinite(_norms(value - trial))

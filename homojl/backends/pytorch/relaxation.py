@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,9 +36,7 @@ class RelaxationMethod(AbstractMethod[Relaxation]):
         assert Bosh3.tableau.b_error is not None
         self._error_weights = Bosh3.tableau.b_error
 
-    def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Tensor, residual: np.ndarray, active: np.ndarray
-    ) -> Advance:
+    def advance(self, z: Tensor, fz: Tensor, r: Tensor, seen: Any, residual: np.ndarray, active: np.ndarray) -> Advance:
         tableau = Bosh3.tableau
         h = column_of(self._h, z)
         ks = [r]

@@ -30,14 +30,17 @@ class RowLayout:
         self._order = (0, *order)
         self._shape = tuple(like.shape[d] for d in order)
         self._inverse = tuple(self._order.index(d) for d in range(like.ndim))
+        self._ordered = self._order == self._inverse == tuple(range(like.ndim))
 
     def flatten(self, batch: Tensor) -> Tensor:
         """(b, ...) as (b, n)."""
-        return batch.permute(self._order).reshape(batch.shape[0], -1)
+        batch = batch if self._ordered else batch.permute(self._order)
+        return batch if batch.ndim == 2 else batch.reshape(batch.shape[0], -1)
 
     def unflatten(self, flat: Tensor) -> Tensor:
         """(b, n) as (b, ...), a view."""
-        return flat.reshape(flat.shape[0], *self._shape).permute(self._inverse)
+        batch = flat if len(self._shape) == 1 else flat.reshape(flat.shape[0], *self._shape)
+        return batch if self._ordered else batch.permute(self._inverse)
 
     def restore(self, flat: Tensor) -> Tensor:
         """The whole batch, in the strides it came with where they were dense."""

@@ -32,6 +32,7 @@ class Samples:
         nfe, n_jvp: evaluations and Jacobian-vector products so far.
         index: the position in the batch of each row, (b,), int64 on the host.
         alone: whether rows are known not to need each other.
+        allowed: what each row's residual may come to, (b,), as found last.
     """
 
     def __init__(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> None:
@@ -43,7 +44,8 @@ class Samples:
         self.index = np.arange(len(z0))
         self.nfe = self.n_jvp = 0
         self.alone = False
-        self._far, self._largest = np.full(len(z0), math.nan), np.zeros(len(z0))
+        self._far = self.allowed = np.zeros(len(z0))
+        self._largest: np.ndarray | None = None  # residual so far; before the first, None
         self._eps = torch.finfo(z0.dtype).eps
 
     def evaluate(self, z: Tensor) -> Tensor:
@@ -83,31 +85,28 @@ class Samples:
         self.alone = self._f.separable((self.layout.unflatten(z),), self.layout.unflatten(fz), staying)
         return self.alone
 
-    def note(self, residual: np.ndarray, norm: np.ndarray) -> None:
-        """Residuals and norms of f(z), (b,), that have been found; the first are those at z0."""
-        with np.errstate(invalid="ignore"):
-            self._far = np.where(np.isnan(self._far), FAR * (residual + norm), self._far)
-            self._largest = np.fmax(self._largest, residual)
-
-    def tolerance(self, norm: np.ndarray) -> np.ndarray:
-        """What norm(f(z) - z) may come to where norm(f(z)) is `norm`, both (b,).
+    def score(self, residual: np.ndarray, norm: np.ndarray) -> np.ndarray:
+        """norm(f(z) - z) = `residual` as a multiple of what it may come to where norm(f(z)) is `norm`, all (b,).
 
         Far from where it began, f(z) may be large only because nothing holds it: growth makes any residual small
-        beside it. There the largest residual so far is what others are compared with.
+        beside it. There the largest residual so far is what others are compared with, and none is smaller than what
+        rounding leaves. The first call is with those at z0.
         """
-        with np.errstate(invalid="ignore"):
-            size = np.where(norm > self._far, np.minimum(norm, self._largest), norm)
-        return np.asarray(self._algorithm.atol + self._algorithm.rtol * size)
-
-    def score(self, residual: np.ndarray, norm: np.ndarray) -> np.ndarray:
-        """norm(f(z) - z) as a multiple of what it may come to, (b,); far off no less than rounding leaves of it."""
-        with np.errstate(divide="ignore", invalid="ignore"):
-            residual = np.where(norm > self._far, np.maximum(residual, self._eps * norm), residual)
-            return np.where(residual == 0, 0.0, residual / self.tolerance(norm))
+        if self._largest is None:
+            self._far, self._largest = FAR * (residual + norm), residual
+        self._largest = np.fmax(self._largest, residual)
+        far, size, left = norm > self._far, norm, residual
+        if far.any():
+            size = np.where(far, np.minimum(norm, self._largest), norm)
+            left = np.where(far, np.maximum(residual, self._eps * norm), residual)
+        self.allowed = self._algorithm.atol + self._algorithm.rtol * size
+        score = left / self.allowed
+        return score if self._algorithm.atol > 0 else np.where(left == 0, 0.0, score)
 
     def keep(self, compaction: Compaction) -> None:
         order = compaction.order
-        self.index, self._far, self._largest = self.index[order], self._far[order], self._largest[order]
+        for name in ("index", "_far", "_largest", "allowed"):
+            setattr(self, name, getattr(self, name)[order])
         self._rows = torch.from_numpy(self.index).to(self._device, non_blocking=True)
         self._point = None
 
@@ -134,7 +133,7 @@ class Progress:
         count = len(samples.index)
         self.active = np.ones(count, dtype=bool)
         self._score = np.full(count, math.inf)  # residual over what is tolerated, at the best iterate
-        self._ratio = np.full(count, math.nan)  # residual over norm(f(z)), there
+        self._at_best = np.full(count, math.nan), np.full(count, math.nan)  # residual and norm(f(z)) there
         self._mark = np.full(count, math.inf)  # the score that has to be undercut to count as progress
         self._largest = np.zeros(count)  # norm(f(z)) that has to be exceeded to count as progress
         self._marked_at = np.zeros(count, dtype=int)
@@ -145,23 +144,38 @@ class Progress:
 
     def update(self, iteration: int, z: Tensor, residual: np.ndarray, norm: np.ndarray) -> None:
         """Take note of the iterates z (b, n), where norm(f(z) - z) and norm(f(z)), both (b,), have been found."""
-        finite, score = np.isfinite(residual) & np.isfinite(norm), self._samples.score(residual, norm)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratio = np.where(residual == 0, 0.0, residual / norm)
-        better = self.active & finite & (score < self._score)
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            finite, score = np.isfinite(residual + norm), self._samples.score(residual, norm)
+        sound = bool(finite.all())
+        better = (score < self._score) & self.active
+        better = better if sound else better & finite
+        fell = better & (score < 0.999 * self._mark)
         if iteration == 0 or better.all():
-            self._best = z
+            self._best, self._score, self._at_best = z, score, (residual, norm)
         elif better.any():
             self._best = torch.where(column_of(better, z), z, self._best)
-        self._score[better], self._ratio[better] = score[better], ratio[better]
-        fell = better & (score < 0.999 * self._mark)
-        grew = self.active & finite & (norm > 1.001 * self._largest)
-        self._mark[fell], self._largest[grew] = score[fell], norm[grew]
-        self._marked_at[fell | grew] = iteration
+            self._score = np.where(better, score, self._score)
+            self._at_best = np.where(better, residual, self._at_best[0]), np.where(better, norm, self._at_best[1])
+        grew = norm > 1.001 * self._largest
+        grew = (grew & self.active & finite) if grew.any() else grew
+        self._marked(iteration, fell, grew, score, norm)
 
-        self.stop(self._score <= 1.0, Status.SUCCESS, iteration)
-        self.stop(~finite, Status.DIVERGED, iteration)
-        self.stop(iteration - self._marked_at >= self._patience, Status.STALLED, iteration)
+        if (done := self._score <= 1.0).any():
+            self.stop(done, Status.SUCCESS, iteration)
+        if not sound:
+            self.stop(~finite, Status.DIVERGED, iteration)
+        if iteration >= self._patience:
+            self.stop(iteration - self._marked_at >= self._patience, Status.STALLED, iteration)
+
+    def _marked(self, iteration: int, fell: np.ndarray, grew: np.ndarray, score: np.ndarray, norm: np.ndarray) -> None:
+        """Note which rows have made progress."""
+        if fell.all():
+            self._mark, moved = score, fell
+        else:
+            self._mark, moved = np.where(fell, score, self._mark), fell | grew
+        if grew.any():
+            self._largest = np.where(grew, norm, self._largest)
+        self._marked_at = np.where(moved, iteration, self._marked_at)
 
     def stop(self, which: np.ndarray, status: Status, iteration: int) -> None:
         """Those of the rows `which` (bool) that are still at work end here, at their best iterates."""
@@ -171,7 +185,10 @@ class Progress:
         rows = torch.from_numpy(np.flatnonzero(which)).to(self._best.device, non_blocking=True)
         index = self._samples.index[which]
         self._pieces.append((index, self._best if which.all() else self._best.index_select(0, rows)))
-        self._residuals[index], self._iterations[index] = self._ratio[which], iteration
+        residual, norm = (x[which] for x in self._at_best)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            self._residuals[index] = np.where(residual == 0, 0.0, residual / norm)
+        self._iterations[index] = iteration
         self._statuses[index] = status
         self.active = self.active & ~which
 
@@ -180,8 +197,10 @@ class Progress:
         if self.active.sum() > (1 - COMPACT_AT) * len(self.active):
             return None
         compaction = Compaction(self.active, self._best.device)
-        for name in ("active", "_score", "_ratio", "_mark", "_largest", "_marked_at"):
+        for name in ("active", "_score", "_mark", "_largest", "_marked_at"):
             setattr(self, name, getattr(self, name)[compaction.order])
+        residual, norm = self._at_best
+        self._at_best = residual[compaction.order], norm[compaction.order]
         self._best = compaction.take(self._best)
         return compaction
 

@@ -168,10 +168,9 @@ class StageEquations:
             return ((v - a @ self._form.all_flat(pushed)) / self._scale).view(-1)
 
         scaled = (residual / self._scale).view(-1)
-        mean = torch.linalg.vector_norm(scaled).item() / math.sqrt(m * n)
         # As exactly as the last iteration needs it, within what pays.
-        rtol = min(0.1, max(1e-4, 0.3 * ACCURACY / mean)) if mean > 0 else 0.1
-        return _restarted(product, scaled, rtol)[0].view(m, n) * self._scale
+        enough = 0.3 * ACCURACY * math.sqrt(m * n)
+        return _restarted(product, scaled, 1e-4, enough)[0].view(m, n) * self._scale
 
     def _linearisations(self, times: list[float], states: Sequence[Tensor]) -> list[Linearisation]:
         return [self._f.linearised(time_like(t, self._y), x) for t, x in zip(times, states, strict=True)]
@@ -295,13 +294,27 @@ def _matrix(a: Tensor, jacobians: Tensor) -> Tensor:
     return torch.eye(m * n, dtype=a.dtype, device=a.device) - blocks.transpose(1, 2).reshape(m * n, m * n)
 
 
-def _restarted(product: Callable[[Tensor], Tensor], rhs: Tensor, rtol: float) -> tuple[Tensor, float]:
-    """GMRES for one system, started again from where it is; the solution, and its relative residual."""
-    guess, left = None, math.inf
+def _restarted(
+    product: Callable[[Tensor], Tensor], rhs: Tensor, rtol: float, enough: float = 0.0
+) -> tuple[Tensor, float]:
+    """GMRES for one system, started again from where it is; the solution, and its relative residual.
+
+    Args:
+        rtol: what the residual may come to, relative to rhs.
+        enough: its norm where that is more, but a tenth of rhs's at most.
+    """
+    guess, left, products = None, math.inf, [0]
+    relative, most = np.array([rtol]), min(KRYLOV_STEPS, len(rhs))
+
+    def counted(v: Tensor) -> Tensor:
+        products[0] += 1
+        return product(v[0])[None]
+
     for _ in range(RESTARTS):
-        x, lefts = gmres(lambda v: product(v[0])[None], rhs[None], np.array([rtol]), KRYLOV_STEPS, guess=guess)
+        products[0] = 0 if guess is None else -1
+        x, lefts = gmres(counted, rhs[None], relative, KRYLOV_STEPS, guess=guess, absolute=enough)
         guess, left = x, float(lefts[0])
-        if left <= rtol or not math.isfinite(left):
+        if left <= rtol or not math.isfinite(left) or products[0] < most:
             break
     assert guess is not None
     return guess[0], left
