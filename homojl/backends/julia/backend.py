@@ -17,6 +17,7 @@ from homojl.algorithms import (
     AbstractPathAlgorithm,
     Anderson,
     ErrorNorm,
+    NewtonKrylov,
     Picard,
     SciML,
 )
