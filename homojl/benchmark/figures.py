@@ -50,6 +50,8 @@ def draw_bench(report: Report, folder: str | Path, formats: Sequence[str] = ("pn
     draw = {}
     for experiment, (stem, title, drawer) in drawers.items():
         found = [m for m in report.measurements if m.experiment == experiment and not m.message]
+        if drawer is _bars:  # one bar alone says no more than the table
+            found = [m for m in found if sum(other.group == m.group for other in found) > 1]
         if found:
             draw[stem] = functools.partial(_drawn, title + (" (--quick)" if report.quick else ""), drawer, found)
     return write_figures(draw, folder, formats)

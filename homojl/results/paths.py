@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from homojl.results.plots import PALETTE, new_figure, style, write_figures
+from homojl.results.plots import PALETTE, bend, new_figure, style, write_figures
 from homojl.solution import PathSolution
 
 if TYPE_CHECKING:
@@ -74,7 +74,8 @@ def draw_correspondence(
 ) -> list[Path]:
     """Draw trajectories read as zero paths, `correspondence.png` and so on.
 
-    Lambda(s), v(s), and the residual of H = 0; where that is zero by construction, how far f(z(s)) is from the output.
+    Lambda(s), or where that is chosen (lambda = s / S) how far the path is from the straight line between its ends;
+    v(s); and the residual of H = 0, or where that is zero by construction how far f(z(s)) is from the output.
 
     Args:
         read: what `homojl.correspondence.recover` found.
@@ -100,17 +101,21 @@ def _correspondence_figure(read: Correspondence, names: Sequence[str], title: st
         figure.set_size_inches(14, 4.6)
         table, speed, missed = figure.subplots(1, 3)
         s, given = read.s.numpy(), bool((read.residuals.nan_to_num() > 1e-9).any())
+        chosen = not given and bool(((read.lambdas - (read.s / read.s[-1])[:, None]).abs() < 1e-9).all())
         for i, name in enumerate(names):
             look = {"color": PALETTE[i % len(PALETTE)], "linestyle": _DASHES[i // len(PALETTE) % len(_DASHES)]}
-            table.plot(s, read.lambdas[:, i].numpy(), **look, linewidth=_width(i, len(names)))
-            speed.plot(s, read.velocities[:, i].numpy(), label=name, **look)
+            if chosen:
+                table.plot(s, bend(read.states[:, i].flatten(1).numpy()), **look)
+            else:
+                table.plot(s, read.lambdas[:, i].numpy(), **look, linewidth=_width(i, len(names)))
+            speed.plot(s, read.velocities[:, i].numpy(), label=name, **look, linewidth=_width(i, len(names)))
             if given:
                 missed.plot(s[1:], read.residuals[1:, i].numpy(), **look)
             else:
                 off = (read.targets[:, i] - read.states[-1, i]).flatten(1).norm(dim=1)
                 missed.plot(s, (off / (read.states[-1, i] - read.states[0, i]).norm()).numpy(), **look)
-        table.set_title("how far the problem is deformed")
-        table.set_ylabel("λ(s)")
+        table.set_title("how far the path bends" if chosen else "how far the problem is deformed")
+        table.set_ylabel("distance from the straight line / ‖z(1) − z0‖" if chosen else "λ(s)")
         speed.set_title("how fast the path is followed")
         speed.set_ylabel("v(s)")
         missed.set_title("what of the way no λ explains" if given else "the equilibrium map on the way")

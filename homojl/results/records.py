@@ -6,6 +6,7 @@ The loop writes these names, HDF5 and the report describe them, plots label axes
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -107,6 +108,12 @@ def metrics_row(values: Any) -> dict[str, float]:
     if not (row["epoch"] >= 0 and row["step"] >= 0 and row["images_per_second"] > 0):
         raise ValueError("epoch, step and images_per_second must be positive")
     return row
+
+
+def best_line(metrics: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
+    """The line of the highest validation accuracy, of equals the last, as training chooses its checkpoint; or None."""
+    measured = [row for row in metrics if math.isfinite(row.get("val_accuracy", math.nan))]
+    return max(measured, key=lambda row: (row["val_accuracy"], row["epoch"]), default=None)
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ import numpy as np
 from homojl.files import replace_file
 from homojl.results.hdf5 import config_text, run_names
 from homojl.results.plots import FIGURES, confusion_counts, most_confused
-from homojl.results.records import METRICS, Evaluation, RunRecord
+from homojl.results.records import METRICS, Evaluation, RunRecord, best_line
 from homojl.results.schema import escape_markdown
 from homojl.results.wording import duration, flat, number, percent, plain, wilson
 
@@ -137,10 +137,12 @@ def _validation(record: RunRecord) -> str:
     """The highest and the last validation accuracy."""
     if not _validated(record):
         return "no validation split" if record.metrics else "no epoch completed yet"
-    measured = [row for row in record.metrics if math.isfinite(row.get("val_accuracy", math.nan))]
-    best, last = max(measured, key=lambda row: row["val_accuracy"]), measured[-1]
+    best, last = best_line(record.metrics), record.metrics[-1]
+    assert best is not None, "some line is validated"
     text = f"{percent(best['val_accuracy'])} after epoch {best['epoch']:.4g}, the highest"
-    return text if best is last else f"{text}; {percent(last['val_accuracy'])} after the last, {last['epoch']:.4g}"
+    if best is last or not math.isfinite(last.get("val_accuracy", math.nan)):
+        return text
+    return f"{text}; {percent(last['val_accuracy'])} after the last, {last['epoch']:.4g}"
 
 
 def _last_epoch(record: RunRecord) -> str:

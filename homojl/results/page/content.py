@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from homojl.results.hdf5 import run_names
 from homojl.results.page.charts import Line, bar, line_chart
-from homojl.results.records import METRICS, Evaluation, RunRecord
+from homojl.results.records import METRICS, Evaluation, RunRecord, best_line
 from homojl.results.wording import duration, flat, number, percent, wilson
 
 SPLITS = {"test": "test set", "val": "validation split", "train": "training images"}
@@ -73,10 +73,9 @@ def _test_accuracy(answers: Evaluation | None) -> Fact:
 
 def _validation_accuracy(metrics: list[dict[str, Any]]) -> Fact:
     label = "Validation accuracy"
-    measured = [row for row in metrics if math.isfinite(row.get("val_accuracy", math.nan))]
-    if not measured:
+    best = best_line(metrics)
+    if best is None:
         return Fact(label, "not measured", "no validation split" if metrics else "no epoch completed yet", math.nan)
-    best = max(measured, key=lambda row: row["val_accuracy"])
     detail = f"the highest, after epoch {best['epoch']:.4g} of {metrics[-1]['epoch']:.4g}"
     return Fact(label, percent(best["val_accuracy"]), detail, best["val_accuracy"])
 
