@@ -98,7 +98,7 @@ _EXPORTS = {
     **dict.fromkeys(["load_dataset", "dataset_names"], "homojl.data"),
     **dict.fromkeys(["ImageDataset"], "homojl.data.datasets"),
     **dict.fromkeys(["allow"], "homojl.own"),
-    **dict.fromkeys(["load_run"], "homojl.training"),
+    **dict.fromkeys(["Callback", "load_run", "train"], "homojl.training"),
     **dict.fromkeys(
         [
             "HomoJLError",
@@ -232,4 +232,6 @@ if TYPE_CHECKING:  # the same names for type checkers and editors, each re-expor
     from homojl.solution import Stats as Stats
     from homojl.solution import Status as Status
     from homojl.solving import solve as solve
+    from homojl.training import Callback as Callback
     from homojl.training import load_run as load_run
+    from homojl.training import train as train

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from homojl.errors import ConfigError
 from homojl.models.settings import MODELS, model_settings
 from homojl.names import did_you_mean
+from homojl.own import is_given
 
 if TYPE_CHECKING:
     from homojl.models.base import AbstractImplicitModel, count_parameters
@@ -68,9 +69,15 @@ def create_model(
     for key in options:
         if key not in known:
             raise ConfigError(f"model {name!r} has no option {key!r}; {did_you_mean(key, known)}")
+    if is_given(name):
+        raise ConfigError(
+            f"the model {name} was given in Python, and comes back only there: hj.load_run(RUN, model=...)"
+        )
     cls: Callable[..., AbstractImplicitModel] = settings.model()
     if settings.own:
-        cls = functools.partial(cls, name)
+        from homojl.models.own import OwnModel
+
+        cls = functools.partial(OwnModel.of, name)
         options = {key: value for key, value in options.items() if key not in ("algorithm", "adjoint", "backend")}
     return cls(input_shape=input_shape, n_classes=n_classes, **options)
 

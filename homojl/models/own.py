@@ -8,6 +8,7 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from homojl import own
 from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
@@ -50,39 +51,57 @@ class OwnModel(AbstractImplicitModel):
     """Image -> network(image) = logits; the layers in the network solve as they were made to.
 
     Args:
-        name: of the class or function, see `homojl.own`. It is called with `input_shape` and `n_classes`, where it
-            takes them, and with the settings of [model].
-        input_shape: channels, height and width of one image.
-        n_classes: number of classes.
+        network: with parameters to train.
+        name: of what made it.
+        classifies: whether its outputs are to be logits.
 
     Raises:
-        ConfigError: if it makes no module.
+        ConfigError: it has no parameters.
     """
 
     default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = NoLayer()
     default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
 
-    def __init__(self, name: str, *, input_shape: tuple[int, int, int], n_classes: int, **options: Any) -> None:
+    def __init__(self, network: nn.Module, name: str, *, classifies: bool = True) -> None:
         super().__init__()
+        if not list(network.parameters()):
+            raise ConfigError(f"{name} has no parameters to train")
+        self.network, self.name, self.classifies = network, name, classifies
+        layers = self.layers()
+        self.algorithm: Any = layers[0].algorithm if layers else self.default_algorithm
+        self.adjoint: Any = layers[0].adjoint if layers else self.default_adjoint
+        self.remembered = None
+
+    @staticmethod
+    def of(name: str, *, input_shape: tuple[int, int, int], n_classes: int, **options: Any) -> OwnModel:
+        """The model that a class or function makes.
+
+        Args:
+            name: of the class or function, see `homojl.own`. It is called with `input_shape` and `n_classes`, where it
+                takes them, and with the settings of [model].
+            input_shape: channels, height and width of one image.
+            n_classes: number of classes.
+
+        Raises:
+            ConfigError: it makes no module.
+        """
         make = own.load(name)
         given = {"input_shape": input_shape, "n_classes": n_classes}
         parameters = inspect.signature(make).parameters
         network = make(**{k: v for k, v in given.items() if k in parameters}, **options)
         if not isinstance(network, nn.Module):
             raise ConfigError(f"{name} must make a torch.nn.Module, got {type(network).__name__}")
-        if not list(network.parameters()):
-            raise ConfigError(f"{name} has no parameters to train")
-        self.network, self.name = network, name
-        layers = [m for m in network.modules() if isinstance(m, AbstractLayer)]
-        self.algorithm: Any = layers[0].algorithm if layers else self.default_algorithm
-        self.adjoint: Any = layers[0].adjoint if layers else self.default_adjoint
-        self.remembered = None
+        return OwnModel(network, name)
 
-    def forward(self, image: Tensor, *, return_solution: bool = False) -> Any:
+    def layers(self) -> list[AbstractLayer]:
+        """The layers of `homojl.nn` in the network."""
+        return [m for m in self.network.modules() if isinstance(m, AbstractLayer)]
+
+    def forward(self, image: Any, *, return_solution: bool = False) -> Any:
         logits = self.network(image)
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(image):
+        if self.classifies and (not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != _rows(image)):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ConfigError(f"{self.name} must return logits of shape ({len(image)}, classes), got {got}")
+            raise ConfigError(f"{self.name} must return logits of shape ({_rows(image)}, classes), got {got}")
         answer = self._answer()
         if self.throw and not answer.status.ok:
             raise SolveError(answer.message)
@@ -100,9 +119,8 @@ class OwnModel(AbstractImplicitModel):
         return of_layers(self.network)
 
     def project_(self) -> None:
-        for layer in self.network.modules():
-            if isinstance(layer, AbstractLayer):
-                layer.project_()
+        for layer in self.layers():
+            layer.project_()
 
     def _none(self) -> NoReturn:
         raise ConfigError(f"{self.name} is a network of your own, which states no problem of its own; its layers do")
@@ -115,6 +133,11 @@ class OwnModel(AbstractImplicitModel):
 
     def decode(self, z: Tensor) -> Tensor:
         self._none()
+
+
+def _rows(inputs: Any) -> int:
+    """Samples in a batch of inputs."""
+    return next((len(x) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim), 0)
 
 
 def options_of(name: str) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from homojl.algorithms import (
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 from homojl.nn.choices import ACTIVATIONS, CONSTRAINTS, INITIAL_POINTS, groups_of
-from homojl.own import is_own
+from homojl.own import MODELS as OF_PACKAGES
+from homojl.own import is_given, is_own, load, registered
 
 if TYPE_CHECKING:
     from homojl.models.base import AbstractImplicitModel
@@ -252,13 +253,28 @@ PRESET_PARAMETERS = {
 """Trained parameters of the models at the sizes of the presets, as `count_parameters` counts them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class GivenSettings(AbstractModelSettings):
+    """Of a network that a run was given in Python."""
+
+    summary = "a network that was given in Python."
+    implementation = ("homojl.models.own", "OwnModel")
+    algorithm: ClassVar[AbstractFixedPointAlgorithm] = Anderson()
+    adjoint = "implicit"
+    own = True
+
+
 def model_settings(name: str) -> type[AbstractModelSettings]:
     """The settings of a model's name.
 
     Raises:
         ConfigError: for an unknown name.
     """
+    if is_given(name):
+        return GivenSettings
     if is_own(name):
+        return _own_settings(name)
+    if name not in MODELS and name in registered(OF_PACKAGES):
         return _own_settings(name)
     if name not in MODELS:
         raise ConfigError(
@@ -269,13 +285,20 @@ def model_settings(name: str) -> type[AbstractModelSettings]:
 
 @functools.cache
 def _own_settings(name: str) -> type[AbstractModelSettings]:
-    """Of a network of a user's own, whose layers have the methods that they were made with."""
+    """Of a network of a user's own or of a package, whose layers have the methods that they were made with.
+
+    A package may also bring settings, which name a model that is solved as homojl's are.
+    """
+    found = load(name)
+    if isinstance(found, type) and issubclass(found, AbstractModelSettings):
+        return found
+
     from homojl.models.own import OwnModel, options_of
 
     options = options_of(name)
 
     class OwnSettings(AbstractModelSettings):
-        summary = f"{name}: a network of your own."
+        summary = f"{name}: a network of its own."
         implementation = ("homojl.models.own", "OwnModel")
         algorithm = OwnModel.default_algorithm
         adjoint = "implicit"

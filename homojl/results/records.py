@@ -49,6 +49,10 @@ METRICS: dict[str, Metric] = {
     "train_accuracy": Metric("train", "1", "fraction of the epoch's training images classified correctly"),
     "val_loss": Metric("train", "nat", "mean cross-entropy on the validation split after the epoch"),
     "val_accuracy": Metric("train", "1", "fraction of the validation split classified correctly after the epoch"),
+    "train_metric": Metric(
+        "train", "1", "mean of the run's own metric over the epoch's training samples, in training mode", optional=True
+    ),
+    "val_metric": Metric("train", "1", "mean of the run's own metric on the validation split", optional=True),
     "initial_point_loss": Metric(
         "train", "1", "mean over the epoch's updates of E |z* - z0|^2, squared over channels; 0 if none"
     ),
@@ -110,10 +114,24 @@ def metrics_row(values: Any) -> dict[str, float]:
     return row
 
 
-def best_line(metrics: Sequence[Mapping[str, float]]) -> Mapping[str, float] | None:
-    """The line of the highest validation accuracy, of equals the last, as training chooses its checkpoint; or None."""
-    measured = [row for row in metrics if math.isfinite(row.get("val_accuracy", math.nan))]
-    return max(measured, key=lambda row: (row["val_accuracy"], row["epoch"]), default=None)
+SELECTORS: dict[str, tuple[str, int]] = {
+    "highest accuracy": ("val_accuracy", 1),
+    "lowest loss": ("val_loss", -1),
+    "highest metric": ("val_metric", 1),
+    "lowest metric": ("val_metric", -1),
+}
+"""What may choose the best epoch: the metric, and its sign where larger is to be better."""
+
+
+def best_line(metrics: Sequence[Mapping[str, float]], select: str = "highest accuracy") -> Mapping[str, float] | None:
+    """The best line on the validation split, of equals the last, as training chooses its checkpoint; or None.
+
+    Args:
+        select: of `SELECTORS`.
+    """
+    name, sign = SELECTORS[select]
+    measured = [row for row in metrics if math.isfinite(row.get(name, math.nan))]
+    return max(measured, key=lambda row: (sign * row[name], row["epoch"]), default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -188,6 +206,7 @@ class RunRecord:
         evaluation: answers on the test set; None before the run has been evaluated.
         initial_point: the shared start, (C,), float32; None for a model without one.
         trajectories: on request.
+        test: loss, metric and checkpoint on test data without classes; None: not measured.
     """
 
     config: dict[str, Any]
@@ -198,5 +217,6 @@ class RunRecord:
     evaluation: Evaluation | None = None
     initial_point: np.ndarray | None = None
     trajectories: Trajectories | None = None
+    test: dict[str, Any] | None = None
     images: np.ndarray | None = field(default=None)
     """Test images to show in the report's figures, (n, H, W) or (n, H, W, 3), uint8, beside `trajectories.index`."""

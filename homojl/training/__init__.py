@@ -6,13 +6,37 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from homojl.training.callbacks import Callback
     from homojl.training.config import ExperimentConfig
-    from homojl.training.loop import train
+    from homojl.training.loggers import Trackio, WandB
+    from homojl.training.loop import train_run
     from homojl.training.run import Run, load_run
+    from homojl.training.start import train
+    from homojl.training.tensorboard import TensorBoard
 
-__all__ = ["ExperimentConfig", "Run", "load_run", "train"]
+__all__ = [
+    "Callback",
+    "ExperimentConfig",
+    "Run",
+    "TensorBoard",
+    "Trackio",
+    "WandB",
+    "load_run",
+    "train",
+    "train_run",
+]
 
-_MODULES = {"ExperimentConfig": "config", "Run": "run", "load_run": "run", "train": "loop"}
+_MODULES = {
+    "Callback": "callbacks",
+    "ExperimentConfig": "config",
+    "Run": "run",
+    "TensorBoard": "tensorboard",
+    "Trackio": "loggers",
+    "WandB": "loggers",
+    "load_run": "run",
+    "train": "start",
+    "train_run": "loop",
+}
 
 
 if not TYPE_CHECKING:

@@ -25,14 +25,18 @@ from homojl.choices import BACKENDS, BATCHES, FIXED_POINT_ADJOINTS, ODE_ADJOINTS
 from homojl.errors import ConfigError
 from homojl.models import model_settings
 from homojl.names import did_you_mean
-from homojl.own import is_own, whole
+from homojl.own import is_given, is_own, whole
 from homojl.parsing import parse_toml, read_text
+from homojl.results.records import SELECTORS
 
 if TYPE_CHECKING:
     from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
 
 MAX_WHOLE = 2**31 - 1
 """The largest whole number of a setting: it fits wherever it is used, and a seed twice into PyTorch's."""
+
+LOSSES = ("cross_entropy", "mse", "l1")
+"""Losses that have a name."""
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
@@ -283,6 +287,30 @@ class TrainConfig:
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: a GPU where there is one")
     threads: int | None = setting(None, "CPU threads of PyTorch; absent: its own choice", low=1, high=1024)
     checkpoint_seconds: float = setting(60.0, "most seconds of work that a kill can cost", low=0)
+    loss: str = setting("cross_entropy", "what is minimised: cross_entropy, mse, l1, or file.py:function, your own")
+    metric: str = setting("accuracy", "measured beside the loss: accuracy, none, mse, l1, or file.py:function")
+    select: str = setting(
+        "highest accuracy", "which epoch on the validation split is the best", choices=tuple(SELECTORS)
+    )
+    patience: int | None = setting(
+        None, "validations without a better one after which training ends; absent: the budget alone ends it", low=1
+    )
+    start: str | None = setting(None, "run whose best weights training started from; absent: drawn")
+
+    def __post_init__(self) -> None:
+        for key, known in (("loss", LOSSES), ("metric", (*LOSSES, "accuracy", "none"))):
+            name = getattr(self, key)
+            if is_own(name):
+                object.__setattr__(self, key, whole(name))
+            elif name not in known and not is_given(name):
+                raise ConfigError(
+                    f"unknown train.{key} {name!r}; {did_you_mean(name, known)}, or path/to/file.py:function, your own"
+                )
+        wanted = SELECTORS[self.select][0]
+        if (wanted == "val_accuracy" and self.metric != "accuracy") or (
+            wanted == "val_metric" and self.metric in ("accuracy", "none")
+        ):
+            raise ConfigError(f"train.select is {self.select!r}, but train.metric is {self.metric!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -467,6 +495,24 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
             known = merged.get(section, {})
             merged[section] = _replaced(known, content) if section == "solver" else known | content
     return merged
+
+
+def assembled(*layers: dict[str, Any], preset: str | None = None, alone: bool = False) -> ExperimentConfig:
+    """The configuration of layers of settings, later ones winning, over a preset.
+
+    Args:
+        preset: its name; None: `<model>-<dataset>`, where there is one.
+        alone: whether there is no preset unless it is named.
+
+    Raises:
+        ConfigError: as `ExperimentConfig.from_dict`, or for an unknown preset.
+    """
+    wanted = merge(*layers)
+    if preset is None and not alone:
+        names = (wanted.get("model", {}).get("name", "homoode"), wanted.get("data", {}).get("dataset", "digits"))
+        automatic = "-".join(map(str, names))
+        preset = automatic if automatic in preset_names() else None
+    return ExperimentConfig.from_dict(wanted if preset is None else merge(read_preset(preset), *layers))
 
 
 def parse_assignment(text: str) -> dict[str, Any]:

@@ -206,7 +206,7 @@ def test_a_class_without_images(record: RunRecord):
     assert np.ma.getmaskarray(shares)[3].all() or np.isnan(np.asarray(shares)[3]).all()
 
 
-def test_paths_start_at_zero_and_keep_their_distances(record: RunRecord):
+def test_paths_keep_their_bends_and_distances(record: RunRecord):
     """Paths in a plane are drawn as they are, up to a rotation."""
     rng = np.random.default_rng(0)
     plane = np.linalg.qr(rng.normal(size=(12, 2)))[0].T
@@ -215,7 +215,7 @@ def test_paths_start_at_zero_and_keep_their_distances(record: RunRecord):
     paths = Trajectories(s=np.linspace(0, 1, 9), z=z, index=np.arange(3), labels=np.array([4, 4, 1]))
     moved, projected = plots.trajectories(dataclasses.replace(record, trajectories=paths, images=None)).axes
     for sample, line in zip(flat, moved.lines, strict=True):
-        np.testing.assert_allclose(line.get_ydata(), np.linalg.norm(sample - sample[0], axis=1), rtol=1e-5)
+        np.testing.assert_allclose(line.get_ydata(), plots.bend(sample.astype(float)), atol=1e-5)
     curves = [line.get_xydata() for line in projected.lines if len(line.get_xdata()) == 9]
     drawn, given = np.concatenate(curves), flat.reshape(-1, 2)
     np.testing.assert_allclose(

@@ -10,7 +10,7 @@ import torch
 from homojl.errors import ConfigError
 from homojl.models import MODELS, create_model, model_class
 from homojl.training.config import ExperimentConfig, with_solver
-from homojl.training.loop import train
+from homojl.training.loop import train_run
 from homojl.training.outcome import evaluate_run, publish
 from homojl.training.run import Run
 
@@ -45,7 +45,7 @@ def test_every_model_is_here():
 @pytest.mark.parametrize("name", MODELS)
 def test_trains_and_its_loss_falls(name, tmp_path):
     run = Run.create(tmp_path / "run", small(name))
-    assert train(run)
+    assert train_run(run)
     first, last = run.metrics
     assert last["train_loss"] < 0.98 * first["train_loss"]
     assert last["failed_solves"] <= 2  # of nine: nothing bounds the slope of a DEQ's layer
@@ -64,10 +64,10 @@ def test_trains_and_its_loss_falls(name, tmp_path):
 def test_a_stopped_run_goes_on_as_if_nothing_had_happened(name, tmp_path):
     config = small(name, epochs=2, batch_size=256)
     whole = Run.create(tmp_path / "whole", config)
-    train(whole)
+    train_run(whole)
     broken, steps = Run.create(tmp_path / "broken", config), iter(range(100))
-    assert not train(broken, should_stop=lambda: next(steps) == 5)  # within the second epoch
-    assert train(broken)
+    assert not train_run(broken, should_stop=lambda: next(steps) == 5)  # within the second epoch
+    assert train_run(broken)
     wanted = ("train_loss", "val_loss", "nfe_forward", "nfe_backward")
     for one, other in zip(whole.metrics, broken.metrics, strict=True):
         assert {key: one[key] for key in wanted} == {key: other[key] for key in wanted}
@@ -122,7 +122,7 @@ def test_one_width_stands_for_a_list_of_one():
 def test_the_projection_follows_every_step(tmp_path):
     config = ExperimentConfig.from_dict({**small("pcdeq").to_dict(), "optim": {"lr": 1.0}})
     run = Run.create(tmp_path / "run", config)
-    train(run, should_stop=lambda: True)
+    train_run(run, should_stop=lambda: True)
     model = create_model("pcdeq", input_shape=(1, 8, 8), n_classes=10, form="multi", channels=(6, 6, 6))
     assert math.isfinite(sum(float(p.detach().sum()) for p in model.parameters()))
     from homojl.training.checkpoint import read_checkpoint

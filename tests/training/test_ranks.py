@@ -21,7 +21,7 @@ from homojl.draws import draw_rows
 from homojl.errors import ConfigError
 from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, merge
-from homojl.training.loop import train
+from homojl.training.loop import train_run
 from homojl.training.ranks import Ranks
 from homojl.training.run import Run, load_run
 from tests import warm
@@ -74,7 +74,7 @@ def alone(images, tmp_path_factory) -> Run:
     """The run of one process that others are held against."""
 
     def make(folder: Path) -> None:
-        assert train(Run.create(folder / "run", configured(images)))
+        assert train_run(Run.create(folder / "run", configured(images)))
 
     return Run.open(made_once(tmp_path_factory, "alone", make) / "run")
 
@@ -168,7 +168,7 @@ def test_every_kind_of_model_and_gradient(images, tmp_path):
         config = ExperimentConfig.from_dict(merge(base, own, short, changes))
         for place in ("one", "two"):
             Run.create(tmp_path / place / name, config)
-        assert train(load_run(tmp_path / "one" / name))
+        assert train_run(load_run(tmp_path / "one" / name))
     process = torchrun(WORKER, *(tmp_path / "two" / name for name in KINDS), **COLD)
     _, err = finish(process)
     assert process.returncode == 0, err
@@ -206,7 +206,7 @@ def test_a_killed_process_ends_the_others_and_any_number_goes_on(images, alone, 
 
     run = load_run(folder)
     assert 30 <= len(run.metrics) < 100
-    assert train(run)
+    assert train_run(run)
     assert_same_numbers(run, alone)
 
 
@@ -216,7 +216,7 @@ def test_what_one_process_began_two_end_and_only_the_first_writes(images, alone,
         place.mkdir()
     run = Run.create(here / "run", configured(images))
     steps = itertools.count(1)
-    assert not train(run, should_stop=lambda: next(steps) == 60)
+    assert not train_run(run, should_stop=lambda: next(steps) == 60)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]

@@ -10,7 +10,7 @@ import pytest
 
 from homojl.errors import ConfigError
 from homojl.results.tuning import SCHEMA, Trial, Tuning, draw_tuning, read_tuning, write_tuning
-from homojl.training import Run, train
+from homojl.training import Run, train_run
 from homojl.training.config import ExperimentConfig, merge
 from homojl.training.outcome import split_of
 from homojl.training.tune import tune
@@ -32,7 +32,7 @@ def trial(algorithm: str, accuracy: float, evaluations: float, **others) -> Tria
 
 def trained(config: ExperimentConfig, folder: Path) -> Run:
     run = Run.create(folder / "run", config)
-    assert train(run)
+    assert train_run(run)
     return run
 
 
