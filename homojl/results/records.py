@@ -45,9 +45,15 @@ METRICS: dict[str, Metric] = {
     "epoch": Metric("train", "1", "epochs completed; a time budget has fractions"),
     "step": Metric("train", "1", "optimiser steps completed"),
     "lr": Metric("train", "1", "learning rate of the epoch's last step"),
-    "train_loss": Metric("train", "nat", "mean cross-entropy over the epoch's training images, in training mode"),
+    "train_loss": Metric(
+        "train",
+        "nat",
+        "mean loss over the epoch's training images, in training mode: cross-entropy, or what train.loss names",
+    ),
     "train_accuracy": Metric("train", "1", "fraction of the epoch's training images classified correctly"),
-    "val_loss": Metric("train", "nat", "mean cross-entropy on the validation split after the epoch"),
+    "val_loss": Metric(
+        "train", "nat", "mean loss on the validation split after the epoch: cross-entropy, or what train.loss names"
+    ),
     "val_accuracy": Metric("train", "1", "fraction of the validation split classified correctly after the epoch"),
     "train_metric": Metric(
         "train", "1", "mean of the run's own metric over the epoch's training samples, in training mode", optional=True

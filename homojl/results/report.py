@@ -14,7 +14,7 @@ import numpy as np
 from homojl.files import replace_file
 from homojl.results.hdf5 import config_text, run_names
 from homojl.results.plots import FIGURES, confusion_counts, most_confused
-from homojl.results.records import METRICS, Evaluation, RunRecord, best_line
+from homojl.results.records import METRICS, SELECTORS, Evaluation, RunRecord, best_line
 from homojl.results.schema import escape_markdown
 from homojl.results.wording import duration, flat, number, percent, plain, wilson
 
@@ -78,7 +78,11 @@ def write_report(path: str | Path, record: RunRecord, figures: Sequence[str | Pa
 def _summary(record: RunRecord) -> list[tuple[str, str]]:
     """The lines of the first table."""
     answers, rows = record.evaluation, []
-    if answers is None:
+    if record.test is not None:
+        for name in ("loss", "metric"):
+            if math.isfinite(record.test[name]):
+                rows.append((f"Test {name}", f"**{number(record.test[name])}** ({record.test['checkpoint']})"))
+    elif answers is None:
         rows.append(("Test accuracy", "not evaluated yet: `homojl evaluate RUN`"))
     else:
         n, right = len(answers.labels), int(np.sum(answers.labels == answers.predictions))
@@ -91,7 +95,7 @@ def _summary(record: RunRecord) -> list[tuple[str, str]]:
             ),
             (f"{answers.split.capitalize()} loss", f"{number(answers.loss)} nat"),
         ]
-    rows.append(("Validation accuracy", _validation(record)))
+    rows.append((f"Validation {_selected(record)[0].removeprefix('val_')}", _validation(record)))
     parameters = f"{record.parameters:,}"
     if record.initial_point is not None:
         parameters += f", and {len(record.initial_point):,} numbers of the shared initial point"
@@ -100,7 +104,7 @@ def _summary(record: RunRecord) -> list[tuple[str, str]]:
         choice = ""
         if answers.checkpoint.startswith("best"):
             choice = (
-                ", the highest accuracy on the validation split"
+                f", the {_selected(record)[1]} {_selected(record)[0].removeprefix('val_')} on the validation split"
                 if _validated(record)
                 else ", the last one; there is no validation split"
             )
@@ -129,20 +133,31 @@ def _summary(record: RunRecord) -> list[tuple[str, str]]:
     return rows
 
 
+def _selected(record: RunRecord) -> tuple[str, str]:
+    """What chose the best epoch: the metric's name, and "highest" or "lowest"."""
+    select = record.config.get("train", {}).get("select", "highest accuracy")
+    return SELECTORS[select][0], select.partition(" ")[0]
+
+
 def _validated(record: RunRecord) -> bool:
-    return any(math.isfinite(row.get("val_accuracy", math.nan)) for row in record.metrics)
+    return any(math.isfinite(row.get(_selected(record)[0], math.nan)) for row in record.metrics)
 
 
 def _validation(record: RunRecord) -> str:
-    """The highest and the last validation accuracy."""
+    """The best and the last validation, by what chose the best epoch."""
     if not _validated(record):
         return "no validation split" if record.metrics else "no epoch completed yet"
-    best, last = best_line(record.metrics), record.metrics[-1]
+    name, which = _selected(record)
+    show = percent if name == "val_accuracy" else number
+    best, last = (
+        best_line(record.metrics, record.config.get("train", {}).get("select", "highest accuracy")),
+        record.metrics[-1],
+    )
     assert best is not None, "some line is validated"
-    text = f"{percent(best['val_accuracy'])} after epoch {best['epoch']:.4g}, the highest"
-    if best is last or not math.isfinite(last.get("val_accuracy", math.nan)):
+    text = f"{show(best[name])} after epoch {best['epoch']:.4g}, the {which}"
+    if best is last or not math.isfinite(last.get(name, math.nan)):
         return text
-    return f"{text}; {percent(last['val_accuracy'])} after the last, {last['epoch']:.4g}"
+    return f"{text}; {show(last[name])} after the last, {last['epoch']:.4g}"
 
 
 def _last_epoch(record: RunRecord) -> str:
