@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import click
 
 
-@click.group("julia")
-def command() -> None:
+@click.group("julia", invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
     """Install Julia and its packages, or say what is there.
 
     \b
@@ -17,6 +18,8 @@ def command() -> None:
       homojl julia install
       homojl julia status
     """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @command.command("install")
