@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import homojl
-from homojl_cli.options import backend_option
+from homojl_cli.options import backend_option, complete_dataset, complete_model
 
 SECONDS = 60.0  # of training for each run where no budget is given
 
@@ -18,8 +18,14 @@ EXPERIMENTS = ", ".join(sorted(file.stem for file in _FILES))
 
 
 @click.command("compare")
-@click.option("--dataset", help="Dataset by name, or the path of an .npz file or a folder. [default: digits]")
-@click.option("--models", help="Models, with commas. [default: the experiment's, or all]")
+@click.option(
+    "--dataset",
+    shell_complete=complete_dataset,
+    help="Dataset by name, or the path of an .npz file or a folder. [default: digits]",
+)
+@click.option(
+    "--models", shell_complete=complete_model, help="Models, with commas. [default: the experiment's, or all]"
+)
 @click.option("--experiment", help=f"What to vary: {EXPERIMENTS}, or a .toml file. [default: the model]")
 @click.option("--seeds", default="0", show_default=True, help="Seeds, with commas; each has its own split.")
 @click.option("--epochs", type=int, help="Budget of each run: passes over the training images.")

@@ -10,7 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from homojl_cli.options import backend_option
+from homojl_cli.options import (
+    backend_option,
+    complete_dataset,
+    complete_model,
+    complete_preset,
+    complete_setting,
+)
 
 if TYPE_CHECKING:
     from homojl.training.config import ExperimentConfig
@@ -19,11 +25,30 @@ if TYPE_CHECKING:
 
 
 @click.command("train")
-@click.option("--model", help="Model by name, or path/to/file.py:Class, your own. [default: homoode]")
-@click.option("--dataset", help="Name, path of an .npz file or a folder, or file.py:function. [default: digits]")
-@click.option("--preset", help="Settings that come with homojl. [default: <model>-<dataset> where there is one]")
+@click.option(
+    "--model",
+    shell_complete=complete_model,
+    help="Model by name, or path/to/file.py:Class, your own. [default: homoode]",
+)
+@click.option(
+    "--dataset",
+    shell_complete=complete_dataset,
+    help="Name, path of an .npz file or a folder, or file.py:function. [default: digits]",
+)
+@click.option(
+    "--preset",
+    shell_complete=complete_preset,
+    help="Settings that come with homojl. [default: <model>-<dataset> where there is one]",
+)
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with settings.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. optim.lr=3e-4.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    shell_complete=complete_setting,
+    metavar="KEY=VALUE",
+    help="One setting, e.g. optim.lr=3e-4.",
+)
 @click.option("--epochs", type=int, help="Passes over the training images.")
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--init", type=click.Choice(["learned", "zero"]), help="Shared initial point: learned, or kept at zero.")

@@ -23,7 +23,7 @@ from homojl.algorithms import (
 )
 from homojl.choices import BACKENDS, BATCHES, FIXED_POINT_ADJOINTS, ODE_ADJOINTS, TRAINING_PRECISIONS
 from homojl.errors import ConfigError
-from homojl.models import model_settings
+from homojl.models import MODELS, model_settings
 from homojl.names import did_you_mean
 from homojl.own import is_given, is_own, whole
 from homojl.parsing import parse_toml, read_text
@@ -497,6 +497,14 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
     return merged
 
 
+def setting_names() -> list[str]:
+    """All settings, as section.key; under [model] those of any of homojl's models."""
+    hints = typing.get_type_hints(ExperimentConfig)
+    names = [f"{f.name}.{g.name}" for f in fields(ExperimentConfig) for g in fields(hints[f.name])]
+    options = {f"model.{key}" for settings in MODELS.values() for key in settings.defaults()}
+    return [name for name in names if name != "model.options"] + sorted(options)
+
+
 def assembled(*layers: dict[str, Any], preset: str | None = None, alone: bool = False) -> ExperimentConfig:
     """The configuration of layers of settings, later ones winning, over a preset.
 
@@ -523,6 +531,10 @@ def parse_assignment(text: str) -> dict[str, Any]:
     """
     key, equals, value = text.partition("=")
     section, dot, name = key.strip().partition(".")
+    if equals and section and not dot:
+        whole = [full for full in setting_names() if full.partition(".")[2] == section]
+        near = f"did you mean {' or '.join(whole)}?" if whole else did_you_mean(section, setting_names())
+        raise ConfigError(f"--set takes section.key=value, got {text!r}; {near}")
     if not (equals and dot and section and name):
         raise ConfigError(f"--set takes section.key=value, got {text!r}")
     try:
