@@ -70,6 +70,7 @@ class OwnModel(AbstractImplicitModel):
         layers = self.layers()
         self.algorithm: Any = layers[0].algorithm if layers else self.default_algorithm
         self.adjoint: Any = layers[0].adjoint if layers else self.default_adjoint
+        self._own_algorithms = [layer.algorithm for layer in layers]
         self.remembered = None
 
     @staticmethod
@@ -92,6 +93,10 @@ class OwnModel(AbstractImplicitModel):
         if not isinstance(network, nn.Module):
             raise ConfigError(f"{name} must make a torch.nn.Module, got {type(network).__name__}")
         return OwnModel(network, name)
+
+    def own_algorithms(self) -> list[Any]:
+        """What the layers were made with, whatever they solve with now."""
+        return self._own_algorithms
 
     def layers(self) -> list[AbstractLayer]:
         """The layers of `homojl.nn` in the network."""

@@ -551,19 +551,17 @@ def with_solver(config: ExperimentConfig, **changes: Any) -> ExperimentConfig:
     return replace(config, solver=_section(SolverConfig, "solver", values))
 
 
-def check_algorithms(config: ExperimentConfig, names: Iterable[str], where: Path | str) -> None:
-    """Refuse methods that are not for the kind of problem that the configured model states.
+def check_algorithms(names: Iterable[str], ode: bool, where: Path | str) -> None:
+    """Refuse methods that are not for a kind of problem.
 
     Args:
         names: of methods, in small letters.
+        ode: whether they are to be for an ODE, else for a fixed point.
         where: the run, for the message.
 
     Raises:
-        ConfigError: for the first of them.
+        ConfigError: for the first that is not.
     """
-    if model_settings(config.model.name).own:
-        raise ConfigError(f"{where} is a network of your own: its layers have the methods that they were made with")
-    ode = model_settings(config.model.name).states_ode()
     known = tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)
     for name in names:
         if name not in known:

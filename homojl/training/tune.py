@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
@@ -12,12 +13,14 @@ from homojl.algorithms import (
     FIXED_POINT_ALGORITHMS,
     ODE_ALGORITHMS,
     AbstractFixedStep,
+    AbstractODEAlgorithm,
     AbstractSplitting,
 )
 from homojl.errors import BackendUnavailable, ConfigError
 from homojl.models import AbstractImplicitModel
+from homojl.models.own import OwnModel
 from homojl.results.tuning import Trial, Tuning
-from homojl.training.config import check_algorithms, with_solver
+from homojl.training.config import ExperimentConfig, SolverConfig, check_algorithms, with_solver
 from homojl.training.evaluation import prepare
 from homojl.training.experiment import ModelForm, resolve_device, solve_as
 from homojl.training.outcome import matching_data, split_of
@@ -26,7 +29,15 @@ from homojl.training.run import Run
 Tensor = torch.Tensor
 Answers = tuple[Tensor, float, float, int]  # logits (N, K), evaluations per pass, seconds per image, failed solves
 
-ODE_METHODS = ("adaptiveheun", "fehlberg2", "bosh3", "dopri5", "tsit5", "dopri8")  # of order 2 to 8
+ODE_METHODS = (
+    "midpoint",
+    "rk4",
+    "adaptiveheun",
+    "bosh3",
+    "dopri5",
+    "tsit5",
+    "dopri8",
+)  # equal steps first; order 2 to 8
 FIXED_POINT_METHODS = ("picard", "anderson", "broyden", "newtonkrylov", "relaxation")
 SPLITTINGS = ("forwardbackward", "peacemanrachford")
 TOLERANCES = (1e-1, 1e-2, 1e-3, 1e-4)
@@ -50,7 +61,7 @@ def tune(
 
     Args:
         within: how much less accuracy than the reference's is accepted, as a fraction.
-        algorithms: names of the methods; None: adaptive ones of order 2 to 8, or those for equilibria.
+        algorithms: names of the methods; None: with equal steps and adaptive ones, or those for equilibria.
         tolerances: relative ones, for an ODE also absolute; a method with equal steps takes `STEP_SIZES` instead.
         batch_size: images per forward pass; None: the run's own.
         limit: how many of the first validation images to answer; None: all.
@@ -58,16 +69,17 @@ def tune(
         say: receives each trial as it ends, the reference first.
 
     Raises:
-        ConfigError: for an unknown method, one for the other kind of problem, or a run without a validation split.
+        ConfigError: for an unknown method, one for the other kind of problem, a run without a validation split, or a
+            network of one's own whose layers are not all of one kind.
     """
     if not 0 <= within < 1:
         raise ConfigError(f"within must lie in [0, 1), a fraction of the images, got {within}")
     model, form, _ = run.load_model("best")
-    ode = model.states_ode()
-    names = _methods(model) if algorithms is None else tuple(algorithms)
+    ode = _states_ode(model)
     known = ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS
+    names = _methods(model, ode) if algorithms is None else tuple(algorithms)
     config = run.config
-    check_algorithms(config, names, run.path)
+    check_algorithms(names, ode, run.path)
     model.to(resolve_device(config.train.device))
     model.throw = False
     size = batch_size or config.train.eval_batch_size
@@ -77,9 +89,8 @@ def tune(
 
     def attempt(settings: Mapping[str, object]) -> Trial:
         nonlocal expected
-        solver = with_solver(config, **settings, **where).solver
-        solve_as(model, solver)
-        blank = Trial(settings, model.algorithm.name)
+        algorithm = _solve_so(model, config, settings, where)
+        blank = Trial(settings, algorithm)
         try:
             logits, evaluations, seconds, failed = _answers(model, form, images, size)
         except (ConfigError, BackendUnavailable) as error:
@@ -101,7 +112,7 @@ def tune(
         return trial
 
     tight = {"rtol": 1e-6, "atol": 1e-6, "algorithm": "dopri8"} if ode else {"rtol": 1e-5, "max_steps": 1000}
-    solve_as(model, with_solver(config, **tight, **where).solver)
+    _solve_so(model, config, tight, where)
     _answers(model, form, images[:size], size)  # what only a first pass does is in no time
     reference = attempt(tight)
     configured = attempt({})
@@ -109,8 +120,40 @@ def tune(
     return Tuning(reference, configured, tuple(trials), within, len(images), size)
 
 
-def _methods(model: AbstractImplicitModel) -> tuple[str, ...]:
-    if model.states_ode():
+def _states_ode(model: AbstractImplicitModel) -> bool:
+    """Whether the model, or every layer of a network of one's own, solves an ODE; else fixed points.
+
+    Raises:
+        ConfigError: a network without layers, or with layers of both kinds.
+    """
+    if not isinstance(model, OwnModel):
+        return model.states_ode()
+    kinds = {isinstance(layer.algorithm, AbstractODEAlgorithm) for layer in model.layers()}
+    if len(kinds) != 1:
+        what = "no layer that solves anything" if not kinds else "layers of both kinds"
+        raise ConfigError(f"{model.name} has {what}: there is no one method to choose")
+    return kinds.pop()
+
+
+def _solve_so(
+    model: AbstractImplicitModel, config: ExperimentConfig, settings: Mapping[str, Any], where: Mapping[str, Any]
+) -> str:
+    """Have the model, or every layer of a network of one's own, solve with these settings; the method's name."""
+    if not isinstance(model, OwnModel):
+        solve_as(model, with_solver(config, **settings, **where).solver)
+        return model.algorithm.name
+    own = model.own_algorithms()
+    for layer, usual in zip(model.layers(), own, strict=True):
+        if "algorithm" in settings:
+            layer.algorithm = SolverConfig(**settings).build_algorithm()
+        else:
+            layer.algorithm = replace(usual, **settings)
+        layer.backend = where.get("backend", layer.backend)
+    return model.layers()[0].algorithm.name
+
+
+def _methods(model: AbstractImplicitModel, ode: bool) -> tuple[str, ...]:
+    if ode:
         return ODE_METHODS
     split = isinstance(model.default_algorithm, AbstractSplitting)
     return FIXED_POINT_METHODS + (SPLITTINGS if split else ())
