@@ -254,14 +254,15 @@ def _settings_of(start: Path) -> dict[str, Any]:
 
 
 def _headline(run: Run, ranks: Ranks) -> str:
-    from homojl.own import is_own, short
+    from homojl.models.settings import model_settings
+    from homojl.own import short
 
     config = run.config
     title = f"{short(config.model.name)} on {short(config.data.dataset)}"
     budget = f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
     if config.train.seconds is not None:
         budget = f"{config.train.seconds:g} s of training"
-    if is_own(config.model.name):
+    if model_settings(config.model.name).own:
         return f"{title}: {budget} -> {run.path}"
     algorithm = config.solver.build_algorithm()
     tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""

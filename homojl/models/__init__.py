@@ -13,6 +13,7 @@ from homojl.own import is_given
 
 if TYPE_CHECKING:
     from homojl.models.base import AbstractImplicitModel, count_parameters
+    from homojl.models.cnn import CNN
     from homojl.models.deq import DEQ
     from homojl.models.homoode import HomoODE
     from homojl.models.mondeq import MonDEQ
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANODE",
+    "CNN",
     "DEQ",
     "MODELS",
     "AbstractImplicitModel",
@@ -77,7 +79,8 @@ def create_model(
     if settings.own:
         from homojl.models.own import OwnModel
 
-        cls = functools.partial(OwnModel.of, name)
+        if name not in MODELS:
+            cls = functools.partial(OwnModel.of, name)
         options = {key: value for key, value in options.items() if key not in ("algorithm", "adjoint", "backend")}
     return cls(input_shape=input_shape, n_classes=n_classes, **options)
 

@@ -15,6 +15,7 @@ from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError, SolveError
 from homojl.models.base import AbstractImplicitModel
+from homojl.models.settings import NoLayer
 from homojl.nn.layer import AbstractLayer, reports
 from homojl.nn.layer import regularization as of_layers
 from homojl.problems import FixedPointProblem, ODEProblem
@@ -23,11 +24,6 @@ from homojl.solution import Samples, Stats, Status, TotalStats
 Tensor = torch.Tensor
 GIVEN = ("input_shape", "n_classes")
 RESERVED = ("name", "options", "algorithm", "adjoint", "backend")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoLayer(AbstractFixedPointAlgorithm):
-    """Stands for the algorithm of a network without a layer."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -46,7 +46,7 @@ class AbstractModelSettings:
         algorithm: how the model's problem is solved unless the configuration says otherwise; it also says which kind
             of problem the model states.
         adjoint: the name of how it is differentiated.
-        own: whether it is a network of a user's own, whose layers know how they are solved.
+        own: whether it is a network whose layers know how they are solved, as a user's own: no solver is configured.
 
     Raises:
         ConfigError: for a value that no model can have.
@@ -207,6 +207,31 @@ class PcDEQSettings(AbstractModelSettings):
             raise ConfigError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got {self.constraint!r}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoLayer(AbstractFixedPointAlgorithm):
+    """Stands for the algorithm of a network without a layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CNNSettings(AbstractModelSettings):
+    """Of `homojl.models.cnn.CNN`."""
+
+    summary = "logits = head(x + F(x)), x = features(image): a plain residual CNN of HomoODE's size, for comparison."
+    implementation = ("homojl.models.cnn", "CNN")
+    algorithm: ClassVar[AbstractFixedPointAlgorithm] = NoLayer()
+    adjoint = "implicit"
+    own = True
+
+    channels: int = 64
+    blocks: int = 1
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        ConditionedSettings(channels=self.channels, dropout=self.dropout)
+        if self.blocks < 1:
+            raise ConfigError(f"blocks must be positive, got {self.blocks}")
+
+
 MODELS: dict[str, type[AbstractModelSettings]] = {
     "homoode": HomoODESettings,
     "deq": DEQSettings,
@@ -214,6 +239,7 @@ MODELS: dict[str, type[AbstractModelSettings]] = {
     "node": NeuralODESettings,
     "anode": ANODESettings,
     "pcdeq": PcDEQSettings,
+    "cnn": CNNSettings,
 }
 
 PRESET_PARAMETERS = {
@@ -222,6 +248,12 @@ PRESET_PARAMETERS = {
     "anode-digits": 13_520,
     "anode-mnist": 84_816,
     "anode-svhn": 171_799,
+    "cnn-cifar10": 132_938,
+    "cnn-cifar100": 565_988,
+    "cnn-digits": 34_154,
+    "cnn-mnist": 34_154,
+    "cnn-svhn": 132_938,
+    "cnn-tiny-imagenet": 617_288,
     "deq-cifar10": 132_938,
     "deq-cifar100": 565_988,
     "deq-digits": 34_154,
@@ -259,7 +291,7 @@ class GivenSettings(AbstractModelSettings):
 
     summary = "a network that was given in Python."
     implementation = ("homojl.models.own", "OwnModel")
-    algorithm: ClassVar[AbstractFixedPointAlgorithm] = Anderson()
+    algorithm: ClassVar[AbstractFixedPointAlgorithm] = NoLayer()
     adjoint = "implicit"
     own = True
 

@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 MAX_WHOLE = 2**31 - 1
 """The largest whole number of a setting: it fits wherever it is used, and a seed twice into PyTorch's."""
 
+LAYERS_KNOW = "its layers, if it has any that solve, have what they were made with"
+
 LOSSES = ("cross_entropy", "mse", "l1")
 """Losses that have a name."""
 
@@ -150,9 +152,9 @@ class SolverConfig:
         """As it is, once nothing is set that the layers of a network of a user's own have themselves."""
         for f in fields(self):
             if f.name != "backend" and getattr(self, f.name) != f.default:
-                raise ConfigError(f"solver.{f.name} is not for {model}: its layers have what they were made with")
+                raise ConfigError(f"solver.{f.name} is not for {model}: {LAYERS_KNOW}")
         if self.backend not in ("auto", "pytorch"):
-            raise ConfigError(f"solver.backend is not for {model}: its layers have what they were made with")
+            raise ConfigError(f"solver.backend is not for {model}: {LAYERS_KNOW}")
         return self
 
     def resolved(self, model: str) -> SolverConfig:

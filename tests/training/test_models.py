@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from homojl.errors import ConfigError
-from homojl.models import MODELS, create_model, model_class
+from homojl.models import MODELS, count_parameters, create_model, model_class
 from homojl.training.config import ExperimentConfig, with_solver
 from homojl.training.loop import train_run
 from homojl.training.outcome import evaluate_run, publish
@@ -23,14 +23,16 @@ SMALL = {
     "node": {"filters": 8},
     "anode": {"filters": 8, "augment": 2},
     "pcdeq": {"form": "multi", "channels": [6, 6, 6]},
+    "cnn": {"channels": 8},
 }
+IMPLICIT = [name for name, settings in MODELS.items() if not settings.own]
 
 
 def small(name: str, **train) -> ExperimentConfig:
     return ExperimentConfig.from_dict(
         {
             "model": {"name": name, **SMALL[name]},
-            "solver": {"backend": "pytorch"},
+            "solver": {} if name == "cnn" else {"backend": "pytorch"},
             "data": {"val_fraction": 0.2},
             "optim": {"lr": 0.01},
             "train": {"epochs": 2, "threads": 1, "device": "cpu", **train},
@@ -49,11 +51,12 @@ def test_trains_and_its_loss_falls(name, tmp_path):
     first, last = run.metrics
     assert last["train_loss"] < 0.98 * first["train_loss"]
     assert last["failed_solves"] <= 2  # of nine: nothing bounds the slope of a DEQ's layer
-    assert min(last[key] for key in ("nfe_forward", "nfe_backward", "nfe_val")) > 0
+    evaluations = [last[key] for key in ("nfe_forward", "nfe_backward", "nfe_val")]
+    assert min(evaluations) > 0 if name in IMPLICIT else max(evaluations) == 0
     evaluation = evaluate_run(run)
     assert (evaluation.failed == "") == (set(evaluation.status) == {"SUCCESS"})
     assert evaluation.accuracy > 0.15
-    assert evaluation.solver["rtol"] == run.config.solver.rtol
+    assert evaluation.solver.get("rtol") == run.config.solver.rtol
     publish(run, evaluation)
     assert run.results_path.exists()
     images = torch.zeros(2, 1, 8, 8)
@@ -73,7 +76,7 @@ def test_a_stopped_run_goes_on_as_if_nothing_had_happened(name, tmp_path):
         assert {key: one[key] for key in wanted} == {key: other[key] for key in wanted}
 
 
-@pytest.mark.parametrize("name", MODELS)
+@pytest.mark.parametrize("name", IMPLICIT)
 def test_a_configuration_is_complete_with_the_models_own_solver(name):
     solver = ExperimentConfig.from_dict({"model": {"name": name}}).solver
     cls = model_class(name)
@@ -83,6 +86,13 @@ def test_a_configuration_is_complete_with_the_models_own_solver(name):
     assert (built.rtol, built.atol, built.max_steps) == (own.rtol, own.atol, own.max_steps)
     assert type(solver.build_adjoint()) is type(cls.default_adjoint)
     assert "auto" not in (solver.algorithm, solver.adjoint)
+
+
+def test_the_baseline_has_the_size_of_homoode():
+    form = {"input_shape": (3, 32, 32), "n_classes": 10, "channels": 32}
+    assert count_parameters(create_model("cnn", **form)) == count_parameters(create_model("homoode", **form))
+    with pytest.raises(ConfigError, match="blocks"):
+        create_model("cnn", **form, blocks=0)
 
 
 def test_settings_reach_the_method_that_has_them():
