@@ -86,6 +86,12 @@ def allow(name: str) -> str:
     return whole(name)
 
 
+def for_children() -> dict[str, str]:
+    """What the environment of a process is to have, so that what was allowed here is allowed there."""
+    names = sorted(_allowed | {x for x in os.environ.get("HOMOJL_ALLOW", "").split(",") if is_own(x)})
+    return {"HOMOJL_ALLOW": ",".join(names)} if names else {}
+
+
 def load(name: str) -> Callable[..., Any]:
     """The class or function of a name, one's own or one that an installed package brings.
 

@@ -31,7 +31,7 @@ def _can_be_imported(name: str) -> bool:
     return True
 
 
-for framework in ("lightning", "accelerate"):  # of the extra `frameworks`
+for framework in ("lightning", "accelerate", "wandb", "trackio", "optuna"):  # of extras
     AVAILABLE[framework] = functools.partial(_can_be_imported, framework)
 AVAILABLE["git"] = lambda: shutil.which("git") is not None
 # Root does without its rights over files by setpriv, so that permissions bind it too.

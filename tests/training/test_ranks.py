@@ -284,3 +284,45 @@ def test_draws_do_not_depend_on_how_a_batch_is_divided():
 
     whole = draw_rows(draw, (7, 3))
     assert torch.equal(torch.cat([draw_rows(draw, (3, 3), (0, 7)), draw_rows(draw, (4, 3), (3, 7))]), whole)
+
+
+NETWORK = """
+import torch
+from torch import nn
+import homojl as hj
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, z, x):
+        return torch.tanh(self.conv(z) + x)
+
+class Net(nn.Sequential):
+    def __init__(self, n_classes):
+        field = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh())
+        super().__init__(
+            nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4),
+            hj.nn.Equilibrium(Block(), hj.Anderson(rtol=1e-9, max_steps=100)),
+            hj.nn.ODE(lambda t, y: field(y), hj.Bosh3(rtol=1e-3, atol=1e-3)), field,
+            nn.Flatten(), nn.Linear(64, n_classes),
+        )
+"""
+
+
+def test_a_network_of_ones_own_has_the_numbers_of_one_process(images, tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(NETWORK)
+    name = f"{tmp_path}/net.py:Net"
+    monkeypatch.setenv("HOMOJL_ALLOW", name)
+    changes = {"model": {"name": name}, "train": {"epochs": 10}}
+    base = {key: value for key, value in SETTINGS.items() if key != "model"}
+    config = ExperimentConfig.from_dict(merge(base, {"data": {"dataset": images}}, changes))
+    one, two = (Run.create(tmp_path / where, config) for where in ("one", "two"))
+    assert train_run(one)
+    process = torchrun(WORKER, two.path, HOMOJL_ALLOW=name)
+    _, errors = finish(process)
+    assert process.returncode == 0, errors
+    for ours, theirs in zip(two.metrics, one.metrics, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-6)
+        assert ours["nfe_forward"] == theirs["nfe_forward"]
