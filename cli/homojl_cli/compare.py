@@ -108,8 +108,8 @@ def command(
     say = (lambda _: None) if quiet else (lambda line: print(line, flush=True))
     budget = f"{epochs} epochs" if seconds is None else f"{seconds:g} s of training"
     say(
-        f"{chosen.title} on {short(dataset)}: {len(plan.runs)} runs of {budget} ({', '.join(plan.labels)}; seeds {seeds}), "
-        f"{jobs} at a time -> {plan.folder}"
+        f"{chosen.title} on {short(dataset)}: {len(plan.runs)} runs of {budget} "
+        f"({', '.join(plan.labels)}; seeds {seeds}), {jobs} at a time -> {plan.folder}"
     )
     if not run_all(plan, jobs=jobs, say=say):
         print("stopped and saved; the same command goes on")

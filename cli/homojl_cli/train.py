@@ -263,11 +263,11 @@ def _headline(run: Run, ranks: Ranks) -> str:
     if config.train.seconds is not None:
         budget = f"{config.train.seconds:g} s of training"
     if model_settings(config.model.name).own:
-        return f"{title}: {budget} -> {run.path}"
+        return f"{title}: {budget}\n-> {run.path}"
     algorithm = config.solver.build_algorithm()
     tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""
     several = f" in {ranks.size} processes" if ranks.size > 1 else ""
     return (
         f"{title}: {algorithm.name}{tolerance}, {config.solver.adjoint} adjoint, "
-        f"{config.solver.backend} backend{several}, {budget} -> {run.path}"
+        f"{config.solver.backend} backend{several}, {budget}\n-> {run.path}"
     )

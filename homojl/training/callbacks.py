@@ -70,8 +70,8 @@ class LineProgress(Callback):
         ("loss", 9),
         ("", 9),
         ("val loss", 10),
-        ("val", 9),
-        ("evaluations", 15),
+        ("val", 11),
+        ("evaluations", 13),
         ("1/s", 8),
         ("left", 8),
     )

@@ -11,7 +11,7 @@ from pathlib import Path
 from homojl.errors import ConfigError, DataError, HomoJLError
 from homojl.names import did_you_mean
 from homojl.own import short
-from homojl.results.records import METRICS, SELECTORS, best_line
+from homojl.results.records import METRICS, RESULTS, SELECTORS, best_line
 from homojl.training.config import read_toml
 from homojl.training.run import CONFIG, Run
 
@@ -96,6 +96,9 @@ def _listed(path: Path) -> ListedRun:
 
 def _tested(path: Path) -> dict[str, float]:
     """The accuracy on the test set, where results.h5 has it."""
+    if not (path / RESULTS).is_file():
+        return {}
+
     from homojl.results.hdf5 import read_run
 
     try:
