@@ -280,6 +280,24 @@ def learning_curves(record: RunRecord, figure: Figure) -> None:
         log_axis(loss.yaxis)
     own = record.config.get("train", {}).get("loss", CROSS_ENTROPY)
     loss.set_ylabel(_label("mean cross-entropy", "train_loss") if own == CROSS_ENTROPY else own)
+    kind = next((kind for kind in ("accuracy", "metric") if _measured(record, f"train_{kind}")), None)
+    if kind is None:
+        accuracy.remove()
+    elif kind == "metric":
+        _curves(accuracy, record, {f"{name}_metric": look for name, look in split.items()})
+        accuracy.set_ylabel(record.config.get("train", {}).get("metric", "metric"))
+    else:
+        _accuracy(accuracy, record, split)
+    for axes in figure.axes:
+        _legend(axes)
+
+
+def _measured(record: RunRecord, name: str) -> bool:
+    return any(math.isfinite(row.get(name, math.nan)) for row in record.metrics)
+
+
+def _accuracy(accuracy: Axes, record: RunRecord, split: Mapping[str, tuple[str, str, str]]) -> None:
+    """Accuracy after each epoch, and on the test set; from the lowest in the second half of training on."""
     _curves(accuracy, record, {f"{name}_accuracy": look for name, look in split.items()})
     if (answers := record.evaluation) is not None:
         text = f"{answers.split} ({answers.checkpoint})"
@@ -291,8 +309,6 @@ def learning_curves(record: RunRecord, figure: Figure) -> None:
         accuracy.set_ylim(bottom - 0.1 * span, min(top + 0.1 * span, 1.0 + 0.02 * span))
     accuracy.set_ylabel("accuracy [%]")
     accuracy.yaxis.set_major_formatter(lambda value, _: f"{100 * value:g}")
-    for axes in (loss, accuracy):
-        _legend(axes)
 
 
 @_figure(

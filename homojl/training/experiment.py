@@ -15,8 +15,9 @@ from homojl.models import AbstractImplicitModel, create_model, model_settings
 from homojl.models.own import OwnModel
 from homojl.nn.parts import InitialPoint
 from homojl.solving import choose_backend
-from homojl.training.config import ExperimentConfig, OptimConfig, SolverConfig, with_solver
+from homojl.training.config import ExperimentConfig, OptimConfig, with_solver
 from homojl.training.optimizers import SGD, AbstractOptimizer, Adam, AdamW
+from homojl.training.solver import SolverConfig
 
 Tensor = torch.Tensor
 

@@ -56,9 +56,10 @@ from homojl.training.position import (
     validation_is_due,
 )
 from homojl.training.ranks import ALONE, Ranks
-from homojl.training.run import Run, checked_form, form_header, load_weights, start_from
+from homojl.training.run import Run
 from homojl.training.stopwatch import Stopwatch
 from homojl.training.tasks import AbstractTask, ImageTask
+from homojl.training.weights import checked_form, form_header, load_weights, start_from
 
 Tensor = torch.Tensor
 

@@ -20,11 +20,12 @@ from homojl.errors import BackendUnavailable, ConfigError
 from homojl.models import AbstractImplicitModel
 from homojl.models.own import OwnModel
 from homojl.results.tuning import Trial, Tuning
-from homojl.training.config import ExperimentConfig, SolverConfig, check_algorithms, with_solver
+from homojl.training.config import ExperimentConfig, check_algorithms, with_solver
 from homojl.training.evaluation import prepare
 from homojl.training.experiment import ModelForm, resolve_device, solve_as
 from homojl.training.outcome import matching_data, split_of
 from homojl.training.run import Run
+from homojl.training.solver import SolverConfig
 
 Tensor = torch.Tensor
 Answers = tuple[Tensor, float, float, int]  # logits (N, K), evaluations per pass, seconds per image, failed solves
