@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -155,24 +156,13 @@ def _train(
             print(text, flush=True)
 
     run = ranks.from_main(open_run)
-    stopped_by: list[int] = []
-
-    def on_signal(number: int, _frame: object) -> None:
-        if number in stopped_by and number == signal.SIGINT:  # the second Ctrl-C at once
-            raise KeyboardInterrupt
-        stopped_by.append(number)
-
-    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     callbacks: list[Callback] = [] if quiet else [TerminalProgress()]
     if tensorboard:
         callbacks.append(TensorBoard())
-    try:
+    with _signals() as stopped_by:
         complete = train_run(
             run, data=data, model=model, callbacks=callbacks, should_stop=lambda: bool(stopped_by), ranks=ranks
         )
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     if not complete:
         if ranks.is_main:
             print(f"stopped and saved; go on with: homojl train --resume {run.path}")
@@ -188,6 +178,24 @@ def _train(
     print(run.path, flush=True)
     illustrate(run, record)
     return 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that ask to stop, as they come; the second Ctrl-C ends at once."""
+    stopped_by: list[int] = []
+
+    def on_signal(number: int, _frame: object) -> None:
+        if number in stopped_by and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopped_by.append(number)
+
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield stopped_by
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _wanted(resume: Path | None, choices: dict[str, Any]) -> Run | ExperimentConfig:

@@ -12,7 +12,7 @@ import click
 from homojl_cli.options import backend_option, run_argument
 
 if TYPE_CHECKING:
-    from homojl.results.tuning import Tuning
+    from homojl.results.tuning import Trial, Tuning
     from homojl.training.run import Run
 
 
@@ -59,24 +59,8 @@ def command(
     if not settings.own:  # else its layers say which methods are for them
         check_algorithms(names or (), settings.states_ode(), run)
 
-    from homojl.results.tuning import Trial, draw_tuning, write_tuning
+    from homojl.results.tuning import draw_tuning, write_tuning
     from homojl.training.tune import tune
-
-    print(f"{'':<27}{'accuracy':>9}{'agreement':>10}{'logits':>9}{'evaluations':>12}{'ms/image':>9}")
-    first = True
-
-    def say(trial: Trial) -> None:
-        nonlocal first
-        label, first = f"{trial.label}{', reference' if first else ''}", False
-        if trial.message:
-            print(f"{label:<27}  {trial.message}", flush=True)
-            return
-        failed = f"  {trial.failed} solves failed" if trial.failed else ""
-        print(
-            f"{label:<27}{100 * trial.accuracy:>7.2f} %{100 * trial.agreement:>8.2f} %{trial.logit_error:>9.1e}"
-            f"{trial.evaluations:>12.1f}{1e3 * trial.seconds:>9.3f}{failed}",
-            flush=True,
-        )
 
     found = tune(
         opened,
@@ -86,7 +70,7 @@ def command(
         batch_size=batch_size,
         limit=limit,
         backend=backend,
-        say=say,
+        say=_Table().say,
     )
     write_tuning(opened.path / "tune.h5", found)
     if find_spec("matplotlib"):
@@ -94,6 +78,26 @@ def command(
     if found.reference.failed:
         print(f"note: {found.reference.failed} solves of the reference did not reach their tolerance")
     _recommend(opened, found, within, own=settings.own)
+
+
+class _Table:
+    """The trials, a line for each as it ends, under a head; 80 columns."""
+
+    def __init__(self) -> None:
+        print(f"{'':<27}{'accuracy':>9}{'agreement':>10}{'logits':>9}{'evaluations':>12}{'ms/image':>9}")
+        self._first = True
+
+    def say(self, trial: Trial) -> None:
+        label, self._first = f"{trial.label}{', reference' if self._first else ''}", False
+        if trial.message:
+            print(f"{label:<27}  {trial.message}", flush=True)
+            return
+        failed = f"  {trial.failed} solves failed" if trial.failed else ""
+        print(
+            f"{label:<27}{100 * trial.accuracy:>7.2f} %{100 * trial.agreement:>8.2f} %{trial.logit_error:>9.1e}"
+            f"{trial.evaluations:>12.1f}{1e3 * trial.seconds:>9.3f}{failed}",
+            flush=True,
+        )
 
 
 def _recommend(run: Run, found: Tuning, within: float, *, own: bool) -> None:

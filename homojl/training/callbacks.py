@@ -72,7 +72,7 @@ class LineProgress(Callback):
         ("val loss", 10),
         ("val", 11),
         ("evaluations", 13),
-        ("1/s", 8),
+        ("per s", 8),
         ("left", 8),
     )
 
@@ -166,7 +166,7 @@ class TerminalProgress(LineProgress):
             total=self._batches,
             initial=done,
             desc=f"epoch {epoch + 1}{of}",
-            unit="step",
+            bar_format="{desc} {bar} {n_fmt}/{total_fmt}, {remaining} left{postfix}",
             leave=False,
             dynamic_ncols=True,
             disable=not sys.stderr.isatty(),
