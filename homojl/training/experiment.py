@@ -18,6 +18,7 @@ from homojl.solving import choose_backend
 from homojl.training.config import ExperimentConfig, OptimConfig, with_solver
 from homojl.training.optimizers import SGD, AbstractOptimizer, Adam, AdamW
 from homojl.training.solver import SolverConfig
+from homojl.training.weights import start_from
 
 Tensor = torch.Tensor
 
@@ -126,6 +127,12 @@ def check(config: ExperimentConfig) -> tuple[ImageDataset, AbstractImplicitModel
     data = load_data(config)
     model = build_model(config, ModelForm.of(data))
     steps_per_epoch(data, config)
+    if config.train.start is not None:
+        from homojl.training.checkpoint import read_checkpoint
+        from homojl.training.run import Run
+
+        path = Run.open(config.train.start).best_checkpoint
+        start_from(model, read_checkpoint(path)[0], path)
     return data, model
 
 

@@ -140,6 +140,8 @@ class _Loop:
             position = restore(self.run, found, self.model, self.optimizer, self.config)
         else:
             position = Position()
+            if self.config.train.start is not None and self.ranks.is_main and not start.exists():
+                self.run.started_from(self.model)
             begun = self.ranks.from_main(lambda: read_checkpoint(start) if start.exists() else None)
             if begun is not None:
                 start_from(self.model, begun[0], start)

@@ -104,7 +104,7 @@ class ImageTask(AbstractTask):
         criteria, nfe = self.criteria, float(answers.nfe.mean())
         if criteria.usual:
             return Validated(answers.loss, answers.accuracy, math.nan, nfe)
-        logits, labels = torch.from_numpy(answers.logits), torch.from_numpy(answers.labels)
+        logits, labels = moved((torch.from_numpy(answers.logits), torch.from_numpy(answers.labels)), model)
         return Validated(
             criteria.checked_loss(logits, labels).item(),
             answers.accuracy if criteria.measures == "accuracy" else math.nan,
@@ -187,7 +187,10 @@ class BatchTask(AbstractTask):
         if not answers:
             raise ConfigError("there is no batch to measure on")
         sums = np.zeros(3)
-        for outputs, targets, *_ in answers:
+        for answer in answers:
+            outputs, targets = moved(
+                (answer.outputs, answer.targets), model
+            )  # where a loss may have tensors of its own
             loss = self.criteria.checked_loss(outputs, targets).item()
             right = self.criteria.correct(outputs, targets) / len(targets)
             sums += len(targets) * np.array([loss, right, self.criteria.measured(outputs, targets)])
