@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from homojl.results.hdf5 import run_names
 from homojl.results.page.charts import Line, bar, line_chart
-from homojl.results.records import METRICS, Evaluation, RunRecord, best_line
+from homojl.results.records import METRICS, SELECTORS, Evaluation, RunRecord, best_line
 from homojl.results.wording import duration, flat, number, percent, wilson
 
 SPLITS = {"test": "test set", "val": "validation split", "train": "training images"}
@@ -52,8 +52,8 @@ def facts(record: RunRecord) -> list[Fact]:
     """The figures that a reader looks for first; the same labels for every run."""
     answers = record.evaluation
     return [
-        _test_accuracy(answers),
-        _validation_accuracy(record.metrics),
+        _test_accuracy(answers, record.test),
+        _validation(record),
         *_answer_facts(answers),
         _failed_solves(record),
         _parameters(record),
@@ -62,7 +62,10 @@ def facts(record: RunRecord) -> list[Fact]:
     ]
 
 
-def _test_accuracy(answers: Evaluation | None) -> Fact:
+def _test_accuracy(answers: Evaluation | None, test: dict[str, Any] | None) -> Fact:
+    if test is not None:
+        metric = "" if math.isnan(test["metric"]) else f"metric {number(test['metric'])}; "
+        return Fact("Test accuracy", f"loss {number(test['loss'])}", f"{metric}{test['checkpoint']}", math.nan)
     if answers is None or answers.split != "test":
         return Fact("Test accuracy", "not evaluated", "homojl evaluate RUN does it", math.nan)
     n, right = len(answers.labels), int(np.sum(answers.labels == answers.predictions))
@@ -71,13 +74,18 @@ def _test_accuracy(answers: Evaluation | None) -> Fact:
     return Fact("Test accuracy", percent(answers.accuracy), detail, answers.accuracy)
 
 
-def _validation_accuracy(metrics: list[dict[str, Any]]) -> Fact:
-    label = "Validation accuracy"
-    best = best_line(metrics)
+def _validation(record: RunRecord) -> Fact:
+    """Of the best epoch: its accuracy, or where another number chose it that."""
+    label, metrics = "Validation accuracy", record.metrics
+    select = record.config.get("train", {}).get("select", "highest accuracy")
+    name, which = SELECTORS[select][0], select.partition(" ")[0]
+    best = best_line(metrics, select)
     if best is None:
         return Fact(label, "not measured", "no validation split" if metrics else "no epoch completed yet", math.nan)
-    detail = f"the highest, after epoch {best['epoch']:.4g} of {metrics[-1]['epoch']:.4g}"
-    return Fact(label, percent(best["val_accuracy"]), detail, best["val_accuracy"])
+    detail = f"the {which}, after epoch {best['epoch']:.4g} of {metrics[-1]['epoch']:.4g}"
+    if name == "val_accuracy":
+        return Fact(label, percent(best[name]), detail, best[name])
+    return Fact(label, f"{name.removeprefix('val_')} {number(best[name])}", detail, math.nan)
 
 
 def _answer_facts(answers: Evaluation | None) -> Iterable[Fact]:
