@@ -78,19 +78,11 @@ def train(
         ConfigError, DataError: before work starts.
         SolveError: if the loss is no longer finite; the last checkpoint stays.
     """
-    budget = (
-        {"epochs": epochs, "seed": seed, "patience": patience} | _criteria(loss, metric, select) | _form(model, data)
-    )
-    wanted: dict[str, dict[str, Any]] = {
-        "model": {"name": model if isinstance(model, str) else name_given(model)},
-        "data": {"dataset": data if isinstance(data, str) else name_given(data)},
-        "optim": {} if lr is None else {"lr": lr},
-        "train": {key: value for key, value in budget.items() if value is not None},
-    }
+    budget = {"epochs": epochs, "seed": seed, "patience": patience} | _criteria(loss, metric, select)
     for name in (model, data, loss, metric):
         if isinstance(name, str) and is_own(name):  # named here, so it may be run
             allow(name)
-    config = assembled({section: dict(values) for section, values in (settings or {}).items()}, wanted)
+    config = _configured(model, data, budget, lr, settings)
     images = load_data(config) if isinstance(data, str) else data if isinstance(data, ImageDataset) else None
     if images is not None and (validation is not None or test is not None):
         raise ConfigError("validation and test are for batches; an image dataset has its own")
@@ -117,6 +109,24 @@ def train(
     train_run(run, data=task, model=built, callbacks=[*shown, *callbacks])
     _conclude(run, task, images, test, quiet=quiet)
     return run
+
+
+def _configured(
+    model: object,
+    data: object,
+    budget: dict[str, Any],
+    lr: float | None,
+    settings: Mapping[str, Mapping[str, Any]] | None,
+) -> ExperimentConfig:
+    """The complete configuration; what is given by itself wins over `settings`."""
+    train = budget | _form(model, data)
+    wanted: dict[str, dict[str, Any]] = {
+        "model": {"name": model if isinstance(model, str) else name_given(model)},
+        "data": {"dataset": data if isinstance(data, str) else name_given(data)},
+        "optim": {} if lr is None else {"lr": lr},
+        "train": {key: value for key, value in train.items() if value is not None},
+    }
+    return assembled({section: dict(values) for section, values in (settings or {}).items()}, wanted)
 
 
 def _criteria(loss: object, metric: object, select: str | None) -> dict[str, Any]:

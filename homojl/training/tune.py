@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -85,40 +85,56 @@ def tune(
     model.throw = False
     size = batch_size or config.train.eval_batch_size
     images, labels, _ = (part[:limit] for part in split_of(run, matching_data(run, form), "val"))
-    where = {} if backend is None else {"backend": backend}
+    bench = _Bench(model, form, config, images, labels, size, {} if backend is None else {"backend": backend}, say)
+    tight = {"rtol": 1e-6, "atol": 1e-6, "algorithm": "dopri8"} if ode else {"rtol": 1e-5, "max_steps": 1000}
+    _solve_so(model, config, tight, bench.where)
+    _answers(model, form, images[:size], size)  # what only a first pass does is in no time
+    reference = bench.attempt(tight)
+    configured = bench.attempt({})
+    trials = [bench.attempt(settings) for name in names for settings in _settings(name, known[name], tolerances, ode)]
+    return Tuning(reference, configured, tuple(trials), within, len(images), size)
+
+
+@dataclass
+class _Bench:
+    """The images that a model answers in several ways, and the first way's logits, which others are held against."""
+
+    model: AbstractImplicitModel
+    form: ModelForm
+    config: ExperimentConfig
+    images: Tensor
+    labels: Tensor
+    batch_size: int
+    where: Mapping[str, Any]
+    say: Callable[[Trial], None]
     expected: Tensor | None = None
 
-    def attempt(settings: Mapping[str, object]) -> Trial:
-        nonlocal expected
-        algorithm = _solve_so(model, config, settings, where)
-        blank = Trial(settings, algorithm)
+    def attempt(self, settings: Mapping[str, Any]) -> Trial:
+        """Answer the images so.
+
+        Raises:
+            ConfigError, BackendUnavailable: the first cannot be tried; of the others that becomes their message.
+        """
+        blank = Trial(settings, _solve_so(self.model, self.config, settings, self.where))
         try:
-            logits, evaluations, seconds, failed = _answers(model, form, images, size)
+            logits, evaluations, seconds, failed = _answers(self.model, self.form, self.images, self.batch_size)
         except (ConfigError, BackendUnavailable) as error:
-            if expected is None:
+            if self.expected is None:
                 raise
             trial = replace(blank, message=str(error))
         else:
-            expected = logits if expected is None else expected
+            expected = self.expected = logits if self.expected is None else self.expected
             trial = replace(
                 blank,
-                accuracy=_share(logits.argmax(1) == labels),
+                accuracy=_share(logits.argmax(1) == self.labels),
                 agreement=_share(logits.argmax(1) == expected.argmax(1)),
                 logit_error=((logits - expected).norm() / expected.norm()).item(),
                 evaluations=evaluations,
                 seconds=seconds,
                 failed=failed,
             )
-        say(trial)
+        self.say(trial)
         return trial
-
-    tight = {"rtol": 1e-6, "atol": 1e-6, "algorithm": "dopri8"} if ode else {"rtol": 1e-5, "max_steps": 1000}
-    _solve_so(model, config, tight, where)
-    _answers(model, form, images[:size], size)  # what only a first pass does is in no time
-    reference = attempt(tight)
-    configured = attempt({})
-    trials = [attempt(settings) for name in names for settings in _settings(name, known[name], tolerances, ode)]
-    return Tuning(reference, configured, tuple(trials), within, len(images), size)
 
 
 def _states_ode(model: AbstractImplicitModel) -> bool:
