@@ -17,9 +17,9 @@ import sys
 import tempfile
 from pathlib import Path
 
+from homojl.training.callbacks import Callback
 from homojl.training.config import ExperimentConfig, merge, parse_assignment
-from homojl.training.loop import train
-from homojl.training.progress import Progress
+from homojl.training.loop import train_run
 from homojl.training.ranks import joined
 from homojl.training.run import Run
 
@@ -27,17 +27,17 @@ MODELS = ("homoode", "node", "anode", "deq", "mondeq", "pcdeq")
 STEPS_PER_EPOCH = 20  # 1294 training images
 
 
-class Recorder(Progress):
+class Recorder(Callback):
     """Keeps the loss of every step, and the seconds that all of them took."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
         self.seconds = 0.0
 
-    def measured(self, step: int, numbers: dict[str, float]) -> None:
+    def step(self, step: int, numbers: dict[str, float]) -> None:
         self.losses.append(numbers["train_loss"])
 
-    def end_epoch(self, metrics: dict[str, float]) -> None:
+    def line(self, metrics: dict[str, float], best: bool) -> None:
         self.seconds += metrics["seconds"] - metrics["validation_seconds"]
 
 
@@ -53,7 +53,7 @@ def work(folder: str) -> None:
     """Train the run in one of the processes; the first writes what was recorded."""
     recorder = Recorder()
     with joined() as ranks:
-        train(Run.open(folder), ranks=ranks, progress=recorder)
+        train_run(Run.open(folder), ranks=ranks, callbacks=[recorder])
         if ranks.is_main:
             Path(folder, "losses.json").write_text(json.dumps([recorder.losses, recorder.seconds]))
 

@@ -98,5 +98,7 @@ from homojl.solution import Solution as Solution
 from homojl.solution import Stats as Stats
 from homojl.solution import Status as Status
 from homojl.solving import solve as solve
+from homojl.training import Callback as Callback
 from homojl.training import load_run as load_run
+from homojl.training import train as train
 from homojl.version import __version__ as __version__

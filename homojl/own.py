@@ -1,4 +1,5 @@
-"""Models and datasets of a user's own: functions and classes in Python files, named as `path/to/file.py:name`.
+"""Models and datasets of a user's own: functions and classes in Python files, named as `path/to/file.py:name`, and
+those that installed packages bring under a name, as entry points.
 
 Code is loaded only where a user has named it in the same process: on the command line, by `allow`, or in the
 environment variable HOMOJL_ALLOW (several names with commas between). A run's folder may name code, and does not have
@@ -7,6 +8,7 @@ it run.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import importlib
 import importlib.util
@@ -28,6 +30,34 @@ def is_own(name: object) -> bool:
     """Whether a name is that of code, as `file.py:Class` or `package.module:Class`."""
     match = _NAME.fullmatch(name) if isinstance(name, str) else None
     return match is not None and (match["where"].endswith(".py") or re.fullmatch(r"[\w.]+", match["where"]) is not None)
+
+
+def name_given(thing: object) -> str:
+    """What a run calls a model, a dataset or a function that it was given in Python rather than by name."""
+    name = getattr(thing, "__name__", None) or getattr(thing, "name", None) or type(thing).__name__
+    name = name if isinstance(name, str) else type(thing).__name__
+    return f"<{re.sub(r'[^0-9A-Za-z_]', '', name) or 'function'}>"
+
+
+def is_given(name: object) -> bool:
+    """Whether a name is that of something given in Python, which no name can bring back."""
+    return isinstance(name, str) and re.fullmatch(r"<\w+>", name) is not None
+
+
+MODELS, DATASETS = "homojl.models", "homojl.datasets"
+"""Groups of entry points in which installed packages bring models and datasets."""
+
+
+@functools.cache
+def registered(group: str) -> dict[str, str]:
+    """What installed packages bring, by name: `package.module:Name`. Nothing of it is loaded.
+
+    Args:
+        group: `MODELS` or `DATASETS`.
+    """
+    from importlib.metadata import entry_points
+
+    return {entry.name: entry.value for entry in sorted(entry_points(group=group)) if is_own(entry.value)}
 
 
 def whole(name: str) -> str:
@@ -56,12 +86,22 @@ def allow(name: str) -> str:
     return whole(name)
 
 
+def for_children() -> dict[str, str]:
+    """What the environment of a process is to have, so that what was allowed here is allowed there."""
+    names = sorted(_allowed | {x for x in os.environ.get("HOMOJL_ALLOW", "").split(",") if is_own(x)})
+    return {"HOMOJL_ALLOW": ",".join(names)} if names else {}
+
+
 def load(name: str) -> Callable[..., Any]:
-    """The class or function of a name.
+    """The class or function of a name, one's own or one that an installed package brings.
 
     Raises:
         ConfigError: if it was not allowed, or is not there, or its file cannot be run.
     """
+    if is_given(name):
+        raise ConfigError(f"{name} was given in Python, and comes back only there: give it again")
+    if (brought := registered(MODELS).get(name) or registered(DATASETS).get(name)) is not None:
+        return _loaded(brought)  # of an installed package, which says itself that homojl may load it
     name = whole(name)
     given = {whole(x) for x in os.environ.get("HOMOJL_ALLOW", "").split(",") if is_own(x)}
     if name not in _allowed | given:
@@ -69,6 +109,10 @@ def load(name: str) -> Callable[..., Any]:
             f"{name} is code of somebody's own, which runs only where you name it: HOMOJL_ALLOW={name} homojl ..., or "
             f"hj.allow({name!r}) in Python"
         )
+    return _loaded(name)
+
+
+def _loaded(name: str) -> Callable[..., Any]:
     where, _, what = name.rpartition(":")
     try:
         module = _from_file(Path(where)) if where.endswith(".py") else importlib.import_module(where)

@@ -162,6 +162,12 @@ class StackedStates(Sequence["torch.Tensor"]):
         return iter(self.stacked.unbind())
 
 
+def _described(state: Any) -> str:
+    """A state's shape and type, or how many tensors it has."""
+    shape = getattr(state, "shape", None)
+    return f"{len(state)} tensors" if shape is None else f"{tuple(shape)} {str(state.dtype).removeprefix('torch.')}"
+
+
 @dataclass(frozen=True, eq=False)
 class Solution:
     """What `solve` returns.
@@ -189,6 +195,12 @@ class Solution:
     samples: Samples | None = None
     events: tuple[Happened, ...] = ()
     interpolant: Callable[[float | torch.Tensor], torch.Tensor] | None = field(default=None, repr=False)
+
+    def __repr__(self) -> str:
+        return (
+            f"<Solution by {self.stats.algorithm}: {self.status.name} at t = {float(self.ts[-1]):.6g}, "
+            f"{len(self.states)} states {_described(self.states[-1])}, {self.stats.nfe} evaluations>"
+        )
 
     @property
     def value(self) -> Any:
@@ -250,6 +262,14 @@ class EquilibriumSolution:
     stats: Stats | TotalStats
     message: str = ""
 
+    def __repr__(self) -> str:
+        largest = f"residual {float(self.residuals.max()):.2g}, " if len(self.residuals) else ""
+        ended = f"{int(self.converged.sum())} of {len(self.converged)} converged"
+        return (
+            f"<EquilibriumSolution: {self.status.name}, {ended}, "
+            f"{largest}{_described(self.value)}, {self.stats.nfe} evaluations>"
+        )
+
     @staticmethod
     def of_all(solutions: Sequence[EquilibriumSolution]) -> EquilibriumSolution:
         """Several solves in a row as one: the last value, the largest residuals, the sums of iterations and costs.
@@ -295,3 +315,9 @@ class PathSolution:
     status: Status
     stats: Stats
     message: str = ""
+
+    def __repr__(self) -> str:
+        return (
+            f"<PathSolution by {self.stats.algorithm}: {self.status.name} at lambda = {float(self.lambdas[-1]):.4g}, "
+            f"{len(self.s)} points, {self.folds} folds, {self.stats.nfe} evaluations>"
+        )

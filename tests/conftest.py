@@ -32,7 +32,8 @@ def _can_be_imported(name: str) -> bool:
     return True
 
 
-for framework in ("lightning", "accelerate", "onnxruntime", "onnxscript"):  # of the group `frameworks`
+# of extras and of the group `frameworks`
+for framework in ("lightning", "accelerate", "onnxruntime", "onnxscript", "wandb", "trackio", "optuna"):
     AVAILABLE[framework] = functools.partial(_can_be_imported, framework)
 AVAILABLE["git"] = lambda: shutil.which("git") is not None
 # Root does without its rights over files by setpriv, so that permissions bind it too.

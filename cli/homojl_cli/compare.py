@@ -8,7 +8,7 @@ from pathlib import Path
 import click
 
 import homojl
-from homojl_cli.options import backend_option
+from homojl_cli.options import backend_option, complete_dataset, complete_model
 
 SECONDS = 60.0  # of training for each run where no budget is given
 
@@ -18,8 +18,16 @@ EXPERIMENTS = ", ".join(sorted(file.stem for file in _FILES))
 
 
 @click.command("compare")
-@click.option("--dataset", help="Dataset by name, or the path of an .npz file or a folder. [default: digits]")
-@click.option("--models", help="Models, with commas. [default: the experiment's, or all]")
+@click.option(
+    "--dataset",
+    shell_complete=complete_dataset,
+    help="Dataset by name, or the path of an .npz file or a folder. [default: digits]",
+)
+@click.option(
+    "--models",
+    shell_complete=complete_model,
+    help="Models by name or file.py:Class, with commas. [default: the experiment's, or all]",
+)
 @click.option("--experiment", help=f"What to vary: {EXPERIMENTS}, or a .toml file. [default: the model]")
 @click.option("--seeds", default="0", show_default=True, help="Seeds, with commas; each has its own split.")
 @click.option("--epochs", type=int, help="Budget of each run: passes over the training images.")
@@ -57,14 +65,20 @@ def command(
       homojl compare --dataset mnist --seeds 0,1 --seconds 240
       homojl compare --models homoode,deq --epochs 20 --jobs 2
       homojl compare --experiment initial-point --dataset mnist --seconds 240
+      homojl compare --models homoode,cnn,my_net.py:Net --seconds 60
       homojl compare --experiment mine.toml --set optim.lr=3e-4
     """
     from homojl.comparison.experiment import MODELS_ALONE, read_experiment
     from homojl.comparison.plan import make_plan
     from homojl.environment import fair_share
     from homojl.errors import ConfigError
+    from homojl.own import allow, is_own, short
     from homojl.training.config import parse_assignment
 
+    names = None if models is None else [name.strip() for name in models.split(",")]
+    names = None if names is None else [allow(name) if is_own(name) else name for name in names]
+    if is_own(dataset):  # code that is named here may be run
+        dataset = allow(str(dataset))
     if epochs is not None and seconds is not None:
         raise ConfigError("--epochs and --seconds are two budgets; give one")
     if epochs is None and seconds is None:
@@ -75,10 +89,10 @@ def command(
     options = {s: {k: v for k, v in values.items() if v is not None} for s, values in options.items()}
     plan = make_plan(
         chosen,
-        out or Path("runs") / f"compare-{chosen.name}-{Path(dataset).stem}",
+        out or Path("runs") / f"compare-{chosen.name}-{Path(short(dataset)).stem}",
         dataset=dataset,
         seeds=_numbers(seeds),
-        models=None if models is None else [name.strip() for name in models.split(",")],
+        models=names,
         epochs=epochs,
         seconds=seconds,
         settings=[options, *(parse_assignment(text) for text in assignments)],
@@ -93,8 +107,8 @@ def command(
     say = (lambda _: None) if quiet else (lambda line: print(line, flush=True))
     budget = f"{epochs} epochs" if seconds is None else f"{seconds:g} s of training"
     say(
-        f"{chosen.title} on {dataset}: {len(plan.runs)} runs of {budget} ({', '.join(plan.labels)}; seeds {seeds}), "
-        f"{jobs} at a time -> {plan.folder}"
+        f"{chosen.title} on {short(dataset)}: {len(plan.runs)} runs of {budget} "
+        f"({', '.join(plan.labels)}; seeds {seeds}), {jobs} at a time -> {plan.folder}"
     )
     if not run_all(plan, jobs=jobs, say=say):
         print("stopped and saved; the same command goes on")

@@ -22,6 +22,7 @@ def command(data_root: Path | None) -> None:
     from homojl.data import dataset_info, dataset_names
     from homojl.data.download import find_file
     from homojl.data.places import data_root as default_root
+    from homojl.own import DATASETS, registered
 
     root = data_root or default_root()
     print(f"files are looked for in {root}")
@@ -41,3 +42,5 @@ def command(data_root: Path | None) -> None:
             f"{name:<14} {shape:<11} {info.n_classes:>3} classes  {info.n_train:>6,} + {info.n_test:>6,} images  "
             f"{state}  ({info.terms})"
         )
+    for name, value in registered(DATASETS).items():
+        print(f"{name:<14} of an installed package, {value}")

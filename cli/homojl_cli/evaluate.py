@@ -38,12 +38,11 @@ def command(run: str, split: str, checkpoint: str, **solver: Any) -> None:
     loaded = opened.load_model(checkpoint)
     evaluation = evaluate_run(opened, split=split, which=checkpoint, loaded=loaded, **solver)
     s = evaluation.solver
-    tolerance = f" (rtol {s['rtol']:g}, atol {s['atol']:g})" if "rtol" in s else ""
     for name, value in {
         "accuracy": f"{100 * evaluation.accuracy:.2f} % of {len(evaluation.labels)} {split} images",
         "loss": f"{evaluation.loss:.4f} nat",
         "evaluations": f"{evaluation.nfe.mean():.1f} per forward pass of {s['batch_size']} images",
-        "solver": f"{s['algorithm']}{tolerance} on {s['backend']}",
+        "solver": f"{s['algorithm']}{_how(s)} on {s['backend']}",
         "checkpoint": evaluation.checkpoint,
         "time": f"{1e3 * evaluation.seconds / len(evaluation.labels):.3f} ms per image",
     }.items():
@@ -53,3 +52,15 @@ def command(run: str, split: str, checkpoint: str, **solver: Any) -> None:
     sys.stdout.flush()
     if split == "test" and checkpoint == "best" and all(value is None for value in solver.values()):
         illustrate(opened, store(opened, evaluation, loaded=loaded))
+
+
+def _how(solver: dict[str, Any]) -> str:
+    """A method's tolerances, or its steps where it has equal ones."""
+    from homojl.algorithms import ODE_ALGORITHMS, AbstractFixedStep
+
+    if "rtol" in solver:
+        return f" (rtol {solver['rtol']:g}, atol {solver['atol']:g})"
+    method = ODE_ALGORITHMS.get(str(solver["algorithm"]).lower())
+    if method is None or not issubclass(method, AbstractFixedStep):
+        return ""
+    return f" (steps of {solver['step_size']:g})" if "step_size" in solver else " (one step, of 1)"

@@ -8,8 +8,9 @@ from collections.abc import Callable, Iterator
 import click
 
 
-@click.group("julia")
-def command() -> None:
+@click.group("julia", invoke_without_command=True)
+@click.pass_context
+def command(context: click.Context) -> None:
     """Install Julia and its packages, or say what is there.
 
     \b
@@ -18,6 +19,8 @@ def command() -> None:
       homojl julia status
       homojl julia add OrdinaryDiffEqFIRK
     """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @command.command("install")

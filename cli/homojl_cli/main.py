@@ -16,6 +16,8 @@ COMMANDS = {
     "train": "Train a model, evaluate it once on the test set, and leave a run folder.",
     "compare": "Train several models or variations with one budget, and compare them.",
     "evaluate": "Evaluate a trained run.",
+    "predict": "Say what a trained run takes pictures for, with probabilities.",
+    "runs": "List the runs in a folder, sorted by any metric.",
     "export": "Write a run's results to one HDF5 file.",
     "plot": "Draw a run's figures.",
     "report": "Write one or several runs as one self-contained HTML file.",
@@ -54,10 +56,11 @@ class LazyCommands(click.Group):
             formatter.write_dl(list(COMMANDS.items()))
 
 
-@click.group(cls=LazyCommands, context_settings={"help_option_names": ["-h", "--help"]})
+@click.group(cls=LazyCommands, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})
 @click.option("--debug", is_flag=True, help="Show the traceback of an error.")
 @click.version_option(__version__, prog_name="homojl")
-def cli(debug: bool) -> None:
+@click.pass_context
+def cli(context: click.Context, debug: bool) -> None:
     """Implicit deep models on ODE and equilibrium solvers.
 
     \b
@@ -68,8 +71,11 @@ def cli(debug: bool) -> None:
       homojl evaluate runs/NAME                       test accuracy and evaluations of a trained run
       homojl export runs/NAME --out results.h5        everything measured, for h5py or pandas
       homojl report runs/NAME runs/OTHER              both side by side, as one HTML file to send
+      homojl predict runs/NAME picture.png            classes with their probabilities
       homojl trace --problem arctan                   a root where Newton's method diverges
     """
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 def main() -> None:

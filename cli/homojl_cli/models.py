@@ -9,6 +9,8 @@ import click
 def command() -> None:
     """List the models, with their options and the parameters they have at their presets' sizes."""
     from homojl.models.settings import MODELS, PRESET_PARAMETERS
+    from homojl.own import MODELS as OF_PACKAGES
+    from homojl.own import registered
     from homojl.training.config import preset_names
 
     for name, settings in MODELS.items():
@@ -17,3 +19,5 @@ def command() -> None:
         for preset in (p for p in preset_names() if p.startswith(f"{name}-")):
             count = PRESET_PARAMETERS.get(preset)
             print(f"  preset {preset}" + (f": {count:,} parameters" if count else ""))
+    for name, value in registered(OF_PACKAGES).items():
+        print(f"{name}: of an installed package, {value}")

@@ -51,8 +51,9 @@ def command(
     it lies from the first one. Exits with 1 if a path does not reach lambda = 1.
 
     RUN is a run folder. A DEQ's paths lead to its equilibria; the trajectories of a HomoODE, a Neural ODE or an ANODE
-    are read as zero paths: lambda(s) and v(s) of equations (11) and (12), natural (lambda = s) or of constant velocity,
-    and what they miss of norm(H) and of (12), relative to norm(z - z0) and norm(dz/ds).
+    are read as zero paths: lambda(s) and v(s) of equations (11) and (12), natural (lambda = s) or of constant velocity;
+    how far the path bends away from the straight line between its ends, and how far f(z0) lies from the output, both
+    relative to norm(z - z0); and what they miss of (12), relative to norm(dz/ds).
 
     \b
     Examples:

@@ -44,20 +44,30 @@ def _read_trajectories(
     out: Path | None,
 ) -> None:
     """The trajectories of a model that states an ODE, read as zero paths (equations (11) and (12))."""
+    import torch
+
     from homojl.correspondence import recover_from_model
     from homojl.results.paths import draw_correspondence
+    from homojl.results.plots import bend
 
     read = recover_from_model(model, image, velocity=velocity, augmented=augmented)
     what = "its appended channels" if augmented else "its state"
     print(f"{title}: {what} from s = 0 to 1 read as a zero path, {velocity} velocity")
-    print(f"{'sample':<18}{'v(0)':>9}{'v(1)':>9}{'lambda(1/2)':>13}{'norm(z-z0)':>12}{'norm(H)':>10}{'(12)':>10}")
     moved = (read.states[-1] - read.states[0]).flatten(1).norm(dim=1)
-    middle = len(read.s) // 2
+    off = (read.targets[0] - read.states[-1]).flatten(1).norm(dim=1) / moved
+    columns = {"v(0)": read.velocities[0], "v(1)": read.velocities[-1]}
+    if velocity == "constant":  # otherwise lambda is s
+        columns["lambda(1/2)"] = read.lambdas[len(read.s) // 2]
+    columns |= {
+        "norm(z-z0)": moved,
+        "bend": torch.tensor([bend(path.numpy()).max() for path in read.states.flatten(2).unbind(1)]),
+        "f(z0) off": off,
+        "(12)": read.tangent_residuals[1:].amax(dim=0),
+    }
+    widths = {title: max(9, len(title) + 2) for title in columns}
+    print(f"{'sample':<18}" + "".join(f"{title:>{width}}" for title, width in widths.items()))
     for i, name in enumerate(names):
-        numbers = read.velocities[0, i], read.velocities[-1, i], read.lambdas[middle, i], moved[i]
-        left, tangent = read.residuals[:, i].max(), read.tangent_residuals[1:, i].max()
-        text = "".join(f"{x:>{w}.4g}" for x, w in zip(numbers, (9, 9, 13, 12), strict=True))
-        print(f"{name:<18}{text}{left:>10.1e}{tangent:>10.1e}")
+        print(f"{name:<18}" + "".join(f"{columns[title][i]:>{width}.4g}" for title, width in widths.items()))
     if out is not None:
         for file in draw_correspondence(read, out, title=f"{title}: {what} read as a zero path", names=names):
             print(file)

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import sys
-from collections.abc import Callable
-from datetime import datetime
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from homojl_cli.options import backend_option
+from homojl_cli.options import (
+    backend_option,
+    complete_dataset,
+    complete_model,
+    complete_preset,
+    complete_setting,
+)
 
 if TYPE_CHECKING:
     from homojl.training.config import ExperimentConfig
@@ -20,11 +26,30 @@ if TYPE_CHECKING:
 
 
 @click.command("train")
-@click.option("--model", help="Model by name, or path/to/file.py:Class, your own. [default: homoode]")
-@click.option("--dataset", help="Name, path of an .npz file or a folder, or file.py:function. [default: digits]")
-@click.option("--preset", help="Settings that come with homojl. [default: <model>-<dataset> where there is one]")
+@click.option(
+    "--model",
+    shell_complete=complete_model,
+    help="Model by name, or path/to/file.py:Class, your own. [default: homoode]",
+)
+@click.option(
+    "--dataset",
+    shell_complete=complete_dataset,
+    help="Name, path of an .npz file or a folder, or file.py:function. [default: digits]",
+)
+@click.option(
+    "--preset",
+    shell_complete=complete_preset,
+    help="Settings that come with homojl. [default: <model>-<dataset> where there is one]",
+)
 @click.option("--config", "config_file", type=click.Path(path_type=Path), help="TOML file with settings.")
-@click.option("--set", "assignments", multiple=True, metavar="KEY=VALUE", help="One setting, e.g. optim.lr=3e-4.")
+@click.option(
+    "--set",
+    "assignments",
+    multiple=True,
+    shell_complete=complete_setting,
+    metavar="KEY=VALUE",
+    help="One setting, e.g. optim.lr=3e-4.",
+)
 @click.option("--epochs", type=int, help="Passes over the training images.")
 @click.option("--seed", type=int, help="Seed of everything random.")
 @click.option("--init", type=click.Choice(["learned", "zero"]), help="Shared initial point: learned, or kept at zero.")
@@ -34,7 +59,15 @@ if TYPE_CHECKING:
 @click.option("--data-root", help="Folder of datasets. [default: $HOMOJL_DATA or the user's cache]")
 @click.option("--out", type=click.Path(path_type=Path), help="Run folder. [default: runs/<model>-<dataset>-<time>]")
 @click.option("--overwrite", is_flag=True, help="Replace the run that is in --out.")
-@click.option("--resume", type=click.Path(path_type=Path), metavar="RUN", help="Go on with a stopped or killed run.")
+@click.option(
+    "--resume",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Go on with a stopped or killed run; with --epochs, for longer.",
+)
+@click.option(
+    "--from", "start", type=click.Path(path_type=Path), metavar="RUN", help="Start from a run's best weights."
+)
 @click.option("--quiet", is_flag=True, help="Print nothing but the run folder.")
 @click.option("--tensorboard", is_flag=True, help="Also write every step's numbers to RUN/tensorboard.")
 def command(
@@ -54,6 +87,8 @@ def command(
       homojl train --model my_model.py:MyNet --dataset my_data.py:load
       homojl train --tensorboard --out runs/watched
       homojl train --resume runs/mine
+      homojl train --resume runs/mine --epochs 50        go on for longer
+      homojl train --from runs/mine --dataset other.npz  start from its weights
       torchrun --nproc-per-node 2 -m homojl_cli train    on several processes: docs/distributed.md
     """
     from homojl.environment import process_count
@@ -66,10 +101,13 @@ def command(
     for name in ("model", "dataset"):  # code that is named here may be run
         if is_own(choices[name]):
             choices[name] = allow(choices[name])
+    for text in choices["assignments"]:
+        if is_own(value := text.partition("=")[2].strip()):
+            allow(value)
     if resume is not None:
-        given = [name for name, value in choices.items() if value not in (None, ()) and not is_own(value)]
-        if given or out or overwrite:
-            raise ConfigError("--resume goes on with a run as it was configured; it takes no other settings")
+        given = {name for name, value in choices.items() if value not in (None, ()) and not is_own(value)}
+        if given - {"epochs"} or out or overwrite:
+            raise ConfigError("--resume goes on with a run as it was configured; beside --epochs it takes no settings")
     # One process alone reads its settings before it loads PyTorch, and refuses at once what it would refuse later.
     # Several load it first: process 0 has to tell the others.
     wanted = _wanted(resume, choices) if process_count() == 1 else None
@@ -90,11 +128,11 @@ def _train(
     tensorboard: bool,
 ) -> int:
     """What one of the processes does; returns its exit code. Process 0 alone touches the folder and prints."""
+    from homojl.training.callbacks import Callback, TerminalProgress
     from homojl.training.experiment import check, resolved
-    from homojl.training.loop import train
-    from homojl.training.outcome import evaluate_run, illustrate, store
-    from homojl.training.progress import Progress, TerminalProgress
-    from homojl.training.run import Run
+    from homojl.training.loop import train_run
+    from homojl.training.outcome import evaluate_run, illustrate, sentence_on_test, store
+    from homojl.training.run import Run, new_folder
     from homojl.training.tensorboard import TensorBoard
 
     data = model = None
@@ -107,7 +145,9 @@ def _train(
         else:
             config = resolved(ranks.fitted(run))
             data, model = check(config)
-            run = Run.create(out or _new_folder(config), config, overwrite=overwrite)
+            run = Run.create(out or new_folder(config), config, overwrite=overwrite)
+            for name in run.started_from(model):
+                show(f"{name} is not of {config.train.start}'s model: it starts as drawn")
         show(_headline(run, ranks))  # the configuration is read here, and goes to the other processes with the run
         return run
 
@@ -116,25 +156,13 @@ def _train(
             print(text, flush=True)
 
     run = ranks.from_main(open_run)
-    stopped_by: list[int] = []
-
-    def on_signal(number: int, _frame: object) -> None:
-        if number in stopped_by and number == signal.SIGINT:  # the second Ctrl-C at once
-            raise KeyboardInterrupt
-        stopped_by.append(number)
-
-    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
-    progress = Progress() if quiet or not ranks.is_main else TerminalProgress()
-    if tensorboard and ranks.is_main:
-        progress = TensorBoard(run.path, progress)
-    try:
-        complete = train(
-            run, data=data, model=model, progress=progress, should_stop=lambda: bool(stopped_by), ranks=ranks
+    callbacks: list[Callback] = [] if quiet else [TerminalProgress()]
+    if tensorboard:
+        callbacks.append(TensorBoard())
+    with _signals() as stopped_by:
+        complete = train_run(
+            run, data=data, model=model, callbacks=callbacks, should_stop=lambda: bool(stopped_by), ranks=ranks
         )
-    finally:
-        progress.close()
-        for number, handler in previous.items():
-            signal.signal(number, handler)
     if not complete:
         if ranks.is_main:
             print(f"stopped and saved; go on with: homojl train --resume {run.path}")
@@ -146,15 +174,28 @@ def _train(
     if not ranks.is_main:
         return 0
     record = store(run, evaluation, loaded=loaded)
-    show(
-        f"test accuracy {100 * evaluation.accuracy:.2f} % on {len(evaluation.labels)} images "
-        f"({evaluation.checkpoint}; {evaluation.nfe.mean():.1f} evaluations per forward pass)"
-    )
-    if evaluation.failed:
-        show(evaluation.failed)
+    show(sentence_on_test(evaluation))
     print(run.path, flush=True)
     illustrate(run, record)
     return 0
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[list[int]]:
+    """The signals that ask to stop, as they come; the second Ctrl-C ends at once."""
+    stopped_by: list[int] = []
+
+    def on_signal(number: int, _frame: object) -> None:
+        if number in stopped_by and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        stopped_by.append(number)
+
+    previous = {s: signal.signal(s, on_signal) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
+    try:
+        yield stopped_by
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 def _wanted(resume: Path | None, choices: dict[str, Any]) -> Run | ExperimentConfig:
@@ -162,7 +203,10 @@ def _wanted(resume: Path | None, choices: dict[str, Any]) -> Run | ExperimentCon
     if resume is not None:
         from homojl.training.run import Run
 
-        return Run.open(resume)
+        run = Run.open(resume)
+        if choices["epochs"] is not None:
+            run.extend(choices["epochs"])
+        return run
     config = _config(**choices)
 
     from homojl.data.places import find_dataset
@@ -184,61 +228,54 @@ def _config(
     adjoint: str | None,
     device: str | None,
     data_root: str | None,
+    start: Path | None,
 ) -> ExperimentConfig:
-    from homojl.training.config import (
-        ExperimentConfig,
-        merge,
-        parse_assignment,
-        preset_names,
-        read_preset,
-        read_toml,
-    )
+    from homojl.training.config import assembled, merge, parse_assignment, read_toml
 
     settings: dict[str, dict[str, Any]] = {
         "model": {"name": model, "init": init},
         "solver": {"backend": backend, "adjoint": adjoint},
         "data": {"dataset": dataset, "root": data_root},
-        "train": {"epochs": epochs, "seed": seed, "device": device},
+        "train": {
+            "epochs": epochs,
+            "seed": seed,
+            "device": device,
+            "start": None if start is None else str(start.absolute()),
+        },
     }
     chosen = {s: {k: v for k, v in values.items() if v is not None} for s, values in settings.items()}
     layers = [merge(chosen, *(parse_assignment(text) for text in assignments))]  # all of them asked for by the user
     if config_file is not None:
         layers.insert(0, read_toml(config_file))
-    if preset is None and config_file is None:
-        wanted = merge(*layers)
-        automatic = f"{wanted['model'].get('name', 'homoode')}-{wanted['data'].get('dataset', 'digits')}"
-        preset = automatic if automatic in preset_names() else None
-    if preset is not None:
-        layers.insert(0, read_preset(preset))
-    return ExperimentConfig.from_dict(merge(*layers))
+    if start is not None:
+        layers.insert(0, _settings_of(start))
+    return assembled(*layers, preset=preset, alone=config_file is not None or start is not None)
 
 
-def _new_folder(config: ExperimentConfig) -> Path:
-    from homojl.own import is_own, short
+def _settings_of(start: Path) -> dict[str, Any]:
+    """What a run that starts from another one's weights has from it: its model, how that is solved, and its data."""
+    from homojl.training.config import read_toml
+    from homojl.training.run import Run
 
-    dataset = short(config.data.dataset) if is_own(config.data.dataset) else Path(config.data.dataset).stem
-    name = f"{short(config.model.name)}-{dataset}-{datetime.now():%Y%m%d-%H%M%S}"
-    folder, number = Path("runs") / name, 1
-    while folder.exists():
-        number += 1
-        folder = Path("runs") / f"{name}-{number}"
-    return folder
+    values = read_toml(Run.open(start).path / "config.toml")
+    return {name: values[name] for name in ("model", "solver", "data") if name in values}
 
 
 def _headline(run: Run, ranks: Ranks) -> str:
-    from homojl.own import is_own, short
+    from homojl.models.settings import model_settings
+    from homojl.own import short
 
     config = run.config
     title = f"{short(config.model.name)} on {short(config.data.dataset)}"
     budget = f"{config.train.epochs} epoch{'s' * (config.train.epochs > 1)}"
     if config.train.seconds is not None:
         budget = f"{config.train.seconds:g} s of training"
-    if is_own(config.model.name):
-        return f"{title}: {budget} -> {run.path}"
+    if model_settings(config.model.name).own:
+        return f"{title}: {budget}\n-> {run.path}"
     algorithm = config.solver.build_algorithm()
     tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""
     several = f" in {ranks.size} processes" if ranks.size > 1 else ""
     return (
         f"{title}: {algorithm.name}{tolerance}, {config.solver.adjoint} adjoint, "
-        f"{config.solver.backend} backend{several}, {budget} -> {run.path}"
+        f"{config.solver.backend} backend{several}, {budget}\n-> {run.path}"
     )

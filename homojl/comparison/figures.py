@@ -103,7 +103,7 @@ def _learning_curves(comparison: Comparison, figure: Figure) -> None:
 def _evaluations(comparison: Comparison, figure: Figure) -> None:
     panels = {"nfe_forward": "evaluations per forward pass", "nfe_backward": "products per backward pass"}
     for axes in _curves(comparison, figure, panels):
-        axes.set_ylim(0, 1.08 * axes.dataLim.y1)
+        axes.set_ylim(0, 1.08 * (axes.dataLim.y1 or 1.0))  # a network without a layer evaluates nothing
 
 
 def _cost(comparison: Comparison, figure: Figure) -> None:

@@ -12,6 +12,7 @@ from homojl.comparison.experiment import Experiment
 from homojl.data.places import find_dataset
 from homojl.errors import ConfigError
 from homojl.models.settings import model_settings
+from homojl.own import short
 from homojl.training.config import ExperimentConfig, merge, preset_names, read_preset, with_solver
 from homojl.training.run import Run
 
@@ -144,7 +145,7 @@ def make_plan(
     runs = []
     for model, variation_name, wanted in planned:
         config = resolved(wanted)
-        label = f"{model}, {variation_name}" if variation_name else model
+        label = f"{short(model)}, {variation_name}" if variation_name else short(model)
         for seed in seeds:
             seeded = replace(config, train=replace(config.train, seed=seed))
             runs.append(PlannedRun(label, model, variation_name, seed, seeded))

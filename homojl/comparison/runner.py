@@ -13,6 +13,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from homojl import own
 from homojl.comparison.plan import Plan, PlannedRun
 from homojl.comparison.worker import STOPPED
 from homojl.files import locked, make_folder
@@ -100,7 +101,7 @@ class _Runner:
                 stdout=subprocess.PIPE,
                 stderr=errors,
                 text=True,
-                env=os.environ | threads,
+                env=os.environ | own.for_children() | threads,
                 start_new_session=True,
             )
             with self._lock:

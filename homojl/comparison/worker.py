@@ -17,9 +17,9 @@ from typing import Any
 
 from homojl.errors import HomoJLError, SolveError
 from homojl.files import replace_file
-from homojl.training.loop import train
+from homojl.training.callbacks import LineProgress
+from homojl.training.loop import train_run
 from homojl.training.outcome import evaluate_run, publish
-from homojl.training.progress import LineProgress
 from homojl.training.run import Run
 
 STOPPED = 130  # the exit code of a run that was asked to stop, and is saved
@@ -34,7 +34,7 @@ def main(run_path: str, outcome_path: str, measurements: str) -> int:
     run = Run.open(run_path)
     try:
         # Without its parent nobody waits for it, and the next one may start the same run again.
-        if not train(run, progress=LineProgress(), should_stop=lambda: bool(stopped) or os.getppid() != parent):
+        if not train_run(run, callbacks=[LineProgress()], should_stop=lambda: bool(stopped) or os.getppid() != parent):
             return STOPPED
         # What follows is short and begins anew the next time.
         for number in (signal.SIGINT, signal.SIGTERM):

@@ -62,6 +62,11 @@ class ImageDataset:
         if len(self.class_names) != self.n_classes:
             raise DataError(f"{self.name}: {len(self.class_names)} class names for {self.n_classes} classes")
 
+    def __repr__(self) -> str:
+        shape = " x ".join(map(str, self.input_shape))
+        sizes = f"{len(self.x_train):,} + {len(self.x_test):,} images"
+        return f"<ImageDataset {self.name}: {sizes} {shape}, {self.n_classes} classes>"
+
     @property
     def input_shape(self) -> tuple[int, int, int]:
         """(C, H, W) of an image."""

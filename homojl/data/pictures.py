@@ -77,6 +77,30 @@ def read_class_folders(path: Path) -> tuple[Arrays | tuple[np.ndarray, np.ndarra
         return (images[: len(train)], y_train, images[len(train) :], y_test), names
 
 
+def read_pictures(paths: Sequence[Path], shape: tuple[int, int, int]) -> np.ndarray:
+    """Single pictures for a model, uint8 (N, C, H, W): grey or in colour, and scaled to its size where theirs differs.
+
+    Args:
+        shape: (C, H, W) of the result, C 1 or 3.
+
+    Raises:
+        DataError: one is no readable picture, or what is white in it cannot be told.
+    """
+    from PIL import Image
+
+    channels, height, width = shape
+    images = np.empty((len(paths), *shape), dtype=np.uint8)
+    for place, path in enumerate(paths):
+        with reading(path, "picture"):
+            source = Source(path.name, partial(read_bytes, path, limit=_MAX_FILE), path.stat().st_size)
+            image = _decoded([source], grey=channels == 1)[0]
+        if image.shape != shape:
+            bands = [Image.fromarray(band).resize((width, height), Image.Resampling.BILINEAR) for band in image]
+            image = np.stack([np.asarray(band) for band in bands])
+        images[place] = image
+    return images
+
+
 def read_tiny_imagenet(path: Path) -> Arrays:
     """Tiny ImageNet; its validation images, whose labels are published, serve as the test set.
 

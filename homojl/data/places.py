@@ -8,7 +8,7 @@ from pathlib import Path
 from homojl.data.registry import DatasetInfo, dataset_info, dataset_names
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
-from homojl.own import is_own, whole
+from homojl.own import DATASETS, is_given, is_own, registered, whole
 
 
 def data_root() -> Path:
@@ -25,14 +25,20 @@ def data_root() -> Path:
 def find_dataset(name_or_path: str | Path) -> DatasetInfo | Path | str:
     """What a name or path means: a known dataset, a user's own file or folder, which is not opened, or code's name.
 
+    Code's name is that of a function of one's own, or the name under which an installed package brings one.
+
     Raises:
         ConfigError: neither a known name nor a file nor a folder.
     """
     name = os.fspath(name_or_path)
     if name in dataset_names():
         return dataset_info(name)
+    if is_given(name):
+        raise ConfigError(f"the dataset {name} was given in Python, and comes back only there: give it again")
     if is_own(name):
         return whole(name)
+    if name in registered(DATASETS):
+        return name
     path = expanded(name)
     if path.suffix == ".npz" or path.is_file() or path.is_dir():
         return path

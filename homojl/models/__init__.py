@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 from homojl.errors import ConfigError
 from homojl.models.settings import MODELS, model_settings
 from homojl.names import did_you_mean
+from homojl.own import is_given
 
 if TYPE_CHECKING:
     from homojl.models.base import AbstractImplicitModel, count_parameters
+    from homojl.models.cnn import CNN
     from homojl.models.deq import DEQ
     from homojl.models.homoode import HomoODE
     from homojl.models.mondeq import MonDEQ
@@ -21,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "ANODE",
+    "CNN",
     "DEQ",
     "MODELS",
     "AbstractImplicitModel",
@@ -70,10 +73,18 @@ def create_model(
     for key in options:
         if key not in known:
             raise ConfigError(f"model {name!r} has no option {key!r}; {did_you_mean(key, known)}")
+    if is_given(name):
+        raise ConfigError(
+            f"the model {name} was given in Python, and comes back only there: hj.load_run(RUN, model=...)"
+        )
     cls: Callable[..., AbstractImplicitModel] = settings.model()
     how = {key: options.pop(key) for key in ("algorithm", "adjoint", "backend") if key in options}
     if settings.own:
-        cls, how = functools.partial(cls, name), {}
+        how = {}
+        if name not in MODELS:
+            from homojl.models.own import OwnModel
+
+            cls = functools.partial(OwnModel.of, name)
     model = cls(input_shape=input_shape, n_classes=n_classes, **options, **how)
     from homojl.models.pretrained import Origin
 

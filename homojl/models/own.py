@@ -8,22 +8,19 @@ from typing import Any, ClassVar, NoReturn
 
 import torch
 from torch import nn
+from torch.utils import _pytree as pytree
 
 from homojl import own
 from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel
+from homojl.models.settings import NoLayer
 from homojl.solution import EquilibriumSolution, Samples, Solution, Stats, Status, TotalStats
 
 Tensor = torch.Tensor
 GIVEN = ("input_shape", "n_classes")
 RESERVED = ("name", "options", "algorithm", "adjoint", "backend")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoLayer(AbstractFixedPointAlgorithm):
-    """Stands for the algorithm of a network without a layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,45 +44,64 @@ class OwnModel(AbstractImplicitModel):
     """Image -> network(image) = logits; the layers in the network solve as they were made to.
 
     Args:
-        name: of the class or function, see `homojl.own`. It is called with `input_shape` and `n_classes`, where it
-            takes them, and with the settings of [model].
-        input_shape: channels, height and width of one image.
-        n_classes: number of classes.
+        network: with parameters to train.
+        name: of what made it.
+        classifies: whether its outputs are to be logits.
 
     Raises:
-        ConfigError: if it makes no module.
+        ConfigError: it has no parameters.
     """
 
     default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = NoLayer()
     default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
 
-    def __init__(self, name: str, *, input_shape: tuple[int, int, int], n_classes: int, **options: Any) -> None:
+    def __init__(self, network: nn.Module, name: str, *, classifies: bool = True) -> None:
         super().__init__()
+        if not list(network.parameters()):
+            raise ConfigError(f"{name} has no parameters to train")
+        self.name, self.classifies = name, classifies
+        self.encoder, self.layer, self.decoder = nn.Identity(), network, nn.Identity()
+        self.throw = True
+        self._own_algorithms = [layer.algorithm for layer in self.layers]
+
+    @staticmethod
+    def of(name: str, *, input_shape: tuple[int, int, int], n_classes: int, **options: Any) -> OwnModel:
+        """The model that a class or function makes.
+
+        Args:
+            name: of the class or function, see `homojl.own`. It is called with `input_shape` and `n_classes`, where it
+                takes them, and with the settings of [model].
+            input_shape: channels, height and width of one image.
+            n_classes: number of classes.
+
+        Raises:
+            ConfigError: it makes no module.
+        """
         make = own.load(name)
         given = {"input_shape": input_shape, "n_classes": n_classes}
         parameters = inspect.signature(make).parameters
         network = make(**{k: v for k, v in given.items() if k in parameters}, **options)
         if not isinstance(network, nn.Module):
             raise ConfigError(f"{name} must make a torch.nn.Module, got {type(network).__name__}")
-        if not list(network.parameters()):
-            raise ConfigError(f"{name} has no parameters to train")
-        self.name = name
-        self.encoder, self.layer, self.decoder = nn.Identity(), network, nn.Identity()
-        self.throw = True
+        return OwnModel(network, name)
 
     @property
     def network(self) -> nn.Module:
         """The user's network."""
         return self.layer
 
-    def forward(self, image: Tensor, *, return_solution: bool = False) -> Any:
+    def own_algorithms(self) -> list[Any]:
+        """What the layers were made with, whatever they solve with now."""
+        return self._own_algorithms
+
+    def forward(self, image: Any, *, return_solution: bool = False) -> Any:
         out = super().forward(image, return_solution=return_solution)
         logits = out[0] if return_solution else out
-        if torch.compiler.is_exporting():
+        if not self.classifies or torch.compiler.is_exporting():
             return out
-        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(image):
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != _rows(image):
             got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-            raise ConfigError(f"{self.name} must return logits of shape ({len(image)}, classes), got {got}")
+            raise ConfigError(f"{self.name} must return logits of shape ({_rows(image)}, classes), got {got}")
         return out
 
     def _combined(self, found: list[Solution | EquilibriumSolution]) -> Any:
@@ -99,6 +115,11 @@ class OwnModel(AbstractImplicitModel):
 
     def problem(self, h: Tensor) -> NoReturn:
         raise ConfigError(f"{self.name} is a network of your own, which states no problem of its own; its layers do")
+
+
+def _rows(inputs: Any) -> int:
+    """Samples in a batch of inputs."""
+    return next((len(x) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim), 0)
 
 
 def options_of(name: str) -> dict[str, Any]:

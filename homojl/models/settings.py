@@ -23,7 +23,8 @@ from homojl.algorithms import (
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 from homojl.nn.choices import ACTIVATIONS, CONSTRAINTS, INITIAL_POINTS, groups_of
-from homojl.own import is_own
+from homojl.own import MODELS as OF_PACKAGES
+from homojl.own import is_given, is_own, load, registered
 
 if TYPE_CHECKING:
     from homojl.models.base import AbstractImplicitModel
@@ -45,7 +46,7 @@ class AbstractModelSettings:
         algorithm: how the model's problem is solved unless the configuration says otherwise; it also says which kind
             of problem the model states.
         adjoint: the name of how it is differentiated.
-        own: whether it is a network of a user's own, whose layers know how they are solved.
+        own: whether it is a network whose layers know how they are solved, as a user's own: no solver is configured.
 
     Raises:
         ConfigError: for a value that no model can have.
@@ -206,6 +207,31 @@ class PcDEQSettings(AbstractModelSettings):
             raise ConfigError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got {self.constraint!r}")
 
 
+@dataclass(frozen=True, kw_only=True)
+class NoLayer(AbstractFixedPointAlgorithm):
+    """Stands for the algorithm of a network without a layer."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CNNSettings(AbstractModelSettings):
+    """Of `homojl.models.cnn.CNN`."""
+
+    summary = "logits = head(x + F(x)), x = features(image): a plain residual CNN of HomoODE's size, for comparison."
+    implementation = ("homojl.models.cnn", "CNN")
+    algorithm: ClassVar[AbstractFixedPointAlgorithm] = NoLayer()
+    adjoint = "implicit"
+    own = True
+
+    channels: int = 64
+    blocks: int = 1
+    dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        ConditionedSettings(channels=self.channels, dropout=self.dropout)
+        if self.blocks < 1:
+            raise ConfigError(f"blocks must be positive, got {self.blocks}")
+
+
 MODELS: dict[str, type[AbstractModelSettings]] = {
     "homoode": HomoODESettings,
     "deq": DEQSettings,
@@ -213,6 +239,7 @@ MODELS: dict[str, type[AbstractModelSettings]] = {
     "node": NeuralODESettings,
     "anode": ANODESettings,
     "pcdeq": PcDEQSettings,
+    "cnn": CNNSettings,
 }
 
 PRESET_PARAMETERS = {
@@ -221,6 +248,12 @@ PRESET_PARAMETERS = {
     "anode-digits": 13_520,
     "anode-mnist": 84_816,
     "anode-svhn": 171_799,
+    "cnn-cifar10": 132_938,
+    "cnn-cifar100": 565_988,
+    "cnn-digits": 34_154,
+    "cnn-mnist": 34_154,
+    "cnn-svhn": 132_938,
+    "cnn-tiny-imagenet": 617_288,
     "deq-cifar10": 132_938,
     "deq-cifar100": 565_988,
     "deq-digits": 34_154,
@@ -252,13 +285,28 @@ PRESET_PARAMETERS = {
 """Trained parameters of the models at the sizes of the presets, as `count_parameters` counts them."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class GivenSettings(AbstractModelSettings):
+    """Of a network that a run was given in Python."""
+
+    summary = "a network that was given in Python."
+    implementation = ("homojl.models.own", "OwnModel")
+    algorithm: ClassVar[AbstractFixedPointAlgorithm] = NoLayer()
+    adjoint = "implicit"
+    own = True
+
+
 def model_settings(name: str) -> type[AbstractModelSettings]:
     """The settings of a model's name.
 
     Raises:
         ConfigError: for an unknown name.
     """
+    if is_given(name):
+        return GivenSettings
     if is_own(name):
+        return _own_settings(name)
+    if name not in MODELS and name in registered(OF_PACKAGES):
         return _own_settings(name)
     if name not in MODELS:
         raise ConfigError(
@@ -269,13 +317,20 @@ def model_settings(name: str) -> type[AbstractModelSettings]:
 
 @functools.cache
 def _own_settings(name: str) -> type[AbstractModelSettings]:
-    """Of a network of a user's own, whose layers have the methods that they were made with."""
+    """Of a network of a user's own or of a package, whose layers have the methods that they were made with.
+
+    A package may also bring settings, which name a model that is solved as homojl's are.
+    """
+    found = load(name)
+    if isinstance(found, type) and issubclass(found, AbstractModelSettings):
+        return found
+
     from homojl.models.own import OwnModel, options_of
 
     options = options_of(name)
 
     class OwnSettings(AbstractModelSettings):
-        summary = f"{name}: a network of your own."
+        summary = f"{name}: a network of its own."
         implementation = ("homojl.models.own", "OwnModel")
         algorithm = OwnModel.default_algorithm
         adjoint = "implicit"

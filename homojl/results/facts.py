@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from homojl.results.records import Evaluation, RunRecord
+from homojl.results.records import SELECTORS, Evaluation, RunRecord, best_line
 from homojl.results.wording import duration, number, percent, plain, wilson
 
 SPLITS = {"test": "test set", "val": "validation split", "train": "training images"}
@@ -44,8 +44,8 @@ def facts(record: RunRecord) -> list[Fact]:
     """The figures that a reader looks for first; the same labels for every run."""
     answers = record.evaluation
     return [
-        _test_accuracy(answers),
-        _validation_accuracy(record.metrics),
+        _test(record),
+        _validation(record),
         *_answer_facts(answers),
         _failed_solves(record),
         _parameters(record),
@@ -66,7 +66,11 @@ def answer_time(answers: Evaluation) -> str:
     return f"{duration(answers.seconds)}, {1e3 * answers.seconds / len(answers.labels):.3g} ms an image"
 
 
-def _test_accuracy(answers: Evaluation | None) -> Fact:
+def _test(record: RunRecord) -> Fact:
+    answers, own = record.evaluation, record.test
+    if own is not None:  # of a task without classes
+        name = "metric" if math.isfinite(own["metric"]) else "loss"
+        return Fact(f"Test {name}", number(own[name]), own["checkpoint"], own[name])
     if answers is None or answers.split != "test":
         return Fact("Test accuracy", "not evaluated", "homojl evaluate RUN does it", math.nan)
     n, right = len(answers.labels), int(np.sum(answers.labels == answers.predictions))
@@ -75,14 +79,16 @@ def _test_accuracy(answers: Evaluation | None) -> Fact:
     return Fact("Test accuracy", percent(answers.accuracy), detail, answers.accuracy)
 
 
-def _validation_accuracy(metrics: list[dict[str, Any]]) -> Fact:
-    label = "Validation accuracy"
-    measured = [row for row in metrics if math.isfinite(row.get("val_accuracy", math.nan))]
-    if not measured:
+def _validation(record: RunRecord) -> Fact:
+    """The best epoch, by what chose it."""
+    select, metrics = record.config.get("train", {}).get("select", "highest accuracy"), record.metrics
+    name, best = SELECTORS[select][0], best_line(metrics, select)
+    label = f"Validation {name.removeprefix('val_')}"
+    if best is None:
         return Fact(label, "not measured", "no validation split" if metrics else "no epoch completed yet", math.nan)
-    best = max(measured, key=lambda row: row["val_accuracy"])
-    detail = f"the highest, after epoch {best['epoch']:.4g} of {metrics[-1]['epoch']:.4g}"
-    return Fact(label, percent(best["val_accuracy"]), detail, best["val_accuracy"])
+    shown = percent(best[name]) if name == "val_accuracy" else number(best[name])
+    which = select.partition(" ")[0]
+    return Fact(label, shown, f"the {which}, after epoch {best['epoch']:.4g} of {metrics[-1]['epoch']:.4g}", best[name])
 
 
 def _answer_facts(answers: Evaluation | None) -> Iterable[Fact]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from homojl.results.plots import bend
 from homojl.results.style import DASHES, PALETTE, legend_beside, look, new_figure, write_figures
 from homojl.solution import PathSolution
 
@@ -67,7 +68,8 @@ def draw_correspondence(
 ) -> list[Path]:
     """Draw trajectories read as zero paths as `correspondence.png` and so on, as `write_figures`.
 
-    Lambda(s), v(s), and the residual of H = 0; where that is zero by construction, how far f(z(s)) is from the output.
+    Lambda(s), or where that is chosen (lambda = s / S) how far the path is from the straight line between its ends;
+    v(s); and the residual of H = 0, or where that is zero by construction how far f(z(s)) is from the output.
 
     Args:
         read: what `homojl.correspondence.recover` found.
@@ -82,17 +84,21 @@ def _correspondence_figure(read: Correspondence, names: Sequence[str], title: st
     with new_figure(title, (14, 4.6)) as figure:
         table, speed, missed = figure.subplots(1, 3)
         s, given = read.s.numpy(), bool((read.residuals.nan_to_num() > 1e-9).any())
+        chosen = not given and bool(((read.lambdas - (read.s / read.s[-1])[:, None]).abs() < 1e-9).all())
         for i, name in enumerate(names):
-            line = look(i, marker="")
-            table.plot(s, read.lambdas[:, i].numpy(), **line, linewidth=_width(i, len(names)))
-            speed.plot(s, read.velocities[:, i].numpy(), label=name, **line)
+            line, width = look(i, marker=""), _width(i, len(names))
+            if chosen:
+                table.plot(s, bend(read.states[:, i].flatten(1).numpy()), **line)
+            else:
+                table.plot(s, read.lambdas[:, i].numpy(), **line, linewidth=width)
+            speed.plot(s, read.velocities[:, i].numpy(), label=name, **line, linewidth=width)
             if given:
                 missed.plot(s[1:], read.residuals[1:, i].numpy(), **line)
             else:
                 off = (read.targets[:, i] - read.states[-1, i]).flatten(1).norm(dim=1)
                 missed.plot(s, (off / (read.states[-1, i] - read.states[0, i]).norm()).numpy(), **line)
-        table.set_title("how far the problem is deformed")
-        table.set_ylabel("λ(s)")
+        table.set_title("how far the path bends" if chosen else "how far the problem is deformed")
+        table.set_ylabel("distance from the straight line / ‖z(1) − z0‖" if chosen else "λ(s)")
         speed.set_title("how fast the path is followed")
         speed.set_ylabel("v(s)")
         missed.set_title("residual that no λ removes" if given else "the equilibrium map along the trajectory")

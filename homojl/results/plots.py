@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,17 @@ from homojl.errors import ConfigError
 from homojl.results.answers import confusion_counts, most_confused
 from homojl.results.hdf5 import run_names
 from homojl.results.records import METRICS, RunRecord, Trajectories
-from homojl.results.style import BLUE, GREEN, PURPLE, VERMILLION, look, new_figure, percent_axis, write_figures
+from homojl.results.style import (
+    BLUE,
+    GREEN,
+    PURPLE,
+    VERMILLION,
+    log_axis,
+    look,
+    new_figure,
+    percent_axis,
+    write_figures,
+)
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -23,6 +33,9 @@ if TYPE_CHECKING:
 
     Draw = Callable[[RunRecord, Figure], None]
     Drawn = Callable[[RunRecord], Figure]
+
+CROSS_ENTROPY = "cross_entropy"
+"""The loss of a run that names no other."""
 
 
 @dataclass(frozen=True)
@@ -125,7 +138,8 @@ def _has_epochs(record: RunRecord) -> bool:
 
 @_figure(
     "Learning curves",
-    "Loss and accuracy after each epoch, on the images trained on and on the validation split. "
+    "Loss and accuracy after each epoch, on the images trained on and on the validation split; accuracies lower than "
+    "any in the second half of training are below the frame, so that the end can be read. "
     "Training numbers are averages over the epoch, with dropout and augmentation where they are used.",
     _has_epochs,
 )
@@ -133,17 +147,41 @@ def learning_curves(record: RunRecord, figure: Figure) -> None:
     """Loss and accuracy on the training images and the validation split, epoch by epoch."""
     loss, accuracy = figure.subplots(1, 2)
     split = {"train": ("training", BLUE, "o"), "val": ("validation", VERMILLION, "s")}
-    _curves(loss, record, {f"{name}_loss": look for name, look in split.items()})
-    loss.set_ylim(bottom=0)
-    loss.set_ylabel(_label("mean cross-entropy", "train_loss"))
-    _curves(accuracy, record, {f"{name}_accuracy": look for name, look in split.items()})
+    _curves(loss, record, {f"{name}_loss": style for name, style in split.items()})
+    if loss.dataLim.y0 > 0:  # a loss of one's own may be negative
+        loss.set_yscale("log")
+        log_axis(loss.yaxis)
+    own = record.config.get("train", {}).get("loss", CROSS_ENTROPY)
+    loss.set_ylabel(_label("mean cross-entropy", "train_loss") if own == CROSS_ENTROPY else own)
+    kind = next((kind for kind in ("accuracy", "metric") if _measured(record, f"train_{kind}")), None)
+    if kind is None:
+        accuracy.remove()
+    elif kind == "metric":
+        _curves(accuracy, record, {f"{name}_metric": style for name, style in split.items()})
+        accuracy.set_ylabel(record.config.get("train", {}).get("metric", "metric"))
+    else:
+        _accuracy(accuracy, record, split)
+    for axes in figure.axes:
+        _legend(axes)
+
+
+def _measured(record: RunRecord, name: str) -> bool:
+    return any(math.isfinite(row.get(name, math.nan)) for row in record.metrics)
+
+
+def _accuracy(accuracy: Axes, record: RunRecord, split: Mapping[str, tuple[str, str, str]]) -> None:
+    """Accuracy after each epoch, and on the test set; from the lowest in the second half of training on."""
+    _curves(accuracy, record, {f"{name}_accuracy": style for name, style in split.items()})
     if (answers := record.evaluation) is not None:
         text = f"{answers.split} ({answers.checkpoint})"
         accuracy.axhline(answers.accuracy, color=GREEN, linestyle="--", linewidth=1.5, label=text)
+    late = [row.get(f"{name}_accuracy", np.nan) for row in record.metrics[len(record.metrics) // 2 :] for name in split]
+    if len(record.metrics) > 3 and np.isfinite(late).any():
+        bottom, top = np.nanmin(late), accuracy.dataLim.y1
+        span = max(top - bottom, 0.002)
+        accuracy.set_ylim(bottom - 0.1 * span, min(top + 0.1 * span, 1.0 + 0.02 * span))
     accuracy.set_ylabel("accuracy [%]")
     percent_axis(accuracy.yaxis)
-    for axes in (loss, accuracy):
-        _legend(axes)
 
 
 @_figure(
@@ -179,7 +217,8 @@ def solver_cost(record: RunRecord, figure: Figure) -> None:
 
 @_figure(
     "Confusion matrix",
-    "Each row shows what the images of one true class were taken for; on the diagonal they were recognised.",
+    "How many images of each true class (rows) were taken for each class (columns); on the diagonal they were "
+    "recognised. The colour is the share of the true class.",
     lambda record: record.evaluation is not None and len(record.evaluation.labels) > 0,
 )
 def confusion_matrix(record: RunRecord, figure: Figure) -> None:
@@ -210,29 +249,30 @@ def confusion_matrix(record: RunRecord, figure: Figure) -> None:
             matrix.tick_params(axis="x", rotation=45)
             for label in matrix.get_xticklabels():
                 label.set(ha="right", rotation_mode="anchor")
-        for (i, j), value in np.ndenumerate(share):
-            if value > 0:
-                colour = "white" if value > 35 else "black"
-                text = "<1" if value < 0.5 else f"{value:.0f}"
-                matrix.text(j, i, text, ha="center", va="center", size=size, color=colour)
+        for (i, j), count in np.ndenumerate(counts):
+            if count > 0:
+                colour = "white" if share[i, j] > 35 else "black"
+                matrix.text(j, i, f"{count}", ha="center", va="center", size=size, color=colour)
         return
     pairs = most_confused(counts, 15)[::-1]
     names = [f"{record.class_names[i]} → {record.class_names[j]}" for i, j, _ in pairs]
-    mistakes.barh(range(len(pairs)), [share[i, j] for i, j, _ in pairs], color=VERMILLION)
+    mistakes.barh(range(len(pairs)), [count for _, _, count in pairs], color=VERMILLION)
     mistakes.set_yticks(range(len(pairs)), names)
-    mistakes.set_xlabel("share of the true class [%]")
+    mistakes.xaxis.get_major_locator().set_params(integer=True)
+    mistakes.set_xlabel("images")
     mistakes.set_title("most frequent mistakes")
     mistakes.grid(False, axis="y")
 
 
 @_figure(
     "Trajectories",
-    "The states of chosen images from s = 0 to s = 1. Left, how far they move; right, the same paths in "
-    "the plane of their two main directions (PCA), from the ring to the dot. Each true class has its colour.",
+    "The states of chosen images from s = 0 to s = 1. Left, how far each path is from the straight line between its "
+    "ends, as a share of that line; right, the paths in the plane of their two main directions (PCA), from the ring to "
+    "the dot. Each true class has its colour.",
     lambda record: record.trajectories is not None and bool(_finite(_flat_states(record.trajectories)).any()),
 )
 def trajectories(record: RunRecord, figure: Figure) -> None:
-    """Distance from the start over s, and the paths in the plane of their first two principal components."""
+    """How far the paths bend over s, and the paths in the plane of their first two principal components."""
     paths = record.trajectories
     assert paths is not None
     z = _flat_states(paths)
@@ -245,11 +285,11 @@ def trajectories(record: RunRecord, figure: Figure) -> None:
         assert isinstance(parts, np.ndarray)
         top, bottom = parts
         _show_images(bottom, images, paths.labels.tolist(), classes, record.class_names)
-    moved, plane = top.subplots(1, 2)
+    bent, plane = top.subplots(1, 2)
     plane_paths, explained = _principal_plane(z)
     for label, path, projected in zip(paths.labels.tolist(), z, plane_paths, strict=True):
         line = look(classes.index(label), marker="", linewidth=1.8, alpha=0.9)
-        moved.plot(paths.s, np.linalg.norm(path - path[0], axis=1), **line)
+        bent.plot(paths.s, bend(path), **line)
         plane.plot(*projected.T, **line)
         plane.plot(*projected[0], marker="o", color="black", fillstyle="none", markersize=9)
         plane.plot(*projected[-1], marker="o", color=line["color"], markersize=7)
@@ -259,8 +299,9 @@ def trajectories(record: RunRecord, figure: Figure) -> None:
         plane.plot([], [], " ", label=f"and {len(classes) - 14} more")
     plane.legend(title="true class", loc="center left", bbox_to_anchor=(1.01, 0.5))
     plane.set_aspect("equal", adjustable="datalim")
-    moved.set_xlabel("s")
-    moved.set_ylabel("distance from the start, ‖z(s) − z(0)‖")
+    bent.set_xlabel("s")
+    bent.set_ylabel("distance from the straight line / ‖z(1) − z(0)‖")
+    bent.set_ylim(bottom=0)
     plane.set_xlabel(f"principal component 1 ({100 * explained[0]:.0f} % of the variance)")
     plane.set_ylabel(f"principal component 2 ({100 * explained[1]:.0f} %)")
 
@@ -279,6 +320,22 @@ def _show_images(
         del frame["marker"]
         for spine in axes.spines.values():
             spine.set(**frame)
+
+
+def bend(path: np.ndarray) -> np.ndarray:
+    """How far the points of a path (T, D) are from the straight line through its ends, (T,), over the ends' distance.
+
+    Zero everywhere for a path whose ends are the same point; NaN where the path is not finite.
+    """
+    finite = _finite(path)
+    bent = np.where(finite, 0.0, np.nan)
+    if finite.any():
+        moved = path[finite] - path[finite][0]
+        way, length = moved[-1], np.linalg.norm(moved[-1])
+        if length > 0:
+            along = moved @ way / length**2
+            bent[finite] = np.linalg.norm(moved - along[:, None] * way, axis=1) / length
+    return bent
 
 
 def _flat_states(paths: Trajectories) -> np.ndarray:
@@ -312,7 +369,7 @@ def _principal_plane(z: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 @_figure(
     "Initial point",
     "The state that every solve starts from: one number per channel, the same for all pixels and all images.",
-    lambda record: record.initial_point is not None,
+    lambda record: record.initial_point is not None and len(record.initial_point) > 1,
     (10, 4),
 )
 def initial_point(record: RunRecord, figure: Figure) -> None:

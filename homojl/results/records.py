@@ -6,6 +6,7 @@ The loop writes these names, HDF5 and the report describe them, plots label axes
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -44,10 +45,20 @@ METRICS: dict[str, Metric] = {
     "epoch": Metric("train", "1", "epochs completed; a time budget has fractions"),
     "step": Metric("train", "1", "optimiser steps completed"),
     "lr": Metric("train", "1", "learning rate of the epoch's last step"),
-    "train_loss": Metric("train", "nat", "mean cross-entropy over the epoch's training images, in training mode"),
+    "train_loss": Metric(
+        "train",
+        "nat",
+        "mean loss over the epoch's training images, in training mode: cross-entropy, or what train.loss names",
+    ),
     "train_accuracy": Metric("train", "1", "fraction of the epoch's training images classified correctly"),
-    "val_loss": Metric("train", "nat", "mean cross-entropy on the validation split after the epoch"),
+    "val_loss": Metric(
+        "train", "nat", "mean loss on the validation split after the epoch: cross-entropy, or what train.loss names"
+    ),
     "val_accuracy": Metric("train", "1", "fraction of the validation split classified correctly after the epoch"),
+    "train_metric": Metric(
+        "train", "1", "mean of the run's own metric over the epoch's training samples, in training mode", optional=True
+    ),
+    "val_metric": Metric("train", "1", "mean of the run's own metric on the validation split", optional=True),
     "initial_point_loss": Metric(
         "train", "1", "mean over the epoch's updates of E |z* - z0|^2, squared over channels; 0 if none"
     ),
@@ -107,6 +118,26 @@ def metrics_row(values: Any) -> dict[str, float]:
     if not (row["epoch"] >= 0 and row["step"] >= 0 and row["images_per_second"] > 0):
         raise ValueError("epoch, step and images_per_second must be positive")
     return row
+
+
+SELECTORS: dict[str, tuple[str, int]] = {
+    "highest accuracy": ("val_accuracy", 1),
+    "lowest loss": ("val_loss", -1),
+    "highest metric": ("val_metric", 1),
+    "lowest metric": ("val_metric", -1),
+}
+"""What may choose the best epoch: the metric, and its sign where larger is to be better."""
+
+
+def best_line(metrics: Sequence[Mapping[str, float]], select: str = "highest accuracy") -> Mapping[str, float] | None:
+    """The best line on the validation split, of equals the last, as training chooses its checkpoint; or None.
+
+    Args:
+        select: of `SELECTORS`.
+    """
+    name, sign = SELECTORS[select]
+    measured = [row for row in metrics if math.isfinite(row.get(name, math.nan))]
+    return max(measured, key=lambda row: (sign * row[name], row["epoch"]), default=None)
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,6 +212,7 @@ class RunRecord:
         evaluation: answers on the test set; None before the run has been evaluated.
         initial_point: the shared start, (C,), float32; None for a model without one.
         trajectories: on request.
+        test: loss, metric and checkpoint on test data without classes; None: not measured.
     """
 
     config: dict[str, Any]
@@ -191,5 +223,6 @@ class RunRecord:
     evaluation: Evaluation | None = None
     initial_point: np.ndarray | None = None
     trajectories: Trajectories | None = None
+    test: dict[str, Any] | None = None
     images: np.ndarray | None = field(default=None)
     """Test images to show in the report's figures, (n, H, W) or (n, H, W, 3), uint8, beside `trajectories.index`."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -153,11 +154,16 @@ def _lay_out(figure: Figure) -> None:
 def log_axis(axis: Axis) -> None:
     """Plain numbers at the ticks of a logarithmic axis, since `_STYLE` parses no mathematics.
 
-    At powers of ten, and where there are few of them also at 2 and 5 times those. Call it when all is drawn.
+    At powers of ten, and where there are few of them also at 2 and 5 times those; the axis begins at a tick, so that
+    its lower end can be read. Call it when all is drawn.
     """
     from matplotlib.ticker import LogLocator, NullFormatter
 
     low, high = axis.get_view_interval()
-    axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0) if high < 100 * low else (1.0,)))
+    subs = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    axis.set_major_locator(LogLocator(subs=subs))
+    if 0 < low < high:
+        decade = 10.0 ** math.floor(math.log10(low))
+        axis.set_view_interval(max(sub * decade for sub in subs if sub * decade <= low * (1 + 1e-9)), high, ignore=True)
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())

@@ -89,6 +89,14 @@ class Tuning:
         accepted = [trial for trial in self.trials if self.accepts(trial)]
         return min(accepted, key=lambda t: (t.evaluations, -t.agreement), default=None)
 
+    @property
+    def gains(self) -> bool:
+        """Whether the choice takes fewer evaluations than what is configured, or that is not accurate enough."""
+        choice = self.choice
+        return choice is not None and (
+            choice.evaluations < self.configured.evaluations or not self.accepts(self.configured)
+        )
+
 
 def _setting(name: str) -> Callable[[Trial], float]:
     return lambda trial: float(trial.settings.get(name, NAN))

@@ -1,4 +1,9 @@
+from homojl.training.callbacks import Callback as Callback
 from homojl.training.config import ExperimentConfig as ExperimentConfig
-from homojl.training.loop import train as train
+from homojl.training.loggers import Trackio as Trackio
+from homojl.training.loggers import WandB as WandB
+from homojl.training.loop import train_run as train_run
 from homojl.training.run import Run as Run
 from homojl.training.run import load_run as load_run
+from homojl.training.start import train as train
+from homojl.training.tensorboard import TensorBoard as TensorBoard

@@ -12,27 +12,25 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from homojl.algorithms import (
-    CONTROLLERS,
     FIXED_POINT_ALGORITHMS,
     ODE_ALGORITHMS,
-    AbstractErrorControlled,
-    AbstractFixedPointAlgorithm,
-    AbstractODEAlgorithm,
-    AbstractSplitting,
-    StepMemory,
 )
-from homojl.choices import BACKENDS, BATCHES, FIXED_POINT_ADJOINTS, ODE_ADJOINTS, TRAINING_PRECISIONS
 from homojl.errors import ConfigError
-from homojl.models import model_settings
+from homojl.models import MODELS, model_settings
 from homojl.names import did_you_mean
-from homojl.own import is_own, whole
+from homojl.own import is_given, is_own, whole
 from homojl.parsing import parse_toml, read_text
+from homojl.results.records import SELECTORS
+from homojl.training.solver import SolverConfig, has_use, owner_of, replaced, setting
 
 if TYPE_CHECKING:
-    from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
+    pass
 
 MAX_WHOLE = 2**31 - 1
 """The largest whole number of a setting: it fits wherever it is used, and a seed twice into PyTorch's."""
+
+LOSSES = ("cross_entropy", "mse", "l1")
+"""Losses that have a name."""
 
 PRESETS = Path(__file__).parent.parent / "presets"
 
@@ -40,13 +38,6 @@ CONFIG_END = "\n# end of the configuration\n"
 """The last line of a run's config.toml: what is left of a damaged one can still be valid TOML."""
 
 _MAX_TOML = 2**20  # bytes of a file of settings; a complete one has four thousand
-
-
-def setting(
-    default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
-) -> Any:
-    """A dataclass field with its one-line description, which also goes into every config.toml."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,163 +59,6 @@ class ModelConfig:
             options[key] = _model_option(key, value, known[key])
         settings(**options)  # refuses values that no model can have
         object.__setattr__(self, "options", options)
-
-
-@dataclass(frozen=True, kw_only=True)
-class SolverConfig:
-    """How and where the model's problem is solved and differentiated.
-
-    What is not for the algorithm or the adjoint is refused where it is given, and None in a complete configuration.
-    """
-
-    algorithm: str = setting("auto", "method for the model's kind of problem; auto: the model's own")
-    rtol: float | None = setting(None, "relative tolerance; absent: the model's own")
-    atol: float | None = setting(None, "absolute tolerance; absent: the model's own")
-    controller: str | None = setting(
-        None, "step-size control of an adaptive method; absent: pi", choices=tuple(CONTROLLERS)
-    )
-    first_step: float | str | None = setting(
-        None, 'first step of an adaptive method; "remember": that of earlier solves; "estimate" or absent: estimated'
-    )
-    batch: str | None = setting(
-        None, "whether an adaptive method's steps are the batch's or every sample's own; absent: joint", choices=BATCHES
-    )
-    max_steps: int | None = setting(None, "steps or iterations before a solve fails; absent: the model's own")
-    step_size: float | None = setting(None, "step of a fixed-step method; absent: one step")
-    memory: int | None = setting(None, "iterates that anderson combines, or updates that broyden keeps", high=1000)
-    mixing: float | None = setting(None, "how much of f(z) rather than z enters anderson")
-    damping: float | None = setting(None, "how much of z rather than f(z) enters picard")
-    alpha: float | None = setting(None, "step of forwardbackward and peacemanrachford; where tuned, the largest")
-    krylov_steps: int | None = setting(
-        None, "products for one linear system of newtonkrylov, pseudotransient or homotopy"
-    )
-    adjoint: str = setting(
-        "auto",
-        "how gradients are computed; auto: the model's own",
-        choices=("auto", *ODE_ADJOINTS, *FIXED_POINT_ADJOINTS),
-    )
-    checkpoints: int | None = setting(None, "states that adjoint checkpoint keeps at a time; absent: all", low=1)
-    backend: str = setting("auto", "where the solve runs", choices=BACKENDS)
-    precision: str = setting(
-        "full", "numbers that the field is evaluated in, beside a float32 state", choices=TRAINING_PRECISIONS
-    )
-
-    def __post_init__(self) -> None:
-        if self.algorithm != "auto":
-            self.build_algorithm()
-
-    def build_algorithm(self) -> AbstractODEAlgorithm | AbstractFixedPointAlgorithm:
-        """The algorithm with those settings that its kind has; not for "auto", which `ExperimentConfig` resolves."""
-        cls = _method(self.algorithm)
-        if cls is None:
-            known = ODE_ALGORITHMS | FIXED_POINT_ALGORITHMS
-            raise ConfigError(f"unknown algorithm {self.algorithm!r}; {did_you_mean(self.algorithm.lower(), known)}")
-        settings = {f.name: getattr(self, f.name, None) for f in fields(cls)}
-        if (controller := settings.get("controller")) is not None:
-            settings["controller"] = CONTROLLERS[controller]()
-        if isinstance(settings.get("first_step"), str):
-            if self.first_step not in ("remember", "estimate") or not issubclass(cls, AbstractErrorControlled):
-                raise ConfigError(
-                    'solver.first_step must be a number, or for an adaptive ODE method "remember" or "estimate", got '
-                    f"{self.first_step!r} for {self.algorithm}"
-                )
-            settings["first_step"] = StepMemory() if self.first_step == "remember" else None
-        return cls(**{k: v for k, v in settings.items() if v is not None})
-
-    def build_adjoint(self) -> AbstractODEAdjoint | AbstractFixedPointAdjoint:
-        """The adjoint; not for "auto", which `ExperimentConfig` resolves."""
-        from homojl.adjoints import CheckpointAdjoint, ImplicitAdjoint, fixed_point_adjoint, ode_adjoint
-
-        if self.adjoint == "implicit":
-            # As a forward solve's, its failures are counted: training goes on with the best iterate.
-            return ImplicitAdjoint(throw=False)
-        if self.adjoint == "checkpoint":
-            return CheckpointAdjoint(max_states=self.checkpoints)
-        return ode_adjoint(self.adjoint) if self.adjoint in ODE_ADJOINTS else fixed_point_adjoint(self.adjoint)
-
-    def _of_layers(self, model: str) -> SolverConfig:
-        """As it is, once nothing is set that the layers of a network of a user's own have themselves."""
-        for f in fields(self):
-            if f.name != "backend" and getattr(self, f.name) != f.default:
-                raise ConfigError(f"solver.{f.name} is not for {model}: its layers have what they were made with")
-        if self.backend not in ("auto", "pytorch"):
-            raise ConfigError(f"solver.backend is not for {model}: its layers have what they were made with")
-        return self
-
-    def resolved(self, model: str) -> SolverConfig:
-        """With the model's own settings where there are none, and checked to be of the model's kind.
-
-        Raises:
-            ConfigError: for an algorithm or an adjoint that is not for the kind of problem that the model states, or a
-                setting that is not for them.
-        """
-        settings = model_settings(model)
-        if settings.own:
-            return self._of_layers(model)
-        own, ode = settings.algorithm, settings.states_ode()
-        algorithms = tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)
-        adjoints = ODE_ADJOINTS if ode else FIXED_POINT_ADJOINTS
-        absent: dict[str, Any] = {}
-        if self.algorithm == "auto":
-            absent["algorithm"] = own.name.lower()
-        if self.adjoint == "auto":
-            absent["adjoint"] = settings.adjoint
-        chosen = replace(self, **absent)
-        for key, names in (("algorithm", algorithms), ("adjoint", adjoints)):
-            if getattr(chosen, key).lower() not in names:
-                raise ConfigError(
-                    f"solver.{key} is {getattr(chosen, key)!r}, but {model} states "
-                    f"{'an ODE' if ode else 'a fixed point'}; known for that: {', '.join(names)}"
-                )
-        usual = {name: getattr(own, name) for name in ("rtol", "atol", "max_steps")}
-        usual |= {"controller": "pi", "batch": "joint"}
-        for key in (f.name for f in fields(self)):
-            owner = _owner(key)
-            if owner is None:
-                continue
-            applies, given = _applies(key, getattr(chosen, owner)), getattr(self, key)
-            if given is not None and not applies:
-                raise ConfigError(f"solver.{key} is not for {owner} {getattr(chosen, owner)!r}; leave it out")
-            if given is None and applies and key in usual:
-                absent[key] = usual[key]
-        complete = replace(self, **absent)
-        if complete.precision != "full" and isinstance(complete.build_algorithm(), AbstractSplitting):
-            raise ConfigError(f"solver.precision must be 'full' for {complete.algorithm}, got {complete.precision!r}")
-        return complete
-
-
-def _method(name: object) -> type[AbstractODEAlgorithm] | type[AbstractFixedPointAlgorithm] | None:
-    """The algorithm of a name; None: there is none."""
-    known = ODE_ALGORITHMS | FIXED_POINT_ALGORITHMS
-    return known.get(name.lower()) if isinstance(name, str) else None
-
-
-def _owner(key: str) -> str | None:
-    """Which other solver setting says whether one applies; None: it always does."""
-    if key in ("algorithm", "adjoint", "backend", "precision"):
-        return None
-    return "adjoint" if key == "checkpoints" else "algorithm"
-
-
-def _applies(key: str, owner: object) -> bool:
-    """Whether a solver setting is one of an algorithm or an adjoint; of an unknown one, such as "auto", none is."""
-    if key == "checkpoints":
-        return owner == "checkpoint"
-    method = _method(owner)
-    if method is None:
-        return False
-    return issubclass(method, AbstractErrorControlled) if key == "batch" else key in {f.name for f in fields(method)}
-
-
-def _replaced(solver: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Solver settings with changes, without those of the old algorithm or adjoint that the new one has not."""
-
-    def stays(key: str) -> bool:
-        owner = _owner(key)
-        old, new = solver.get(owner or ""), changes.get(owner or "")
-        return new is None or not _applies(key, old) or _applies(key, new)
-
-    return {key: value for key, value in solver.items() if stays(key)} | changes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -283,6 +117,30 @@ class TrainConfig:
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: a GPU where there is one")
     threads: int | None = setting(None, "CPU threads of PyTorch; absent: its own choice", low=1, high=1024)
     checkpoint_seconds: float = setting(60.0, "most seconds of work that a kill can cost", low=0)
+    loss: str = setting("cross_entropy", "what is minimised: cross_entropy, mse, l1, or file.py:function, your own")
+    metric: str = setting("accuracy", "measured beside the loss: accuracy, none, mse, l1, or file.py:function")
+    select: str = setting(
+        "highest accuracy", "which epoch on the validation split is the best", choices=tuple(SELECTORS)
+    )
+    patience: int | None = setting(
+        None, "validations without a better one after which training ends; absent: the budget alone ends it", low=1
+    )
+    start: str | None = setting(None, "run whose best weights training started from; absent: drawn")
+
+    def __post_init__(self) -> None:
+        for key, known in (("loss", LOSSES), ("metric", (*LOSSES, "accuracy", "none"))):
+            name = getattr(self, key)
+            if is_own(name):
+                object.__setattr__(self, key, whole(name))
+            elif name not in known and not is_given(name):
+                raise ConfigError(
+                    f"unknown train.{key} {name!r}; {did_you_mean(name, known)}, or path/to/file.py:function, your own"
+                )
+        wanted = SELECTORS[self.select][0]
+        if (wanted == "val_accuracy" and self.metric != "accuracy") or (
+            wanted == "val_metric" and self.metric in ("accuracy", "none")
+        ):
+            raise ConfigError(f"train.select is {self.select!r}, but train.metric is {self.metric!r}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -426,9 +284,9 @@ def read_toml(path: Path) -> dict[str, Any]:
         values = parse_toml(text)
         solver = values.get("solver")
         if is_whole(text) and isinstance(solver, dict):
-            owners = {key: solver.get(owner) for key in solver if (owner := _owner(key)) is not None}
+            owners = {key: solver.get(owner) for key in solver if (owner := owner_of(key)) is not None}
             known = {f.name for f in fields(SolverConfig)}
-            idle = {key for key, owner in owners.items() if key in known and not _applies(key, owner)}
+            idle = {key for key, owner in owners.items() if key in known and not has_use(key, owner)}
             values["solver"] = {key: value for key, value in solver.items() if key not in idle}
         return values
     except OSError as error:
@@ -465,8 +323,34 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
             if not isinstance(content, dict):
                 raise ConfigError(f"[{section}] must be a section of settings, got {content!r}")
             known = merged.get(section, {})
-            merged[section] = _replaced(known, content) if section == "solver" else known | content
+            merged[section] = replaced(known, content) if section == "solver" else known | content
     return merged
+
+
+def setting_names() -> list[str]:
+    """All settings, as section.key; under [model] those of any of homojl's models."""
+    hints = typing.get_type_hints(ExperimentConfig)
+    names = [f"{f.name}.{g.name}" for f in fields(ExperimentConfig) for g in fields(hints[f.name])]
+    options = {f"model.{key}" for settings in MODELS.values() for key in settings.defaults()}
+    return [name for name in names if name != "model.options"] + sorted(options)
+
+
+def assembled(*layers: dict[str, Any], preset: str | None = None, alone: bool = False) -> ExperimentConfig:
+    """The configuration of layers of settings, later ones winning, over a preset.
+
+    Args:
+        preset: its name; None: `<model>-<dataset>`, where there is one.
+        alone: whether there is no preset unless it is named.
+
+    Raises:
+        ConfigError: as `ExperimentConfig.from_dict`, or for an unknown preset.
+    """
+    wanted = merge(*layers)
+    if preset is None and not alone:
+        names = (wanted.get("model", {}).get("name", "homoode"), wanted.get("data", {}).get("dataset", "digits"))
+        automatic = "-".join(map(str, names))
+        preset = automatic if automatic in preset_names() else None
+    return ExperimentConfig.from_dict(wanted if preset is None else merge(read_preset(preset), *layers))
 
 
 def parse_assignment(text: str) -> dict[str, Any]:
@@ -477,6 +361,10 @@ def parse_assignment(text: str) -> dict[str, Any]:
     """
     key, equals, value = text.partition("=")
     section, dot, name = key.strip().partition(".")
+    if equals and section and not dot:
+        whole = [full for full in setting_names() if full.partition(".")[2] == section]
+        near = f"did you mean {' or '.join(whole)}?" if whole else did_you_mean(section, setting_names())
+        raise ConfigError(f"--set takes section.key=value, got {text!r}; {near}")
     if not (equals and dot and section and name):
         raise ConfigError(f"--set takes section.key=value, got {text!r}")
     try:
@@ -489,23 +377,21 @@ def parse_assignment(text: str) -> dict[str, Any]:
 def with_solver(config: ExperimentConfig, **changes: Any) -> ExperimentConfig:
     """The configuration with those solver settings replaced that are not None, checked like any other."""
     changes = {key: value for key, value in changes.items() if value is not None}
-    values = _replaced(config.to_dict()["solver"], changes)
+    values = replaced(config.to_dict()["solver"], changes)
     return replace(config, solver=_section(SolverConfig, "solver", values))
 
 
-def check_algorithms(config: ExperimentConfig, names: Iterable[str], where: Path | str) -> None:
-    """Refuse methods that are not for the kind of problem that the configured model states.
+def check_algorithms(names: Iterable[str], ode: bool, where: Path | str) -> None:
+    """Refuse methods that are not for a kind of problem.
 
     Args:
         names: of methods, in small letters.
+        ode: whether they are to be for an ODE, else for a fixed point.
         where: the run, for the message.
 
     Raises:
-        ConfigError: for the first of them.
+        ConfigError: for the first that is not.
     """
-    if model_settings(config.model.name).own:
-        raise ConfigError(f"{where} is a network of your own: its layers have the methods that they were made with")
-    ode = model_settings(config.model.name).states_ode()
     known = tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)
     for name in names:
         if name not in known:

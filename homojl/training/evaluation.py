@@ -5,17 +5,20 @@ from __future__ import annotations
 import itertools
 import time
 from collections import Counter
+from collections.abc import Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch.utils import _pytree as pytree
 
 from homojl.data.augment import normalise
 from homojl.models import AbstractImplicitModel
 from homojl.results.records import Evaluation, Trajectories
 from homojl.solution import Solution
-from homojl.training.config import SolverConfig
 from homojl.training.experiment import ModelForm
 from homojl.training.ranks import ALONE, Ranks
+from homojl.training.solver import SolverConfig
 
 Tensor = torch.Tensor
 
@@ -54,25 +57,78 @@ def evaluate(
     Raises:
         SolveError: if a solve fails and the model's `throw` is set.
     """
+    started = time.perf_counter()
+    batches = ranks.deal(torch.arange(len(images)).split(batch_size))
+    answers = gathered(model, ((prepare(images[i], form, model), labels[i]) for i in batches), ranks)
+    return classified(
+        model,
+        answers,
+        split=split,
+        solver=solver,
+        checkpoint=checkpoint,
+        seconds=time.perf_counter() - started,
+        batch_size=batch_size,
+        index=index,
+    )
+
+
+class Answers(NamedTuple):
+    """A model's answers to a batch, on the CPU.
+
+    Attributes:
+        outputs, targets: as the model gave and the batch had them.
+        nfe: evaluations for each sample: those of the batch, or where each has its own steps its own.
+        status, backend: of the solve.
+    """
+
+    outputs: Any
+    targets: Tensor
+    nfe: list[int]
+    status: str
+    backend: str
+
+
+@torch.no_grad()
+def gathered(model: AbstractImplicitModel, batches: Iterable[tuple[Any, Tensor]], ranks: Ranks) -> list[Answers]:
+    """The answers to batches of inputs and targets in evaluation mode; the model's mode is put back afterwards.
+
+    Args:
+        batches: this process's, as `ranks.deal` deals them; the answers are those of all.
+    """
     was_training = model.training
     model.eval()
-    answers = []
-    started = time.perf_counter()
-    for batch in ranks.deal(torch.arange(len(images)).split(batch_size)):
-        out, solution = model(prepare(images[batch], form, model), return_solution=True)
+    mine = []
+    for inputs, targets in batches:
+        out, solution = model(inputs, return_solution=True)
         samples = getattr(solution, "samples", None)
-        nfe = [solution.stats.nfe] * len(batch) if samples is None else samples.nfe.tolist()
-        answers.append((out.float().cpu(), nfe, solution.status.name, solution.stats.backend))
-    logits, counts, status, backends = zip(*ranks.collect(answers), strict=True)
-    seconds = time.perf_counter() - started
+        nfe = [solution.stats.nfe] * len(targets) if samples is None else samples.nfe.tolist()
+        outputs = pytree.tree_map(lambda x: x.cpu() if isinstance(x, Tensor) else x, out)
+        mine.append(Answers(outputs, targets.cpu(), nfe, solution.status.name, solution.stats.backend))
     model.train(was_training)
-    scores = torch.cat(logits)
+    return ranks.collect(mine)
+
+
+def classified(
+    model: AbstractImplicitModel,
+    answers: Sequence[Answers],
+    *,
+    split: str,
+    solver: SolverConfig,
+    checkpoint: str,
+    seconds: float,
+    batch_size: int,
+    index: Tensor | None = None,
+) -> Evaluation:
+    """Answers of logits as the record of an evaluation; arguments as of `evaluate`."""
+    scores = torch.cat([answer.outputs.float() for answer in answers])
+    labels = torch.cat([answer.targets for answer in answers])
     predictions = scores.argmax(dim=1)
     settings = {
-        "backend": backends[-1],
+        "backend": answers[-1].backend,
         "algorithm": model.algorithm.name,
         "rtol": solver.rtol,
         "atol": solver.atol,
+        "step_size": solver.step_size,
         "adjoint": model.adjoint.name,
         "batch": None if model.batch == "joint" else model.batch,
         "precision": None if model.precision == "full" else model.precision,
@@ -80,17 +136,17 @@ def evaluate(
     }
     return Evaluation(
         split=split,
-        index=(torch.arange(len(images)) if index is None else index).numpy(),
+        index=(torch.arange(len(labels)) if index is None else index).numpy(),
         labels=labels.numpy(),
         predictions=predictions.numpy(),
         logits=scores.numpy(),
         loss=torch.nn.functional.cross_entropy(scores.double(), labels).item(),
         accuracy=(predictions == labels).double().mean().item(),
-        nfe=np.asarray(list(itertools.chain(*counts)), dtype=np.int64),
+        nfe=np.asarray(list(itertools.chain(*(answer.nfe for answer in answers))), dtype=np.int64),
         seconds=seconds,
         solver={key: value for key, value in settings.items() if value is not None},
         checkpoint=checkpoint,
-        status=dict(Counter(status)),
+        status=dict(Counter(answer.status for answer in answers)),
     )
 
 

@@ -15,8 +15,10 @@ from homojl.models import AbstractImplicitModel, create_model, model_settings
 from homojl.models.own import OwnModel
 from homojl.nn.parts import MovingPoint
 from homojl.solving import choose_backend
-from homojl.training.config import ExperimentConfig, OptimConfig, SolverConfig, with_solver
+from homojl.training.config import ExperimentConfig, OptimConfig, with_solver
 from homojl.training.optimizers import SGD, AbstractOptimizer, Adam, AdamW
+from homojl.training.solver import SolverConfig
+from homojl.training.weights import start_from
 
 Tensor = torch.Tensor
 
@@ -47,6 +49,11 @@ class ModelForm:
             tuple(data.std.tolist()),
         )
 
+    @property
+    def images(self) -> bool:
+        """Whether the inputs are images; else they are batches, of which nothing is known."""
+        return self != BATCHES
+
     @staticmethod
     def stored(values: dict[str, Any]) -> ModelForm:
         """From the plain values of a checkpoint's header.
@@ -62,6 +69,10 @@ class ModelForm:
         if not len(mean) == len(std) == shape[0] or not all(math.isfinite(x) for x in mean + std) or min(std) <= 0:
             raise ValueError(f"normalisation by {mean} and {std}")
         return ModelForm(shape, values["n_classes"], names, mean, std)
+
+
+BATCHES = ModelForm((0, 0, 0), 0, (), (), ())
+"""The form of what is given as batches rather than as images."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -118,6 +129,12 @@ def check(config: ExperimentConfig) -> tuple[ImageDataset, AbstractImplicitModel
     data = load_data(config)
     model = build_model(config, ModelForm.of(data))
     steps_per_epoch(data, config)
+    if config.train.start is not None:
+        from homojl.training.checkpoint import read_checkpoint
+        from homojl.training.run import Run
+
+        path = Run.open(config.train.start).best_checkpoint
+        start_from(model, read_checkpoint(path)[0], path)
     return data, model
 
 
@@ -199,6 +216,13 @@ def _how(config: ExperimentConfig) -> dict[str, Any]:
         return {}
     solver = config.solver
     return {"algorithm": solver.build_algorithm(), "adjoint": solver.build_adjoint(), "backend": solver.backend}
+
+
+def as_model(model: torch.nn.Module, config: ExperimentConfig) -> AbstractImplicitModel:
+    """A module given in Python as what the loop trains: one of homojl's models as it is, another as a network."""
+    if isinstance(model, AbstractImplicitModel):
+        return model
+    return OwnModel(model, config.model.name, classifies=config.train.metric == "accuracy")
 
 
 def solve_as(model: AbstractImplicitModel, solver: SolverConfig) -> None:

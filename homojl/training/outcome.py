@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -104,7 +106,21 @@ def publish(run: Run, evaluation: Evaluation) -> None:
     illustrate(run, store(run, evaluation))
 
 
-def store(run: Run, evaluation: Evaluation, *, loaded: LoadedModel | None = None) -> RunRecord:
+def sentence_on_test(evaluation: Evaluation | None, test: dict[str, Any] | None = None) -> str:
+    """What the test set said, in a line or two; empty where it was not asked."""
+    if evaluation is None:
+        if test is None:
+            return ""
+        metric = "" if math.isnan(test["metric"]) else f", metric {test['metric']:.4g}"
+        return f"test loss {test['loss']:.4g}{metric} ({test['checkpoint']})"
+    text = (
+        f"test accuracy {100 * evaluation.accuracy:.2f} % on {len(evaluation.labels)} images "
+        f"({evaluation.checkpoint}; {evaluation.nfe.mean():.1f} evaluations per pass)"
+    )
+    return f"{text}\n{evaluation.failed}" if evaluation.failed else text
+
+
+def store(run: Run, evaluation: Evaluation | None, *, loaded: LoadedModel | None = None) -> RunRecord:
     """Write results.h5 and report.md, and return what they hold; with them a run is complete.
 
     Figures of other answers are removed.

@@ -42,6 +42,8 @@ from homojl.algorithms import (
 from homojl.environment import process_count
 from homojl.errors import ConfigError, ProcessError
 from homojl.models import AbstractImplicitModel, model_settings
+from homojl.models.own import OwnModel
+from homojl.nn.layer import AbstractLayer
 from homojl.nn.parts import MovingPoint
 from homojl.training.config import ExperimentConfig, with_solver
 from homojl.training.optimizers import AbstractOptimizer
@@ -142,6 +144,16 @@ class Ranks:
         _call(dist.all_reduce, x)
         return x
 
+    def begin_step(self, model: AbstractImplicitModel) -> None:
+        """Have a network of a user's own, which draws and remembers by itself, do so as under DistributedDataParallel.
+
+        Buffers become those of process 0, and each process has random numbers of its own; homojl's models draw for the
+        whole batch instead.
+        """
+        if self.size > 1 and isinstance(model, OwnModel):
+            self.share_buffers(model)
+            torch.manual_seed(torch.initial_seed() ^ (self.rank << 56))
+
     def rms(self, x: Tensor) -> float:
         """The root mean square over the parts of a tensor that the processes have."""
         square = float(torch.linalg.vector_norm(x)) ** 2
@@ -172,16 +184,37 @@ class Ranks:
             _call(dist.broadcast, parameter.data, src=0)
         self.share_buffers(model)
         _replace_batch_norms(model, self)
-        model.part = (self.bounds(batch_size)[0], batch_size)
+        self.place(model, batch_size)
         for module in model.modules():
             if isinstance(module, MovingPoint):
                 module.total = self.total
-        if model.batch == "joint" and isinstance(model.algorithm, AbstractErrorControlled):
+        for layer in model.layers:
+            if layer.batch == "joint":
+                self._couple_steps(layer)
+
+    def place(self, model: AbstractImplicitModel, rows: int) -> None:
+        """Tell a model where its part of a batch of so many rows lies."""
+        if self.size > 1:
+            model.part = (self.bounds(rows)[0], rows)
+
+    def _couple_steps(self, layer: AbstractLayer) -> None:
+        """Have all processes take the same common steps in training.
+
+        Raises:
+            ConfigError: the method decides by more than the error.
+        """
+        algorithm = layer.algorithm
+        if not _divides(algorithm):
+            raise ConfigError(
+                f"with {self.size} processes {type(layer).__name__} cannot have {algorithm.name} with common steps, "
+                'which decides by the whole batch: give it batch="per-sample", or an explicit method such as dopri5'
+            )
+        if isinstance(algorithm, AbstractErrorControlled):
 
             def norm(x: Tensor) -> float:
-                return self.rms(x) if model.training else float(torch.linalg.vector_norm(x)) / math.sqrt(x.numel())
+                return self.rms(x) if layer.training else float(torch.linalg.vector_norm(x)) / math.sqrt(x.numel())
 
-            model.algorithm = replace(model.algorithm, norm=ErrorNorm(function=norm))
+            layer.algorithm = replace(algorithm, norm=ErrorNorm(function=norm))
 
     # ---- the configuration
 
@@ -203,7 +236,7 @@ class Ranks:
             )
         self._check_device(config.train.device)
         if model_settings(config.model.name).own:
-            raise ConfigError(f"{several} homojl's own models are trained; wrap yours in DistributedDataParallel")
+            return config  # what its layers cannot do together, `couple` refuses
         algorithm = solver.build_algorithm()
         if solver.batch == "per-sample":
             if memory_of(algorithm) is not None:

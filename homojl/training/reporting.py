@@ -10,6 +10,7 @@ import numpy as np
 
 from homojl.data.datasets import ImageDataset
 from homojl.errors import HomoJLError
+from homojl.own import is_given
 from homojl.results.answers import hardest
 from homojl.results.hdf5 import read_run
 from homojl.results.page import ReportedRun
@@ -37,12 +38,13 @@ def gather_run(run: Run, name: str, samples: int = 24) -> ReportedRun:
     Raises:
         CheckpointError, DataError: no run, or a damaged one.
     """
-    stored, loaded = read_run(run.path), run.load_model("best")
+    stored = read_run(run.path)
+    loaded = None if is_given(run.config.model.name) else run.load_model("best")  # it is there in its own process alone
     record = run.record(loaded=loaded)
     evaluation = None if stored is None else stored.evaluation
     notes = [*_progress_notes(run, record, stored)]
     data: ImageDataset | None = None
-    if samples or evaluation is None:
+    if loaded is not None and (samples or evaluation is None):
         try:
             data = matching_data(run, loaded.form, download=False)
             if evaluation is None and record.metrics and np.isfinite(record.metrics[-1]["val_accuracy"]):
@@ -72,11 +74,16 @@ def _progress_notes(run: Run, record: RunRecord, stored: RunRecord | None) -> li
     done = record.metrics[-1]["epoch"] if record.metrics else 0
     budget = run.config.train
     if budget.seconds is None and done < budget.epochs:
-        notes.append(f"Training has not ended: {done:.4g} of {budget.epochs} epochs; homojl train --resume goes on.")
+        why = " If validation no longer improved, it has." if budget.patience is not None else ""
+        notes.append(
+            f"Training has not ended: {done:.4g} of {budget.epochs} epochs; homojl train --resume goes on.{why}"
+        )
     failed = sum(row["failed_solves"] for row in record.metrics)
     if failed:
         notes.append(f"{failed:,} solves in training did not reach their end; their gradients were used all the same.")
-    if stored is None or stored.evaluation is None:
+    if run.test is not None:
+        pass  # on data without classes, of which there is no more to say than that
+    elif stored is None or stored.evaluation is None:
         notes.append("The test set has not been answered. What is said of answers is on the validation split.")
     elif len(stored.metrics) < len(record.metrics):
         notes.append(f"The answers are from before the end of training ({stored.evaluation.checkpoint}).")

@@ -3,21 +3,26 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import replace
+from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from homojl.environment import environment
-from homojl.errors import CheckpointError, ConfigError
-from homojl.files import LOCK, atomic_write, file_meant, locked, make_folder, remove_leftovers
+from homojl.errors import CheckpointError, ConfigError, HomoJLError
+from homojl.files import LOCK, atomic_write, file_meant, locked, make_folder, remove_leftovers, replace_file
+from homojl.own import is_given, is_own, name_given, short
 from homojl.parsing import MAX_TEXT, parse_json, read_bytes, read_text
 from homojl.results.records import METRICS, RESULTS, Evaluation, RunRecord, metrics_row
 from homojl.training.config import CONFIG_END, ExperimentConfig, is_whole, read_toml
+from homojl.training.weights import check_weights, checked_form, load_weights, start_from
 
 if TYPE_CHECKING:
     import torch
@@ -25,13 +30,16 @@ if TYPE_CHECKING:
     from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
     from homojl.models import AbstractImplicitModel
     from homojl.training.experiment import ModelForm
+    from homojl.training.predict import Predictions
     from homojl.training.ranks import Ranks
 
 CONFIG = "config.toml"  # a folder that has it is a run
 
+TEST = "test.json"  # what was measured on test batches that are no images of classes
+
 _CONTENTS = {
     *(CONFIG, "environment.json", "metrics.jsonl", "checkpoints"),
-    *(RESULTS, "report.md", "report.html", "figures", "tune.h5", "tensorboard", LOCK),
+    *(RESULTS, TEST, "report.md", "report.html", "figures", "tune.h5", "tensorboard", LOCK),
 }
 
 
@@ -52,11 +60,13 @@ class Run:
     results.h5           see docs/hdf5.md            report.md       figures/
     report.html          of `homojl report`          tune.h5         of `homojl tune`
     tensorboard/         of `homojl train --tensorboard`      lock   while it is trained: by which process
+    checkpoints/start.safetensors      of `homojl train --from`: what it started from
     ```
     """
 
     def __init__(self, path: Path | str) -> None:
         self.path = Path(path)
+        self._given: AbstractImplicitModel | None = None
 
     # ---- making and opening
 
@@ -102,6 +112,70 @@ class Run:
         if not (run.path / CONFIG).is_file():
             raise CheckpointError(f"{run.path} is not a run: it has no config.toml")
         return run
+
+    def give(self, model: torch.nn.Module) -> None:
+        """The model, of a run that was given it in Python; its weights are those of the checkpoint that is loaded.
+
+        Raises:
+            ConfigError: the run has its model by name, or was given another.
+        """
+        from homojl.training.experiment import as_model
+
+        wanted = self.config.model.name
+        if not is_given(wanted) or name_given(model) != wanted:
+            raise ConfigError(f"the model of {self.path} is {wanted}, got {name_given(model)}")
+        self._given = as_model(model, self.config)
+
+    def started_from(self, model: torch.nn.Module) -> list[str]:
+        """Keep the weights that the configuration says to start from, so that the run can be begun again by itself.
+
+        Returns:
+            Names of the weights of `model` that are not among them, and stay as they were drawn.
+
+        Raises:
+            CheckpointError: there is no such run, or none of its weights fits.
+        """
+        from homojl.training.checkpoint import read_checkpoint, write_checkpoint
+
+        if self.config.train.start is None:
+            return []
+        source = Run.open(self.config.train.start).best_checkpoint
+        tensors, header = read_checkpoint(source)
+        left = start_from(model, tensors, source)
+        kept = {name: t for name, t in tensors.items() if name.startswith("model.")}
+        write_checkpoint(self.start_checkpoint, kept, header)
+        return left
+
+    def extend(self, epochs: int) -> None:
+        """Give a run a budget of more epochs, to be trained by whoever goes on with it.
+
+        Raises:
+            ConfigError: it has had as many, or its budget is in seconds, or it ended for want of improvement.
+            BusyError: it is being trained.
+        """
+        train = self.config.train
+        if train.seconds is not None:
+            raise ConfigError(f"the budget of {self.path} is {train.seconds:g} seconds; --epochs is for one in epochs")
+        if epochs < train.epochs:
+            raise ConfigError(f"{self.path} has a budget of {train.epochs} epochs; --epochs {epochs} would be fewer")
+        lines = self.metrics
+        if train.patience is not None and lines and lines[-1]["epoch"] < train.epochs and self._stale(train.patience):
+            raise ConfigError(
+                f"{self.path} ended since validation had not improved for {train.patience} lines; start another run "
+                f"from its weights with --from {self.path}"
+            )
+        config = replace(self.config, train=replace(train, epochs=epochs))
+        with self.locked(), atomic_write(self.path / CONFIG) as temporary:
+            temporary.write_text(config.to_toml() + CONFIG_END, encoding="utf-8")
+        self.__dict__.pop("config", None)
+
+    def _stale(self, patience: int) -> bool:
+        """Whether the last checkpoint stands where patience has run out."""
+        from homojl.training.checkpoint import read_checkpoint
+
+        if not self.last_checkpoint.exists():
+            return False
+        return bool(read_checkpoint(self.last_checkpoint)[1]["position"].get("stale", 0) >= patience)
 
     def _clear(self) -> None:
         """Remove what lies in the folder, if there is one."""
@@ -161,6 +235,49 @@ class Run:
         return [row for _, row in self._metric_lines()]
 
     @property
+    def test(self) -> dict[str, Any] | None:
+        """Loss, metric and checkpoint on test batches that have no classes; None: they were not measured."""
+        path = self.path / TEST
+        try:
+            values = parse_json(read_text(path))
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            raise CheckpointError(f"{path} cannot be read: {error}") from None
+        if not isinstance(values, dict):
+            raise CheckpointError(f"{path} is damaged: it is no table")
+        return {key: math.nan if value is None else value for key, value in values.items()}
+
+    def write_test(self, values: dict[str, Any]) -> None:
+        """Keep what `test` gives."""
+        plain = {key: None if value != value else value for key, value in values.items()}
+        replace_file(self.path / TEST, (json.dumps(plain, indent=2) + "\n").encode())
+
+    def predict(self, inputs: Any, *, batch_size: int | None = None) -> Predictions:
+        """What the model of the best epoch says of pictures, or of other inputs.
+
+        Args:
+            inputs: the path of a picture, or several; images uint8 (N, C, H, W), or one (C, H, W); of a run on batches,
+                what its model takes.
+            batch_size: inputs per forward pass; None: the run's own.
+
+        Raises:
+            CheckpointError, ConfigError, DataError: no such model, or no such pictures.
+            SolveError: a solve does not reach its end.
+        """
+        from homojl.training.predict import predict
+
+        return predict(self, inputs, batch_size=batch_size)
+
+    def __repr__(self) -> str:
+        try:
+            config = self.config
+            what = f"{short(config.model.name)} on {short(config.data.dataset)}, {self.metrics[-1]['epoch']:g} epochs"
+        except (HomoJLError, IndexError):
+            what = "no epoch yet"
+        return f"<Run {self.path}: {what}>"
+
+    @property
     def model(self) -> AbstractImplicitModel:
         """The model of the best epoch on the validation split, in evaluation mode, on the CPU."""
         return self.load_model("best")[0]
@@ -172,6 +289,11 @@ class Run:
     @property
     def best_checkpoint(self) -> Path:
         return self.path / "checkpoints" / "best.safetensors"
+
+    @property
+    def start_checkpoint(self) -> Path:
+        """A copy of the best checkpoint of the run that this one started from; there is none where it did not."""
+        return self.path / "checkpoints" / "start.safetensors"
 
     @property
     def results_path(self) -> Path:
@@ -193,6 +315,13 @@ class Run:
         from homojl.training.experiment import build_model, state_form
 
         path = self.best_checkpoint if which == "best" else self.last_checkpoint
+        if into is None and is_given(self.config.model.name):
+            if self._given is None:
+                raise ConfigError(
+                    f"the model of {self.path} was given in Python: give it again, "
+                    f"hj.load_run({str(self.path)!r}, model=...)"
+                )
+            into = copy.deepcopy(self._given)
         tensors, header = read_checkpoint(path) if ranks is None else ranks.from_main(read_checkpoint, path)
         form = checked_form(path, header, self.config)
         if into is None:
@@ -234,18 +363,28 @@ class Run:
             loaded: what `load_model("best")` gave, where it was asked already.
         """
         from homojl.models import count_parameters
+        from homojl.training.checkpoint import read_checkpoint
         from homojl.training.experiment import initial_point
 
-        model, form, _ = loaded or self.load_model("best")
-        point = initial_point(model)
+        if loaded is None and is_given(self.config.model.name):
+            tensors, header = read_checkpoint(self.best_checkpoint)
+            checked_form(self.best_checkpoint, header, self.config)
+            names, parameters, point = header["class_names"], header["parameters"], header["initial_point"]
+            start = None if point is None else tensors[point]
+        else:
+            model, form, header = loaded or self.load_model("best")
+            names = form.class_names if form.images else header["class_names"]
+            parameters, found = count_parameters(model), initial_point(model)
+            start = None if found is None else found.value.detach()
         return RunRecord(
             config=self.config.to_dict(),
             environment=self.environment,
             metrics=self.metrics,
-            class_names=form.class_names,
-            parameters=count_parameters(model),
+            class_names=tuple(names) or _numbered(evaluation),
+            test=self.test,
+            parameters=parameters,
             evaluation=evaluation,
-            initial_point=None if point is None else point.value.detach().flatten().cpu().numpy(),
+            initial_point=None if start is None else start.flatten().cpu().numpy(),
         )
 
     # ---- metrics
@@ -299,69 +438,34 @@ class Run:
         return lines
 
 
-def load_run(path: Path | str) -> Run:
-    """Open a run: `.config`, `.metrics`, `.model`, `.environment`.
+def load_run(path: Path | str, *, model: torch.nn.Module | None = None) -> Run:
+    """Open a run: `.config`, `.metrics`, `.model`, `.environment`, `.predict`.
+
+    Args:
+        model: of a run that was given its model in Python: one that is built alike.
 
     Raises:
         CheckpointError: if there is no run at that path.
+        ConfigError: the run has its model by name, or was given another.
     """
-    return Run.open(path)
+    run = Run.open(path)
+    if model is not None:
+        run.give(model)
+    return run
 
 
-def form_header(form: ModelForm) -> dict[str, Any]:
-    """A model's form as a checkpoint's header holds it."""
-    return asdict(form)
+def new_folder(config: ExperimentConfig) -> Path:
+    """runs/<model>-<dataset>-<time>, which is not there yet."""
+    dataset = config.data.dataset
+    dataset = short(dataset) if is_own(dataset) else Path(dataset).stem
+    name = f"{short(config.model.name)}-{dataset}-{datetime.now():%Y%m%d-%H%M%S}".replace("<", "").replace(">", "")
+    folder, number = Path("runs") / name, 1
+    while folder.exists():
+        number += 1
+        folder = Path("runs") / f"{name}-{number}"
+    return folder
 
 
-def checked_form(path: Path, header: dict[str, Any], config: ExperimentConfig) -> ModelForm:
-    """The form in a checkpoint's header, once that header is known to be of the configured model.
-
-    Raises:
-        CheckpointError: if it is of another model.
-    """
-    from homojl.training.experiment import ModelForm
-
-    wanted = config.to_dict()["model"]
-    if header.get("model") != wanted:
-        raise CheckpointError(f"{path} is of another model: {header.get('model')}, the run's is {wanted}")
-    try:
-        if type(header["position"]["step"]) is not int:
-            raise TypeError
-        return ModelForm.stored(header["form"])
-    except (KeyError, TypeError, ValueError):
-        raise CheckpointError(f"{path} is damaged: its header lacks the model's form or position") from None
-
-
-def check_weights(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], path: Path) -> None:
-    """Hold a checkpoint's weights against the model's, of which only the forms are needed.
-
-    Raises:
-        CheckpointError: if names, shapes or types differ.
-    """
-    weights = _weights(tensors)
-    for name in sorted(weights.keys() ^ wanted.keys()):
-        raise CheckpointError(f"{path} does not fit the model: only one of them has {name}")
-    for name, like in wanted.items():
-        given = weights[name]
-        if (given.shape, given.dtype) != (like.shape, like.dtype):
-            raise CheckpointError(
-                f"{path} does not fit the model: {name} is {given.dtype} {tuple(given.shape)}, the model's "
-                f"{like.dtype} {tuple(like.shape)}"
-            )
-
-
-def load_weights(model: torch.nn.Module, tensors: dict[str, torch.Tensor], path: Path) -> None:
-    """Put a checkpoint's weights into the model.
-
-    Raises:
-        CheckpointError: if they are not this model's.
-    """
-    check_weights(tensors, model.state_dict(), path)
-    try:
-        model.load_state_dict(_weights(tensors))
-    except (RuntimeError, ValueError) as error:
-        raise CheckpointError(f"{path} does not fit the model: {str(error).splitlines()[-1].strip()}") from None
-
-
-def _weights(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}
+def _numbered(evaluation: Evaluation | None) -> tuple[str, ...]:
+    """Names of classes that have none."""
+    return () if evaluation is None else tuple(str(i) for i in range(evaluation.logits.shape[1]))

@@ -2,76 +2,59 @@
 
 from __future__ import annotations
 
-import math
 from importlib.util import find_spec
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from homojl.errors import ConfigError, DataError
-from homojl.training.progress import Progress
+from homojl.training.callbacks import Callback, Numbers, Start
+from homojl.training.loggers import scalars
 
 if TYPE_CHECKING:
     from torch.utils.tensorboard import SummaryWriter
 
-    from homojl.training.config import TrainConfig
-
 FOLDER = "tensorboard"  # in the run's
 
 
-class TensorBoard(Progress):
+class TensorBoard(Callback):
     """Writes every step's numbers as `step/NAME` and every line of metrics as `epoch/NAME`, over the steps.
 
-    A resumed run goes on in a file of its own, whose start has TensorBoard drop what a killed run wrote beyond its last
-    checkpoint.
-
-    Args:
-        run: the run's folder; the files lie in `run/tensorboard`.
-        shown: what the run shows besides.
+    The files lie in `RUN/tensorboard`. A resumed run goes on in a file of its own, whose start has TensorBoard drop
+    what a killed run wrote beyond its last checkpoint.
 
     Raises:
         ConfigError: TensorBoard is not installed.
     """
 
-    def __init__(self, run: Path, shown: Progress) -> None:
+    def __init__(self) -> None:
         check_installed()
-        self._folder, self._shown = run / FOLDER, shown
         self._writer: SummaryWriter | None = None
 
-    def start_epoch(self, epoch: int, config: TrainConfig, batches: int, done: int) -> None:
-        self._shown.start_epoch(epoch, config, batches, done)
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
+    def started(self, start: Start) -> None:
+        from torch.utils.tensorboard import SummaryWriter
 
-            try:
-                self._writer = SummaryWriter(str(self._folder), purge_step=(epoch - 1) * batches + done + 1)
-            except OSError as error:
-                raise DataError(f"cannot write to {self._folder}: {error.strerror}") from error
+        folder = start.run / FOLDER
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=start.step + 1)
+        except OSError as error:
+            raise DataError(f"cannot write to {folder}: {error.strerror}") from error
 
-    def step(self, numbers: dict[str, str]) -> None:
-        self._shown.step(numbers)
-
-    def measured(self, step: int, numbers: dict[str, float]) -> None:
-        self._shown.measured(step, numbers)
+    def step(self, step: int, numbers: Numbers) -> None:
         self._add("step", step, numbers)
 
-    def end_epoch(self, metrics: dict[str, Any]) -> None:
-        self._shown.end_epoch(metrics)
-        self._add("epoch", metrics["step"], metrics)
+    def line(self, metrics: Numbers, best: bool) -> None:
+        self._add("epoch", int(metrics["step"]), metrics)
         if self._writer is not None:
             self._writer.flush()
 
-    def close(self) -> None:
-        self._shown.close()
+    def ended(self, complete: bool) -> None:
         if self._writer is not None:
             self._writer.close()
             self._writer = None
 
-    def _add(self, group: str, step: int, numbers: dict[str, float]) -> None:
-        """Write the finite ones."""
-        assert self._writer is not None, "an epoch has begun"
-        for name, value in numbers.items():
-            if math.isfinite(value) and name != "step":
-                self._writer.add_scalar(f"{group}/{name}", value, step)
+    def _add(self, group: str, step: int, numbers: Numbers) -> None:
+        assert self._writer is not None, "training has started"
+        for name, value in scalars(group, numbers).items():
+            self._writer.add_scalar(name, value, step)
 
 
 def check_installed() -> None:

@@ -13,6 +13,7 @@ import h5py
 import numpy as np
 import pytest
 
+import homojl as hj
 from homojl.results.records import METRICS
 from homojl_cli.main import COMMANDS
 from tests import warm
@@ -24,6 +25,105 @@ def test_help_lists_every_command_and_shows_examples():
     for name in COMMANDS:
         assert name in text
     assert "homojl train --model homoode --dataset svhn" in text
+
+
+def test_alone_a_group_shows_its_help():
+    for words in ((), ("julia",)):
+        result = homojl(*words)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert result.stdout.startswith(f"Usage: homojl {' '.join(words)}".rstrip())
+        assert "Commands:" in result.stdout
+
+
+def test_equal_steps_are_named_where_there_are_no_tolerances(trained):
+    folder, _ = trained
+    for words, said in (((), "RK4 (one step, of 1) on "), (("--step-size", 0.5), "RK4 (steps of 0.5) on ")):
+        result = homojl("evaluate", folder, "--algorithm", "rk4", *words)
+        assert said in result.stdout, result.stderr
+        assert "rtol" not in result.stdout
+
+
+def test_predict_names_classes_with_probabilities(trained, tmp_path):
+    from PIL import Image
+
+    folder, _ = trained
+    digits = hj.load_dataset("digits").x_test
+    paths = [tmp_path / f"{i}.png" for i in range(2)]
+    for path, digit in zip(paths, digits, strict=False):
+        Image.fromarray(digit[0].numpy()).save(path)
+    result = homojl("predict", folder, *paths, "--top", 2)
+    assert [line.split()[0] for line in result.stdout.splitlines()] == [str(path) for path in paths], result.stderr
+    assert all(line.count("%") == 2 for line in result.stdout.splitlines())
+    found = json.loads(homojl("predict", folder, paths[0], "--json").stdout)
+    assert sum(found[0]["probabilities"].values()) == pytest.approx(1, abs=1e-5)
+    (best,) = hj.load_run(folder).predict(paths[0]).labels
+    assert result.stdout.split()[1] == best
+    assert_one_line_error(homojl("predict", folder, tmp_path / "none.png"), "no such file")
+
+
+def test_runs_are_listed_by_any_metric(trained, tmp_path):
+    folder, _ = trained
+    import shutil
+
+    for name, accuracy in (("low", 0.25), ("high", 0.75)):
+        shutil.copytree(folder, tmp_path / "all" / name)
+        file = tmp_path / "all" / name / "metrics.jsonl"
+        rows = [json.loads(line) | {"val_accuracy": accuracy} for line in file.read_text().splitlines()]
+        file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "all" / "bad").mkdir()
+    (tmp_path / "all" / "bad" / "config.toml").write_text("[model]\nname = 3\n")
+    listed = homojl("runs", tmp_path / "all", "--sort", "val_accuracy").stdout.splitlines()
+    assert [line.split()[0].rpartition("/")[2] for line in listed] == ["run", "high", "low", "bad"]
+    assert "75.00 %" in listed[1]
+    assert "2/2" in listed[1]
+    lowest = homojl("runs", tmp_path / "all", "--sort", "val_accuracy", "--lowest").stdout.splitlines()
+    assert lowest[1] == listed[2]
+    assert "step" in homojl("runs", tmp_path / "all", "--sort", "step").stdout
+    assert_one_line_error(homojl("runs", tmp_path / "all", "--sort", "val_acuracy"), "did you mean 'val_accuracy'")
+    assert_one_line_error(homojl("runs", tmp_path / "none"), "no folder")
+
+
+def test_a_setting_without_its_section_is_suggested():
+    assert_one_line_error(homojl("train", "--set", "lr=3"), "did you mean optim.lr or initial_point.lr?")
+    assert_one_line_error(homojl("train", "--set", "chanels=3"), "did you mean 'model.channels'")
+
+
+@pytest.mark.parametrize(
+    ("typed", "offered"),
+    [
+        (("train", "--model", "mo"), "mondeq"),
+        (("train", "--dataset", "fash"), "fashion-mnist"),
+        (("train", "--preset", "deq-m"), "deq-mnist"),
+        (("train", "--set", "optim.l"), "optim.lr="),
+        (("compare", "--models", "deq,an"), "deq,anode"),
+    ],
+)
+def test_shells_complete_values(typed, offered):
+    from click.shell_completion import BashComplete
+
+    from homojl_cli.main import cli
+
+    shell = BashComplete(cli, {}, "homojl", "_HOMOJL_COMPLETE")
+    assert [item.value for item in shell.get_completions(list(typed[:-1]), typed[-1])] == [offered]
+
+
+def test_runs_go_on_for_longer_and_start_from_others(trained, tmp_path):
+    import shutil
+
+    folder, _ = trained
+    shutil.copytree(folder, tmp_path / "r")
+    longer = homojl("train", "--resume", tmp_path / "r", "--epochs", 3)
+    assert longer.returncode == 0, longer.stderr
+    assert [row["epoch"] for row in hj.load_run(tmp_path / "r").metrics] == [1, 2, 3]
+    assert_one_line_error(homojl("train", "--resume", tmp_path / "r", "--epochs", 2), "would be fewer")
+    assert_one_line_error(homojl("train", "--resume", tmp_path / "r", "--seed", 2), "beside --epochs")
+    onward = homojl("train", "--from", folder, "--epochs", 1, "--set", "train.threads=1", "--out", tmp_path / "s")
+    assert onward.returncode == 0, onward.stderr
+    run = hj.load_run(tmp_path / "s")
+    assert run.config.train.start == str(folder.absolute())
+    assert run.config.model.options["channels"] == 4
+    assert run.metrics[0]["train_loss"] < hj.load_run(folder).metrics[0]["train_loss"]
+    assert_one_line_error(homojl("train", "--from", tmp_path / "none", "--out", tmp_path / "t"), "is not a run")
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -43,16 +143,21 @@ def test_train_leaves_a_complete_run(trained):
     lines = result.stdout.splitlines()
     assert "Bosh3 at 0.01" in lines[0]
     assert "pytorch backend" in lines[0]
-    assert lines[1].startswith("epoch 1/2  loss")
-    assert lines[3].startswith("test accuracy")
-    assert lines[4] == str(folder)
+    assert lines[1] == f"-> {folder}"
+    assert lines[2].split()[:3] == ["epoch", "loss", "acc"]
+    assert [line.split()[0] for line in lines[3:5]] == ["1/2", "2/2"]
+    assert lines[3].endswith(" *"), "the first is the best so far"
+    assert len({line.index("%") for line in lines[3:5]}) == 1, "numbers line up"
+    assert lines[5].startswith("test accuracy")
+    assert lines[6] == str(folder)
+    assert all(len(line) <= 80 for line in lines if str(folder) not in line)
     assert "\r" not in result.stderr, "a bar has no place outside a terminal"
     assert {p.suffix for p in (folder / "figures").iterdir()} == {".png"}
 
 
 def test_evaluate_agrees_with_what_training_said(trained):
     folder, result = trained
-    said = result.stdout.splitlines()[3].split()[2]
+    said = result.stdout.splitlines()[5].split()[2]
     fields = dict(line.split(maxsplit=1) for line in homojl("evaluate", folder).stdout.splitlines())
     assert fields["accuracy"].split()[0] == said
     assert fields["solver"].startswith("Bosh3 (rtol 0.01, atol 0.01) on pytorch")

@@ -98,10 +98,14 @@ def test_a_homoode_is_read_as_a_zero_path(runs, tmp_path):
     found = rows(result)
     assert len(found) == 3
     # One channel in a group of the last normalisation: the same velocity at s = 0 and s = 1, and half way at s = 1/2.
-    for *_, first, last, middle, _moved, missed, _tangent in found:
+    for *_, first, last, middle, _moved, bend, off, _tangent in found:
         assert float(first) == pytest.approx(float(last), rel=1e-2)
         assert float(middle) == pytest.approx(0.5, abs=1e-2)
-        assert float(missed) < 1e-9
+        assert 0 < float(bend) < 0.5
+        assert 0 < float(off) < 2
+    head = trace(runs / "homoode", "--samples", 1).output.splitlines()[1]
+    assert "norm(H)" not in head, "it is zero by construction"
+    assert "lambda" not in head, "it is s"
     assert (tmp_path / "correspondence.png").is_file()
     assert (tmp_path / "correspondence.svg").is_file()
 

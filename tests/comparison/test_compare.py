@@ -121,7 +121,7 @@ def test_what_is_printed(made):
         "Step sizes on digits: 6 runs of 1 epochs (homoode, low, homoode, high, pcdeq, absurd; seeds 0,1), "
         "2 at a time -> out"
     )
-    assert any(line.startswith("homoode, low, seed 1: epoch 1/1  loss ") for line in lines)
+    assert any(re.match(r"homoode, low, seed 1: +1/1 ", line) for line in lines)
     assert any(re.match(r"homoode, high, seed 0: test accuracy [\d.]+ % \(best, epoch 1\)", line) for line in lines)
     assert "6 of 6 runs have ended" in lines
     assert lines[-1] == "out"

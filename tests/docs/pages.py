@@ -37,7 +37,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
-NEEDS = ("network", "julia", "cuda", "a clone", "a cluster")
+NEEDS = ("network", "julia", "cuda", "a clone", "a cluster", "optuna")
 _BLOCK = re.compile(
     r"(?:<!-- needs (?P<needs>[\w ]+) -->\n|(?P<hidden><!-- hidden)\n)?"
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
@@ -206,14 +206,19 @@ class CopySession(Session):
 
 
 def apply_diff(block: Block, folder: Path) -> None:
-    """Make the changes of a diff without line numbers: each has to fit in exactly one place, as a reader finds it."""
+    """Make the changes of a diff that `git apply` and `patch` take: each has to fit in exactly one place."""
     for name, changes in re.findall(r"^\+\+\+ b/(\S+)\n(.*?)(?=^--- |\Z)", block.code, re.MULTILINE | re.DOTALL):
         path = folder / name
         text = "\n" + path.read_text(encoding="utf-8")
-        for change in re.split(r"^@@\n", changes, flags=re.MULTILINE)[1:]:
+        heads = re.findall(r"^@@ -\d+(?:,(\d+))? \+\d+(?:,(\d+))? @@.*$", changes, re.MULTILINE)
+        bodies = re.split(r"^@@.*\n", changes, flags=re.MULTILINE)[1:]
+        assert len(heads) == len(bodies) > 0, f"{block.place}: {name} has hunks without line numbers"
+        for counts, change in zip(heads, bodies, strict=True):
             lines = change.splitlines()
-            before = "".join(f"\n{line[1:]}" for line in lines if line[:1] in (" ", "-"))
-            after = "".join(f"\n{line[1:]}" for line in lines if line[:1] in (" ", "+"))
+            removed = [line[1:] for line in lines if line[:1] in (" ", "-", "")]
+            added = [line[1:] for line in lines if line[:1] in (" ", "+", "")]
+            assert (len(removed), len(added)) == tuple(int(n or 1) for n in counts), f"{block.place}: a hunk of {name}"
+            before, after = ("".join(f"\n{line}" for line in part) for part in (removed, added))
             places = text.count(before + "\n")
             assert places == 1, f"{block.place}: a change of {name} fits in {places} places:{before}"
             text = text.replace(before + "\n", after + "\n")

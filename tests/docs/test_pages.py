@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import re
 import shlex
+import shutil
+import subprocess
 import tomllib
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import pytest
 import torch
 
 from tests.conftest import AVAILABLE
-from tests.docs.pages import NEEDS, PAGES, CopySession, Session, blocks_of, check_options, runs_in_a_copy
+from tests.docs.pages import NEEDS, PAGES, ROOT, CopySession, Session, blocks_of, check_options, runs_in_a_copy
 from tests.test_julia_sources import errors
 
 ALL = [block for page in PAGES for block in blocks_of(page)]
@@ -78,6 +80,19 @@ def test_no_folder_of_a_run_is_made_twice():
     made = [name for block in ALL if not block.hidden for name in _outputs(block) if name.startswith("runs/")]
     assert len(made) > 10
     assert sorted(made) == sorted(set(made))
+
+
+@pytest.mark.needs("git")
+@pytest.mark.parametrize("block", [b for b in ALL if b.language == "diff"], ids=lambda block: block.place)
+def test_a_patch_applies(block, tmp_path):
+    """As it stands, by the program that a reader has, to the files as they are or as earlier patches left them."""
+    page = [other for other in ALL if other.page == block.page and other.language == "diff"]
+    names = {name for other in page for name in re.findall(r"^\+\+\+ b/(\S+)$", other.code, re.MULTILINE)}
+    for name in names:
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    for other in page[: page.index(block) + 1]:
+        subprocess.run(["git", "apply", "-"], cwd=tmp_path, input=other.code, text=True, check=True)
 
 
 @pytest.mark.parametrize("block", [b for b in ALL if b.language == "julia"], ids=lambda block: block.place)

@@ -32,7 +32,7 @@ from homojl.results.measurements import SCHEMA as BENCH
 from homojl.results.measurements import Measurement
 from homojl.results.tuning import SCHEMA as TUNING
 from homojl.results.tuning import Trial, Tuning, write_tuning
-from homojl.training import Run, train
+from homojl.training import Run, train_run
 from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, merge, parse_assignment, read_toml
 from homojl.training.experiment import ModelForm, state_form
@@ -169,7 +169,7 @@ def _trained() -> Path:
     folder = Path(tempfile.mkdtemp(prefix="homojl-sound-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     run = Run.create(folder / "run", tiny_config())
-    train(run, data=_digits(), should_stop=lambda: len(run.metrics) == 1)
+    train_run(run, data=_digits(), should_stop=lambda: len(run.metrics) == 1)
     write_results(run.results_path, make_record(images=20, epochs=2))
     return run.path
 
@@ -178,7 +178,7 @@ def _read_run(path: Path) -> None:
     run = Run.open(path)
     _ = run.environment, run.record(), read_run(run.path)
     if run.config == tiny_config():  # another may be right and ask for hours
-        train(run, data=_digits(), should_stop=lambda: True)
+        train_run(run, data=_digits(), should_stop=lambda: True)
 
 
 def _compared(path: Path) -> None:

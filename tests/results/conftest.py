@@ -104,6 +104,8 @@ def _row(epoch: int, epochs: int, rng: np.random.Generator) -> dict:
         "train_accuracy": 0.97 - 0.6 * fall,
         "val_loss": 0.3 + 1.6 * fall + 0.02 * rng.normal(),
         "val_accuracy": 0.94 - 0.55 * fall + 0.005 * rng.normal(),
+        "train_metric": 0.9 - 0.4 * fall,
+        "val_metric": 0.85 - 0.4 * fall,
         "initial_point_loss": 0.8 * fall,
         "initial_point_norm": 1.5 - fall,
         "nfe_forward": 20.0 + 3 * epoch + rng.normal(),

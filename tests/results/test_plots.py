@@ -83,7 +83,7 @@ def test_png_is_a_picture(drawn: dict[str, Path], stem: str):
         ("learning_curves", ["epoch", "mean cross-entropy [nat]", "accuracy [%]", "test (best, epoch 6)"]),
         ("solver_cost", ["epoch", "mean per pass [evaluations]", "mean per training forward pass [steps]"]),
         ("confusion_matrix", ["true class", "predicted class", "share of the true class [%]", "seven"]),
-        ("trajectories", ["s", "distance from the start, ‖z(s) − z(0)‖", "true class"]),
+        ("trajectories", ["s", "distance from the straight line / ‖z(1) − z(0)‖", "true class"]),
         ("initial_point", ["channel", "initial point z(0)"]),
     ],
 )
@@ -176,11 +176,12 @@ def test_confusion_counts_and_worst_pairs(record: RunRecord):
     assert plots.most_confused(np.diag([5, 3]), 7) == []
 
 
-def test_confusion_matrix_shows_shares_of_the_true_class(record: RunRecord):
+def test_confusion_matrix_shows_counts_and_colours_shares_of_the_true_class(record: RunRecord):
     axes, bar = plots.confusion_matrix(record).axes
     shares = np.asarray(axes.images[0].get_array())
     np.testing.assert_allclose(shares.sum(axis=1), 100)
-    assert axes.texts[0].get_text() == f"{shares[0, 0]:.0f}"
+    counts = plots.confusion_counts(record.evaluation, 10)
+    assert [int(text.get_text()) for text in axes.texts] == counts[counts > 0].tolist()
     assert bar.get_ylabel() == "share of the true class [%]"
 
 
@@ -206,7 +207,7 @@ def test_a_class_without_images(record: RunRecord):
     assert np.ma.getmaskarray(shares)[3].all() or np.isnan(np.asarray(shares)[3]).all()
 
 
-def test_paths_start_at_zero_and_keep_their_distances(record: RunRecord):
+def test_paths_keep_their_bends_and_distances(record: RunRecord):
     """Paths in a plane are drawn as they are, up to a rotation."""
     rng = np.random.default_rng(0)
     plane = np.linalg.qr(rng.normal(size=(12, 2)))[0].T
@@ -215,7 +216,7 @@ def test_paths_start_at_zero_and_keep_their_distances(record: RunRecord):
     paths = Trajectories(s=np.linspace(0, 1, 9), z=z, index=np.arange(3), labels=np.array([4, 4, 1]))
     moved, projected = plots.trajectories(dataclasses.replace(record, trajectories=paths, images=None)).axes
     for sample, line in zip(flat, moved.lines, strict=True):
-        np.testing.assert_allclose(line.get_ydata(), np.linalg.norm(sample - sample[0], axis=1), rtol=1e-5)
+        np.testing.assert_allclose(line.get_ydata(), plots.bend(sample.astype(float)), atol=1e-5)
     curves = [line.get_xydata() for line in projected.lines if len(line.get_xdata()) == 9]
     drawn, given = np.concatenate(curves), flat.reshape(-1, 2)
     np.testing.assert_allclose(
@@ -283,3 +284,26 @@ def test_what_cannot_be_written_is_one_line(record: RunRecord, tmp_path: Path):
         plots.draw_all(record, tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
     assert plots.draw_all(record, tmp_path, formats=["pdf"])[0].read_bytes().startswith(b"%PDF")
+
+
+def test_a_log_axis_begins_at_a_tick():
+    from homojl.results.plots import log_axis, new_figure, style
+
+    for values, low in (((0.031, 2.0), 0.02), ((0.03, 40.0), 0.01)):
+        with style():
+            axes = new_figure("x").subplots()
+            axes.set_yscale("log")
+            axes.plot(values)
+            log_axis(axes.yaxis)
+            assert axes.get_ylim()[0] == pytest.approx(low)
+            assert min(abs(tick - low) for tick in axes.get_yticks()) < 1e-9
+
+
+def test_the_bend_of_a_path():
+    from homojl.results.plots import bend
+
+    angle = np.linspace(0, np.pi, 101)
+    half_circle = np.stack([np.cos(angle), np.sin(angle), 0 * angle], axis=1)
+    assert bend(half_circle).max() == pytest.approx(0.5)
+    assert bend(np.linspace(0, 1, 5)[:, None] * np.ones(3)).max() == pytest.approx(0, abs=1e-12)
+    assert bend(np.ones((4, 2))).tolist() == [0] * 4

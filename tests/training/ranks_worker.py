@@ -4,7 +4,7 @@ import atexit
 import sys
 from pathlib import Path
 
-from homojl.training.loop import train
+from homojl.training.loop import train_run
 from homojl.training.ranks import joined
 from homojl.training.run import Run
 
@@ -21,4 +21,4 @@ if __name__ == "__main__":
     with joined() as ranks:
         assert collective_threads()
         for path in sys.argv[1:]:
-            assert train(Run.open(path), ranks=ranks)
+            assert train_run(Run.open(path), ranks=ranks)

@@ -12,7 +12,7 @@ import homojl
 from homojl.environment import environment
 from homojl.errors import BusyError, CheckpointError, ConfigError
 from homojl.results.records import METRICS
-from homojl.training import Run, train
+from homojl.training import Run, train_run
 from tests import warm
 from tests.training.test_loop import assert_same_end
 
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.slow
 
 def stopped(run: Run) -> Run:
     """The run after its first line of metrics."""
-    assert not train(run, should_stop=lambda: len(run.metrics) == 1)
+    assert not train_run(run, should_stop=lambda: len(run.metrics) == 1)
     return run
 
 
@@ -30,8 +30,8 @@ def test_a_clock_that_went_back_changes_nothing(tiny, tmp_path):
     tomorrow = time.time() + 86_400
     for path in (run.path, *run.path.rglob("*")):
         os.utime(path, (tomorrow, tomorrow))
-    assert train(straight)
-    assert train(run)
+    assert train_run(straight)
+    assert train_run(run)
     assert_same_end(straight, run)
     assert all(m["seconds"] > 0 for m in run.metrics)
 
@@ -50,15 +50,15 @@ def test_one_process_trains_a_run_at_a_time(tiny, tmp_path):
 
     def try_again() -> bool:
         with pytest.raises(BusyError, match=f"is in use: process {os.getpid()} on"):
-            train(Run.open(run.path))
+            train_run(Run.open(run.path))
         with pytest.raises(BusyError):
             Run.create(run.path, tiny, overwrite=True)
         seen.append(run.last_checkpoint.exists())
         return True
 
-    assert not train(run, should_stop=try_again)
+    assert not train_run(run, should_stop=try_again)
     assert len(seen) == 1
-    assert train(run)
+    assert train_run(run)
 
 
 def test_what_a_kill_leaves_of_making_a_run_can_be_replaced(tiny, tmp_path):
@@ -91,7 +91,7 @@ def test_half_written_files_are_cleared_away(tiny, tmp_path):
     run = stopped(Run.create(tmp_path / "r", tiny))
     for place in (".metrics.jsonl.abcd1234.tmp", "checkpoints/.last.safetensors.xyz_0000.tmp"):
         (run.path / place).write_text("half")
-    assert train(run)
+    assert train_run(run)
     assert not [path for path in run.path.rglob("*") if path.name.endswith(".tmp")]
 
 

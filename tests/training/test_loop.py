@@ -18,11 +18,12 @@ import torch
 
 from homojl.errors import CheckpointError, ConfigError, SolveError
 from homojl.results.records import METRICS
-from homojl.training import checkpoint, loop, stopwatch
+from homojl.training import checkpoint, loop, position, stopwatch
+from homojl.training.callbacks import Callback
 from homojl.training.checkpoint import read_checkpoint, write_checkpoint
 from homojl.training.config import ExperimentConfig, OptimConfig, merge
-from homojl.training.loop import learning_rate, train
-from homojl.training.progress import Progress
+from homojl.training.loop import train_run
+from homojl.training.position import POINTS, learning_rate
 from homojl.training.run import Run, load_run
 from tests import warm
 
@@ -61,7 +62,7 @@ def finished(tmp_path_factory):
     from tests.training.conftest import TINY
 
     run = Run.create(tmp_path_factory.mktemp("runs") / "straight", ExperimentConfig.from_dict(TINY))
-    assert train(run) is True
+    assert train_run(run) is True
     return run
 
 
@@ -72,7 +73,7 @@ def test_a_run_learns_and_records(finished):
     assert metrics[-1]["val_accuracy"] > 0.25  # chance is 0.1
     for m in metrics:
         assert list(m) == list(METRICS)
-        assert all(math.isfinite(v) for v in m.values())
+        assert all(math.isfinite(v) != name.endswith("_metric") for name, v in m.items())
         assert m["nfe_backward"] == pytest.approx(3 * m["accepted_steps"])  # bosh3, checkpointed
         assert m["failed_solves"] == 0
         assert m["peak_memory"] >= m["start_memory"] > 10
@@ -92,17 +93,17 @@ def test_a_run_learns_and_records(finished):
 
 def test_the_same_seed_repeats_and_another_does_not(finished, tiny, tmp_path):
     again = Run.create(tmp_path / "again", tiny)
-    train(again)
+    train_run(again)
     assert_same_end(finished, again)
     other = Run.create(tmp_path / "other", changed(tiny, train={"seed": 1}))
-    train(other)
+    train_run(other)
     assert repeatable(other) != repeatable(finished)
 
 
 def test_stopping_after_any_step_and_going_on_changes_nothing(finished, tiny, tmp_path):
     run = Run.create(tmp_path / "stopped", tiny)
     rng, stops = random.Random(5), 0
-    while not train(run, should_stop=lambda: rng.random() < 0.2):
+    while not train_run(run, should_stop=lambda: rng.random() < 0.2):
         stops += 1
     assert stops > 2
     assert_same_end(finished, run)
@@ -128,9 +129,9 @@ def test_dying_around_the_writes_that_end_an_epoch_changes_nothing(
 
     monkeypatch.setattr(where, name, dying)
     with pytest.raises(KilledError):
-        train(run)
+        train_run(run)
     monkeypatch.undo()
-    assert train(run)
+    assert train_run(run)
     assert_same_end(finished, run)
 
 
@@ -138,7 +139,7 @@ def test_sigkill_at_random_moments(finished, tiny, tmp_path):
     """The whole process dies, several times; what is left goes on to the very same end."""
     config = changed(tiny, train={"checkpoint_seconds": 0.0})
     run = Run.create(tmp_path / "killed", config)
-    code = f"from homojl.training import load_run, train; assert train(load_run({str(run.path)!r}))"
+    code = f"from homojl.training import load_run, train_run; assert train_run(load_run({str(run.path)!r}))"
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}
     rng, kills = random.Random(17), 0
     while True:
@@ -163,41 +164,41 @@ def test_sigkill_at_random_moments(finished, tiny, tmp_path):
 
 def test_a_half_written_metrics_line_is_dropped(finished, tiny, tmp_path):
     run = Run.create(tmp_path / "half", tiny)
-    assert not train(run, should_stop=lambda: len(run.metrics) == 1)
+    assert not train_run(run, should_stop=lambda: len(run.metrics) == 1)
     line = json.dumps(dict.fromkeys(METRICS, 2))
     with open(run.path / "metrics.jsonl", "a") as file:
         file.write(line + "\n" + line[:37])
-    assert train(run)
+    assert train_run(run)
     assert_same_end(finished, run)
 
 
 def test_runs_from_before_a_metric_was_measured_are_read_and_go_on(finished, tiny, tmp_path):
     run = Run.create(tmp_path / "old", tiny)
-    assert not train(run, should_stop=lambda: len(run.metrics) == 1)
+    assert not train_run(run, should_stop=lambda: len(run.metrics) == 1)
     path = run.path / "metrics.jsonl"
     old = {k: v for k, v in json.loads(path.read_text()).items() if not METRICS[k].optional}
     path.write_text(json.dumps(old) + "\n")
     assert list(run.metrics[0]) == list(METRICS)
     assert math.isnan(run.metrics[0]["forward_seconds"])
-    assert train(run)
+    assert train_run(run)
     assert_same_end(finished, run)
 
 
 def test_damage_is_refused(tiny, tmp_path):
     run = Run.create(tmp_path / "damaged", tiny)
-    assert not train(run, should_stop=lambda: len(run.metrics) == 1)
+    assert not train_run(run, should_stop=lambda: len(run.metrics) == 1)
     good = (run.path / "metrics.jsonl").read_text()
     (run.path / "metrics.jsonl").write_text("{}\n" + good)
     with pytest.raises(CheckpointError, match="damaged in line 1"):
-        train(run)
+        train_run(run)
     (run.path / "metrics.jsonl").write_text("")
     with pytest.raises(CheckpointError, match="0 lines but the last checkpoint was written after 1"):
-        train(run)
+        train_run(run)
     (run.path / "metrics.jsonl").write_text(good)
     bytes_ = run.last_checkpoint.read_bytes()
     run.last_checkpoint.write_bytes(bytes_[: len(bytes_) // 2])
     with pytest.raises(CheckpointError, match="damaged"):
-        train(run)
+        train_run(run)
 
 
 def test_a_checkpoint_of_another_model_is_refused(finished, tiny, tmp_path):
@@ -205,7 +206,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished, tiny, tmp_path):
     other.last_checkpoint.write_bytes(finished.last_checkpoint.read_bytes())
     other.best_checkpoint.write_bytes(finished.best_checkpoint.read_bytes())
     with pytest.raises(CheckpointError, match="of another model"):
-        train(other)
+        train_run(other)
     with pytest.raises(CheckpointError, match="of another model"):
         _ = other.model
 
@@ -220,18 +221,18 @@ def test_load_run(finished):
 
 def test_initial_point_moves_only_by_its_own_rule(tiny, tmp_path):
     learned = Run.create(tmp_path / "learned", changed(tiny, train={"epochs": 1}))
-    train(learned)
+    train_run(learned)
     assert learned.metrics[0]["initial_point_loss"] > 0
     assert not any(name.startswith("optimizer.24") for name in read_checkpoint(learned.last_checkpoint)[0])
     zero = Run.create(tmp_path / "zero", changed(tiny, train={"epochs": 1}, model={"init": "zero"}))
-    train(zero)
+    train_run(zero)
     assert zero.metrics[0]["initial_point_norm"] == 0
     assert zero.metrics[0]["initial_point_loss"] == 0
 
 
 def test_training_does_not_go_on_from_a_checkpoint_of_schema_1(tiny, tmp_path, monkeypatch):
     run = Run.create(tmp_path / "r", changed(tiny, train={"epochs": 1}))
-    train(run)
+    train_run(run)
     tensors, header = read_checkpoint(run.last_checkpoint)
     old = {}
     for name, tensor in tensors.items():
@@ -246,12 +247,12 @@ def test_training_does_not_go_on_from_a_checkpoint_of_schema_1(tiny, tmp_path, m
     image = torch.zeros(2, 1, 8, 8)
     assert torch.equal(run.load_model("last").model(image), run.model(image))
     with pytest.raises(CheckpointError, match="schema 1, of an earlier homojl"):
-        train(run)
+        train_run(run)
 
 
 def test_without_a_validation_split_the_last_epoch_counts(tiny, tmp_path):
     run = Run.create(tmp_path / "r", changed(tiny, data={"val_fraction": 0.0}, train={"epochs": 2}))
-    train(run)
+    train_run(run)
     assert math.isnan(run.metrics[0]["val_accuracy"])
     assert read_checkpoint(run.best_checkpoint)[1]["position"]["best_epoch"] == 2
     assert "NaN" not in (run.path / "metrics.jsonl").read_text()
@@ -260,13 +261,13 @@ def test_without_a_validation_split_the_last_epoch_counts(tiny, tmp_path):
 def test_a_loss_that_is_not_finite_ends_the_run_with_what_to_try(tiny, tmp_path):
     run = Run.create(tmp_path / "r", changed(tiny, optim={"name": "sgd", "lr": 1e30}))
     with pytest.raises(SolveError, match="the loss is nan at step"):
-        train(run)
+        train_run(run)
 
 
 def test_failed_solves_are_counted(tiny, tmp_path):
     run = Run.create(tmp_path / "r", changed(tiny, solver={"max_steps": 2}, data={"val_fraction": 0.0},
                                              train={"epochs": 1}))  # fmt: skip
-    train(run)
+    train_run(run)
     assert run.metrics[0]["failed_solves"] > 0
 
 
@@ -317,7 +318,7 @@ def test_the_phases_are_all_of_a_step(tiny, tmp_path, monkeypatch):
         clock = types.SimpleNamespace(perf_counter=lambda: next(ticks) / 64, monotonic=time.monotonic)
         monkeypatch.setattr(module, "time", clock)
     run = Run.create(tmp_path / "r", changed(tiny, train={"epochs": 1}))
-    train(run)
+    train_run(run)
     (m,) = run.metrics
     assert [m[f"{name}_seconds"] for name in ("data", "forward", "backward", "optimizer")] == [17 / 64] * 4
     # The step's own first and last reading are one tick away from those of the phases.
@@ -336,14 +337,14 @@ class TestTimeBudget:
 
     def test_ends_when_its_seconds_of_training_are_used_up(self, tiny, tmp_path):
         run = Run.create(tmp_path / "r", changed(tiny, train={"seconds": 0.56}))
-        assert train(run)
+        assert train_run(run)
         steps = [m["step"] for m in run.metrics]
         assert steps == sorted(set(steps))
-        assert len(steps) == loop.POINTS
+        assert len(steps) == POINTS
         assert steps[-1] == 36
-        position = read_checkpoint(run.last_checkpoint)[1]["position"]
-        assert (position["step"], position["lines"]) == (36, loop.POINTS)
-        assert position["seconds"] == 36 / 64
+        stood = read_checkpoint(run.last_checkpoint)[1]["position"]
+        assert (stood["step"], stood["lines"]) == (36, POINTS)
+        assert stood["seconds"] == 36 / 64
         for m in run.metrics:
             assert m["epoch"] == pytest.approx(m["step"] / 17)
             assert m["images_per_second"] == 64 * 64
@@ -353,30 +354,30 @@ class TestTimeBudget:
     def test_a_resumed_run_gets_the_rest_and_the_same_numbers(self, tiny, tmp_path):
         config = changed(tiny, train={"seconds": 0.56})
         straight, broken, rng = Run.create(tmp_path / "a", config), Run.create(tmp_path / "b", config), random.Random(3)
-        train(straight)
+        train_run(straight)
         stops = 0
-        while not train(broken, should_stop=lambda: rng.random() < 0.2):
+        while not train_run(broken, should_stop=lambda: rng.random() < 0.2):
             stops += 1
         assert stops > 2
-        assert train(broken), "there is nothing left to do"
+        assert train_run(broken), "there is nothing left to do"
         assert_same_end(straight, broken)
 
     def test_validation_keeps_to_its_share_but_for_the_last(self, tiny, tmp_path, monkeypatch):
         run = Run.create(tmp_path / "r", changed(tiny, train={"seconds": 0.99}))
-        train(run)  # 64 steps; a validation takes a tick as a step does, and is first taken to take 2.25
+        train_run(run)  # 64 steps; a validation takes a tick as a step does, and is first taken to take 2.25
         validated = [m["step"] for m in run.metrics if math.isfinite(m["val_accuracy"])]
         assert validated == [27, 32, 37, 43, 53, 64]
-        assert len(run.metrics) == loop.POINTS
+        assert len(run.metrics) == POINTS
         assert read_checkpoint(run.last_checkpoint)[1]["position"]["validation_seconds"] == len(validated) / 64
-        monkeypatch.setattr(loop, "VALIDATION_SHARE", 0.0)
+        monkeypatch.setattr(position, "VALIDATION_SHARE", 0.0)
         run = Run.create(tmp_path / "s", changed(tiny, train={"seconds": 0.56}))
-        train(run)
-        assert [math.isfinite(m["val_accuracy"]) for m in run.metrics] == [False] * (loop.POINTS - 1) + [True]
+        train_run(run)
+        assert [math.isfinite(m["val_accuracy"]) for m in run.metrics] == [False] * (POINTS - 1) + [True]
         assert read_checkpoint(run.best_checkpoint)[1]["position"]["step"] == 36
 
     def test_it_is_the_only_budget(self, tiny, tmp_path):
         run = Run.create(tmp_path / "r", changed(tiny, train={"seconds": 0.15, "epochs": 1, "batch_size": 512}))
-        assert train(run)
+        assert train_run(run)
         assert run.metrics[-1]["epoch"] == 5
 
     def test_must_be_positive(self, tiny):
@@ -384,16 +385,107 @@ class TestTimeBudget:
             changed(tiny, train={"seconds": 0.0})
 
 
-def test_progress_sees_every_step(tiny, tmp_path):
-    seen = {"steps": 0, "epochs": []}
+def test_callbacks_are_told_every_step_and_line(tiny, tmp_path):
+    told = []
 
-    class Watching(Progress):
-        def step(self, numbers):
-            seen["steps"] += 1
-            assert set(numbers) == {"loss", "acc", "nfe", "img/s", "MiB"}
+    class Watching(Callback):
+        def started(self, start):
+            told.append(("started", start.step, len(start.lines), start.batches))
 
-        def end_epoch(self, metrics):
-            seen["epochs"].append(metrics["epoch"])
+        def step(self, step, numbers):
+            told.append(("step", step))
+            assert math.isfinite(numbers["train_loss"])
+            assert {"train_accuracy", "nfe_forward", "lr", "images_per_second"} <= numbers.keys()
 
-    train(Run.create(tmp_path / "r", changed(tiny, train={"epochs": 2})), progress=Watching())
-    assert seen == {"steps": 2 * 17, "epochs": [1, 2]}
+        def line(self, metrics, best):
+            told.append(("line", metrics["epoch"], best))
+
+        def ended(self, complete):
+            told.append(("ended", complete))
+
+    run = Run.create(tmp_path / "r", changed(tiny, train={"epochs": 2}))
+    assert not train_run(run, callbacks=[Watching()], should_stop=lambda: told[-1] == ("step", 20))
+    assert train_run(run, callbacks=[Watching()])
+    steps = [("step", n) for n in range(1, 35)]
+    better = run.metrics[1]["val_accuracy"] >= run.metrics[0]["val_accuracy"]
+    assert told == [
+        ("started", 0, 0, 17), *steps[:17], ("line", 1, True), *steps[17:20], ("ended", False),
+        ("started", 20, 1, 17), *steps[20:], ("line", 2, better), ("ended", True),
+    ]  # fmt: skip
+
+
+def test_a_callback_ends_training_and_an_error_in_one_is_told_to_the_others(tiny, tmp_path):
+    class Ending(Callback):
+        def step(self, step, numbers):
+            return step == 5
+
+    run = Run.create(tmp_path / "r", tiny)
+    assert train_run(run, callbacks=[Ending()])
+    assert [m["step"] for m in run.metrics] == [5]
+    assert run.model(torch.zeros(1, 1, 8, 8)).shape == (1, 10)
+
+    class Failing(Callback):
+        def line(self, metrics, best):
+            raise KilledError
+
+    ended = []
+    witness = types.SimpleNamespace(
+        started=lambda start: None, step=lambda *_: None, line=lambda *_: None, ended=ended.append
+    )
+    with pytest.raises(KilledError):
+        train_run(Run.create(tmp_path / "s", tiny), callbacks=[witness, Failing()])
+    assert ended == [False]
+
+
+def test_patience_ends_a_run_that_does_not_improve(tiny, tmp_path):
+    config = changed(tiny, optim={"lr": 1e-12}, train={"epochs": 9, "patience": 2})
+    run, broken = Run.create(tmp_path / "r", config), Run.create(tmp_path / "b", config)
+    assert train_run(run)
+    assert len(run.metrics) < 9
+    rng = random.Random(5)
+    while not train_run(broken, should_stop=lambda: rng.random() < 0.1):
+        pass
+    assert_same_end(run, broken)
+    lines = len(run.metrics)
+    assert train_run(run), "it has ended"
+    assert len(run.metrics) == lines
+    with pytest.raises(ConfigError, match="--from"):
+        run.extend(20)
+
+
+def test_a_longer_budget_goes_on_as_if_it_had_been_there(finished, tiny, tmp_path):
+    constant = changed(tiny, optim={"schedule": "constant"})
+    straight, longer = (
+        Run.create(tmp_path / name, changed(constant, train={"epochs": n})) for name, n in (("a", 3), ("b", 1))
+    )
+    train_run(straight)
+    train_run(longer)
+    longer.extend(3)
+    assert load_run(longer.path).config.train.epochs == 3
+    train_run(longer)
+    assert_same_end(straight, longer)
+    with pytest.raises(ConfigError, match="would be fewer"):
+        longer.extend(2)
+    timed = Run.create(tmp_path / "t", changed(tiny, train={"seconds": 5.0}))
+    with pytest.raises(ConfigError, match="5 seconds"):
+        timed.extend(20)
+
+
+def test_a_run_starts_from_anothers_weights(finished, tiny, tmp_path):
+    from homojl.training.experiment import check
+
+    config = changed(
+        tiny, train={"start": str(finished.path), "epochs": 1}, optim={"lr": 1e-12, "schedule": "constant"}
+    )
+    run = Run.create(tmp_path / "r", config)
+    assert run.started_from(check(config)[1]) == []
+    train_run(run)
+    theirs, ours = read_checkpoint(finished.best_checkpoint)[0], read_checkpoint(run.last_checkpoint)[0]
+    weights = [name for name in theirs if name.endswith("weight") and name.startswith("model.")]
+    assert all(torch.allclose(theirs[name], ours[name], atol=1e-6) for name in weights)
+    other = ExperimentConfig.from_dict({**config.to_dict(), "model": {"name": "node", "filters": 4}})
+    with pytest.raises(CheckpointError, match="none of the weights"):
+        check(other)
+    kept = Run.create(tmp_path / "k", config)
+    train_run(kept)  # in Python nobody called `started_from`
+    assert torch.equal(read_checkpoint(kept.last_checkpoint)[0][weights[0]], ours[weights[0]])

@@ -8,7 +8,7 @@ import pytest
 
 from homojl.results.hdf5 import read_run
 from homojl.training import outcome
-from homojl.training.loop import train
+from homojl.training.loop import train_run
 from homojl.training.outcome import evaluate_run, illustrate, publish, store
 from homojl.training.run import Run
 
@@ -18,7 +18,7 @@ ALL = ["confusion_matrix.png", "initial_point.png", "learning_curves.png", "solv
 @pytest.fixture
 def run(tiny, tmp_path) -> Run:
     run = Run.create(tmp_path / "run", tiny)
-    train(run)
+    train_run(run)
     return run
 
 

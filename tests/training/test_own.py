@@ -185,3 +185,69 @@ def test_names():
     with pytest.raises(hj.ConfigError, match="names no code"):
         hj.allow("homoode")
     assert ExperimentConfig().model.name == "homoode"
+
+
+@pytest.fixture
+def package(file, monkeypatch):
+    """An installed package that brings a model, settings of a model, and a dataset."""
+    folder = file.parent / "site"
+    info = folder / "theirs-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: theirs\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text(
+        "[homojl.models]\ntheir-net = theirs_code:Net\ntheir-deq = theirs_settings:Settings\n"
+        "[homojl.datasets]\ntheir-data = theirs_code:dataset\n"
+    )
+    (folder / "theirs_code.py").write_text(CODE)
+    (folder / "theirs_settings.py").write_text(
+        "from homojl.models.settings import DEQSettings\nclass Settings(DEQSettings):\n    summary = 'theirs'\n"
+    )
+    monkeypatch.syspath_prepend(folder)
+    own.registered.cache_clear()
+    yield folder
+    own.registered.cache_clear()
+
+
+def test_installed_packages_bring_models_and_datasets(package):
+    called("train", "--model", "their-net", "--dataset", "their-data", *SMALL, "--out", "run")
+    run = hj.load_run("run")
+    assert run.config.model.name == "their-net"
+    assert isinstance(run.model.network[1], hj.nn.Equilibrium)
+    called("evaluate", "run")
+    assert hj.load_dataset("their-data").name == "mine"
+    solver = ExperimentConfig.from_dict({"model": {"name": "their-deq"}, "solver": {"algorithm": "broyden"}}).solver
+    assert solver.algorithm == "broyden"
+    for command, name in (("models", "their-net"), ("datasets", "their-data")):
+        assert f"{name}" in CliRunner().invoke(cli, [command]).output
+    with pytest.raises(hj.ConfigError, match="unknown model 'their-nett'"):
+        hj.create_model("their-nett", input_shape=(1, 8, 8), n_classes=10)
+
+
+def test_a_networks_layers_are_tuned(file):
+    called("train", "--model", "mine.py:Net", "--dataset", "mine.py:data", *SMALL, "--out", "run", "--set",
+           "data.val_fraction=0.3")  # fmt: skip
+    called("tune", "run", "--algorithms", "anderson,picard", "--tolerances", "1e-1,1e-4", "--within", "50")
+    assert "tune.h5" in {path.name for path in (file.parent / "run").iterdir()}
+    assert "'dopri5' is not for" in refused("tune", "run", "--algorithms", "dopri5")
+
+
+@pytest.mark.slow
+def test_a_network_of_ones_own_in_a_comparison(file):
+    words = ["compare", "--models", "cnn,mine.py:Plain", "--dataset", "mine.py:data", "--epochs", "1", "--out", "both"]
+    result = CliRunner().invoke(cli, [*words, "--set", "data.val_fraction=0.1", "--set", "train.batch_size=32"])
+    assert result.exit_code == 0, result.output
+    rows = [line.split() for line in result.output.splitlines() if line.startswith(("cnn ", "Plain "))]
+    assert {row[0] for row in rows} == {"cnn", "Plain"}
+
+
+def test_a_loss_of_ones_own_on_the_command_line(file):
+    file.write_text(
+        CODE + "\ndef doubled(logits, labels):\n    return 2 * nn.functional.cross_entropy(logits, labels)\n"
+    )
+    plain = ["train", "--model", "mine.py:Plain", "--dataset", "mine.py:data", *SMALL, "--epochs", "1"]
+    called(*plain, "--out", "a")
+    ours = "train.loss=mine.py:doubled", "optim.lr=1e-12", "train.select=lowest loss"
+    called(*plain, "--out", "b", *(word for setting in ours for word in ("--set", setting)))
+    a, b = (hj.load_run(name) for name in "ab")
+    assert b.config.train.loss == f"{file}:doubled"
+    assert 1.8 < b.metrics[0]["train_loss"] / a.metrics[0]["train_loss"] < 2.4

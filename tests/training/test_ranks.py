@@ -21,7 +21,7 @@ from homojl.draws import draw_rows
 from homojl.errors import ConfigError
 from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, merge
-from homojl.training.loop import train
+from homojl.training.loop import train_run
 from homojl.training.ranks import Ranks
 from homojl.training.run import Run, load_run
 from tests import warm
@@ -74,7 +74,7 @@ def alone(images, tmp_path_factory) -> Run:
     """The run of one process that others are held against."""
 
     def make(folder: Path) -> None:
-        assert train(Run.create(folder / "run", configured(images)))
+        assert train_run(Run.create(folder / "run", configured(images)))
 
     return Run.open(made_once(tmp_path_factory, "alone", make) / "run")
 
@@ -168,7 +168,7 @@ def test_every_kind_of_model_and_gradient(images, tmp_path):
         config = ExperimentConfig.from_dict(merge(base, own, short, changes))
         for place in ("one", "two"):
             Run.create(tmp_path / place / name, config)
-        assert train(load_run(tmp_path / "one" / name))
+        assert train_run(load_run(tmp_path / "one" / name))
     process = torchrun(WORKER, *(tmp_path / "two" / name for name in KINDS), **COLD)
     _, err = finish(process)
     assert process.returncode == 0, err
@@ -206,7 +206,7 @@ def test_a_killed_process_ends_the_others_and_any_number_goes_on(images, alone, 
 
     run = load_run(folder)
     assert 30 <= len(run.metrics) < 100
-    assert train(run)
+    assert train_run(run)
     assert_same_numbers(run, alone)
 
 
@@ -216,7 +216,7 @@ def test_what_one_process_began_two_end_and_only_the_first_writes(images, alone,
         place.mkdir()
     run = Run.create(here / "run", configured(images))
     steps = itertools.count(1)
-    assert not train(run, should_stop=lambda: next(steps) == 60)
+    assert not train_run(run, should_stop=lambda: next(steps) == 60)
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -284,3 +284,45 @@ def test_draws_do_not_depend_on_how_a_batch_is_divided():
 
     whole = draw_rows(draw, (7, 3))
     assert torch.equal(torch.cat([draw_rows(draw, (3, 3), (0, 7)), draw_rows(draw, (4, 3), (3, 7))]), whole)
+
+
+NETWORK = """
+import torch
+from torch import nn
+import homojl as hj
+
+class Block(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(4, 4, 3, padding=1)
+
+    def forward(self, z, x):
+        return torch.tanh(self.conv(z) + x)
+
+class Net(nn.Sequential):
+    def __init__(self, n_classes):
+        field = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), nn.Tanh())
+        super().__init__(
+            nn.Conv2d(1, 4, 3, stride=2, padding=1), nn.BatchNorm2d(4),
+            hj.nn.Equilibrium(Block(), hj.Anderson(rtol=1e-9, max_steps=100)),
+            hj.nn.ODE(lambda t, y: field(y), hj.Bosh3(rtol=1e-3, atol=1e-3)), field,
+            nn.Flatten(), nn.Linear(64, n_classes),
+        )
+"""
+
+
+def test_a_network_of_ones_own_has_the_numbers_of_one_process(images, tmp_path, monkeypatch):
+    (tmp_path / "net.py").write_text(NETWORK)
+    name = f"{tmp_path}/net.py:Net"
+    monkeypatch.setenv("HOMOJL_ALLOW", name)
+    changes = {"model": {"name": name}, "train": {"epochs": 10}}
+    base = {key: value for key, value in SETTINGS.items() if key != "model"}
+    config = ExperimentConfig.from_dict(merge(base, {"data": {"dataset": images}}, changes))
+    one, two = (Run.create(tmp_path / where, config) for where in ("one", "two"))
+    assert train_run(one)
+    process = torchrun(WORKER, two.path, HOMOJL_ALLOW=name)
+    _, errors = finish(process)
+    assert process.returncode == 0, errors
+    for ours, theirs in zip(two.metrics, one.metrics, strict=True):
+        assert ours["train_loss"] == pytest.approx(theirs["train_loss"], abs=1e-6)
+        assert ours["nfe_forward"] == theirs["nfe_forward"]

@@ -14,7 +14,7 @@ from homojl.results.answers import losses
 from homojl.results.page import page
 from homojl.training import outcome
 from homojl.training.config import ExperimentConfig, merge
-from homojl.training.loop import train
+from homojl.training.loop import train_run
 from homojl.training.outcome import evaluate_run, publish
 from homojl.training.reporting import gather, gather_run
 from homojl.training.run import Run
@@ -30,7 +30,7 @@ def made(folder, **sections) -> Run:
 @pytest.fixture(scope="module")
 def evaluated(tmp_path_factory) -> Run:
     run = made(tmp_path_factory.mktemp("runs") / "evaluated")
-    train(run)
+    train_run(run)
     publish(run, evaluate_run(run))
     return run
 
@@ -66,7 +66,7 @@ def test_the_stored_answers_are_shown_and_nothing_is_answered_again(evaluated, s
 
 def test_without_an_evaluation_the_validation_split_is_answered_and_the_test_set_left_alone(tmp_path, splits):
     run = made(tmp_path / "young", train={"epochs": 3})
-    assert not train(run, should_stop=lambda: len(run.metrics) == 1)
+    assert not train_run(run, should_stop=lambda: len(run.metrics) == 1)
     splits.clear()
     shown = gather_run(run, "r", samples=4)
     assert splits == ["val"]
@@ -82,7 +82,7 @@ def test_without_an_evaluation_the_validation_split_is_answered_and_the_test_set
 
 def test_failed_solves_are_noted_first(tmp_path):
     run = made(tmp_path / "failing", solver={"max_steps": 1, "rtol": 1e-6, "atol": 1e-6})
-    train(run)
+    train_run(run)
     publish(run, evaluate_run(run))
     shown = gather_run(run, "r", samples=2)
     assert run.metrics[-1]["failed_solves"] == run.metrics[-1]["step"]
@@ -97,7 +97,7 @@ def test_a_missing_dataset_is_said_and_spoils_nothing_else(evaluated, tmp_path, 
               "y_test": data.y_test[:50]}  # fmt: skip
     np.savez(tmp_path / "mine.npz", **{name: part.numpy() for name, part in arrays.items()})
     run = made(tmp_path / "r", data={"dataset": str(tmp_path / "mine.npz")})
-    train(run)
+    train_run(run)
     (tmp_path / "mine.npz").unlink()
     shown = gather_run(run, "r", samples=4)
     assert any("No answers and no images are shown" in note and "mine.npz" in note for note in shown.notes)

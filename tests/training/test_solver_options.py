@@ -12,7 +12,7 @@ from homojl.data.datasets import load_dataset
 from homojl.errors import ConfigError
 from homojl.training.config import ExperimentConfig, merge, parse_assignment
 from homojl.training.experiment import ModelForm, build_model
-from homojl.training.loop import train
+from homojl.training.loop import train_run
 from homojl.training.outcome import evaluate_run
 from homojl.training.run import Run, load_run
 from tests.training.conftest import TINY
@@ -31,14 +31,14 @@ def config(**sections) -> ExperimentConfig:
 def test_a_run_that_remembers_its_first_steps_resumes_with_the_same_numbers(adjoint, tmp_path):
     remembering = config(solver={"first_step": "remember", "adjoint": adjoint})
     straight, stopped = (Run.create(tmp_path / name, remembering) for name in ("straight", "stopped"))
-    assert train(straight)
+    assert train_run(straight)
     rng, stops = random.Random(5), 0
-    while not train(stopped, should_stop=lambda: rng.random() < 0.2):
+    while not train_run(stopped, should_stop=lambda: rng.random() < 0.2):
         stops += 1
     assert stops > 1
     assert_same_end(straight, stopped)
     estimating = Run.create(tmp_path / "estimating", config(solver={"adjoint": adjoint}))
-    assert train(estimating)
+    assert train_run(estimating)
     assert straight.metrics[-1]["nfe_forward"] < 0.9 * estimating.metrics[-1]["nfe_forward"]
     model = load_run(straight.path).model
     assert model.remembered.memory.onwards is not None
@@ -47,7 +47,7 @@ def test_a_run_that_remembers_its_first_steps_resumes_with_the_same_numbers(adjo
 
 def test_evaluation_reads_a_memory_and_leaves_it_as_it_is(tmp_path):
     run = Run.create(tmp_path / "r", config(solver={"first_step": "remember"}))
-    assert train(run)
+    assert train_run(run)
     model = load_run(run.path).model
     images = torch.randn(40, 1, 8, 8)
     known = model.remembered.memory.onwards
@@ -79,7 +79,7 @@ def test_the_memory_is_part_of_the_models_state_whatever_its_dtype():
 
 def test_a_run_with_steps_of_each_samples_own(tmp_path):
     run = Run.create(tmp_path / "r", config(solver={"batch": "per-sample", "backend": "pytorch"}))
-    assert train(run)
+    assert train_run(run)
     assert run.metrics[-1]["train_loss"] < run.metrics[0]["train_loss"]
     assert all(m["failed_solves"] == 0 for m in run.metrics)
     evaluation = evaluate_run(run, rtol=1e-5, atol=1e-5)
@@ -171,8 +171,8 @@ def test_a_run_with_evaluations_in_bfloat16(tmp_path):
         Run.create(tmp_path / name, config(solver={"precision": name, "backend": "pytorch"}))
         for name in ("full", "bfloat16")
     )
-    assert train(full)
-    assert train(low)
+    assert train_run(full)
+    assert train_run(low)
     for a, b in zip(low.metrics, full.metrics, strict=True):
         assert a["train_loss"] != b["train_loss"]
         assert a["train_loss"] == pytest.approx(b["train_loss"], rel=0.05)
@@ -195,7 +195,7 @@ def test_a_run_with_compiled_steps(tmp_path):
         for backend in ("pytorch", "pytorch-compiled")
     }
     for backend, run in runs.items():
-        assert train(run)
+        assert train_run(run)
         assert run.metrics[-1]["failed_solves"] == 0
         assert evaluate_run(run, split="val", limit=64).solver["backend"] == backend
     eager, compiled = (run.metrics[-1] for run in runs.values())

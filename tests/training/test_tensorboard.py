@@ -10,8 +10,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from homojl.errors import ConfigError
 from homojl.results.records import METRICS
-from homojl.training.loop import train
-from homojl.training.progress import Progress
+from homojl.training.callbacks import Callback
+from homojl.training.loop import train_run
 from homojl.training.run import Run
 from homojl.training.tensorboard import TensorBoard
 
@@ -24,21 +24,15 @@ def scalars(run: Run) -> dict[str, dict[int, float]]:
     return {tag: {event.step: event.value for event in events.Scalars(tag)} for tag in events.Tags()["scalars"]}
 
 
-class Counting(Progress):
+class Counting(Callback):
     def __init__(self) -> None:
         self.calls = []
 
-    def start_epoch(self, *_) -> None:
-        self.calls.append("start")
-
-    def step(self, _) -> None:
+    def step(self, *_) -> None:
         self.calls.append("step")
 
-    def end_epoch(self, _) -> None:
-        self.calls.append("end")
-
-    def close(self) -> None:
-        self.calls.append("close")
+    def line(self, *_) -> None:
+        self.calls.append("line")
 
 
 def test_every_step_and_every_line_is_written_once_however_often_the_run_stopped(tiny, tmp_path):
@@ -46,16 +40,16 @@ def test_every_step_and_every_line_is_written_once_however_often_the_run_stopped
     total, stops = 3 * 17, iter((7, 20, 10**9))
     complete = False
     while not complete:
-        stop, board = next(stops), TensorBoard(run.path, shown)
-        complete = train(run, progress=board, should_stop=lambda stop=stop: shown.calls.count("step") >= stop)
-        board.close()
+        stop, told = next(stops), [TensorBoard(), shown]
+        complete = train_run(run, callbacks=told, should_stop=lambda stop=stop: shown.calls.count("step") >= stop)
     found = scalars(run)
     assert {tag.partition("/")[0] for tag in found} == {"step", "epoch"}
     assert list(found["step/train_loss"]) == list(range(1, total + 1))
     assert shown.calls.count("step") == total
-    assert [shown.calls.count(name) for name in ("end", "close")] == [3, 3]
+    assert shown.calls.count("line") == 3
+    assert not any(tag.endswith("_metric") for tag in found), "the run has no metric of its own"
     for name in METRICS:
-        if name != "step":
+        if name not in ("step", "train_metric", "val_metric"):
             written = found[f"epoch/{name}"]
             assert list(written) == [17, 34, 51]
             assert list(written.values()) == pytest.approx([m[name] for m in run.metrics], rel=1e-6)
@@ -71,24 +65,22 @@ def test_what_a_killed_run_wrote_beyond_its_checkpoint_is_dropped(tiny, tmp_path
     class KilledError(Exception):
         pass
 
-    class Dying(Progress):
-        def measured(self, step: int, _: dict[str, float]) -> None:
+    class Dying(Callback):
+        def step(self, step: int, _: dict[str, float]) -> None:
             if step == 25:
                 raise KilledError
 
-    board = TensorBoard(run.path, Dying())
     with pytest.raises(KilledError):
-        train(run, progress=board)
-    board.close()
+        train_run(run, callbacks=[Dying(), TensorBoard()])
     assert list(scalars(run)["step/lr"]) == list(range(1, 25))
-    board = TensorBoard(run.path, Progress())
-    train(run, progress=board, should_stop=lambda: True)  # after step 18, the first beyond the checkpoint
-    board.close()
+    train_run(
+        run, callbacks=[TensorBoard()], should_stop=lambda: True
+    )  # after step 18, the first beyond the checkpoint
     assert list(scalars(run)["step/lr"]) == list(range(1, 19))
 
 
 def test_without_tensorboard_it_is_one_line_before_any_work(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "tensorboard", None)
     with pytest.raises(ConfigError, match=r"pip install 'homojl\[tensorboard\]'"):
-        TensorBoard(tmp_path / "r", Progress())
+        TensorBoard()
     assert not (tmp_path / "r").exists()

@@ -10,7 +10,7 @@ import pytest
 
 from homojl.errors import ConfigError
 from homojl.results.tuning import SCHEMA, Trial, Tuning, draw_tuning, write_tuning
-from homojl.training import Run, train
+from homojl.training import Run, train_run
 from homojl.training.config import ExperimentConfig, merge
 from homojl.training.outcome import split_of
 from homojl.training.tune import tune
@@ -32,7 +32,7 @@ def trial(algorithm: str, accuracy: float, evaluations: float, **others) -> Tria
 
 def trained(config: ExperimentConfig, folder: Path) -> Run:
     run = Run.create(folder / "run", config)
-    assert train(run)
+    assert train_run(run)
     return run
 
 
@@ -48,6 +48,8 @@ def test_the_cheapest_that_is_accurate_and_reached_its_end_is_chosen():
     assert found.choice is good
     assert replace(found, within=0.0).choice.algorithm == "dopri5"
     assert tuning(trial("tsit5", 0.5, 3.0)).choice is None
+    assert found.gains
+    assert not tuning(trial("bosh3", 0.9, 200.0)).gains, "it takes as many as what is configured"
     closer = replace(good, settings={"algorithm": "tsit5"}, agreement=1.0)
     assert tuning(replace(good, agreement=0.9), closer).choice is closer
 
