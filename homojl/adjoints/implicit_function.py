@@ -151,6 +151,7 @@ class AbstractRelation(abc.ABC):
         self.f.stats.nfe_backward += 1
         self.f.stats.n_vjp += 1
         at = f.linearised(self.part(z), self.rows)
+        f.look_behind(at.value, at.at)
         g = self.solve(f, at, self.part(cotangent), transposed=True)
         f.add_counts()
         return self.f.spread(gradients([at.value], wrt, [self.sign * g]), tensors)

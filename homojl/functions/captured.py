@@ -12,7 +12,6 @@ import copy
 import dis
 import functools
 import sys
-import sysconfig
 import types
 import weakref
 from collections import deque
@@ -26,7 +25,7 @@ Tensor = torch.Tensor
 Builder = Callable[[Sequence[Tensor], dict[int, Any]], Any]
 
 _DEEPEST = 6  # levels of objects that are looked into
-_LONGEST = 10_000  # items of a list or dict that is looked into
+_LONGEST, _MOST = 1_000, 20_000  # items of a list or dict that is looked into, and of all
 _LIBRARIES = ("torch", "numpy", "builtins", "functools", "math", "typing", "homojl.solving")
 _NUMBERS = frozenset({type(None), str, int, float, complex, bool, bytes})
 # Of what holds no tensors: most of a module's attributes.
@@ -52,6 +51,7 @@ class Captured:
         self._later: dict[int, Builder | None] = {}  # of what was asked for while it was being looked into
         self._alive: list[Any] = []  # so that no identity is used twice
         self._home: dict[str, Any] | None = None  # the module of the first function that is seen
+        self._seen = 0
         self._builder = self._look(function, 0, called=True)
         self._builders, self._alive, self._places, self._home = {}, [], {}, None
         self._function = None if self._builder else function  # what is rebuilt need not be kept alive
@@ -72,12 +72,13 @@ class Captured:
     def _look(self, value: Any, depth: int, *, called: bool = False) -> Builder | None:
         """What makes a copy of a value with other tensors; None: it holds none."""
         kind = type(value)
-        if kind in _PLAIN:
+        if kind in _PLAIN or kind in _PROXIES:
             return None
         if isinstance(value, Tensor):
             return self._hold(value)
         if issubclass(kind, type):
             return None
+        self._seen += 1
         key = id(value)
         if key in self._builders:
             found = self._builders[key]
@@ -119,6 +120,9 @@ class Captured:
             return self._method(value, depth)
         if isinstance(value, functools.partial):
             return self._partial(value, depth)
+        if isinstance(value, weakref.ReferenceType):
+            target = self._look(value(), depth + 1)
+            return None if target is None else lambda tensors, made: weakref.ref(target(tensors, made))
         if isinstance(value, (list, tuple, dict, deque)):
             return self._container(value, depth)
         if called or callable(value) or not _of_library(type(value).__module__):
@@ -139,27 +143,43 @@ class Captured:
         return build
 
     def _container(self, value: Any, depth: int) -> Builder | None:
-        if len(value) > _LONGEST:
+        if len(value) > _LONGEST or self._seen > _MOST:
             return None
         items = list(value.items()) if isinstance(value, dict) else list(enumerate(value))
+        self._seen += len(items)
         builders = {name: b for name, item in items if (b := self._look(item, depth + 1)) is not None}
-        if not builders:
-            return None
         if isinstance(value, tuple):
-            kept = [None if i in builders else item for i, item in items]
-            make = getattr(type(value), "_make", type(value))  # of named tuples
-            return lambda tensors, made: make(
-                [builders[i](tensors, made) if i in builders else item for i, item in enumerate(kept)]
+            if not builders:
+                return None
+            kept, kind = [None if i in builders else item for i, item in items], type(value)
+            return lambda tensors, made: tuple.__new__(
+                kind, [builders[i](tensors, made) if i in builders else item for i, item in enumerate(kept)]
             )
-        skeleton, key = copy.copy(value), id(value)
+        own = getattr(value, "__dict__", {})  # of a subclass
+        itself = own is value
+        attributes = {} if itself else {n: b for n, v in own.items() if (b := self._look(v, depth + 1)) is not None}
+        if not (builders or attributes):
+            return None
+        try:
+            key, skeleton = id(value), copy.copy(value)
+        except Exception:  # what cannot be copied is evaluated as it is
+            return None
+        if skeleton is value:
+            return None
+        if itself:
+            skeleton.__dict__ = skeleton
         for name in builders:
             skeleton[name] = None
 
         def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
             if key not in made:
                 made[key] = copied = copy.copy(skeleton)
+                if itself:
+                    copied.__dict__ = copied
                 for name, builder in builders.items():
                     copied[name] = builder(tensors, made)
+                for name, builder in attributes.items():
+                    copied.__dict__[name] = builder(tensors, made)
             return made[key]
 
         return build
@@ -202,7 +222,7 @@ class Captured:
         keywords = self._look(function.__kwdefaults__ or {}, depth + 1)
         if not (in_cells or in_globals or defaults or keywords or fixed_cells or fixed_globals):
             return None
-        name, key = function.__name__, id(function)
+        name, key, attributes, counted = function.__name__, id(function), dict(function.__dict__), _Counted(function)
         own = None if defaults else function.__defaults__
         kept = None if keywords else function.__kwdefaults__
         kept_cells = [None if i in in_cells or i in fixed_cells else cell for i, cell in enumerate(old)]
@@ -215,6 +235,8 @@ class Captured:
             copied = types.FunctionType(code, new_scope, name, own, tuple(new_cells) or None)
             copied.__kwdefaults__ = kept
             made[key] = copied
+            copied.__dict__.update(attributes)
+            counted.note(copied, made)
             for i, number in fixed_cells.items():
                 new_cells[i].cell_contents = number
             for i, builder in in_cells.items():
@@ -233,24 +255,30 @@ class Captured:
         kind = type(value)
         if (kind.__module__ or "").split(".")[0] in _LIBRARIES and not kind.__module__.startswith(_OPENED):
             return None
-        attributes = {**_slots(value), **getattr(value, "__dict__", {})}
-        builders = {n: b for n, v in attributes.items() if (b := self._look(v, depth + 1)) is not None}
+        slots, attributes = _slots(value), dict(getattr(value, "__dict__", {}))
+        builders = {n: b for n, v in (slots | attributes).items() if (b := self._look(v, depth + 1)) is not None}
         if not builders:
             return None
-        try:
-            key, skeleton = id(value), copy.copy(value)
-            for n in builders:
-                object.__setattr__(skeleton, n, None)
-        except Exception:  # an object that cannot be copied is evaluated as it is
+        make = _maker(kind)
+        if make is None:  # an object that cannot be made so is evaluated as it is
             return None
-        counted = _Counted(value)
+        key, counted = id(value), _Counted(value)
+        for n in builders:
+            (slots if n in slots else attributes)[n] = None
 
         def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
             if key not in made:
-                made[key] = copied = copy.copy(skeleton)
+                made[key] = copied = make(kind)
+                if attributes:
+                    copied.__dict__.update(attributes)
+                for n, v in slots.items():
+                    object.__setattr__(copied, n, v)
                 counted.note(copied, made)
                 for n, builder in builders.items():
-                    object.__setattr__(copied, n, builder(tensors, made))
+                    if n in slots:
+                        object.__setattr__(copied, n, builder(tensors, made))
+                    else:
+                        copied.__dict__[n] = builder(tensors, made)
             return made[key]
 
         return build
@@ -260,13 +288,11 @@ class Captured:
             return self._look(module._modules["_orig_mod"], depth)
         if isinstance(module, torch.jit.ScriptModule):
             return None
-        skeleton = module.__new__(type(module))
-        parts = module.__dict__.copy()
+        kind, parts = type(module), module.__dict__.copy()
         tables = {name: dict(parts[name]) for name in ("_parameters", "_buffers", "_modules")}
         parts.update({name: {} for name in tables})
         parts.pop("_flat_weights", None)
         parts["_compiled_call_impl"] = None  # which would call the module itself
-        object.__setattr__(skeleton, "__dict__", parts)
         builders: dict[str, dict[str, Builder]] = {name: {} for name in tables}
         for name, table in tables.items():
             for n, value in table.items():
@@ -277,7 +303,9 @@ class Captured:
         attributes = {
             n: b
             for n, v in list(parts.items())
-            if n not in _OF_MODULES and type(v) not in _PLAIN and (b := self._look(v, depth + 1)) is not None
+            if (n not in _OF_MODULES or (v and n in _HOOKS))
+            and type(v) not in _PLAIN
+            and (b := self._look(v, depth + 1)) is not None
         }
         for n in attributes:
             parts[n] = None
@@ -290,7 +318,7 @@ class Captured:
         def build(tensors: Sequence[Tensor], made: dict[int, Any]) -> Any:
             if key in made:
                 return made[key]
-            copied = skeleton.__new__(type(skeleton))
+            copied = object.__new__(kind)
             filled = parts.copy()
             object.__setattr__(copied, "__dict__", filled)
             made[key] = copied
@@ -346,7 +374,21 @@ def add_counts(made: dict[int, Any]) -> None:
 
 # What every module's __dict__ has beside the user's attributes.
 _OF_MODULES = frozenset(torch.nn.Module().__dict__) | {"_flat_weights", "_flat_weight_refs", "_compiled_call_impl"}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks")
+_PROXIES = frozenset(weakref.ProxyTypes)
 _OPENED = ("torch.distributions",)  # objects of libraries that users build from their tensors
+
+
+def _maker(kind: type) -> Callable[[type], Any] | None:
+    """What makes an empty object of a class, past whatever it does when it is made or copied; None: nothing does."""
+    makers: list[Any] = [object.__new__, kind.__new__]
+    for make in makers:
+        try:
+            make(kind)
+        except TypeError:
+            continue
+        return make
+    return None
 
 
 def _nothing() -> None:
@@ -362,8 +404,7 @@ def _of_library(module: str) -> bool:
     if root == "__main__" or module == "types" or module.startswith(_OPENED):  # types: SimpleNamespace
         return False
     file = getattr(sys.modules.get(root), "__file__", None) or ""
-    installed = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))
-    return root in sys.stdlib_module_names or file.startswith(installed)
+    return root in sys.stdlib_module_names or "site-packages" in file or "dist-packages" in file
 
 
 def _slots(value: Any) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from homojl.functions.evaluated import Evaluated
 
 Tensor = torch.Tensor
 
-SMALL = 16_384  # elements of a tensor without gradient that is copied rather than watched
+SMALL = 2**17  # bytes of a tensor without gradient that is copied rather than watched
 
 
 class Dependent(Evaluated):
@@ -58,15 +58,15 @@ class Dependent(Evaluated):
                 # It is computed from others, and f does not use it: perhaps a result that its module keeps.
                 self._traps.append(i)
                 x = x.detach()
-            elif not x.requires_grad and x.numel() <= SMALL:
+            elif not x.requires_grad and x.numel() * x.element_size() <= SMALL:
                 x = x.clone()  # a statistic or a counter, which may change before the backward pass
-            elif id(x) not in reached and x.is_floating_point() and not x.is_inference():
+            elif id(x) not in reached and x.dtype != torch.bool and not x.is_complex() and not x.is_inference():
                 self._aside[i] = x, x._version
             kept.append(x)
         self.tensors = [*slots, *kept, *loose]
         self._wanted = [x.requires_grad for x in self.tensors]
         self.inputs = tuple(x for x in self.tensors if x.requires_grad)
-        self.start = value.detach().clone() if keep else None
+        self.start, self._instead = (value.detach().clone() if keep else None), instead
         self._remember(y, value)
 
     def to_save(self, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -84,7 +84,10 @@ class Dependent(Evaluated):
 
     def _beside(self, i: int) -> Tensor:
         x, version = self._aside[i]
-        return x if x._version == version else x.detach().new_full((), torch.nan).expand(x.shape)
+        if x._version == version:
+            return x
+        wrong = torch.nan if x.is_floating_point() else torch.iinfo(x.dtype).min
+        return x.detach().new_full((), wrong).expand(x.shape)
 
     def _gathered(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The tensors among the arguments, those that the function holds, and parameters that it does not show."""
@@ -106,7 +109,7 @@ class Dependent(Evaluated):
         if loose:
             raise ConfigError(f"{self._names[0]} does not show where it holds its params; pass them in args")
         self.tensors, self._counts, self._traps, self._aside = [*slots, *held], (len(slots), len(held)), [], {}
-        self._wanted = [x.requires_grad for x in self.tensors]
+        self._wanted, self._instead = [x.requires_grad for x in self.tensors], "torch.autograd.grad"
 
     def _reached(
         self, value: Tensor, known: Sequence[Tensor], own: set[int], first_node: int, instead: str
@@ -121,10 +124,10 @@ class Dependent(Evaluated):
         nodes = {node for node, _ in by_node}
         leaves = {id(t) for t in known if t.grad_fn is None}
         reached: set[int] = set()
-        # Nodes that are made by threads of a GPU's backward pass have numbers of their own.
-        dated = not (self._differentiates and value.device.type != "cpu")
         missed = []
-        for node, number in _graph(value, nodes):
+        # Behind what this evaluation has made and f keeps, there may be more.
+        ends = {node for node in nodes if node._sequence_nr() < first_node}
+        for node, number in _graph(value, ends):
             if (node, number) in by_node:
                 reached.add(by_node[node, number])
             elif (variable := getattr(node, "variable", None)) is not None:
@@ -132,8 +135,6 @@ class Dependent(Evaluated):
                     reached.add(id(variable))
                 elif _memory(variable) not in own:
                     missed.append(f"shape {tuple(variable.shape)}")
-            elif dated and node._sequence_nr() < first_node:
-                missed.append(f"computed before by {node.name()}")
         if missed and not self._closed:
             raise ConfigError(
                 f"{self._names[0]} depends on {len(missed)} tensor(s) that require gradients "
@@ -157,7 +158,28 @@ class Dependent(Evaluated):
             elif (wanted and (i < slots + held or not x.requires_grad)) or i in self._traps:
                 x = x.detach().requires_grad_()  # which the user may have frozen since
             values.append(x)
-        return self.rebuilt(values), [x for x in values if x.requires_grad]
+        again, wrt = self.rebuilt(values), [x for x in values if x.requires_grad]
+        again._ends = None if twice else {id(x) for x in wrt}
+        return again, wrt
+
+    def look_behind(self, value: Tensor, y: Tensor) -> None:
+        """See that the first value of a gradient's own comes from the tensors of the solve alone.
+
+        Raises:
+            ConfigError: if f reaches another that requires a gradient, by a way that is not followed.
+        """
+        ends, self._ends = self._ends, None
+        if ends is None:
+            return
+        own = {_memory(x) for x in (y, self._given) if x is not None}
+        for node, _ in _graph(value, set()):
+            variable = getattr(node, "variable", None)
+            if variable is not None and id(variable) not in ends and _memory(variable) not in own:
+                raise ConfigError(
+                    f"{self._names[0]} reaches a tensor of shape {tuple(variable.shape)} by a way that this adjoint "
+                    "does not follow, such as a cache, so that its gradient would be wrong: pass it in args, or use "
+                    f"{self._instead}"
+                )
 
     @property
     def hidden(self) -> bool:
@@ -219,7 +241,7 @@ class Dependent(Evaluated):
         found, places = iter(grads), []
         for i, wanted in enumerate(self._wanted):
             grad = next(found) if wanted or i in self._traps else None
-            if i in self._traps and grad is not None:
+            if i in self._traps and grad is not None and bool(grad.any()):
                 raise ConfigError(
                     f"{self._names[0]} depends on a tensor of shape {tuple(grad.shape)} that its first evaluation did "
                     "not use; pass it in args"

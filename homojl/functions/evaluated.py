@@ -78,6 +78,7 @@ class Evaluated:
         self._given: Tensor | None = None  # the state that f was given as a copy
         self._last_version = 0
         self._known: tuple[Tensor, Tensor] | None = None
+        self._ends: set[int] | None = None  # of the graph of the next value, where that is to be looked at
 
     # Evaluation
 
@@ -107,8 +108,13 @@ class Evaluated:
         else:
             value = self._first(inputs, args)
         if self.counting and value.requires_grad:
+            if self._ends is not None and torch.is_grad_enabled():
+                self.look_behind(value, y)
             value.register_hook(self._count_product)
         return value
+
+    def look_behind(self, value: Tensor, y: Tensor) -> None:
+        """See `Dependent`."""
 
     def _written(self) -> WrittenOver:
         return WrittenOver(f"{self._names[0]} wrote into its state, or into the tensor that it returned before")

@@ -94,12 +94,13 @@ class UserFunction(Dependent):
             self._marks = list(agreeing[0])
             if len(some) == 1:
                 some = torch.cat([some, torch.full_like(some, 0 if int(some[0]) else len(value) - 1)])
-            if len(value) > 1 and self._couples(tuple(x[some] for x in inputs), self.arguments.at(some, self._marks)):
+            rows = tuple(x[some] for x in inputs)
+            if len(value) > 1 and self._couples(rows, self.arguments.at(some, self._marks), value[some]):
                 self._mix()
             self._rows, self._separable = None, True
             return True
         self._separable = False
-        if self._couples(inputs, self.args):
+        if self._couples(inputs, self.args, value):
             self._mix()
         warn_caller(
             f"{self._names[0]} cannot be evaluated for some samples alone, so those that have ended go on being "
@@ -107,32 +108,55 @@ class UserFunction(Dependent):
         )
         return False
 
-    def _couples(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...]) -> bool:
+    def _couples(self, inputs: tuple[Tensor, ...], args: tuple[Any, ...], value: Tensor) -> bool:
         """Whether the values of some rows change with the states of others, in evaluations of one size.
 
         Of one size, so that those of separate rows are the same to the bit.
+
+        Args:
+            inputs: times, each row its own, and states.
+            args: of those rows.
+            value: of the function there.
+
+        Raises:
+            ConfigError: if the function is not deterministic.
         """
         *times, y = inputs
         # At states that differ from each other, which those of a solve's start may not.
         column = (-1, *[1] * (y.ndim - 1))
         size, real = 1 + y.abs(), y.dtype.to_real()
         moved = y + size * torch.linspace(0.1, 0.2, len(y), dtype=real, device=y.device).view(column)
-        position = torch.arange(len(y), device=y.device)
+        pairs = [(moved, moved + 0.3 * size)]
+        if not times:  # a map's values may be in its domain where others are not
+            pairs.append((y, value))
+        for states, others in pairs:
+            try:
+                return self._moves(times, states, others, args)
+            except ConfigError:
+                raise
+            except Exception:  # as of a map that checks what it is given
+                continue
+        return False
+
+    def _moves(self, times: Sequence[Tensor], states: Tensor, others: Tensor, args: tuple[Any, ...]) -> bool:
+        """Whether values at some rows change where other rows have other states."""
+        position = torch.arange(len(states), device=states.device)
         # Of few rows each is held while the others move; of many, halves.
-        groups = (
-            [position == i for i in range(len(y))] if len(y) <= _ASKED else [position % 2 == 0, 2 * position < len(y)]
-        )
-        groups += [] if len(y) <= _ASKED else [~group for group in groups]
-        try:
-            before = self._tried((*times, moved), args).reshape(len(y), -1)
-            for held in groups:
-                states = torch.where(held.view(column), moved, moved + 0.3 * size)
-                after = self._tried((*times, states), args).reshape(len(y), -1)
-                change, scale = ((x[held].abs().nan_to_num().amax(1)) for x in (after - before, before))
-                if bool((change > 64 * torch.finfo(real).eps * scale).any()):
-                    return True
-        except Exception:  # as of a batch that has to have a certain size
-            return True
+        if len(states) <= _ASKED:
+            groups = [position == i for i in range(len(states))]
+        else:
+            groups = [position % 2 == 0, 2 * position < len(states)]
+            groups += [~group for group in groups]
+        before = self._tried((*times, states), args)
+        for held in groups:
+            mixed = torch.where(held.view(-1, *[1] * (states.ndim - 1)), states, others)
+            if _differ(before, self._tried((*times, mixed), args), held):
+                if _differ(before, self._tried((*times, states), args), held):
+                    raise ConfigError(
+                        f"{self._names[0]} is not deterministic: it has two values at one state; draw masks of dropout "
+                        "and other random numbers once and pass them in args"
+                    )
+                return True
         return False
 
     def _mix(self) -> None:
@@ -151,6 +175,12 @@ class UserFunction(Dependent):
         eps = torch.finfo(self._precision or expected.dtype).eps
         scale = float(expected.abs().max())
         return bool(((value - expected).abs().max() <= 8 * eps**0.5 * scale).item()) if scale > 0 else not value.any()
+
+
+def _differ(a: Tensor, b: Tensor, rows: Tensor) -> bool:
+    """Whether two values differ at some rows, (B,), by more than the rounding of a sum."""
+    change, scale = (x[rows].reshape(int(rows.sum()), -1).abs().nan_to_num().amax(1) for x in (a - b, a))
+    return bool((change > 64 * torch.finfo(a.dtype).eps * scale).any())
 
 
 def warn_caller(message: str) -> None:
@@ -208,6 +238,7 @@ class VectorField(UserFunction, AbstractField):
         with torch.enable_grad():
             y = y if again and y.requires_grad else y.detach().requires_grad_()
             dy = self._carefully((t, y), self.args)
+        self.look_behind(dy, y)
         wrt = [y, *wrt]
         grads = gradients([dy], wrt, [cotangent], again=again)
         zeroed = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, wrt, strict=True)]

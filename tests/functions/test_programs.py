@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import math
+import warnings
+import weakref
 from collections import OrderedDict, defaultdict, deque, namedtuple
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from types import SimpleNamespace
 
@@ -172,8 +175,9 @@ class TestTensorsInObjects:
         def field(t, y):
             return net(y) @ next(iter(held[1]))
 
-        with pytest.raises(hj.ConfigError, match="computed before"):
-            solved(field, states(), hj.CheckpointAdjoint())
+        y = solved(field, states(), hj.CheckpointAdjoint())
+        with pytest.raises(hj.ConfigError, match="does not follow"):
+            y.sum().backward()
 
 
 class TestWhatChanges:
@@ -287,6 +291,127 @@ class TestWhatChanges:
         assert net.weight.grad is not None
 
 
+class TestOtherWays:
+    """By which a function reaches its parameters."""
+
+    def test_hooks_of_modules(self, adjoint):
+        torch.manual_seed(0)
+        net, extra = nn.Linear(2, 2).double(), nn.Parameter(torch.ones(2, dtype=torch.float64))
+        net.register_forward_hook(lambda module, inputs, output: output * extra)
+        agree(lambda a: solved(lambda t, y: torch.tanh(net(y)), states(), a).sum(), (net.weight, extra), adjoint)
+
+    def test_a_parent_by_weak_reference(self, adjoint):
+        class Child(nn.Module):
+            def forward(self, t, y):
+                return -self.parent().w * y
+
+        parent = nn.Module()
+        parent.w, parent.child = nn.Parameter(torch.ones(2, dtype=torch.float64)), Child()
+        parent.child.parent = weakref.ref(parent)
+        agree(lambda a: solved(parent.child, states(), a).sum(), (parent.w,), adjoint)
+
+    @pytest.mark.parametrize("kept", ["itself", "getattr", "own new", "checked", "copy", "state"])
+    def test_objects_that_are_made_or_copied_in_their_own_way(self, kept):
+        class Attributes(dict):
+            def __init__(self, **items):
+                super().__init__(**items)
+                self.__dict__ = self
+
+        class Wrapper:
+            def __init__(self, w):
+                self.w = w
+
+            def __getattr__(self, name):
+                return getattr(self.inner, name)
+
+        class Own:
+            def __new__(cls, w):
+                made = super().__new__(cls)
+                made.w = w
+                return made
+
+        class Checked:
+            def __init__(self, w):
+                self.w = w
+
+            @property
+            def w(self):
+                return self.__dict__["_w"]
+
+            @w.setter
+            def w(self, value):
+                assert value is not None
+                self.__dict__["_w"] = value
+
+        class Same(Plain):
+            def __copy__(self):
+                return self
+
+        class Forgetful(Plain):
+            def __getstate__(self):
+                return {}
+
+        w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        held = {
+            "itself": lambda: Attributes(w=w),
+            "getattr": lambda: Wrapper(w),
+            "own new": lambda: Own(w),
+            "checked": lambda: Checked(w),
+            "copy": lambda: Same(w, w),
+            "state": lambda: Forgetful(w, w),
+        }[kept]()
+        name = "W" if kept in ("copy", "state") else "w"
+        agree(lambda a: solved(lambda t, y: -getattr(held, name) * y, states(), a).sum(), (w,), hj.CheckpointAdjoint())
+        assert getattr(held, name) is w
+
+    def test_activations_that_are_kept(self, adjoint):
+        class Field(nn.Module):
+            def __init__(self):
+                super().__init__()
+                self.net = nn.Linear(2, 2).double()
+
+            def forward(self, t, y):
+                self.hidden = self.net(y)
+                self.out = torch.tanh(self.hidden)
+                return self.out
+
+        torch.manual_seed(0)
+        f = Field()
+        agree(lambda a: solved(f, states(), a).sum(), (f.net.weight,), adjoint)
+
+    def test_a_cache_is_refused(self, adjoint):
+        w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+
+        @functools.cache
+        def weight():
+            return w
+
+        def field(t, y):
+            return -weight() * y + 0 * w
+
+        y = solved(field, states(), adjoint)
+        with pytest.raises(hj.ConfigError, match="does not follow"):
+            y.sum().backward()
+
+    def test_threads(self, adjoint):
+        w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        with ThreadPoolExecutor(1) as pool:
+            agree(lambda a: solved(lambda t, y: pool.submit(lambda: -w * y).result(), states(), a).sum(), (w,), adjoint)
+
+
+def test_a_functions_own_counter(adjoint):
+    def f(t, y):
+        f.nfe += 1
+        return -w * y
+
+    w = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    f.nfe = 0
+    y = solved(f, states(), adjoint)
+    forward = f.nfe
+    y.sum().backward()
+    assert f.nfe > forward > 0
+
+
 def test_own_counters_count_the_backward_pass():
     class Field(nn.Module):
         def __init__(self):
@@ -386,6 +511,26 @@ class TestSamplesThatDependOnEachOther:
                 hj.FixedPointProblem(f, torch.zeros(4, 1, dtype=torch.float64)), hj.Anderson(rtol=1e-9, atol=0.0)
             )
         torch.testing.assert_close(f(s.value), s.value, rtol=1e-7, atol=1e-8)
+
+    def test_maps_that_check_what_they_are_given(self):
+        def f(z, x):
+            assert bool(((z >= 0) & (z <= 1)).all())
+            return 0.5 * torch.sigmoid(z) + 0.25 * x
+
+        x = torch.linspace(0, 1, 6, dtype=torch.float64)[:, None]
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            problem = hj.FixedPointProblem(f, torch.full((6, 1), 0.5, dtype=torch.float64), (hj.PerSample(x),))
+            s = hj.solve(problem, hj.Picard(rtol=1e-8))
+        assert len(set(s.iterations.tolist())) > 1
+
+    def test_random_ones_are_told_from_those_that_mix(self):
+        problem = hj.FixedPointProblem(
+            lambda z: 0.5 * torch.nn.functional.dropout(z, 0.5) + x, torch.zeros(6, 2, dtype=torch.float64)
+        )
+        x = torch.linspace(0, 1, 12, dtype=torch.float64).view(6, 2)
+        with pytest.raises(hj.ConfigError, match="not deterministic"):
+            hj.solve(problem, hj.Picard(max_steps=20))
 
     def test_a_vector(self):
         torch.manual_seed(0)
