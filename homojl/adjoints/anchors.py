@@ -15,7 +15,7 @@ from collections.abc import Sequence
 import numpy as np
 
 AROUND = 4  # anchors that a cotangent is moved to
-SAFETY = 0.5  # of the distance between anchors that the tolerance allows
+SAFETY = 0.35  # of the distance between anchors that the tolerance allows
 
 
 def choose(times: Sequence[float], starts: Sequence[float], sizes: Sequence[float], part: float) -> list[int]:

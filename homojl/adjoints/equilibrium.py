@@ -157,8 +157,9 @@ class ImplicitAdjoint(AbstractFixedPointAdjoint):
     """The implicit function theorem: constant memory, and no trace of how the equilibrium was found.
 
     For a cotangent v the backward pass solves g = (df/dz)^T g + v for every sample, itself a fixed point, on the same
-    backend; then g^T df/d(args, params) are the gradients. Each sample's v is scaled to length 1 first, so that the
-    tolerances mean the same whatever the loss is divided by. Samples where f was never finite take no part.
+    backend; then g^T df/d(args, params) are the gradients. Each sample's v is scaled to length 1 first, or where they
+    are much alike the longest, so that the tolerances mean the same whatever the loss is divided by. Samples where f
+    was never finite take no part.
 
     Gradients may be differentiated again, and `torch.func`'s `grad`, `vjp`, `jacrev`, `jvp` and `vmap` go through.
 

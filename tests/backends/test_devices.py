@@ -8,6 +8,7 @@ from torch import nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 import homojl as hj
+from homojl.backends.pytorch.samples import rough_products
 from homojl.backends.pytorch.steppers import stepper_for
 from homojl.functions.base import DerivedField
 from tests.elsewhere import DEVICE, Elsewhere, There, back, there
@@ -210,3 +211,11 @@ def test_layers_stay_on_the_device(name):
     torch.testing.assert_close(back(found), value, rtol=1e-4, atol=1e-5)
     assert all(p.grad.device == DEVICE for p in layer.parameters() if p.grad is not None)
     assert any(p.grad is not None for p in layer.parameters())
+
+
+def test_tf32_is_named_where_more_is_asked_for(monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    with FakeTensorMode():
+        z = torch.empty(2, 3, device="cuda")
+        assert "TF32" in rough_products(z, 1e-5)
+        assert rough_products(z, 1e-2) == rough_products(z.double(), 1e-5) == rough_products(z.cpu(), 1e-5) == ""

@@ -249,5 +249,19 @@ class Progress:
             Status.MAX_STEPS: f"raise max_steps (now {algorithm.max_steps}), loosen rtol and atol, or try another "
             "algorithm",
         }[status]
+        if status in (Status.STALLED, Status.MAX_STEPS):
+            advice += rough_products(self._best, algorithm.rtol)
         count = f"{len(missed)} of {len(converged)} samples"
         return status, f"{algorithm.name}: {status.value} ({count}; {where}); {advice}"
+
+
+def rough_products(z: Tensor, rtol: float) -> str:
+    """What to try where a GPU's float32 products are rounded as TF32, to 5e-4, and more is asked for; else nothing."""
+    if z.device.type != "cuda" or z.dtype != torch.float32 or rtol >= 1e-3:
+        return ""
+    if not (torch.backends.cuda.matmul.allow_tf32 or torch.backends.cudnn.allow_tf32):
+        return ""
+    return (
+        "; products are rounded as TF32, to 5e-4: try torch.backends.cudnn.allow_tf32 = "
+        "torch.backends.cuda.matmul.allow_tf32 = False"
+    )
