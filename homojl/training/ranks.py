@@ -16,7 +16,10 @@ import contextlib
 import math
 import os
 import re
+import signal
+import socket
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -53,6 +56,7 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 TIMEOUT = timedelta(minutes=30)  # how long a process waits for one that has neither come nor gone
+GRACE = 25.0  # seconds that it still waits when torchrun has asked it to end, which kills it after 30
 
 
 @dataclass(frozen=True)
@@ -308,12 +312,51 @@ def joined() -> Iterator[Ranks]:
     if backend == "gloo":  # NCCL would wait for processes that have ended
         atexit.register(_leave)
     try:
-        yield Ranks(rank, size)
+        with _watched(rank, size):
+            yield Ranks(rank, size)
     except Exception:
         if not _first_to_tell(store):
             sys.exit(2)
         raise
     dist.destroy_process_group()
+
+
+@contextlib.contextmanager
+def _watched(rank: int, size: int) -> Iterator[None]:
+    """Have a process that waits for one that is gone say so before torchrun, which has asked it to end, kills it.
+
+    While a collective waits, Python's own signal handlers do not run.
+    """
+    if "TORCHELASTIC_RUN_ID" not in os.environ or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    ended, (reader, writer) = threading.Event(), socket.socketpair()
+    writer.setblocking(False)
+
+    def watch() -> None:
+        while number := reader.recv(1):
+            if number[0] == signal.SIGTERM and not ended.wait(GRACE):
+                print(f"homojl: {_lost(rank, size)}", file=sys.stderr, flush=True)
+                os._exit(2)
+
+    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        signal.set_wakeup_fd(before)
+        writer.close()
+        thread.join()
+        reader.close()
+
+
+def _lost(rank: int, size: int, why: str = "") -> str:
+    return (
+        f"process {rank} of {size} has lost the others: one was killed or does not answer{why}; go on from the last "
+        "checkpoint with --resume"
+    )
 
 
 def _leave() -> None:
@@ -338,10 +381,7 @@ def _call(collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
     try:
         collective(*args, **kwargs)
     except RuntimeError as error:
-        raise ProcessError(
-            f"process {dist.get_rank()} of {dist.get_world_size()} has lost the others: one was killed or does not "
-            f"answer ({_line(error)}); go on from the last checkpoint with --resume"
-        ) from None
+        raise ProcessError(_lost(dist.get_rank(), dist.get_world_size(), f" ({_line(error)})")) from None
 
 
 def _line(error: Exception) -> str:
