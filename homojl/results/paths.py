@@ -132,6 +132,8 @@ def _figure_of(paths: Mapping[str, PathSolution], title: str) -> Figure:
         figure = new_figure(title)
         figure.set_size_inches(11, 4.8)
         state, along = figure.subplots(1, 2)
+        # Paths of many elements without a fold all look like straight lines: what they deviate from those is shown.
+        straight = all(points_of(path).shape[1] - 1 > _ELEMENTS and not path.folds for path in paths.values())
         for i, (name, path) in enumerate(paths.items()):
             points, color = points_of(path), PALETTE[i % len(PALETTE)]
             lambdas, z = points[:, -1], points[:, :-1]
@@ -140,9 +142,13 @@ def _figure_of(paths: Mapping[str, PathSolution], title: str) -> Figure:
                 for element in range(z.shape[1]):
                     state.plot(lambdas, z[:, element], _DASHES[element], color=color, linewidth=width)
             else:
-                state.plot(lambdas, np.linalg.norm(z - z[-1], axis=1), color=color, linewidth=width)
-            along.plot(path.s.numpy(), lambdas, color=color, label=name, linewidth=min(width, 4))
-            along.plot(path.s[-1:].numpy(), lambdas[-1:], "o", color=color)
+                state.plot(lambdas, bend(z), color=color, marker=".")
+            s = path.s.numpy()
+            if straight:
+                along.plot(s / s[-1], lambdas - s / s[-1], color=color, label=name, marker=".")
+            else:
+                along.plot(s, lambdas, color=color, label=name, linewidth=min(width, 4))
+                along.plot(s[-1:], lambdas[-1:], "o", color=color)
         first = points_of(next(iter(paths.values())))
         if first.shape[1] - 1 <= _ELEMENTS:
             for element in range(first.shape[1] - 1):
@@ -157,14 +163,15 @@ def _figure_of(paths: Mapping[str, PathSolution], title: str) -> Figure:
                 )
             state.set_ylabel("elements of z" if first.shape[1] > 2 else "z")
         else:
-            state.set_ylabel("distance of z from the end")
+            state.set_ylabel("distance from the straight line / ‖z(1) − z0‖")
         state.set_xlabel("λ")
         state.set_title("the state as λ deforms the problem")
-        along.set_xlabel("s")
-        along.set_ylabel("λ")
-        along.set_title("λ along the path")
-        along.axhline(1, color="black", linewidth=1, linestyle=":")
-        along.legend(loc="lower right")
+        along.set_xlabel("s / S" if straight else "s")
+        along.set_ylabel("λ − s / S" if straight else "λ")
+        along.set_title("λ along the path, of length S" if straight else "λ along the path")
+        if not straight:
+            along.axhline(1, color="black", linewidth=1, linestyle=":")
+        along.legend(loc="best" if straight else "lower right")
         return figure
 
 
