@@ -107,6 +107,7 @@ def test_shells_complete_values(typed, offered):
     assert [item.value for item in shell.get_completions(list(typed[:-1]), typed[-1])] == [offered]
 
 
+@pytest.mark.slow
 def test_runs_go_on_for_longer_and_start_from_others(trained, tmp_path):
     import shutil
 

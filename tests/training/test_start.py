@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import homojl as hj
 from homojl.training import load_run
 from homojl.training.checkpoint import read_checkpoint
+from tests.command import without_figures
 
 X = torch.randn(160, 3, generator=torch.Generator().manual_seed(0))
 Y = 2 * X[:, :1] + X[:, 1:2].sin()
@@ -25,7 +26,8 @@ def _one_thread(tmp_path, monkeypatch):
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     monkeypatch.chdir(tmp_path)
-    yield
+    with without_figures():
+        yield
     torch.set_num_threads(before)
 
 
