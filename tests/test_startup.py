@@ -104,8 +104,7 @@ CHILD = """
 import contextlib, io, json, os, sys
 
 def packages():
-    names = {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
-    return {name for name in names if not name.startswith("_sysconfigdata")}  # Python's own too, named by platform
+    return {name.partition(".")[0] for name in sys.modules} - set(sys.stdlib_module_names)
 
 seen = packages()
 from homojl_cli.main import main

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors.torch import load, save
 
 import homojl
 from homojl import adjoints, algorithms
@@ -55,8 +56,6 @@ def save_pretrained(model: AbstractImplicitModel, folder: Path | str) -> None:
         raise ConfigError(
             f"only what homojl.create_model has made can be saved, got a {type(model).__name__} of its own"
         )
-    from safetensors.torch import save
-
     own = model_settings(origin.name).own
     config = {
         "homojl": homojl.__version__,
@@ -80,8 +79,6 @@ def from_pretrained(folder: Path | str) -> AbstractImplicitModel:
         CheckpointError: if there is none, or it is damaged or of another schema.
         ConfigError: if the model is a network of somebody's own, and its code was not allowed (`homojl.allow`).
     """
-    from safetensors.torch import load
-
     from homojl.models import create_model
 
     folder = Path(folder)
