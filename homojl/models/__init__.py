@@ -86,7 +86,7 @@ def create_model(
 
             cls = functools.partial(OwnModel.of, name)
     model = cls(input_shape=input_shape, n_classes=n_classes, **options, **how)
-    from homojl.models.pretrained import Origin
+    from homojl.models.base import Origin
 
     model.origin = Origin(name=name, options=options, input_shape=input_shape, n_classes=n_classes)
     return model

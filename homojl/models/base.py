@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import abc
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import nn
@@ -16,9 +16,6 @@ from homojl.errors import ConfigError
 from homojl.nn.layer import AbstractLayer, regularization, solutions, unmarked
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, Solution
-
-if TYPE_CHECKING:
-    from homojl.models.pretrained import Origin
 
 Tensor = torch.Tensor
 Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm
@@ -40,6 +37,23 @@ def _of_layers(name: str, otherwise: str | None = None) -> Any:
             setattr(layer, name, value)
 
     return property(get, put)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """What a model was made of, as `homojl.create_model` was told, and what its images were.
+
+    Attributes:
+        name, options, input_shape, n_classes: as of `homojl.create_model`.
+        trained_on: `class_names`, and `mean` and `std` of each channel of pixels in [0, 1], by which its images were
+            normalised; None: not known.
+    """
+
+    name: str
+    options: dict[str, Any]
+    input_shape: tuple[int, int, int]
+    n_classes: int
+    trained_on: dict[str, Any] | None = None
 
 
 class AbstractImplicitModel(nn.Module, abc.ABC):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,23 +25,6 @@ if TYPE_CHECKING:
 SCHEMA = 1
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 HOW = ("algorithm", "adjoint", "backend", "batch", "precision")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Origin:
-    """What a model was made of, as `homojl.create_model` was told, and what its images were.
-
-    Attributes:
-        name, options, input_shape, n_classes: as of `homojl.create_model`.
-        trained_on: `class_names`, and `mean` and `std` of each channel of pixels in [0, 1], by which its images were
-            normalised; None: not known.
-    """
-
-    name: str
-    options: dict[str, Any]
-    input_shape: tuple[int, int, int]
-    n_classes: int
-    trained_on: dict[str, Any] | None = None
 
 
 def save_pretrained(model: AbstractImplicitModel, folder: Path | str) -> None:
