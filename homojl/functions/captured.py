@@ -361,9 +361,10 @@ def _of_library(module: str) -> bool:
         return True
     if root == "__main__" or module == "types" or module.startswith(_OPENED):  # types: SimpleNamespace
         return False
+    if root == "torch" or root in sys.stdlib_module_names:
+        return True
     file = getattr(sys.modules.get(root), "__file__", None) or ""
-    installed = tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib"))
-    return root in sys.stdlib_module_names or file.startswith(installed)
+    return file.startswith(tuple(sysconfig.get_paths()[name] for name in ("purelib", "platlib")))
 
 
 def _slots(value: Any) -> dict[str, Any]:
