@@ -111,6 +111,17 @@ def _combined(zs: list[Tensor], residuals: list[Tensor], algorithm: Anderson) ->
     scale = gram.diagonal(dim1=1, dim2=2).amax(1)[:, None, None].clamp_min(torch.finfo(gram.dtype).tiny)
     eye = torch.eye(m, dtype=gram.dtype, device=gram.device)
     ridge = max(algorithm.regularization, 10 * torch.finfo(gram.dtype).eps)
-    weights = torch.linalg.solve(gram / scale + ridge * eye, torch.ones_like(gram[:, :, :1]))
+    weights = _solved(gram / scale + ridge * eye, torch.ones_like(gram[:, :, :1]))
     weights = weights / weights.sum(1, keepdim=True)
     return (weights * (z + algorithm.mixing * residual)).sum(1)
+
+
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """The solution of positive definite systems (B, m, m) by elimination, in operations that ONNX has too."""
+    m = matrix.shape[1]
+    rows = torch.cat([matrix, right], 2)
+    numbers = torch.arange(m, device=matrix.device)[None, :, None]
+    for i in range(m):
+        pivot = rows[:, i : i + 1] / rows[:, i : i + 1, i : i + 1]
+        rows = torch.where(numbers == i, pivot, rows - rows[:, :, i : i + 1] * pivot)
+    return rows[:, :, m:]

@@ -115,7 +115,8 @@ class MovingPoint(nn.Module):
 
     def expand_like(self, x: Tensor) -> Tensor:
         """The point as a state of x's shape (B, C, H, W) and memory format."""
-        return torch.empty_like(x).copy_(self.value.permute(0, 2, 1).unsqueeze(-1))
+        # A sum, since ONNX has no copy that broadcasts.
+        return torch.zeros_like(x) + self.value.permute(0, 2, 1).unsqueeze(-1).to(x.dtype)
 
     @torch.no_grad()
     def follow_(self, z_star: Tensor) -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import sys
 
 import pytest
 
 from tests.docs.pages import ROOT, blocks_of
 
-spec = importlib.util.spec_from_file_location("gallery", ROOT / "tools" / "gallery.py")
-gallery = importlib.util.module_from_spec(spec)
+spec = importlib.util.spec_from_file_location("tools_gallery", ROOT / "tools" / "gallery.py")
+gallery = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(gallery)
 
 
