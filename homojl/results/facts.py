@@ -41,12 +41,11 @@ class Fact:
 
 
 def facts(record: RunRecord) -> list[Fact]:
-    """The figures that a reader looks for first; the same labels for every run."""
-    answers = record.evaluation
+    """The figures that a reader looks for first; in the same order for every run, only what chose its epoch differs."""
     return [
         _test(record),
         _validation(record),
-        *_answer_facts(answers),
+        *_answer_facts(record),
         _failed_solves(record),
         _parameters(record),
         _training_time(record.metrics),
@@ -91,9 +90,14 @@ def _validation(record: RunRecord) -> Fact:
     return Fact(label, shown, f"the {which}, after epoch {best['epoch']:.4g} of {metrics[-1]['epoch']:.4g}", best[name])
 
 
-def _answer_facts(answers: Evaluation | None) -> Iterable[Fact]:
+def _answer_facts(record: RunRecord) -> Iterable[Fact]:
+    answers, own = record.evaluation, record.test
     if answers is None:
-        yield from (Fact(label, ABSENT, "", math.nan) for label in ("Loss", "Evaluations"))
+        if own is not None and math.isfinite(own["metric"]):
+            yield Fact("Loss", number(own["loss"]), "mean on the test set", own["loss"])
+        else:
+            yield Fact("Loss", ABSENT, "", math.nan)
+        yield Fact("Evaluations", ABSENT, "", math.nan)
         return
     where = f"on the {SPLITS[answers.split]}"
     yield Fact("Loss", f"{number(answers.loss)} nat", f"mean cross-entropy {where}", answers.loss)

@@ -113,33 +113,52 @@ def _correspondence_figure(read: Correspondence, names: Sequence[str], title: st
 def _figure_of(paths: Mapping[str, PathSolution], title: str) -> Figure:
     with new_figure(title, (11, 4.8)) as figure:
         state, along = figure.subplots(1, 2)
-        for i, (name, path) in enumerate(paths.items()):
+        for i, path in enumerate(paths.values()):
             points, color = points_of(path), PALETTE[i % len(PALETTE)]
             lambdas, z = points[:, -1], points[:, :-1]
-            width = _width(i, len(paths))
             if z.shape[1] <= _ELEMENTS:
                 for element in range(z.shape[1]):
-                    state.plot(lambdas, z[:, element], DASHES[element], color=color, linewidth=width)
+                    state.plot(lambdas, z[:, element], DASHES[element], color=color, linewidth=_width(i, len(paths)))
             else:
-                state.plot(lambdas, np.linalg.norm(z - z[-1], axis=1), color=color, linewidth=width)
-            along.plot(path.s.numpy(), lambdas, color=color, label=name, linewidth=min(width, 4))
-            along.plot(path.s[-1:].numpy(), lambdas[-1:], "o", color=color)
+                state.plot(lambdas, bend(z), color=color, marker=".")
         _mark_ends(state, points_of(next(iter(paths.values()))))
         state.set_xlabel("λ")
         state.set_title("the state as λ deforms the problem")
-        along.set_xlabel("s")
-        along.set_ylabel("λ")
-        along.set_title("λ along the path")
-        along.axhline(1, color="black", linewidth=1, linestyle=":")
-        along.legend(loc="lower right")
+        # Paths of many elements without a fold all look like straight lines: what they deviate from those is shown.
+        if all(points_of(path).shape[1] - 1 > _ELEMENTS and not path.folds for path in paths.values()):
+            _draw_deviations(along, paths)
+        else:
+            _draw_lambdas(along, paths)
     return figure
+
+
+def _draw_lambdas(axes: Axes, paths: Mapping[str, PathSolution]) -> None:
+    for i, (name, path) in enumerate(paths.items()):
+        s, lambdas, color = path.s.numpy(), points_of(path)[:, -1], PALETTE[i % len(PALETTE)]
+        axes.plot(s, lambdas, color=color, label=name, linewidth=min(_width(i, len(paths)), 4))
+        axes.plot(s[-1:], lambdas[-1:], "o", color=color)
+    axes.set_xlabel("s")
+    axes.set_ylabel("λ")
+    axes.set_title("λ along the path")
+    axes.axhline(1, color="black", linewidth=1, linestyle=":")
+    axes.legend(loc="lower right")
+
+
+def _draw_deviations(axes: Axes, paths: Mapping[str, PathSolution]) -> None:
+    for i, (name, path) in enumerate(paths.items()):
+        s = path.s.numpy() / path.s[-1].item()
+        axes.plot(s, points_of(path)[:, -1] - s, color=PALETTE[i % len(PALETTE)], label=name, marker=".")
+    axes.set_xlabel("s / S")
+    axes.set_ylabel("λ − s / S")
+    axes.set_title("λ along the path, of length S")
+    axes.legend(loc="best")
 
 
 def _mark_ends(axes: Axes, points: np.ndarray) -> None:
     """Label the axis of the state, and mark where a small state starts and ends."""
     elements = points.shape[1] - 1
     if elements > _ELEMENTS:
-        axes.set_ylabel("distance of z from the end")
+        axes.set_ylabel("distance from the straight line / ‖z(1) − z0‖")
         return
     axes.set_ylabel("elements of z" if elements > 1 else "z")
     for element in range(elements):

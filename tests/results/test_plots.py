@@ -287,11 +287,11 @@ def test_what_cannot_be_written_is_one_line(record: RunRecord, tmp_path: Path):
 
 
 def test_a_log_axis_begins_at_a_tick():
-    from homojl.results.plots import log_axis, new_figure, style
+    from homojl.results.style import log_axis, new_figure
 
     for values, low in (((0.031, 2.0), 0.02), ((0.03, 40.0), 0.01)):
-        with style():
-            axes = new_figure("x").subplots()
+        with new_figure("x", (4, 3)) as figure:
+            axes = figure.subplots()
             axes.set_yscale("log")
             axes.plot(values)
             log_axis(axes.yaxis)

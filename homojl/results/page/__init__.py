@@ -52,8 +52,10 @@ def page(runs: Sequence[ReportedRun]) -> str:
     )
     style, script = (files("homojl.results.page").joinpath(name).read_text("utf-8") for name in ("page.css", "page.js"))
     script_hash = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    shown = [_shown(place, run) for place, run in enumerate(runs)]
     return environment.get_template("page.html.j2").render(
-        runs=[_shown(place, run) for place, run in enumerate(runs)],
+        runs=shown,
+        headings=[dict.fromkeys(fact.label for fact in row) for row in zip(*(r["facts"] for r in shown), strict=True)],
         subject=content.subject(run.record for run in runs),
         learning=content.charts(content.LEARNING, runs),
         solves=content.charts(content.SOLVES, runs),
