@@ -107,6 +107,11 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
     def check(self, algorithm: AbstractODEAlgorithm) -> None:
         _require_tableau(self, algorithm)
 
+    def integrate(self, solve: Solve, y0: Tensor) -> Integration:
+        if torch.is_grad_enabled() and self.keeps_states and (whole := solve.whole(y0)) is not None:
+            return whole
+        return super().integrate(solve, y0)
+
     def backward(
         self,
         solve: Solve,

@@ -134,6 +134,25 @@ class AbstractBackend(abc.ABC):
             jumps: times that adaptive steps end on, and where the field is evaluated anew.
         """
 
+    def integrate_whole(
+        self,
+        f: AbstractField,
+        y0: Tensor,
+        ts: tuple[float, ...],
+        algorithm: AbstractODEAlgorithm,
+        *,
+        norm: ErrorNorm,
+        keep_states: bool = False,
+        recompute: bool = False,
+    ) -> Integration | None:
+        """`integrate` where the backend knows the solve's gradient, in the present grad mode; None: it does not.
+
+        Args:
+            f, y0, ts, algorithm, norm, keep_states: as in `integrate`.
+            recompute: whether the gradient is to keep the states that the steps start from alone, and to evaluate again.
+        """
+        return None
+
     @abc.abstractmethod
     def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
         """Solve z = f(z) for every sample (row) of z0.

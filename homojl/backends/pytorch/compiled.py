@@ -8,13 +8,15 @@ import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeGuard
 
 import torch
 
 from homojl.algorithms import AbstractAdaptive, AbstractFixedStep, AbstractODEAlgorithm, ErrorNorm
+from homojl.backends.base import EventCondition, Integration
 from homojl.backends.pytorch.ahead import Ahead
 from homojl.backends.pytorch.backend import TorchBackend
+from homojl.backends.pytorch.native import EVALUATIONS, STATES
 from homojl.backends.pytorch.steps import AbstractStepper, ExplicitStepper, Number, Step
 from homojl.errors import ConfigError
 from homojl.functions import AbstractField, VectorField
@@ -45,16 +47,59 @@ class CompiledBackend(TorchBackend):
     def __init__(self, *, cuda_graphs: bool = False) -> None:
         self._cuda_graphs = cuda_graphs
 
+    def integrate(
+        self,
+        f: AbstractField,
+        y0: Tensor,
+        ts: tuple[float, ...],
+        algorithm: AbstractODEAlgorithm,
+        *,
+        norm: ErrorNorm = ErrorNorm(),
+        keep_states: bool = False,
+        event: EventCondition | None = None,
+        jumps: Sequence[float] = (),
+    ) -> Integration:
+        if event is None and not jumps:
+            whole = self.integrate_whole(f, y0, ts, algorithm, norm=norm, keep_states=keep_states)
+            if whole is not None:
+                return whole
+        return super().integrate(
+            f, y0, ts, algorithm, norm=norm, keep_states=keep_states, event=event, jumps=jumps
+        )
+
+    def integrate_whole(
+        self,
+        f: AbstractField,
+        y0: Tensor,
+        ts: tuple[float, ...],
+        algorithm: AbstractODEAlgorithm,
+        *,
+        norm: ErrorNorm,
+        keep_states: bool = False,
+        recompute: bool = False,
+    ) -> Integration | None:
+        """See `AbstractBackend.integrate_whole`."""
+        if not _is_explicit(algorithm) or not isinstance(f, VectorField):
+            return None
+        from homojl.backends.pytorch.native import solve  # loads what traces fields
+
+        if not solve.serves(f, y0, algorithm, norm):
+            return None
+        keep = STATES if recompute else EVALUATIONS
+        return solve.integrate(_owner(f.f), f, y0, ts, algorithm, keep=keep, keep_states=keep_states)
+
     def stepper(
         self, f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm
     ) -> AbstractStepper:
-        explicit = isinstance(algorithm, AbstractAdaptive | AbstractFixedStep) and isinstance(
-            algorithm.tableau, ButcherTableau
-        )
-        plain = not isinstance(algorithm, AbstractFixedStep) or algorithm.grid is None
-        if not (explicit and plain and isinstance(f, VectorField) and f.opens) or y0.is_complex():
+        if not (_is_explicit(algorithm) and isinstance(f, VectorField) and f.opens) or y0.is_complex():
             return super().stepper(f, y0, ts, algorithm, norm)
         return CompiledStepper(f, y0, ts[-1], algorithm, norm, cuda_graphs=self._cuda_graphs and y0.is_cuda)
+
+
+def _is_explicit(algorithm: AbstractODEAlgorithm) -> TypeGuard[AbstractAdaptive | AbstractFixedStep]:
+    plain = not isinstance(algorithm, AbstractFixedStep) or algorithm.grid is None
+    kinds = isinstance(algorithm, AbstractAdaptive | AbstractFixedStep)
+    return plain and kinds and isinstance(algorithm.tableau, ButcherTableau)
 
 
 class CompiledStepper(ExplicitStepper):

@@ -1,0 +1,146 @@
+"""A field as a function of tensors alone: what it holds, found by PyTorch's own tracing and checked at every call."""
+
+from __future__ import annotations
+
+import itertools
+import types
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from homojl.backends.pytorch.native.operations import Unsupported
+
+Tensor = torch.Tensor
+Use = Callable[["Opened", list[Tensor]], None]
+
+
+class Opened:
+    """A field's graph for states of one shape.
+
+    Args:
+        graph: of the field, from tensors alone.
+
+    Attributes:
+        programs: what was compiled for it, by method and the like.
+    """
+
+    def __init__(self, graph: torch.fx.GraphModule) -> None:
+        self.graph, self.programs = graph, dict[Any, Any]()
+        placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
+        self.reason = _unsuited(graph.graph, placeholders)
+        names = [_name_of(n) for n in placeholders]
+        self._time, self._state = (names.index(x) if x in names else None for x in ("homojl_time", "homojl_state"))
+        self._count = len(names)
+        self.places = [i for i in range(self._count) if i not in (self._time, self._state)]
+
+    def field(self, t: Tensor, y: Tensor, *inputs: Tensor) -> Tensor:
+        """The derivative, with others in the places of the tensors that the field holds."""
+        flat: list[Any] = [None] * self._count
+        for i, x in zip(self.places, inputs, strict=True):
+            flat[i] = x
+        if self._time is not None:
+            flat[self._time] = t
+        if self._state is not None:
+            flat[self._state] = y
+        value: Tensor = self.graph(*flat)[0]
+        return value
+
+
+def _name_of(placeholder: torch.fx.Node) -> str:
+    given = placeholder.meta.get("grapharg")
+    return str(getattr(getattr(given, "source", None), "local_name", ""))
+
+
+def _unsuited(graph: torch.fx.Graph, placeholders: Sequence[torch.fx.Node]) -> str:
+    """Why a field with such a graph is not solved whole; empty: it may be."""
+    for node in placeholders:
+        value, source = node.meta.get("example_value"), getattr(node.meta.get("grapharg"), "source", None)
+        if not isinstance(value, Tensor):
+            return "a field with a number that varies from call to call"
+        while source is not None:
+            if "Random" in type(source).__name__:
+                return "a field that draws random numbers"
+            source = getattr(source, "base", None)
+        if value.device.type != "cpu" or value.layout != torch.strided:
+            return "a field with tensors on other devices than the CPU"
+    (output,) = (n for n in graph.nodes if n.op == "output")
+    if len(output.args[0]) != 1:
+        return "a field that keeps tensors of its own"
+    return ""
+
+
+class _Backend:
+    """What `torch.compile` is given in the place of a compiler: what it makes computes nothing, and tells `use`."""
+
+    def __init__(self) -> None:
+        self.use: Use | None = None
+        self.opened = 0
+
+    def __call__(self, graph: torch.fx.GraphModule, _: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
+        self.opened += 1
+        opened = Opened(graph)
+
+        def called(*flat: Any) -> tuple[Any, ...]:
+            use, self.use = self.use, None
+            if use is not None:
+                use(opened, [flat[i] for i in opened.places])
+            (output,) = (n for n in graph.graph.nodes if n.op == "output")
+            return (None,) * len(output.args[0])
+
+        return called
+
+
+class Entry:
+    """The way into fields of one code."""
+
+    _count = itertools.count()
+
+    def __init__(self) -> None:
+        def call(function: Any, args: Any, homojl_time: Tensor, homojl_state: Tensor) -> Any:
+            return function(homojl_time, homojl_state, *args)
+
+        # PyTorch counts what it has compiled for a code, and ours is one for all fields.
+        code = call.__code__.replace(co_name=f"call_{next(self._count)}")
+        self._backend = _Backend()
+        own = types.FunctionType(code, call.__globals__, None, None, call.__closure__)
+        self._call = torch.compile(own, backend=self._backend, fullgraph=True, dynamic=False)
+
+    def __call__(
+        self, function: Callable[..., Any], args: tuple[Any, ...], t: Tensor, y: Tensor
+    ) -> tuple[Opened, list[Tensor]]:
+        """A field opened up, and the tensors that it holds now.
+
+        Raises:
+            Unsupported: if it cannot be, or changes with every call.
+        """
+        found: list[tuple[Opened, list[Tensor]]] = []
+        before, self._backend.use = self._backend.opened, lambda *x: found.append(x)
+        try:
+            self._call(function, args, t, y)
+            if (now := self._backend.opened) != before:
+                # A field that writes into what it depends on is another one at the next call.
+                self._call(function, args, t, y)
+                if self._backend.opened != now:
+                    raise Unsupported("a field that changes what it depends on")
+        except Exception as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch.fx")):
+                raise Unsupported(str(error).strip().splitlines()[0]) from error
+            raise
+        finally:
+            self._backend.use = None
+        ((opened, inputs),) = found
+        if opened.reason:
+            raise Unsupported(opened.reason)
+        return opened, inputs
+
+
+_entries: weakref.WeakKeyDictionary[Any, Entry] = weakref.WeakKeyDictionary()
+
+
+def entry_of(owner: Any) -> Entry:
+    """The way into a field whose code is `owner`."""
+    if owner not in _entries:
+        _entries[owner] = Entry()
+    return _entries[owner]

@@ -1,0 +1,153 @@
+"""A compiled solve: its source, its memory, and its calls."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+
+from homojl.backends.pytorch.native import EVALUATIONS, STATES
+from homojl.backends.pytorch.native.build import HERE, compile_source, key_of, known
+from homojl.backends.pytorch.native.entry import Opened
+from homojl.backends.pytorch.native.graph import joint_graph
+from homojl.backends.pytorch.native.lower import Lowering
+from homojl.tableaus import ButcherTableau
+
+Tensor = torch.Tensor
+
+NO_ROOM = -1
+FIRST_CHUNK = 8  # as loop.hpp has it
+_REALS = {torch.float32: "float", torch.float64: "double"}
+
+
+class _Chunk(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_void_p) for name in ("steps", "states", "evaluations")]
+
+
+class Job(ctypes.Structure):
+    """What C++ is given, and where it stands; loop.hpp says what the fields are."""
+
+    _fields_ = [
+        *((name, ctypes.c_double) for name in "t0 t1 rtol atol first min_step max_step floor".split()),
+        *((name, ctypes.c_double) for name in "safety min_factor max_factor beta1 beta2 beta3 beta_older".split()),
+        *((name, ctypes.c_double) for name in "error_order order".split()),
+        *((name, ctypes.c_int64) for name in "max_steps saves planned keep".split()),
+        *((name, ctypes.c_void_p) for name in "ts plan y0 inputs work ys fractions in_step".split()),
+        ("chunks", _Chunk * 40),
+        ("n_chunks", ctypes.c_int64),
+        *((name, ctypes.c_int64) for name in "started accepted rejected next evaluations status lands".split()),
+        *((name, ctypes.c_double) for name in "t h wanted size ratio h_old ratio_old ratio_older".split()),
+    ]
+
+
+class Memory(NamedTuple):
+    """A chunk of what is kept: starts and sizes of steps (n, 2), states (n, N), and what `pull` needs of evaluations."""
+
+    steps: Tensor
+    states: Tensor | None
+    evaluations: Tensor | None
+
+
+class Program:
+    """A field's solves by one method, compiled.
+
+    Args:
+        library: with `advance` and `gradient`.
+        facts: as noted when it was compiled.
+
+    Attributes:
+        wanted: positions of the inputs that it has gradients for.
+    """
+
+    def __init__(self, library: ctypes.CDLL, facts: dict[str, Any]) -> None:
+        self.advance, self.gradient = library.advance, library.gradient
+        self.advance.argtypes, self.advance.restype = [ctypes.c_void_p], ctypes.c_int64
+        self.gradient.argtypes, self.gradient.restype = [ctypes.c_void_p] * 6, ctypes.c_int64
+        library.work_size.restype = library.slot_size.restype = ctypes.c_int64
+        self.work, self.slot = library.work_size(), library.slot_size()
+        self.slots: int = facts["slots"]
+        self.wanted: list[int] = facts["wanted"]
+
+    def grow(self, job: Job, y: Tensor) -> Memory:
+        """Room for more steps."""
+        k = job.n_chunks
+        n = FIRST_CHUNK << k
+        steps = torch.empty(n, 2, dtype=torch.float64)
+        states = torch.empty((n, *y.shape), dtype=y.dtype) if job.keep == STATES else None
+        evaluations = torch.empty(n * self.slots * self.slot, dtype=y.dtype) if job.keep == EVALUATIONS else None
+        job.n_chunks = k + 1
+        self.put(job, k, Memory(steps, states, evaluations))
+        return Memory(steps, states, evaluations)
+
+    @staticmethod
+    def put(job: Job, k: int, memory: Memory) -> None:
+        """Let a job use a piece of memory as its k-th chunk."""
+        job.chunks[k].steps = memory.steps.data_ptr()
+        job.chunks[k].states = None if memory.states is None else memory.states.data_ptr()
+        job.chunks[k].evaluations = None if memory.evaluations is None else memory.evaluations.data_ptr()
+
+
+def pointers(tensors: Sequence[Tensor]) -> Any:
+    """The addresses of tensors, for C++."""
+    return (ctypes.c_void_p * max(len(tensors), 1))(*(x.data_ptr() for x in tensors))
+
+
+def program_for(
+    opened: Opened, tableau: ButcherTableau, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Sequence[int]
+) -> Program:
+    """The compiled solves of a field by a method, found again or compiled.
+
+    Raises:
+        Unsupported: if the field has operations that whole solves do not have, or nothing compiles here.
+    """
+    place = tableau, tuple(wanted)
+    if place not in opened.programs:
+        forms = [(tuple(x.shape), x.stride(), x.dtype) for x in (y, *inputs)]
+        key = key_of(opened.graph.print_readable(print_output=False), forms, tableau, list(wanted), torch.__version__)
+        found = known(key)
+        if found is None:
+            text, facts = _source(opened, tableau, t, y, inputs, wanted)
+            found = compile_source(key, text, facts)
+        opened.programs[place] = Program(*found)
+    program: Program = opened.programs[place]
+    return program
+
+
+def _source(
+    opened: Opened, tableau: ButcherTableau, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Sequence[int]
+) -> tuple[str, dict[str, Any]]:
+    copies = [x.detach().clone() for x in inputs]
+    graph = joint_graph(opened.field, t, y.detach().clone(), copies, wanted)
+    functions = Lowering(graph, y.dtype, inputs, wanted).functions()
+    n, s = y.numel(), tableau.stages
+    dense = tableau.dense or tuple((0.0,) for _ in range(s))
+    constants = [
+        f"typedef {_REALS[y.dtype]} R;",
+        f"constexpr int N = {n}, ROOM = {-(-n // 16) * 16}, S = {s}, POWERS = {max(map(len, dense))};",
+        f"constexpr bool FSAL = {_word(tableau.fsal)}, DENSE = {_word(tableau.dense is not None)};",
+        f"constexpr bool NEEDS_STATE = {_word(functions.needs_state)};",
+        f"constexpr int CONSTS = {functions.consts}, SAVED = {functions.saved}, WORK = {functions.work};",
+        _array("A", [(*row, *[0.0] * (s - len(row))) for row in tableau.a]),
+        _array("B", tableau.b),
+        _array("C", tableau.c),
+        _array("E", tableau.b_error or [0.0] * s),
+        _array("D", [(*row, *[0.0] * (max(map(len, dense)) - len(row))) for row in dense]),
+    ]
+    kernels, loop = ((HERE / name).read_text(encoding="utf-8") for name in ("kernels.hpp", "loop.hpp"))
+    text = "\n".join(["// Generated by homojl.", kernels.replace("#ifdef", "\n".join(constants) + "\n#ifdef", 1)])
+    text = "\n\n".join([text, functions.text, loop])
+    return text, {"slots": s - 1 if tableau.fsal else s, "wanted": list(wanted)}
+
+
+def _word(x: bool) -> str:
+    return "true" if x else "false"
+
+
+def _array(name: str, values: Sequence[Any]) -> str:
+    rows = [v if isinstance(v, tuple) else (v,) for v in values]
+    nested = isinstance(values[0], tuple)
+    text = ", ".join("{" + ", ".join(map(repr, row)) + "}" if nested else repr(row[0]) for row in rows)
+    shape = f"[{len(rows)}][{len(rows[0])}]" if nested else f"[{len(rows)}]"
+    return f"constexpr double {name}{shape} = {{{text}}};"
