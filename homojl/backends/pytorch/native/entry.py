@@ -13,7 +13,6 @@ import torch
 from homojl.backends.pytorch.native.operations import Unsupported
 
 Tensor = torch.Tensor
-Use = Callable[["Opened", list[Tensor]], None]
 
 
 class Opened:
@@ -24,12 +23,17 @@ class Opened:
 
     Attributes:
         programs: what was compiled for it, by method and the like.
+        places: of what it holds among the graph's inputs.
+        outputs: how many there are.
+        reason: why it is not solved whole; empty: it may be.
     """
 
     def __init__(self, graph: torch.fx.GraphModule) -> None:
         self.graph, self.programs = graph, dict[Any, Any]()
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
-        self.reason = _unsuited(graph.graph, placeholders)
+        (output,) = (n for n in graph.graph.nodes if n.op == "output")
+        self.outputs = len(output.args[0])
+        self.reason = _unsuited(placeholders) or ("a field that keeps tensors of its own" if self.outputs != 1 else "")
         names = [_name_of(n) for n in placeholders]
         self._time, self._state = (names.index(x) if x in names else None for x in ("homojl_time", "homojl_state"))
         self._count = len(names)
@@ -53,7 +57,7 @@ def _name_of(placeholder: torch.fx.Node) -> str:
     return str(getattr(getattr(given, "source", None), "local_name", ""))
 
 
-def _unsuited(graph: torch.fx.Graph, placeholders: Sequence[torch.fx.Node]) -> str:
+def _unsuited(placeholders: Sequence[torch.fx.Node]) -> str:
     """Why a field with such a graph is not solved whole; empty: it may be."""
     for node in placeholders:
         value, source = node.meta.get("example_value"), getattr(node.meta.get("grapharg"), "source", None)
@@ -65,9 +69,6 @@ def _unsuited(graph: torch.fx.Graph, placeholders: Sequence[torch.fx.Node]) -> s
             source = getattr(source, "base", None)
         if value.device.type != "cpu" or value.layout != torch.strided:
             return "a field with tensors on other devices than the CPU"
-    (output,) = (n for n in graph.nodes if n.op == "output")
-    if len(output.args[0]) != 1:
-        return "a field that keeps tensors of its own"
     return ""
 
 
@@ -75,19 +76,18 @@ class _Backend:
     """What `torch.compile` is given in the place of a compiler: what it makes computes nothing, and tells `use`."""
 
     def __init__(self) -> None:
-        self.use: Use | None = None
+        self.use: Callable[[tuple[Opened, list[Tensor]]], None] | None = None
         self.opened = 0
 
     def __call__(self, graph: torch.fx.GraphModule, _: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
         self.opened += 1
         opened = Opened(graph)
+        nothing = (None,) * opened.outputs
 
         def called(*flat: Any) -> tuple[Any, ...]:
-            use, self.use = self.use, None
-            if use is not None:
-                use(opened, [flat[i] for i in opened.places])
-            (output,) = (n for n in graph.graph.nodes if n.op == "output")
-            return (None,) * len(output.args[0])
+            if self.use is not None:
+                self.use((opened, [flat[i] for i in opened.places]))
+            return nothing
 
         return called
 
@@ -105,7 +105,8 @@ class Entry:
         code = call.__code__.replace(co_name=f"call_{next(self._count)}")
         self._backend = _Backend()
         own = types.FunctionType(code, call.__globals__, None, None, call.__closure__)
-        self._call = torch.compile(own, backend=self._backend, fullgraph=True, dynamic=False)
+        self._open = torch.compile(own, backend=self._backend, fullgraph=True, dynamic=False)
+        self._known = torch._dynamo.run(own)  # checks and calls what was opened before, and opens nothing
 
     def __call__(
         self, function: Callable[..., Any], args: tuple[Any, ...], t: Tensor, y: Tensor
@@ -116,31 +117,39 @@ class Entry:
             Unsupported: if it cannot be, or changes with every call.
         """
         found: list[tuple[Opened, list[Tensor]]] = []
-        before, self._backend.use = self._backend.opened, lambda *x: found.append(x)
+        backend = self._backend
+        backend.use = found.append
         try:
-            self._call(function, args, t, y)
-            if (now := self._backend.opened) != before:
-                # A field that writes into what it depends on is another one at the next call.
-                self._call(function, args, t, y)
-                if self._backend.opened != now:
-                    raise Unsupported("a field that changes what it depends on")
-        except Exception as error:
-            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch.fx")):
-                raise Unsupported(str(error).strip().splitlines()[0]) from error
-            raise
+            if backend.opened:
+                self._known(function, args, t, y)
+            if not found:
+                self._opened_anew(function, args, t, y)
         finally:
-            self._backend.use = None
-        ((opened, inputs),) = found
+            backend.use = None
+        opened, inputs = found[0]
         if opened.reason:
             raise Unsupported(opened.reason)
         return opened, inputs
 
+    def _opened_anew(self, *call: Any) -> None:
+        try:
+            self._open(*call)
+            before = self._backend.opened
+            self._open(*call)
+        except Exception as error:
+            if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch.fx")):
+                raise Unsupported(str(error).strip().splitlines()[0]) from error
+            raise
+        if self._backend.opened != before:  # as where it writes into what it depends on
+            raise Unsupported("a field that is another one at every call")
 
-_entries: weakref.WeakKeyDictionary[Any, Entry] = weakref.WeakKeyDictionary()
+
+_entries: weakref.WeakKeyDictionary[Any, tuple[Entry, Entry]] = weakref.WeakKeyDictionary()
 
 
 def entry_of(owner: Any) -> Entry:
-    """The way into a field whose code is `owner`."""
-    if owner not in _entries:
-        _entries[owner] = Entry()
-    return _entries[owner]
+    """The way into a field whose code is `owner`, in the present grad mode: what is checked at every call is less so."""
+    entries = _entries.get(owner)
+    if entries is None:
+        entries = _entries[owner] = Entry(), Entry()
+    return entries[torch.is_grad_enabled()]

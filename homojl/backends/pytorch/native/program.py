@@ -102,7 +102,7 @@ def program_for(
     Raises:
         Unsupported: if the field has operations that whole solves do not have, or nothing compiles here.
     """
-    place = tableau, tuple(wanted)
+    place = id(tableau), *wanted  # its numbers take long to hash
     if place not in opened.programs:
         forms = [(tuple(x.shape), x.stride(), x.dtype) for x in (y, *inputs)]
         key = key_of(opened.graph.print_readable(print_output=False), forms, tableau, list(wanted), torch.__version__)
@@ -110,8 +110,8 @@ def program_for(
         if found is None:
             text, facts = _source(opened, tableau, t, y, inputs, wanted)
             found = compile_source(key, text, facts)
-        opened.programs[place] = Program(*found)
-    program: Program = opened.programs[place]
+        opened.programs[place] = Program(*found), tableau
+    program: Program = opened.programs[place][0]
     return program
 
 
@@ -119,7 +119,8 @@ def _source(
     opened: Opened, tableau: ButcherTableau, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Sequence[int]
 ) -> tuple[str, dict[str, Any]]:
     copies = [x.detach().clone() for x in inputs]
-    graph = joint_graph(opened.field, t, y.detach().clone(), copies, wanted)
+    with torch.no_grad():
+        graph = joint_graph(opened.field, t, y.detach().clone(), copies, wanted)
     functions = Lowering(graph, y.dtype, inputs, wanted).functions()
     n, s = y.numel(), tableau.stages
     dense = tableau.dense or tuple((0.0,) for _ in range(s))

@@ -90,14 +90,14 @@ def integrate(
     if owner in _refused:
         return None
     try:
-        opened, inputs = entry_of(owner)(f.f, f.args, time_like(ts[0], y0), y0.detach())
+        t = time_like(ts[0], y0)
+        opened, inputs = entry_of(owner)(f.f, f.args, t, y0.detach())
         recording = torch.is_grad_enabled()
         wanted = [i for i, x in enumerate(inputs) if recording and x.requires_grad and x.is_floating_point()]
         derived = bool(wanted) or (recording and y0.requires_grad)
         if derived and keep_states:
             return None
-        with torch.no_grad():
-            program = program_for(opened, algorithm.explicit_tableau, time_like(ts[0], y0), y0, inputs, wanted)
+        program = program_for(opened, algorithm.explicit_tableau, t, y0, inputs, wanted)
     except Unsupported as reason:
         _log.info("solves of this field are not compiled whole, but step by step: %s", reason)
         _refused.add(owner)
