@@ -24,7 +24,6 @@ class Opened:
     Attributes:
         programs: what was compiled for it, by method and the like.
         places: of what it holds among the graph's inputs.
-        outputs: how many there are.
         reason: why it is not solved whole; empty: it may be.
     """
 
@@ -32,8 +31,9 @@ class Opened:
         self.graph, self.programs = graph, dict[Any, Any]()
         placeholders = [n for n in graph.graph.nodes if n.op == "placeholder"]
         (output,) = (n for n in graph.graph.nodes if n.op == "output")
-        self.outputs = len(output.args[0])
-        self.reason = _unsuited(placeholders) or ("a field that keeps tensors of its own" if self.outputs != 1 else "")
+        self.reason = _unsuited(placeholders)
+        if len(output.args[0]) != 1 or not _pure():
+            self.reason = "a field that changes something beside the tensor that it returns"
         names = [_name_of(n) for n in placeholders]
         self._time, self._state = (names.index(x) if x in names else None for x in ("homojl_time", "homojl_state"))
         self._count = len(names)
@@ -55,6 +55,17 @@ class Opened:
 def _name_of(placeholder: torch.fx.Node) -> str:
     given = placeholder.meta.get("grapharg")
     return str(getattr(getattr(given, "source", None), "local_name", ""))
+
+
+def _pure() -> bool:
+    """Whether the field that is being traced leaves all objects as they are that there were before."""
+    from torch._dynamo.symbolic_convert import InstructionTranslator
+    from torch._dynamo.variables.base import AttributeMutationNew, ValueMutationNew
+
+    effects = InstructionTranslator.current_tx().output.side_effects
+    made = AttributeMutationNew, ValueMutationNew
+    there = [x for x in effects.id_to_variable.values() if not isinstance(x.mutation_type, made)]
+    return not (any(map(effects.is_modified, there)) or effects.tensor_hooks or effects.save_for_backward)
 
 
 def _unsuited(placeholders: Sequence[torch.fx.Node]) -> str:
@@ -82,12 +93,13 @@ class _Backend:
     def __call__(self, graph: torch.fx.GraphModule, _: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
         self.opened += 1
         opened = Opened(graph)
-        nothing = (None,) * opened.outputs
+        if opened.reason:
+            raise Unsupported(opened.reason)
 
         def called(*flat: Any) -> tuple[Any, ...]:
             if self.use is not None:
                 self.use((opened, [flat[i] for i in opened.places]))
-            return nothing
+            return (None,)
 
         return called
 
@@ -126,10 +138,9 @@ class Entry:
                 self._opened_anew(function, args, t, y)
         finally:
             backend.use = None
-        opened, inputs = found[0]
-        if opened.reason:
-            raise Unsupported(opened.reason)
-        return opened, inputs
+        if not found:
+            raise Unsupported("a field that computes nothing")
+        return found[0]
 
     def _opened_anew(self, *call: Any) -> None:
         try:
@@ -138,7 +149,8 @@ class Entry:
             self._open(*call)
         except Exception as error:
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch.fx")):
-                raise Unsupported(str(error).strip().splitlines()[0]) from error
+                reason = getattr(error, "inner_exception", None) or error
+                raise Unsupported(str(reason).strip().splitlines()[0]) from error
             raise
         if self._backend.opened != before:  # as where it writes into what it depends on
             raise Unsupported("a field that is another one at every call")

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch._decomp import core_aten_decompositions
+from torch._decomp import core_aten_decompositions, get_decompositions
 from torch.fx.experimental.proxy_tensor import make_fx
 
 from homojl.backends.pytorch.native.operations import Unsupported
@@ -30,6 +30,13 @@ _KEPT = (  # operations that are better written as they are than as what they de
     aten.leaky_relu.default,
 )
 
+_SPLIT = (  # operations that ATen counts among its core ones
+    "gelu gelu_backward elu elu_backward leaky_relu_backward hardtanh hardtanh_backward silu silu_backward softplus "
+    "softplus_backward _softmax _softmax_backward_data _log_softmax _log_softmax_backward_data native_layer_norm "
+    "native_layer_norm_backward linalg_vector_norm norm mish hardsigmoid hardswish addcdiv lerp frac logsumexp "
+    "log_sigmoid_forward log_sigmoid_backward glu tril triu"
+).split()
+
 
 def joint_graph(
     field: Callable[..., Tensor], t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Sequence[int]
@@ -47,6 +54,7 @@ def joint_graph(
     given = [t.detach(), y.detach(), *(x.detach() for x in inputs)]
     with torch.no_grad():
         pure = make_fx(torch.func.functionalize(field, remove="mutations"))(*given)
+    _without_copies(pure.graph)
     for node in pure.graph.nodes:
         if node.op != "call_function" or not hasattr(node.target, "_schema"):
             continue
@@ -55,19 +63,40 @@ def joint_graph(
         if torch.Tag.nondeterministic_seeded in node.target.tags:
             raise Unsupported("a field that draws random numbers")
 
-    def joint(t: Tensor, y: Tensor, *rest: Tensor) -> tuple[Tensor | None, ...]:
-        *inputs, cotangent = rest
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            inputs = [x.detach().requires_grad_() if i in wanted else x for i, x in enumerate(inputs)]
-            value = pure(t, y, *inputs)
-            by = [y, *(inputs[i] for i in wanted)]
-            if not value.requires_grad:
-                return (value, *(None for _ in by))
-            return value, *torch.autograd.grad(value, by, cotangent, allow_unused=True)
+    pure.recompile()
 
-    table = {k: v for k, v in core_aten_decompositions().items() if k not in _KEPT}
-    traced: Any = make_fx(joint, decomposition_table=table)(*given, torch.ones_like(y))
+    def joint(t: Tensor, y: Tensor, *rest: Tensor) -> tuple[Tensor, ...]:
+        *inputs, cotangent = rest
+
+        def value_at(y: Tensor, *by: Tensor) -> Tensor:
+            given = list(inputs)
+            for i, x in zip(wanted, by, strict=True):
+                given[i] = x
+            value: Tensor = pure(t, y, *given)
+            return value
+
+        value, pull = torch.func.vjp(value_at, y, *(inputs[i] for i in wanted))
+        return value, *pull(cotangent)
+
+    split = get_decompositions([getattr(aten, name) for name in _SPLIT])
+    table = {k: v for k, v in (core_aten_decompositions() | split).items() if k not in _KEPT}
+    pure_joint = torch.func.functionalize(joint, remove="mutations")
+    traced: Any = make_fx(pure_joint, decomposition_table=table)(*given, torch.ones_like(y))
     traced.graph.eliminate_dead_code()
     graph: torch.fx.Graph = traced.graph
     return graph
+
+
+def _without_copies(graph: torch.fx.Graph) -> None:
+    """Put what is copied in the place of a copy that is written over all of a tensor."""
+    for node in list(graph.nodes):
+        if node.op == "call_function" and node.target is aten.copy.default:
+            into, source = node.args[0].meta["val"], node.args[1]
+            if source.meta["val"].dtype != into.dtype:
+                raise Unsupported("a copy into another type")
+            if source.meta["val"].shape != into.shape:
+                with graph.inserting_before(node):
+                    source = graph.call_function(aten.expand.default, (source, list(into.shape)))
+                    source.meta["val"] = into
+            node.replace_all_uses_with(source)
+            graph.erase_node(node)

@@ -207,6 +207,20 @@ class Lowering:
     def _amax_default(self, value: torch.Tensor, x: Value, dims: Any = (), keep: bool = False) -> Value:
         return Reduction(x, dims, keep=keep, largest=True) if x.shape else x
 
+    def _max_default(self, value: torch.Tensor, x: Value) -> Value:
+        return self._amax_default(value, x)
+
+    def _var_mean_correction(
+        self, value: Any, x: Value, dims: Any = None, *, correction: float | None = None, keepdim: bool = False
+    ) -> list[Value]:
+        mean = self._mean_dim(value[1], x, dims, True)
+        mean.users = 2
+        square = Elementwise(x.shape, "R", 1, lambda a, m: f"(({a} - {m}) * ({a} - {m}))", [x, mean])
+        total = Reduction(square, dims or [], keep=keepdim)
+        n = math.prod(x.shape) // max(math.prod(total.shape), 1) - (1 if correction is None else correction)
+        variance = Elementwise(value[0].shape, "R", 1, lambda a: f"({a} / R({n}))", [total])
+        return [variance, mean if keepdim else self._mean_dim(value[1], x, dims)]
+
     def _mean_dim(self, value: torch.Tensor, x: Value, dims: Any = None, keep: bool = False, **_: Any) -> Value:
         total = Reduction(x, dims or [], keep=keep)
         n = math.prod(x.shape) // max(math.prod(total.shape), 1)

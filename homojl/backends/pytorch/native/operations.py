@@ -129,6 +129,7 @@ def _table() -> dict[Any, tuple[Callable[..., str], int, str]]:
     add("clamp_min", lambda x, low: _clamp(x, low))
     add("clamp_max", lambda x, high: _clamp(x, None, high))
     add("where", lambda c, a, b: f"({c} ? {_text(a)} : {_text(b)})")
+    add("masked_fill", lambda x, mask, value: f"({mask} ? {_text(value)} : {x})")
     add("leaky_relu", lambda x, slope=0.01: f"({x} > R(0) ? {x} : {literal(float(slope))} * {x})")
     add("threshold_backward", lambda g, x, limit: f"({x} <= {literal(limit)} ? R(0) : {g})")
     add("tanh_backward", lambda g, y: f"({g} * (R(1) - {y} * {y}))")
@@ -137,12 +138,7 @@ def _table() -> dict[Any, tuple[Callable[..., str], int, str]]:
     for name in ("Tensor_Scalar", "Tensor_Tensor"):
         table[getattr(aten.pow, name)] = _power, 2, "R"
     table[aten.pow.Scalar] = (lambda a, b: f"pow({literal(float(a))}, {b})"), COSTLY, "R"
-    table[aten.where.self] = table[aten.where.self] if aten.where.self in table else (_table_where, CHEAP, "R")
     return table
-
-
-def _table_where(c: str, a: object, b: object) -> str:
-    return f"({c} ? {_text(a)} : {_text(b)})"
 
 
 ELEMENTS = _table()  # operation -> how it is written, its cost and the type of its result

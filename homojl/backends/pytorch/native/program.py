@@ -13,6 +13,7 @@ from homojl.backends.pytorch.native.build import HERE, compile_source, key_of, k
 from homojl.backends.pytorch.native.entry import Opened
 from homojl.backends.pytorch.native.graph import joint_graph
 from homojl.backends.pytorch.native.lower import Lowering
+from homojl.backends.pytorch.native.operations import Unsupported
 from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
@@ -119,9 +120,14 @@ def _source(
     opened: Opened, tableau: ButcherTableau, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Sequence[int]
 ) -> tuple[str, dict[str, Any]]:
     copies = [x.detach().clone() for x in inputs]
-    with torch.no_grad():
-        graph = joint_graph(opened.field, t, y.detach().clone(), copies, wanted)
-    functions = Lowering(graph, y.dtype, inputs, wanted).functions()
+    try:
+        with torch.no_grad():
+            graph = joint_graph(opened.field, t, y.detach().clone(), copies, wanted)
+        functions = Lowering(graph, y.dtype, inputs, wanted).functions()
+    except Unsupported:
+        raise
+    except Exception as error:  # of operations in a form that was not thought of
+        raise Unsupported(f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}") from error
     n, s = y.numel(), tableau.stages
     dense = tableau.dense or tuple((0.0,) for _ in range(s))
     constants = [
