@@ -1,7 +1,6 @@
 // The loop over the steps of one solve, and the gradient back over those that were accepted. What stands above in the
-// file gives R, N, the method (S, FSAL, DENSE, POWERS, A, B, C, E, D), the sizes of memory, and once, field and pull.
+// file gives R, N, the method (S, FSAL, DENSE, POWERS, A, B, C, E, D), the sizes of memory, once, field and pull, and control.hpp.
 
-enum Status : int64_t { SUCCESS, MAX_STEPS, STEP_TOO_SMALL, DIVERGED, DIVERGED_AT_START, DIVERGED_AT_FLOOR, NO_ROOM = -1 };
 enum Keep : int64_t { NOTHING, STATES, EVALUATIONS };
 
 constexpr int64_t SLOT = SAVED + (NEEDS_STATE ? ROOM : 0);  // of an evaluation
@@ -14,20 +13,17 @@ struct Chunk {
 };
 
 struct Job {
-    double t0, t1, rtol, atol, first, min_step, max_step, floor;
-    double safety, min_factor, max_factor, beta1, beta2, beta3, beta_older, error_order, order;
-    int64_t max_steps, saves, planned, keep;
-    const double *ts, *plan;  // save times from t0 on; start, size and end of each planned step
+    Control control;
+    int64_t planned, keep;
+    const double *plan;  // start, size and end of each planned step
     const R *y0;
     const void *const *inputs;
     R *work, *ys;  // states at the save times, the first of them y0
     double *fractions;
     int64_t *in_step;
     Chunk chunks[40];
-    int64_t n_chunks;
-    // Where it stands.
-    int64_t started, accepted, rejected, next, evaluations, status, lands;
-    double t, h, wanted, size, ratio, h_old, ratio_old, ratio_older;
+    int64_t n_chunks, started, evaluations;
+    Pace pace;
 };
 
 // Pieces of work memory, each of them ROOM long where it is a state.
@@ -83,8 +79,6 @@ static double measured(const R *x, const R *scale) {
     return std::sqrt(total / N);
 }
 
-constexpr double weight(int row, int j) { return row < S ? A[row][j] : row == S ? B[j] : E[j]; }
-
 // y, if it is not null, plus h times a row of the method's weights with the stages: S is that of the next state, S + 1
 // that of the error.
 template <int ROW, std::size_t... J>
@@ -110,73 +104,36 @@ static void evaluate(Job &job, double t, const R *y, R *slot, R *k) {
     ++job.evaluations;
 }
 
-static double first_size(Job &job, const R *y, const R *k) {
+static double estimated(Job &job, const R *y, const R *k) {
+    const Control &control = job.control;
     R *scale = states_of(job, 1), *argument = states_of(job, 2), *other = states_of(job, 3);
-    const double direction = job.t1 > job.t0 ? 1 : -1, span = fabs(job.t1 - job.t0);
-    for (int i = 0; i < N; ++i) scale[i] = fabs(y[i]) * R(job.rtol) + R(job.atol);
+    for (int i = 0; i < N; ++i) scale[i] = fabs(y[i]) * R(control.rtol) + R(control.atol);
     const double d0 = measured(y, scale), d1 = measured(k, scale);
     if (!std::isfinite(d0) || !std::isfinite(d1)) return NAN;
-    const double h0 = std::min(d0 < 1e-5 || d1 < 1e-5 ? 1e-6 : 0.01 * d0 / d1, span);
-    for (int i = 0; i < N; ++i) argument[i] = y[i] + R(direction * h0) * k[i];
-    evaluate(job, job.t0 + direction * h0, argument, slots_of(job), other);
+    const double h0 = probed_size(control, d0, d1), signed_h0 = control.direction() * h0;
+    for (int i = 0; i < N; ++i) argument[i] = y[i] + R(signed_h0) * k[i];
+    evaluate(job, control.t0 + signed_h0, argument, slots_of(job), other);
     for (int i = 0; i < N; ++i) other[i] -= k[i];
-    const double d2 = measured(other, scale) / h0;
-    if (!std::isfinite(d2)) return h0;
-    const double steepest = std::max(d1, d2);
-    const double h1 = steepest <= 1e-15 ? std::max(1e-6, 1e-3 * h0) : std::pow(0.01 / steepest, 1 / job.order);
-    return std::min(std::min(100 * h0, h1), span);
-}
-
-static inline double clipped(double x, double low, double high) { return std::min(std::max(x, low), high); }
-
-static void after_rejection(Job &job, double h) {
-    const double power = std::pow(job.ratio, 1 / job.error_order) / job.safety;
-    job.h = h / clipped(std::isfinite(job.ratio) ? power : INFINITY, 1 + 1e-3, 1 / job.min_factor);
-}
-
-static void after_acceptance(Job &job, double h) {
-    const bool first = job.accepted == 1;
-    double quotient;
-    if (first)
-        quotient = std::pow(job.ratio, 1 / job.error_order);
-    else {
-        quotient = std::pow(job.ratio, job.beta1) / std::pow(job.ratio_old, job.beta2);
-        if (job.beta_older != 0) quotient *= std::pow(job.ratio_older, job.beta_older);
-        if (job.beta3 != 0) quotient /= std::pow(h / job.h_old, job.beta3);
-    }
-    job.h = h / clipped(quotient / job.safety, 1 / job.max_factor, 1 / job.min_factor);
-    const double bounded = std::max(job.ratio, 1e-4);
-    job.ratio_older = first ? bounded : job.ratio_old;
-    job.h_old = h;
-    job.ratio_old = bounded;
-    if (job.lands && fabs(job.h) < fabs(job.wanted)) job.h = job.wanted;
-}
-
-static void weights_at(double fraction, double *weights) {
-    for (int j = 0; j < S; ++j) {
-        double w = 0;
-        for (int m = POWERS; m-- > 0;) w = (w + D[j][m]) * fraction;
-        weights[j] = w;
-    }
+    return first_size(control, d1, measured(other, scale) / h0, h0);
 }
 
 static void save(Job &job, double t, double h, double t_next, const R *y, const R *y_next) {
-    const double direction = job.t1 > job.t0 ? 1 : -1;
-    while (job.next <= job.saves && (job.ts[job.next] - t_next) * direction <= 0) {
-        const double s = job.ts[job.next], fraction = (s - t_next) * direction >= 0 ? 1 : (s - t) / h;
-        R *out = job.ys + job.next * int64_t(N);
-        if (fraction == 1)
-            std::memcpy(out, y_next, sizeof(R) * N);
-        else {
+    const Control &control = job.control;
+    Pace &pace = job.pace;
+    const double direction = control.direction();
+    while (pace.next <= control.saves && (control.ts[pace.next] - t_next) * direction <= 0) {
+        const double s = control.ts[pace.next], fraction = (s - t_next) * direction >= 0 ? 1 : (s - t) / h;
+        R *out = job.ys + pace.next * int64_t(N);
+        std::memcpy(out, fraction == 1 ? y_next : y, sizeof(R) * N);
+        if (fraction != 1) {
             double weights[S];
             weights_at(fraction, weights);
-            std::memcpy(out, y, sizeof(R) * N);
             for (int j = 0; j < S; ++j)
                 if (weights[j] != 0) add(out, h * weights[j], stage(job, j));
         }
-        job.fractions[job.next] = fraction;
-        job.in_step[job.next] = job.accepted;
-        ++job.next;
+        job.fractions[pace.next] = fraction;
+        job.in_step[pace.next] = pace.accepted;
+        ++pace.next;
     }
 }
 
@@ -191,96 +148,81 @@ template <int J, int LAST> static void stages(Job &job, int64_t at, double t, do
 }
 constexpr int LAST = FSAL ? S - 2 : S - 1;  // the last stage that the next state needs
 
-// The size and the end of the next step; what ends the solve instead.
-static int64_t propose(Job &job, double &h, double &t_next) {
-    if (job.planned) {
-        const double *plan = job.plan + 3 * job.accepted;
-        job.t = plan[0], h = job.size = plan[1], t_next = plan[2];
-        return SUCCESS;
-    }
-    if (job.accepted + job.rejected >= job.max_steps) return MAX_STEPS;
-    const double target = DENSE ? job.t1 : job.ts[job.next];
-    h = std::copysign(std::min(std::max(fabs(job.h), job.floor), job.max_step), job.h);
-    job.wanted = job.size = h;
-    job.lands = fabs(h) >= fabs(target - job.t) * (1 - 1e-12);
-    if (!job.lands) {
-        const double least = std::nextafter(fabs(job.t), INFINITY) - fabs(job.t);
-        if (fabs(h) <= std::max(job.min_step, 8 * least)) return std::isfinite(job.ratio) ? STEP_TOO_SMALL : DIVERGED;
-        t_next = job.t + h;
-    } else {
-        h = job.size = target - job.t;
-        t_next = target;
-    }
-    return SUCCESS;
-}
-
 static void start(Job &job) {
+    const Control &control = job.control;
+    Pace &pace = job.pace;
     once(job.inputs, consts_of(job));
     std::memcpy(states_of(job, 0), job.y0, sizeof(R) * N);
     std::memcpy(job.ys, job.y0, sizeof(R) * N);
-    job.started = 1;
-    job.next = 1;
-    job.t = job.t0;
+    job.started = pace.next = 1;
+    pace.t = control.t0;
     if (job.planned) return;
     R *slot = slot_of(job, 0, 0), *argument = argument_of(slot, states_of(job, 2));
     std::memcpy(argument, job.y0, sizeof(R) * N);
-    evaluate(job, job.t0, argument, slot, stage(job, 0));
-    job.h = std::isnan(job.first) ? first_size(job, argument, stage(job, 0)) : job.first;
-    job.h *= job.t1 > job.t0 ? 1 : -1;
-    if (std::isnan(job.h)) job.status = DIVERGED_AT_START;
+    evaluate(job, control.t0, argument, slot, stage(job, 0));
+    pace.h = std::isnan(control.first) ? estimated(job, states_of(job, 0), stage(job, 0)) : control.first;
+    pace.h *= control.direction();
+    if (std::isnan(pace.h)) pace.status = DIVERGED;
+}
+
+// Whether the error of a step from y to y_next is tolerated; else the next one is shorter.
+static bool accepts(Job &job, double h, const R *y, const R *y_next) {
+    const Control &control = job.control;
+    R *scale = states_of(job, 3), *error = states_of(job, 2);
+    for (int i = 0; i < N; ++i) scale[i] = R(control.atol) + largest(fabs(y[i]), fabs(y_next[i])) * R(control.rtol);
+    combine<S + 1>(nullptr, h, stage(job, 0), error);
+    job.pace.ratio = measured(error, scale);
+    if (job.pace.ratio <= 1) return true;
+    if (fabs(h) > control.floor) {
+        after_rejection(control, job.pace, h);
+        return false;
+    }
+    if (!std::isfinite(job.pace.ratio)) job.pace.status = DIVERGED;
+    return true;
 }
 
 // On with a solve, until it ends or there is no more room for steps.
 extern "C" int64_t advance(Job *of) {
     Job &job = *of;
+    Pace &pace = job.pace;
     if (!job.started) start(job);
     R *y = states_of(job, 0), *y_next = states_of(job, 1), *ks = stage(job, 0);
-    bool known = job.accepted > 0 ? FSAL : !job.planned;  // whether the first stage is there
-    while (job.status == SUCCESS && job.next <= job.saves) {
-        if (job.accepted >= FIRST_CHUNK * ((int64_t(1) << job.n_chunks) - 1)) return NO_ROOM;
+    bool known = pace.accepted > 0 ? FSAL : !job.planned;  // whether the first stage is there
+    while (pace.status == SUCCESS && pace.next <= job.control.saves) {
+        if (pace.accepted >= FIRST_CHUNK * ((int64_t(1) << job.n_chunks) - 1)) return NO_ROOM;
         double h, t_next;
-        if ((job.status = propose(job, h, t_next)) != SUCCESS) break;
+        if (job.planned) {
+            const double *plan = job.plan + 3 * pace.accepted;
+            pace.t = plan[0], h = plan[1], t_next = plan[2];
+        } else if ((pace.status = propose(job.control, pace, h, t_next)) != SUCCESS)
+            break;
         if (known)
-            stages<1, LAST>(job, job.accepted, job.t, h, y);
+            stages<1, LAST>(job, pace.accepted, pace.t, h, y);
         else
-            stages<0, LAST>(job, job.accepted, job.t, h, y);
+            stages<0, LAST>(job, pace.accepted, pace.t, h, y);
         combine<S>(y, h, ks, y_next);
         if (FSAL) {
-            R *slot = slot_of(job, job.accepted, S - 1), *argument = argument_of(slot, y_next);
+            R *slot = slot_of(job, pace.accepted, S - 1), *argument = argument_of(slot, y_next);
             if (argument != y_next) std::memcpy(argument, y_next, sizeof(R) * N);
-            evaluate(job, job.t + h, argument, slot, stage(job, S - 1));
+            evaluate(job, pace.t + h, argument, slot, stage(job, S - 1));
         }
-        if (!job.planned) {
-            R *scale = states_of(job, 3), *error = states_of(job, 2);
-            for (int i = 0; i < N; ++i) scale[i] = R(job.atol) + largest(fabs(y[i]), fabs(y_next[i])) * R(job.rtol);
-            combine<S + 1>(nullptr, h, ks, error);
-            job.ratio = measured(error, scale);
-            if (!(job.ratio <= 1)) {
-                if (fabs(h) > job.floor) {
-                    ++job.rejected;
-                    after_rejection(job, h);
-                    known = true;
-                    continue;
-                }
-                if (!std::isfinite(job.ratio)) {
-                    job.status = DIVERGED_AT_FLOOR;
-                    break;
-                }
-            }
-        }
-        double *step = step_of(job, job.accepted);
-        step[0] = job.t, step[1] = h;
-        if (job.keep != NOTHING && state_of(job, 0)) std::memcpy(state_of(job, job.accepted), y, sizeof(R) * N);
-        save(job, job.t, h, t_next, y, y_next);
-        ++job.accepted;
-        if (!job.planned) after_acceptance(job, h);
-        job.t = t_next;
+        known = true;
+        if (!job.planned && !accepts(job, h, y, y_next)) continue;
+        if (pace.status != SUCCESS) break;
+        double *step = step_of(job, pace.accepted);
+        step[0] = pace.t, step[1] = h;
+        if (job.keep == STATES) std::memcpy(state_of(job, pace.accepted), y, sizeof(R) * N);
+        save(job, pace.t, h, t_next, y, y_next);
+        if (job.planned)
+            ++pace.accepted;
+        else
+            after_acceptance(job.control, pace, h);
+        pace.t = t_next;
         std::memcpy(y, y_next, sizeof(R) * N);
         if (FSAL) std::memcpy(ks, stage(job, S - 1), sizeof(R) * N);
         known = FSAL;
     }
-    if (job.status != SUCCESS && job.next <= job.saves) std::memcpy(job.ys + job.next * int64_t(N), y, sizeof(R) * N);
-    return job.status;
+    return pace.status;
 }
 
 // The gradient.
@@ -293,8 +235,8 @@ static void pulled(Job &job, double t, const R *slot, const R *argument, const R
 // Saved states inside step i, as cotangents of its start and its stages; returns whether there is one.
 static bool inside(Job &job, int64_t i, const R *cotangents, R *by_start, R *by_end, R *by_stages, int from) {
     bool any = false;
-    int64_t s = std::lower_bound(job.in_step + 1, job.in_step + job.next, i) - job.in_step;
-    for (; s < job.next && job.in_step[s] == i; ++s) {
+    int64_t s = std::lower_bound(job.in_step + 1, job.in_step + job.pace.next, i) - job.in_step;
+    for (; s < job.pace.next && job.in_step[s] == i; ++s) {
         const R *c = cotangents + s * int64_t(N);
         if (job.fractions[s] == 1) {
             if (by_end) add(by_end, 1, c);
@@ -309,22 +251,21 @@ static bool inside(Job &job, int64_t i, const R *cotangents, R *by_start, R *by_
     return any;
 }
 
-// Cotangents of the saved states (saves + 1, N), and of the last state of a solve that ended early, or null -> the
-// gradient by y0; those by the inputs are added up. Returns the number of products.
-extern "C" int64_t gradient(Job *of, const R *cotangents, const R *held, R *by_y, R *const *by, const R *end) {
+// Cotangents of the saved states (saves + 1, N) -> the gradient by y0; those by the inputs are added up. Returns the
+// number of products. `end` is the last state.
+extern "C" int64_t gradient(Job *of, const R *cotangents, R *by_y, R *const *by, const R *end) {
     Job &job = *of;
     int64_t products = 0;
     R *by_next = states_of(job, 1), *by_start = states_of(job, 3), *by_argument = states_of(job, 0);
     R *by_stages = states_of(job, 4 + S);
     std::memset(by_next, 0, sizeof(R) * N);
-    if (held) add(by_next, 1, held);
     once(job.inputs, consts_of(job));
-    for (int64_t i = job.accepted; i-- > 0;) {
+    for (int64_t i = job.pace.accepted; i-- > 0;) {
         const double t = step_of(job, i)[0], h = step_of(job, i)[1];
         std::memset(by_stages, 0, sizeof(R) * S * ROOM);
         std::memset(by_start, 0, sizeof(R) * N);
         const bool within = inside(job, i, cotangents, by_start, by_next, by_stages, 0);
-        if (FSAL && within && i == job.accepted - 1) {  // its last stage is no other step's first one
+        if (FSAL && within && i == job.pace.accepted - 1) {  // its last stage is no other step's first one
             R *slot = slot_of(job, i, S - 1), *argument = argument_of(slot, const_cast<R *>(end));
             if (job.keep != EVALUATIONS) {
                 if (argument != end) std::memcpy(argument, end, sizeof(R) * N);

@@ -263,7 +263,7 @@ def _gradient(
     by_y, cotangent = torch.empty_like(y0), cotangent.contiguous()
     by = [torch.zeros(x.shape, dtype=x.dtype) for x in (inputs[i] for i in program.wanted)]
     out = pointers(by)
-    where = [cotangent.data_ptr(), None, by_y.data_ptr(), ctypes.addressof(out), end.data_ptr()]
+    where = [cotangent.data_ptr(), by_y.data_ptr(), ctypes.addressof(out), end.data_ptr()]
     products = program.gradient(ctypes.byref(job), *where)
     ctx.stats.n_vjp += products
     ctx.stats.nfe_backward += job.evaluations
