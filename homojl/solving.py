@@ -120,7 +120,7 @@ def solve(
             every row of y0, its first dimension, has steps, an error and an end of its own, and samples that have ended
             cost no more evaluations. The field then receives the rows still at work, their times as (rows, 1, ..., 1),
             and of those args that have as many rows as y0 the same ones; no sample may depend on another. Adaptive
-            explicit methods on the PyTorch backend, with `DirectAdjoint` or `CheckpointAdjoint`.
+            explicit methods on the PyTorch backends, with `DirectAdjoint` or `CheckpointAdjoint`.
         precision: "full": the function as it is, under a `torch.autocast` that encloses the solve; "bfloat16" or
             "float16": its operations under an autocast of its own, in the backward pass too. The state, which must be
             float32, its steps and their control stay in float32. A tolerance that such evaluations do not hold is
@@ -418,9 +418,14 @@ def choose_backend(
     """
     if batch == "per-sample":
         _check_per_sample(algorithm, adjoint)
-        if name not in ("auto", "pytorch"):
-            raise ConfigError(f"batch='per-sample' needs backend='pytorch' or 'auto', which takes it, got {name!r}")
-        return get_backend("pytorch") if name == "pytorch" else announce(get_backend("pytorch"))
+        if name in ("pytorch", "pytorch-compiled"):
+            return get_backend(str(name))
+        if name != "auto":
+            raise ConfigError(
+                "batch='per-sample' needs backend='pytorch', 'pytorch-compiled', or 'auto', which takes the first; "
+                f"got {name!r}"
+            )
+        return announce(get_backend("pytorch"))
     if isinstance(algorithm, AbstractSplitting):
         algorithm = algorithm.iteration()
     if name == "auto" and adjoint is not None and adjoint.through_solve and TorchBackend().supports(algorithm, device):

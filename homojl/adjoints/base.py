@@ -77,11 +77,11 @@ class Solve:
 
     def whole(self, y0: Tensor) -> Integration | None:
         """`run` with a gradient of the backend's own that evaluates again; None: it has none."""
-        if self.each or self.event is not None or self.jumps or self.keep_states:
+        if self.event is not None or self.jumps or self.keep_states:
             return None
         algorithm = with_first_step(self.algorithm, self.ts)
         norm = algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm()
-        result = self.backend.integrate_whole(self.f, y0, self.ts, algorithm, norm=norm, recompute=True)
+        result = self.backend.integrate_whole(self.f, y0, self.ts, algorithm, norm=norm, recompute=True, each=self.each)
         if result is not None:
             note_first_step(self.algorithm, self.ts, result)
             self.f.finish()

@@ -48,6 +48,8 @@ class DirectAdjoint(AbstractODEAdjoint):
             return solve.run(y0)
         if not torch.is_grad_enabled():
             return solve.run(y0)
+        if solve.each and (whole := solve.whole(y0)) is not None:
+            return whole
         recorded = f.depends(*solve.start(y0))
         with torch.no_grad():
             result = solve.run(y0)

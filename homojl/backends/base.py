@@ -144,12 +144,14 @@ class AbstractBackend(abc.ABC):
         norm: ErrorNorm,
         keep_states: bool = False,
         recompute: bool = False,
+        each: bool = False,
     ) -> Integration | None:
         """`integrate` where the backend knows the solve's gradient, in the present grad mode; None: it does not.
 
         Args:
             f, y0, ts, algorithm, norm, keep_states: as in `integrate`.
             recompute: whether the gradient is to keep the states that the steps start from alone, and to evaluate again.
+            each: whether every sample has steps of its own.
         """
         return None
 

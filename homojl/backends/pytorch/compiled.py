@@ -77,16 +77,37 @@ class CompiledBackend(TorchBackend):
         norm: ErrorNorm,
         keep_states: bool = False,
         recompute: bool = False,
+        each: bool = False,
     ) -> Integration | None:
         """See `AbstractBackend.integrate_whole`."""
         if not _is_explicit(algorithm) or not isinstance(f, VectorField):
             return None
-        from homojl.backends.pytorch.native import solve  # loads what traces fields
+        from homojl.backends.pytorch.native import ensemble, solve  # they load what traces fields
 
+        if each:
+            assert isinstance(algorithm, AbstractAdaptive), algorithm
+            return ensemble.integrate(_owner(f.f), f, y0, ts, algorithm)
         if not solve.serves(f, y0, algorithm, norm):
             return None
         keep = STATES if recompute else EVALUATIONS
         return solve.integrate(_owner(f.f), f, y0, ts, algorithm, keep=keep, keep_states=keep_states)
+
+    def integrate_samples(
+        self,
+        f: VectorField,
+        y0: Tensor,
+        ts: tuple[float, ...],
+        algorithm: AbstractAdaptive,
+        *,
+        keep_states: bool,
+        event: EventCondition | None = None,
+    ) -> Integration:
+        if event is None and not keep_states:
+            with torch.no_grad():
+                whole = self.integrate_whole(f, y0, ts, algorithm, norm=ErrorNorm(), each=True)
+            if whole is not None:
+                return whole
+        return super().integrate_samples(f, y0, ts, algorithm, keep_states=keep_states, event=event)
 
     def stepper(
         self, f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm

@@ -66,12 +66,21 @@ class Lowering:
         dtype: of the state.
         inputs: what the inputs look like.
         wanted: positions of the inputs whose gradients the graph has.
+        rows: positions of those that have a row for each sample, where the state's samples lie side by side in lanes,
+            each with a time of its own; None: the state is one.
     """
 
     def __init__(
-        self, graph: torch.fx.Graph, dtype: torch.dtype, inputs: Sequence[torch.Tensor], wanted: Sequence[int]
+        self,
+        graph: torch.fx.Graph,
+        dtype: torch.dtype,
+        inputs: Sequence[torch.Tensor],
+        wanted: Sequence[int],
+        rows: Sequence[int] | None = None,
     ) -> None:
-        self.code, self.dtype, self.wanted = Code(), dtype, wanted
+        self.rows, self.dtype, self.wanted = rows, dtype, wanted
+        lanes = next(iter(n for n in graph.nodes if n.name and n.op == "placeholder")).meta["val"].shape
+        self.code = Code(lanes[0] if rows is not None else None)
         self.real = _C_TYPES[dtype]
         self._state, self._cotangent = Buffer("y", FORWARD), Buffer("g", BACKWARD)
         self._values: dict[torch.fx.Node, Any] = {}
@@ -79,14 +88,16 @@ class Lowering:
         like = list(inputs)
         for i, node in enumerate(nodes):
             shape = tuple(node.meta["val"].shape)
-            if i == 0:
+            if i == 0 and rows is None:
                 value: Value = Constant((), "t", FORWARD)
+            elif i == 0:
+                value = Leaf(shape, FORWARD, Place(Buffer("t", FORWARD), 0, (1, *[0] * (len(shape) - 1))))
             elif i == 1:
-                value = Leaf(shape, FORWARD, Place(self._state, 0, contiguous(shape)))
+                value = Leaf(shape, FORWARD, Place(self._state, 0, self.code.strides(shape)))
             elif i - 2 < len(like):
                 value = self._input(i - 2, like[i - 2])
             else:
-                value = Leaf(shape, BACKWARD, Place(self._cotangent, 0, contiguous(shape)))
+                value = Leaf(shape, BACKWARD, Place(self._cotangent, 0, self.code.strides(shape)))
             value.users = len(node.users)
             self._values[node] = value
         self._inputs = len(like)
@@ -107,8 +118,9 @@ class Lowering:
         if like.dtype not in _C_TYPES or like.is_complex():
             raise Unsupported(f"tensors of {like.dtype}")
         kind = "R" if like.dtype == self.dtype else _C_TYPES[like.dtype]
-        buffer = Buffer(f"p{i}", ONCE, kind)
-        place = Place(buffer, 0, tuple(like.stride()))
+        if self.rows is not None and i in self.rows:
+            return Leaf(like.shape, FORWARD, Place(Buffer(f"p{i}", FORWARD, kind), 0, self.code.strides(like.shape)))
+        place = Place(Buffer(f"p{i}", ONCE, kind), 0, tuple(like.stride()))
         return Leaf(like.shape, ONCE, place, "bool" if like.dtype == torch.bool else "R")
 
     # Operations
@@ -282,16 +294,18 @@ class Lowering:
         self._output(derivative, Buffer("k", FORWARD), FORWARD, accumulate=False)
         for node, name in zip(gradients, ("by_y", *(f"by{i}" for i in self.wanted)), strict=False):
             buffer = Buffer(name, BACKWARD)
+            aside = self.rows is not None and name != "by_y" and int(name[2:]) not in self.rows
             if name == "by_y" and node is None:
                 self._fill_zero(buffer)
             elif node is not None:
-                self._output(node, buffer, BACKWARD, accumulate=name != "by_y")
+                self._output(node, buffer, BACKWARD, accumulate=name != "by_y", aside=aside)
         sizes, tables = self._memory()
         arguments = "const void *const *inputs, const R *consts"
+        time = "const R t" if self.rows is None else "const R *t"
         signatures = (
             "static void once(const void *const *inputs, R *consts)",
-            f"static void field(const R t, const R *y, {arguments}, R *saved, R *work, R *__restrict k)",
-            f"static void pull(const R t, const R *y, {arguments}, const R *saved, R *work, const R *g, R *__restrict by_y, "
+            f"static void field({time}, const R *y, {arguments}, R *saved, R *work, R *__restrict k)",
+            f"static void pull({time}, const R *y, {arguments}, const R *saved, R *work, const R *g, R *__restrict by_y, "
             "R *const *by)",
         )
         bodies = [
@@ -309,8 +323,12 @@ class Lowering:
         value: Value = list(self._values.values())[1]
         return value.shape
 
-    def _output(self, node: Any, buffer: Buffer, phase: int, *, accumulate: bool) -> None:
+    def _output(self, node: Any, buffer: Buffer, phase: int, *, accumulate: bool, aside: bool = False) -> None:
+        """Write an output; `aside`: it is no sample's."""
         value = self._values[node]
+        if self.rows is not None and not aside:
+            value.store(self.code, Place(buffer, 0, self.code.strides(value.shape)), accumulate=accumulate, phase=phase)
+            return
         place = Place(buffer, 0, contiguous(value.shape))
         while isinstance(value, Moved) and value.users <= 1 and value.place is None:  # written where it is wanted
             source = value.source
@@ -331,7 +349,7 @@ class Lowering:
         tables: list[list[str]] = [[], [], []]
         for phase in (ONCE, FORWARD, BACKWARD):
             for name, buffer in self.code.used[phase].items():
-                if name.startswith("p"):
+                if name[0] == "p":
                     kind = self.real if buffer.kind == "R" else buffer.kind
                     tables[phase].append(f"const {kind} *const {name} = (const {kind} *)inputs[{name[1:]}];")
                 elif name.startswith("by") and name != "by_y":

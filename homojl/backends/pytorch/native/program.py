@@ -12,7 +12,7 @@ from homojl.backends.pytorch.native import EVALUATIONS, STATES
 from homojl.backends.pytorch.native.build import HERE, compile_source, key_of, known
 from homojl.backends.pytorch.native.entry import Opened
 from homojl.backends.pytorch.native.graph import joint_graph
-from homojl.backends.pytorch.native.lower import Lowering
+from homojl.backends.pytorch.native.lower import Functions, Lowering
 from homojl.backends.pytorch.native.operations import Unsupported
 from homojl.tableaus import ButcherTableau
 
@@ -20,7 +20,6 @@ Tensor = torch.Tensor
 
 NO_ROOM = -1
 FIRST_CHUNK = 8  # as loop.hpp has it
-_HEADERS = "kernels", "control", "loop"
 _REALS = {torch.float32: "float", torch.float64: "double"}
 
 
@@ -48,6 +47,17 @@ class Job(ctypes.Structure):
         *((name, ctypes.c_int64) for name in "n_chunks started evaluations".split()),
         *((name, ctypes.c_double) for name in "t h wanted ratio h_old ratio_old ratio_older".split()),
         *((name, ctypes.c_int64) for name in "accepted rejected next lands status".split()),
+    ]
+
+
+class Lanes(ctypes.Structure):
+    """The same of samples with steps of their own; lanes.hpp says what the fields are."""
+
+    _fields_ = [
+        *CONTROL,
+        *((name, ctypes.c_int64) for name in "samples inputs_count".split()),
+        *((name, ctypes.c_void_p) for name in "y0 inputs ys times counts cotangents by_y by".split()),
+        *((name, ctypes.c_int64) for name in "products evaluations".split()),
     ]
 
 
@@ -103,6 +113,25 @@ def pointers(tensors: Sequence[Tensor]) -> Any:
     return (ctypes.c_void_p * max(len(tensors), 1))(*(x.data_ptr() for x in tensors))
 
 
+class LaneProgram:
+    """A field's solves by one method where samples have steps of their own, compiled.
+
+    Args:
+        library: with `solve_lanes` and `pull_lanes`.
+        facts: as noted when it was compiled.
+
+    Attributes:
+        wanted, rows: positions of the inputs that it has gradients for, and that have a row for each sample.
+    """
+
+    def __init__(self, library: ctypes.CDLL, facts: dict[str, Any]) -> None:
+        self.solve, self.pull = library.solve_lanes, library.pull_lanes
+        self.solve.argtypes, self.solve.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64], None
+        self.pull.argtypes, self.pull.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 3], None
+        self.wanted: list[int] = facts["wanted"]
+        self.rows: list[int] = facts["rows"]
+
+
 def program_for(
     opened: Opened, tableau: ButcherTableau, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Sequence[int]
 ) -> Program:
@@ -113,32 +142,94 @@ def program_for(
     """
     place = id(tableau), *wanted  # its numbers take long to hash
     if place not in opened.programs:
-        forms = [(tuple(x.shape), x.stride(), x.dtype) for x in (y, *inputs)]
-        key = key_of(opened.graph.print_readable(print_output=False), forms, tableau, list(wanted), torch.__version__)
-        found = known(key)
-        if found is None:
-            text, facts = _source(opened, tableau, t, y, inputs, wanted)
-            found = compile_source(key, text, facts)
-        opened.programs[place] = Program(*found), tableau
+        library, facts = _compiled(opened, tableau, t, y, inputs, wanted, None)
+        opened.programs[place] = Program(library, facts), tableau
     program: Program = opened.programs[place][0]
     return program
 
 
+def lane_program_for(
+    opened: Opened,
+    tableau: ButcherTableau,
+    t: Tensor,
+    y: Tensor,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[int],
+    rows: Sequence[int],
+) -> LaneProgram:
+    """The same where samples have steps of their own.
+
+    Args:
+        opened, tableau: field and method.
+        t, y, inputs: of as many samples as there are to be lanes.
+        wanted, rows: positions of the inputs to differentiate by, and of those that have a row for each sample.
+    """
+    place = "lanes", id(tableau), tuple(wanted), tuple(rows)
+    if place not in opened.programs:
+        library, facts = _compiled(opened, tableau, t, y, inputs, wanted, rows)
+        opened.programs[place] = LaneProgram(library, facts), tableau
+    program: LaneProgram = opened.programs[place][0]
+    return program
+
+
+def _compiled(
+    opened: Opened,
+    tableau: ButcherTableau,
+    t: Tensor,
+    y: Tensor,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[int],
+    rows: Sequence[int] | None,
+) -> tuple[ctypes.CDLL, dict[str, Any]]:
+    forms = [(tuple(x.shape), x.stride(), x.dtype) for x in (y, *inputs)]
+    graph = opened.graph.print_readable(print_output=False)
+    key = key_of(graph, forms, tableau, list(wanted), rows, torch.__version__)
+    found = known(key)
+    if found is None:
+        text = _source(opened, tableau, t, y, inputs, wanted, rows)
+        facts = {"slots": tableau.stages - tableau.fsal, "wanted": list(wanted), "rows": list(rows or ())}
+        found = compile_source(key, text, facts)
+    return found
+
+
 def _source(
-    opened: Opened, tableau: ButcherTableau, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Sequence[int]
-) -> tuple[str, dict[str, Any]]:
+    opened: Opened,
+    tableau: ButcherTableau,
+    t: Tensor,
+    y: Tensor,
+    inputs: Sequence[Tensor],
+    wanted: Sequence[int],
+    rows: Sequence[int] | None,
+) -> str:
+    if any(inputs[i].dtype != y.dtype for i in rows or ()):
+        raise Unsupported("samples' arguments of another type than the state's")
     copies = [x.detach().clone() for x in inputs]
     try:
         with torch.no_grad():
             graph = joint_graph(opened.field, t, y.detach().clone(), copies, wanted)
-        functions = Lowering(graph, y.dtype, inputs, wanted).functions()
+        functions = Lowering(graph, y.dtype, inputs, wanted, rows).functions()
     except Unsupported:
         raise
     except Exception as error:  # of operations in a form that was not thought of
         raise Unsupported(f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}") from error
+    constants = _constants(tableau, y, functions)
+    if rows is not None:
+        constants += [
+            f"constexpr int W = {len(y)}, ROW = {y.numel() // len(y)}, ROWS = {len(rows)}, WANTED = {len(wanted)};",
+            _array("ROW_INPUT", [*rows, 0], "int"),
+            _array("ROW_SIZE", [*(inputs[i].numel() // len(inputs[i]) for i in rows), 0], "int"),
+            _array("ROW_WANTED", [*(wanted.index(i) if i in wanted else -1 for i in rows), 0], "int"),
+        ]
+    headers = ("kernels", "control", "loop" if rows is None else "lanes")
+    kernels, control, loop = ((HERE / f"{name}.hpp").read_text(encoding="utf-8") for name in headers)
+    kernels = kernels.replace("#ifdef", "\n".join(constants) + "\n#ifdef", 1)
+    return "\n\n".join(["// Generated by homojl.", kernels, functions.text, control, loop])
+
+
+def _constants(tableau: ButcherTableau, y: Tensor, functions: Functions) -> list[str]:
     n, s = y.numel(), tableau.stages
     dense = tableau.dense or tuple((0.0,) for _ in range(s))
-    constants = [
+    return [
         f"typedef {_REALS[y.dtype]} R;",
         f"constexpr int N = {n}, ROOM = {-(-n // 16) * 16}, S = {s}, POWERS = {max(map(len, dense))};",
         f"constexpr bool FSAL = {_word(tableau.fsal)}, DENSE = {_word(tableau.dense is not None)};",
@@ -150,18 +241,15 @@ def _source(
         _array("E", tableau.b_error or [0.0] * s),
         _array("D", [(*row, *[0.0] * (max(map(len, dense)) - len(row))) for row in dense]),
     ]
-    kernels, control, loop = ((HERE / f"{name}.hpp").read_text(encoding="utf-8") for name in _HEADERS)
-    kernels = kernels.replace("#ifdef", "\n".join(constants) + "\n#ifdef", 1)
-    return "\n\n".join(["// Generated by homojl.", kernels, functions.text, control, loop]), {"slots": s - 1 if tableau.fsal else s, "wanted": list(wanted)}
 
 
 def _word(x: bool) -> str:
     return "true" if x else "false"
 
 
-def _array(name: str, values: Sequence[Any]) -> str:
+def _array(name: str, values: Sequence[Any], kind: str = "double") -> str:
     rows = [v if isinstance(v, tuple) else (v,) for v in values]
     nested = isinstance(values[0], tuple)
     text = ", ".join("{" + ", ".join(map(repr, row)) + "}" if nested else repr(row[0]) for row in rows)
     shape = f"[{len(rows)}][{len(rows[0])}]" if nested else f"[{len(rows)}]"
-    return f"constexpr double {name}{shape} = {{{text}}};"
+    return f"constexpr {kind} {name}{shape} = {{{text}}};"

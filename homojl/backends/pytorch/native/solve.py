@@ -30,7 +30,7 @@ from homojl.solution import StackedStates, Status
 Tensor = torch.Tensor
 Algorithm = AbstractAdaptive | AbstractFixedStep
 _log = logging.getLogger(__name__)
-_refused: weakref.WeakSet[Any] = weakref.WeakSet()  # the codes of fields that are not solved whole
+refused: weakref.WeakSet[Any] = weakref.WeakSet()  # the codes of fields that are not solved whole
 
 
 class Call(NamedTuple):
@@ -47,6 +47,12 @@ class Call(NamedTuple):
     ts: tuple[float, ...]
     algorithm: Algorithm
     keep: int
+
+
+def refuse(owner: Any, reason: Unsupported) -> None:
+    """Have a field's solves made step by step from now on."""
+    _log.info("solves of this field are not compiled whole, but step by step: %s", reason)
+    refused.add(owner)
 
 
 def serves(f: VectorField, y0: Tensor, algorithm: Algorithm, norm: ErrorNorm) -> bool:
@@ -87,7 +93,7 @@ def integrate(
         keep: what a gradient is to be computed from.
         keep_states: whether the record is to have the states that its steps start from.
     """
-    if owner in _refused:
+    if owner in refused:
         return None
     try:
         t = time_like(ts[0], y0)
@@ -99,8 +105,7 @@ def integrate(
             return None
         program = program_for(opened, algorithm.explicit_tableau, t, y0, inputs, wanted)
     except Unsupported as reason:
-        _log.info("solves of this field are not compiled whole, but step by step: %s", reason)
-        _refused.add(owner)
+        refuse(owner, reason)
         return None
     call = Call(program, opened, ts, algorithm, keep if derived else STATES if keep_states else NOTHING)
     found: list[Solved] = []
@@ -191,6 +196,12 @@ def _instructed(job: Job, algorithm: Algorithm, ts: tuple[float, ...]) -> Any:
         plan = np.array(rows)
         job.planned, job.plan = len(rows), plan.ctypes.data
         return plan
+    instruct(job, algorithm)
+    return None
+
+
+def instruct(job: Any, algorithm: AbstractAdaptive) -> None:
+    """Tell a job how its steps are controlled."""
     control, order = algorithm.step_control, algorithm.explicit_tableau.order
     first = algorithm.first_step
     assert not isinstance(first, StepMemory), "with_first_step() puts a number in its place"
@@ -202,7 +213,6 @@ def _instructed(job: Job, algorithm: Algorithm, ts: tuple[float, ...]) -> Any:
     job.beta1, job.beta2, job.beta3 = control.exponents(order)
     job.beta_older = control.older_exponent(order)
     job.order, job.error_order = algorithm.order, order
-    return None
 
 
 class _Whole(torch.autograd.Function):

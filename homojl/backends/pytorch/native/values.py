@@ -337,9 +337,14 @@ def _copy(value: Value, code: Code, place: Place, phase: int) -> None:
 
 
 class Code:
-    """The statements of the three phases, and the memory that they need."""
+    """The statements of the three phases, and the memory that they need.
 
-    def __init__(self) -> None:
+    Args:
+        lanes: how many samples lie side by side; None: the state is one.
+    """
+
+    def __init__(self, lanes: int | None = None) -> None:
+        self._lanes = lanes
         self.lines: tuple[list[str], list[str], list[str]] = ([], [], [])
         self.used: tuple[dict[str, Buffer], ...] = ({}, {}, {})
         self._count = itertools.count()
@@ -347,7 +352,13 @@ class Code:
     def room(self, shape: Sequence[int], phase: int) -> Place:
         """Memory for a value of that shape."""
         buffer = Buffer(f"b{next(self._count)}", phase, size=math.prod(shape))
-        return Place(buffer, 0, contiguous(shape))
+        return Place(buffer, 0, self.strides(shape) if phase > ONCE else contiguous(shape))
+
+    def strides(self, shape: Sequence[int]) -> tuple[int, ...]:
+        """How a value of that shape lies: with samples side by side where there are lanes."""
+        if self._lanes is None or not shape or shape[0] != self._lanes:
+            return contiguous(shape)
+        return 1, *(self._lanes * n for n in contiguous(shape[1:]))
 
     def uses(self, buffer: Buffer, phase: int) -> None:
         """Note that code of a phase reads or writes a buffer."""
@@ -375,6 +386,8 @@ class Code:
             else:
                 sizes.append((f"i{len(sizes)}", n))
                 index.append(Index(0, ((sizes[-1][0], 1),)))
+        if self._lanes is not None and len(shape) > 1 and shape[0] == self._lanes:
+            sizes = sizes[1:] + sizes[:1]  # the samples innermost
         open_sizes = [n for n, i in zip(shape, index, strict=True) if i is None]
         for chosen in itertools.product(*map(range, open_sizes)):
             given = iter(chosen)
