@@ -150,7 +150,7 @@ class AbstractBackend(abc.ABC):
 
         Args:
             f, y0, ts, algorithm, norm, keep_states: as in `integrate`.
-            recompute: whether the gradient is to keep the states that the steps start from alone, and to evaluate again.
+            recompute: whether the gradient keeps only the states that the steps start from, and evaluates again.
             each: whether every sample has steps of its own.
         """
         return None

@@ -63,9 +63,7 @@ class CompiledBackend(TorchBackend):
             whole = self.integrate_whole(f, y0, ts, algorithm, norm=norm, keep_states=keep_states)
             if whole is not None:
                 return whole
-        return super().integrate(
-            f, y0, ts, algorithm, norm=norm, keep_states=keep_states, event=event, jumps=jumps
-        )
+        return super().integrate(f, y0, ts, algorithm, norm=norm, keep_states=keep_states, event=event, jumps=jumps)
 
     def integrate_whole(
         self,

@@ -17,11 +17,11 @@ import homojl
 from homojl.backends.pytorch.native.operations import Unsupported
 
 HERE = Path(__file__).parent
-_FLAGS = "-std=c++17 -O3 -fPIC -shared -fno-math-errno -fno-trapping-math -fopenmp-simd -w".split()
+_FLAGS = ("-std=c++17", "-O3", "-fPIC", "-shared", "-fno-math-errno", "-fno-trapping-math", "-fopenmp-simd", "-w")
 
 
 def folder() -> Path:
-    """Where compiled solves are kept: beside what PyTorch compiles where that has a folder, else in the user's cache."""
+    """Where compiled solves are kept: where PyTorch keeps what it compiles if told so, else in the user's cache."""
     inductor = os.environ.get("TORCHINDUCTOR_CACHE_DIR")
     if inductor:
         return Path(inductor) / "homojl"
@@ -53,7 +53,7 @@ def _native(path: str) -> str:
 
 @functools.cache
 def _surroundings() -> str:
-    """What beside a field decides what is compiled for it: the sources of this folder, the compiler and the processor."""
+    """What decides what is compiled, beside the field: the sources of this folder, the compiler and the processor."""
     digest = hashlib.sha256(homojl.__version__.encode())
     for path in sorted(HERE.iterdir()):
         if path.suffix in (".py", ".hpp"):

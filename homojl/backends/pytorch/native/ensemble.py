@@ -19,9 +19,8 @@ from homojl.backends.base import Integration
 from homojl.backends.pytorch.native.entry import Opened, entry_of
 from homojl.backends.pytorch.native.operations import Unsupported
 from homojl.backends.pytorch.native.program import (
-
-    Lanes,
     LaneProgram,
+    Lanes,
     lane_program_for,
     pointers,
 )
@@ -53,7 +52,7 @@ class Call(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What C++ has found: states at the save times, and of each sample its end and first step, its status and counts."""
+    """What C++ has found: states at the save times, of each sample its end, first step, status and counts."""
 
     ys: Tensor
     times: np.ndarray
@@ -85,7 +84,7 @@ def integrate(
         return None
     call, out = Call(program, ts, algorithm), list[Found]()
     if derived:
-        ys = _Lanes.apply(call, f, out, y0, *inputs)  # type: ignore[no-untyped-call]
+        ys = _Lanes.apply(call, f, out, y0, *inputs)
     else:
         out.append(_made(call, y0.detach(), inputs))
         ys = out[0].ys
@@ -233,5 +232,3 @@ def _gradient(ctx: Any, y0: Tensor, inputs: Sequence[Tensor], cotangent: Tensor)
     for k, i in enumerate(program.wanted):
         found[i] = rows[i] if i in rows else torch.stack([p[0][k] for p in parts]).sum(0)
     return [by_y, *(found.get(i) for i in range(len(inputs)))]
-
-

@@ -160,7 +160,7 @@ _entries: weakref.WeakKeyDictionary[Any, tuple[Entry, Entry]] = weakref.WeakKeyD
 
 
 def entry_of(owner: Any) -> Entry:
-    """The way into a field whose code is `owner`, in the present grad mode: what is checked at every call is less so."""
+    """The way into a field whose code is `owner`, in the present grad mode, so that each checks one mode alone."""
     entries = _entries.get(owner)
     if entries is None:
         entries = _entries[owner] = Entry(), Entry()

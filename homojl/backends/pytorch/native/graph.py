@@ -31,11 +31,12 @@ _KEPT = (  # operations that are better written as they are than as what they de
 )
 
 _SPLIT = (  # operations that ATen counts among its core ones
-    "gelu gelu_backward elu elu_backward leaky_relu_backward hardtanh hardtanh_backward silu silu_backward softplus "
-    "softplus_backward _softmax _softmax_backward_data _log_softmax _log_softmax_backward_data native_layer_norm "
-    "native_layer_norm_backward linalg_vector_norm norm mish hardsigmoid hardswish addcdiv lerp frac logsumexp "
-    "log_sigmoid_forward log_sigmoid_backward glu tril triu"
-).split()
+    *("gelu", "gelu_backward", "elu", "elu_backward", "leaky_relu_backward", "hardtanh", "hardtanh_backward"),
+    *("silu", "silu_backward", "softplus", "softplus_backward", "mish", "hardsigmoid", "hardswish", "glu"),
+    *("_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data", "logsumexp"),
+    *("native_layer_norm", "native_layer_norm_backward", "linalg_vector_norm", "norm"),
+    *("log_sigmoid_forward", "log_sigmoid_backward", "addcdiv", "lerp", "frac", "tril", "triu"),
+)
 
 
 def joint_graph(
@@ -75,11 +76,11 @@ def joint_graph(
             value: Tensor = pure(t, y, *given)
             return value
 
-        value, pull = torch.func.vjp(value_at, y, *(inputs[i] for i in wanted))
+        value, pull = torch.func.vjp(value_at, y, *(inputs[i] for i in wanted))[:2]
         return value, *pull(cotangent)
 
     split = get_decompositions([getattr(aten, name) for name in _SPLIT])
-    table = {k: v for k, v in (core_aten_decompositions() | split).items() if k not in _KEPT}
+    table: dict[Any, Any] = {k: v for k, v in (core_aten_decompositions() | split).items() if k not in _KEPT}
     pure_joint = torch.func.functionalize(joint, remove="mutations")
     traced: Any = make_fx(pure_joint, decomposition_table=table)(*given, torch.ones_like(y))
     traced.graph.eliminate_dead_code()

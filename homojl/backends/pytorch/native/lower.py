@@ -10,24 +10,20 @@ from typing import Any, NamedTuple
 import torch
 
 from homojl.backends.pytorch.native.operations import CASTS, ELEMENTS, FILLED, SAME, VIEWS, Unsupported, literal
+from homojl.backends.pytorch.native.places import Buffer, Place, contiguous, rule_of
 from homojl.backends.pytorch.native.products import Product, Reduction
 from homojl.backends.pytorch.native.values import (
     BACKWARD,
     FORWARD,
     ONCE,
-    Buffer,
     Code,
     Constant,
     Count,
     Elementwise,
-    Index,
-    Indices,
     Joined,
     Leaf,
     Moved,
-    Place,
     Value,
-    contiguous,
 )
 
 aten = torch.ops.aten
@@ -46,7 +42,7 @@ class Functions(NamedTuple):
 
     Attributes:
         text: of the functions `once`, `field` and `pull`.
-        consts, saved, work: elements of memory: of what is computed once a solve; of what `pull` needs of an evaluation;
+        consts, saved, work: elements of memory: of what is computed once a solve, of what `pull` needs of an evaluation
             and of what only lasts as long as a call.
         needs_state: whether `pull` needs the state.
     """
@@ -127,10 +123,10 @@ class Lowering:
 
     def _lower(self, node: torch.fx.Node) -> Any:
         target, args, kwargs = node.target, node.args, node.kwargs
-        value = node.meta.get("val")
+        value: Any = node.meta.get("val")
+        given: list[Any] = [self._values[a] if isinstance(a, torch.fx.Node) else a for a in args]
         if target is operator.getitem:
-            return self._values[args[0]][args[1]]
-        given = [self._values[a] if isinstance(a, torch.fx.Node) else a for a in args]
+            return given[0][given[1]]
         if target in SAME:
             return given[0]
         if target in VIEWS:
@@ -185,12 +181,13 @@ class Lowering:
         return Elementwise(source.shape, source.kind, 0, str, [source]) if source.place is not None else source
 
     def _viewed(self, source: Value, place: Place | None, view: torch.Tensor) -> Value:
+        strides, offset = tuple(view.stride()), int(view.storage_offset())
         if place is None:
-            rule = _rule(source.shape, tuple(view.shape), view.stride(), view.storage_offset())
+            rule = rule_of(source.shape, tuple(view.shape), strides, offset)
             if rule is not None:
-                return Moved(source, view.shape, rule, tuple(view.stride()), view.storage_offset())
+                return Moved(source, view.shape, rule, strides, offset)
             place = source.realise(self.code)
-        return Leaf(view.shape, source.phase, Place(place.buffer, view.storage_offset(), tuple(view.stride())), source.kind)
+        return Leaf(view.shape, source.phase, Place(place.buffer, offset, strides), source.kind)
 
     def _mm_default(self, value: torch.Tensor, a: Value, b: Value) -> Value:
         return Product(value.shape, a, b)
@@ -204,7 +201,8 @@ class Lowering:
 
     def _mv_default(self, value: torch.Tensor, a: Value, b: Value) -> Value:
         product = Product((*value.shape, 1), a, self._view(aten.unsqueeze.default, [b, 1]))
-        return self._view(aten.squeeze.dim, [product, 1])  # type: ignore[no-any-return]
+        column: Value = self._view(aten.squeeze.dim, [product, 1])
+        return column
 
     def _dot_default(self, value: torch.Tensor, a: Value, b: Value) -> Value:
         write, cost, kind = ELEMENTS[aten.mul.Tensor]
@@ -305,8 +303,8 @@ class Lowering:
         signatures = (
             "static void once(const void *const *inputs, R *consts)",
             f"static void field({time}, const R *y, {arguments}, R *saved, R *work, R *__restrict k)",
-            f"static void pull({time}, const R *y, {arguments}, const R *saved, R *work, const R *g, R *__restrict by_y, "
-            "R *const *by)",
+            f"static void pull({time}, const R *y, {arguments}, const R *saved, R *work, const R *g, "
+            "R *__restrict by_y, R *const *by)",
         )
         bodies = [
             "\n".join([signature, "{", *tables[phase], *code.lines[phase], "}"])
@@ -369,37 +367,3 @@ def _constant(x: object) -> Value:
     if not isinstance(x, torch.Tensor) or x.numel() != 1 or x.is_complex():
         raise Unsupported("a tensor that the function makes of numbers")
     return Constant(x.shape, literal(x.item()), ONCE, "bool" if x.dtype == torch.bool else "R")
-
-
-def _rule(shape: Sequence[int], seen: Sequence[int], strides: Sequence[int], offset: int) -> Any:
-    """How positions of a view follow from those of its source, whose elements lie one after the other; None: otherwise."""
-    own = contiguous(shape)
-    starts = []
-    for n, step in zip(shape, own, strict=True):
-        starts.append(offset // step % n if n > 1 else 0)
-    rules: list[tuple[int, int] | None] = []  # for each dimension of the view, that of the source and the step in it
-    reach = list(starts)
-    for n, stride in zip(seen, strides, strict=True):
-        if n == 1 or stride == 0:
-            rules.append(None)
-            continue
-        found = None
-        for d in range(len(shape)):
-            if shape[d] > 1 and stride % own[d] == 0:
-                step = stride // own[d]
-                if reach[d] + (n - 1) * step < shape[d]:
-                    found = d, step
-                    break
-        if found is None:
-            return None
-        reach[found[0]] += (n - 1) * found[1]
-        rules.append(found)
-
-    def move(index: Indices) -> Indices:
-        at = [Index(s) for s in starts]
-        for i, rule in zip(index, rules, strict=True):
-            if rule is not None:
-                at[rule[0]] = at[rule[0]].plus(i.times(rule[1]))
-        return tuple(at)
-
-    return move

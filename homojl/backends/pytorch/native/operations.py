@@ -78,9 +78,10 @@ def _binary(name: str) -> Callable[..., str]:
 
 
 _COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
-_COSTLY_UNARY = (
-    "exp log log1p expm1 log2 log10 sin cos tan asin acos atan sinh cosh tanh erf erfc sigmoid"
-).split()  # by the names that kernels.hpp gives them
+_COSTLY_UNARY = (  # by the names that kernels.hpp gives them
+    *("exp", "log", "log1p", "expm1", "log2", "log10", "sin", "cos", "tan", "asin", "acos", "atan"),
+    *("sinh", "cosh", "tanh", "erf", "erfc", "sigmoid"),
+)
 _CHEAP_UNARY = {
     "neg": lambda x: f"(-{x})",
     "abs": _unary("fabs"),
@@ -102,11 +103,13 @@ def _table() -> dict[Any, tuple[Callable[..., str], int, str]]:
     table: dict[Any, tuple[Callable[..., str], int, str]] = {}
 
     def add(name: str, write: Callable[..., str], cost: int = CHEAP, kind: str = "R") -> None:
-        packet = getattr(aten, name, None)
+        packet = getattr(aten, name)
         for overload in ("default", "Tensor", "Scalar", "Tensor_Scalar", "Tensor_Tensor", "self"):
-            operation = getattr(packet, overload, None) if packet is not None and overload in packet.overloads() else None
+            operation = (
+                getattr(packet, overload, None) if packet is not None and overload in packet.overloads() else None
+            )
             if operation is not None:
-                table[operation] = write, cost, kind
+                table[getattr(packet, overload)] = write, cost, kind
 
     for name in _COSTLY_UNARY:
         add(name, _unary(f"{name}_"), COSTLY)
@@ -143,7 +146,13 @@ def _table() -> dict[Any, tuple[Callable[..., str], int, str]]:
 
 ELEMENTS = _table()  # operation -> how it is written, its cost and the type of its result
 
-SAME = {aten.clone.default, aten.detach.default, aten.alias.default, aten.contiguous.default, aten.lift_fresh_copy.default}
+SAME = {
+    aten.clone.default,
+    aten.detach.default,
+    aten.alias.default,
+    aten.contiguous.default,
+    aten.lift_fresh_copy.default,
+}
 
 VIEWS = {
     aten.view.default: None,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from homojl.backends.pytorch.native.values import Body, Code, Index, Indices, Place, Value
+from homojl.backends.pytorch.native.places import Index, Indices, Place
+from homojl.backends.pytorch.native.values import Body, Code, Value
 
 _SHORT = 4  # columns below which there is no vector of them
 _NARROW = 8  # columns up to which a product is made of scalar products where they would have to be copied otherwise
@@ -78,7 +79,7 @@ def _call(
     turned = [Place(x.buffer, x.offset, x.strides[::-1]) for x in (b, a, c)]
     sides = a.strides[0] == 1 and bias == "nullptr"  # whether the transposed product has columns side by side
     if sides and ((c.strides[1] != 1 and c.strides[0] == 1) or (n < _SHORT and n < m)):
-        return _product(code, phase, (n, m, k), *turned, start, bias)
+        return _product(code, phase, (n, m, k), turned, start, bias)
     if (a.strides[1] == 1 or k == 1) and (n < _SHORT or (b.strides[1] != 1 and n <= _NARROW)):
         if b.strides[0] != 1 and k > 1:
             b = _packed(code, turned[0], (n, k), phase)
@@ -88,9 +89,9 @@ def _call(
         return f"scalar_products<{numbers}, {start}>({pointers}, {bias});"
     if b.strides[1] != 1 and n > 1:
         if sides:
-            return _product(code, phase, (n, m, k), *turned, start, bias)
+            return _product(code, phase, (n, m, k), turned, start, bias)
         b = _packed(code, b, (k, n), phase)
-    return _product(code, phase, (m, n, k), a, b, c, start, bias)
+    return _product(code, phase, (m, n, k), [a, b, c], start, bias)
 
 
 def _packed(code: Code, b: Place, shape: tuple[int, int], phase: int) -> Place:
@@ -108,8 +109,9 @@ def _packed(code: Code, b: Place, shape: tuple[int, int], phase: int) -> Place:
 
 
 def _product(
-    code: Code, phase: int, sizes: tuple[int, int, int], a: Place, b: Place, c: Place, start: str, bias: str
+    code: Code, phase: int, sizes: tuple[int, int, int], places: Sequence[Place], start: str, bias: str
 ) -> str:
+    a, b, c = places
     pointers = ", ".join(code.pointer(x, phase) for x in (a, b, c))
     m, n, k = sizes
     numbers = f"{m}, {n}, {k}, {a.strides[0]}, {a.strides[1]}, {b.strides[0]}, {c.strides[0]}, {c.strides[1]}, {start}"

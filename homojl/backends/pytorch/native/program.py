@@ -23,30 +23,37 @@ FIRST_CHUNK = 8  # as loop.hpp has it
 _REALS = {torch.float32: "float", torch.float64: "double"}
 
 
-CONTROL = [
-    *((name, ctypes.c_double) for name in "t0 t1 rtol atol first min_step max_step floor".split()),
-    *((name, ctypes.c_double) for name in "safety min_factor max_factor beta1 beta2 beta3 beta_older".split()),
-    *((name, ctypes.c_double) for name in "error_order order".split()),
-    *((name, ctypes.c_int64) for name in "max_steps saves".split()),
-    ("ts", ctypes.c_void_p),
+_NUMBER, _COUNT, _POINTER = ctypes.c_double, ctypes.c_int64, ctypes.c_void_p
+
+
+def _fields(kind: Any, *names: str) -> list[tuple[str, Any]]:
+    return [(name, kind) for name in names]
+
+
+_CONTROL = [
+    *_fields(_NUMBER, "t0", "t1", "rtol", "atol", "first", "min_step", "max_step", "floor"),
+    *_fields(_NUMBER, "safety", "min_factor", "max_factor", "beta1", "beta2", "beta3", "beta_older"),
+    *_fields(_NUMBER, "error_order", "order"),
+    *_fields(_COUNT, "max_steps", "saves"),
+    *_fields(_POINTER, "ts"),
 ]
 
 
 class _Chunk(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_void_p) for name in ("steps", "states", "evaluations")]
+    _fields_ = _fields(_POINTER, "steps", "states", "evaluations")
 
 
 class Job(ctypes.Structure):
     """What C++ is given, and where it stands; loop.hpp says what the fields are."""
 
     _fields_ = [
-        *CONTROL,
-        *((name, ctypes.c_int64) for name in "planned keep".split()),
-        *((name, ctypes.c_void_p) for name in "plan y0 inputs work ys fractions in_step".split()),
-        ("chunks", _Chunk * 40),
-        *((name, ctypes.c_int64) for name in "n_chunks started evaluations".split()),
-        *((name, ctypes.c_double) for name in "t h wanted ratio h_old ratio_old ratio_older".split()),
-        *((name, ctypes.c_int64) for name in "accepted rejected next lands status".split()),
+        *_CONTROL,
+        *_fields(_COUNT, "planned", "keep"),
+        *_fields(_POINTER, "plan", "y0", "inputs", "work", "ys", "fractions", "in_step"),
+        *_fields(_Chunk * 40, "chunks"),
+        *_fields(_COUNT, "n_chunks", "started", "evaluations"),
+        *_fields(_NUMBER, "t", "h", "wanted", "ratio", "h_old", "ratio_old", "ratio_older"),
+        *_fields(_COUNT, "accepted", "rejected", "next", "lands", "status"),
     ]
 
 
@@ -54,15 +61,15 @@ class Lanes(ctypes.Structure):
     """The same of samples with steps of their own; lanes.hpp says what the fields are."""
 
     _fields_ = [
-        *CONTROL,
-        *((name, ctypes.c_int64) for name in "samples inputs_count".split()),
-        *((name, ctypes.c_void_p) for name in "y0 inputs ys times counts cotangents by_y by".split()),
-        *((name, ctypes.c_int64) for name in "products evaluations".split()),
+        *_CONTROL,
+        *_fields(_COUNT, "samples", "inputs_count"),
+        *_fields(_POINTER, "y0", "inputs", "ys", "times", "counts", "cotangents", "by_y", "by"),
+        *_fields(_COUNT, "products", "evaluations"),
     ]
 
 
 class Memory(NamedTuple):
-    """A chunk of what is kept: starts and sizes of steps (n, 2), states (n, N), and what `pull` needs of evaluations."""
+    """A chunk of what is kept: starts and sizes of steps (n, 2), states (n, N), what `pull` needs."""
 
     steps: Tensor
     states: Tensor | None

@@ -110,7 +110,7 @@ def integrate(
     call = Call(program, opened, ts, algorithm, keep if derived else STATES if keep_states else NOTHING)
     found: list[Solved] = []
     if derived:
-        ys = _Whole.apply(call, f, found, y0, *inputs)  # type: ignore[no-untyped-call]
+        ys = _Whole.apply(call, f, found, y0, *inputs)
     else:
         found.append(made(call, y0.detach(), inputs))
         ys = found[0].ys

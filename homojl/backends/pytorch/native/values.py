@@ -1,8 +1,8 @@
 """What the operations of a field's graph come to, and the C++ loops that compute it.
 
-A value is lazy: it is an expression of an element's position, computed where it is asked for, or it lies in memory. Which
-of the two is decided when a loop asks for it. Code belongs to one of three phases, each of which runs after the one
-before it: what depends on parameters alone (once a solve), on the state (once an evaluation), and on the cotangent.
+A value is lazy, an expression of an element's position that is computed where it is asked for, or it lies in memory;
+which of the two is decided when a loop asks for it. Code belongs to one of three phases, each of which runs after the
+one before it: what depends on parameters alone (once a solve), on the state (once an evaluation), on the cotangent.
 """
 
 from __future__ import annotations
@@ -10,77 +10,12 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
 
 from homojl.backends.pytorch.native.operations import COSTLY, Unsupported
+from homojl.backends.pytorch.native.places import Buffer, Index, Indices, Place, contiguous
 
 ONCE, FORWARD, BACKWARD = 0, 1, 2  # phases
 _UNROLLED = 4  # the longest dimension whose elements are written one by one where they are computed otherwise
-
-
-class Index(NamedTuple):
-    """A position along a dimension: a constant and multiples of loop variables."""
-
-    constant: int = 0
-    terms: tuple[tuple[str, int], ...] = ()
-
-    def times(self, factor: int) -> Index:
-        if factor == 0:
-            return Index()
-        return Index(self.constant * factor, tuple((v, c * factor) for v, c in self.terms))
-
-    def plus(self, other: Index) -> Index:
-        terms = dict(self.terms)
-        for variable, factor in other.terms:
-            terms[variable] = terms.get(variable, 0) + factor
-        return Index(self.constant + other.constant, tuple(sorted((v, c) for v, c in terms.items() if c)))
-
-    def __str__(self) -> str:
-        parts = [v if c == 1 else f"{c} * {v}" for v, c in self.terms]
-        return " + ".join(parts + [str(self.constant)] * (self.constant != 0 or not parts))
-
-
-Indices = tuple[Index, ...]
-
-
-class Buffer:
-    """Memory that generated code reads or writes.
-
-    Args:
-        name: of the pointer.
-        phase: in which it is written.
-        kind: type of its elements.
-        size: number of elements, of those that the code itself asks for; 0: the caller gives it.
-
-    Attributes:
-        kept: whether the backward phase reads what the forward phase wrote.
-    """
-
-    def __init__(self, name: str, phase: int, kind: str = "R", size: int = 0) -> None:
-        self.name, self.phase, self.kind, self.size, self.kept = name, phase, kind, size, False
-
-
-class Place(NamedTuple):
-    """Where a value lies in memory."""
-
-    buffer: Buffer
-    offset: int
-    strides: tuple[int, ...]
-
-    def at(self, index: Indices) -> Index:
-        position = Index(self.offset)
-        for i, stride in zip(index, self.strides, strict=True):
-            position = position.plus(i.times(stride))
-        return position
-
-
-def contiguous(shape: Sequence[int]) -> tuple[int, ...]:
-    """The strides of a tensor whose elements lie one after the other."""
-    strides, step = [], 1
-    for size in reversed(shape):
-        strides.append(step)
-        step *= size
-    return tuple(reversed(strides))
 
 
 class Body:
@@ -294,7 +229,9 @@ class Joined(Value):
 
     choosy = True
 
-    def __init__(self, shape: Sequence[int], dim: int, base: Value | None, parts: Sequence[tuple[range, Value]]) -> None:
+    def __init__(
+        self, shape: Sequence[int], dim: int, base: Value | None, parts: Sequence[tuple[range, Value]]
+    ) -> None:
         values = [part for _, part in parts] + ([] if base is None else [base])
         super().__init__(shape, max(v.phase for v in values), "R")
         self.dim, self.base, self.parts = dim, base, parts
