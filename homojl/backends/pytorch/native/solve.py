@@ -24,6 +24,7 @@ from homojl.backends.pytorch.native.program import NO_ROOM, Job, Memory, Program
 from homojl.backends.pytorch.record import Record, Replay, Round
 from homojl.backends.pytorch.steps import ExplicitStepper, time_like
 from homojl.functions import DerivedField, VectorField
+from homojl.functions.evaluated import Autocast
 from homojl.functions.products import gradients
 from homojl.solution import StackedStates, Status
 
@@ -68,6 +69,7 @@ def serves(f: VectorField, y0: Tensor, algorithm: Algorithm, norm: ErrorNorm) ->
         and y0.numel() > 0
         and algorithm.observer is None
         and f.opens
+        and not isinstance(f.f, Autocast)
         and not torch.is_inference_mode_enabled()
         and not y0.is_inference()
     )
