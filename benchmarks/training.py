@@ -6,8 +6,8 @@
   given states at all of them, Dopri5 at 1e-5, and its forward pass alone; long: the same on [0, 20], 100 save times.
 - vanderpol: a batch of 256 over [0, 20], 50 save times, without gradients.
 - layer: HomoODE's vector field, 64 channels of 14 x 14, batch 16, forward and backward, Dopri5 at 1e-3.
-- ensemble: Lorenz systems with parameters of their own over [0, 1], each with steps of its own, forward and the gradient
-  by all parameters; diffrax under `vmap`. Errors are means over the samples, against a solve at 1e-10 in float64.
+- ensemble: Lorenz systems with parameters of their own over [0, 1], each with steps of its own, forward and with the
+  gradient by all parameters; diffrax under `vmap`. Errors are means over samples, against a solve at 1e-10 in float64.
 
 All in one process with one thread. The solvers take turns; printed are the medians of the CPU time of one call, which
 other work on the machine disturbs least, and their ratios over the peer's. diffrax and torchdiffeq are run where
@@ -157,19 +157,22 @@ def layer() -> Work:
     """HomoODE's field forward and backward."""
     from homojl.benchmark.problems import layer_problem
 
-    problem = layer_problem(64, 14, 16, seed=0)
+    problem = layer_problem(batch=16, channels=64, size=14)
     field = problem.torch_field(problem.batch)
     y0 = torch.from_numpy(problem.y0).clone().requires_grad_()
     ts, weights = torch.from_numpy(problem.ts), torch.from_numpy(problem.cotangent)
     inputs = [y0, *(field.parameters() if isinstance(field, nn.Module) else ())]
 
-    def ours(adjoint: Any) -> None:
-        value = hj.solve(
-            hj.ODEProblem(field, y0, ts), hj.Dopri5(rtol=1e-3, atol=1e-3), adjoint=adjoint, backend="pytorch"
-        ).value
+    def ours(adjoint: Any, backend: str) -> None:
+        problem, algorithm = hj.ODEProblem(field, y0, ts), hj.Dopri5(rtol=1e-3, atol=1e-3)
+        value = hj.solve(problem, algorithm, adjoint=adjoint, backend=backend).value
         torch.autograd.grad(value, inputs, weights)
 
-    work: Work = {"Direct": lambda: ours(hj.DirectAdjoint()), "Checkpoint": lambda: ours(hj.CheckpointAdjoint())}
+    work: Work = {
+        "eager, Direct": lambda: ours(hj.DirectAdjoint(), "pytorch"),
+        "eager, Checkpoint": lambda: ours(hj.CheckpointAdjoint(), "pytorch"),
+        "compiled, Direct": lambda: ours(hj.DirectAdjoint(), COMPILED),
+    }
     try:
         import torchdiffeq
     except ImportError:
@@ -220,9 +223,8 @@ def ensemble(samples: int) -> tuple[Work, Work]:
 
     def one(y: Any, p: Any) -> Any:
         term, method, control = diffrax.ODETerm(f), diffrax.Dopri5(), diffrax.PIDController(rtol=1e-5, atol=1e-5)
-        return diffrax.diffeqsolve(
-            term, method, 0.0, 1.0, None, y, p, stepsize_controller=control, max_steps=256
-        ).ys[-1]
+        solution = diffrax.diffeqsolve(term, method, 0.0, 1.0, None, y, p, stepsize_controller=control, max_steps=256)
+        return solution.ys[-1]
 
     start, given = jnp.asarray(y0.numpy()), jnp.asarray(parameters.numpy())
     integrate = jax.jit(jax.vmap(one))
