@@ -1,6 +1,7 @@
 """What people do all day beside the peers: training steps of small neural ODEs, systems without gradients, ensembles.
 
-    python benchmarks/training.py [--work short,long,vanderpol,layer,ensemble] [--samples 100000] [--repetitions 15]
+    python benchmarks/training.py [--work short,long,vanderpol,layer,ensemble,first] [--samples 100000]
+                                  [--repetitions 15]
 
 - short: a training step of a neural ODE (2-64-64-2, tanh), batch 256, 20 save times on [0, 2], mean square loss against
   given states at all of them, Dopri5 at 1e-5, and its forward pass alone; long: the same on [0, 20], 100 save times.
@@ -8,10 +9,12 @@
 - layer: HomoODE's vector field, 64 channels of 14 x 14, batch 16, forward and backward, Dopri5 at 1e-3.
 - ensemble: Lorenz systems with parameters of their own over [0, 1], each with steps of its own, forward and with the
   gradient by all parameters; diffrax under `vmap`. Errors are means over samples, against a solve at 1e-10 in float64.
+- first: CPU time of the first compiled solve of the neural ODE in a new process, beyond `import torch`: of a field that
+  no process has compiled before, and of one that is found again.
 
-All in one process with one thread. The solvers take turns; printed are the medians of the CPU time of one call, which
-other work on the machine disturbs least, and their ratios over the peer's. diffrax and torchdiffeq are run where
-installed. "compile" is the time that the first call took.
+All but the last in one process with one thread. The solvers take turns; printed are the medians of the CPU time of one
+call, which other work on the machine disturbs least, and their ratios over the peer's. diffrax and torchdiffeq are run
+where installed. "compile" is the time that the first call took.
 """
 
 from __future__ import annotations
@@ -20,8 +23,12 @@ import argparse
 import math
 import os
 import statistics
+import subprocess
+import sys
+import tempfile
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 os.environ.update(OMP_NUM_THREADS="1", NPROC="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false")
@@ -236,9 +243,33 @@ def ensemble(samples: int) -> tuple[Work, Work]:
     return alone, steps
 
 
+_FIRST = """
+import time, torch
+from training import Network
+started = time.process_time()
+import homojl as hj
+problem = hj.ODEProblem(Network(), torch.randn(256, 2), torch.linspace(0, 2, 20))
+hj.solve(problem, hj.Dopri5(rtol=1e-5, atol=1e-5), backend="pytorch-compiled")
+print(time.process_time() - started + sum(resource.getrusage(resource.RUSAGE_CHILDREN)[:2]))
+"""
+
+
+def first_solves() -> None:
+    """Print what the first solve of a process takes, the compiler included."""
+    with tempfile.TemporaryDirectory() as cache:
+        path = os.pathsep.join([str(Path(__file__).parent), os.environ.get("PYTHONPATH", "")])
+        environment = os.environ | {"TORCHINDUCTOR_CACHE_DIR": cache, "PYTHONPATH": path}
+        for what in ("compiled anew", "found again"):
+            code = "import resource" + _FIRST
+            ran = subprocess.run(
+                [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+            )
+            print(f"  {what:34s} {float(ran.stdout.split()[-1]):10.2f} s")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("--work", default="short,long,vanderpol,layer,ensemble")
+    parser.add_argument("--work", default="short,long,vanderpol,layer,ensemble,first")
     parser.add_argument("--samples", type=int, default=100_000)
     parser.add_argument("--repetitions", type=int, default=15)
     options = parser.parse_args()
@@ -258,6 +289,9 @@ def main() -> None:
         elif name == "layer":
             print("layer: forward and backward")
             take_turns(layer(), options.repetitions, "torchdiffeq")
+        elif name == "first":
+            print("first: the first solve of a process")
+            first_solves()
         else:
             print(f"ensemble of {options.samples}")
             alone, steps = ensemble(options.samples)
