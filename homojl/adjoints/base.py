@@ -77,7 +77,7 @@ class Solve:
 
     def whole(self, y0: Tensor) -> Integration | None:
         """`run` with a gradient of the backend's own that evaluates again; None: it has none."""
-        if self.event is not None or self.jumps or self.keep_states:
+        if self.event is not None or self.jumps or self.keep_states or self.starts is not None:
             return None
         algorithm = with_first_step(self.algorithm, self.ts)
         norm = algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm()

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, TypeGuard
 
+import numpy as np
 import torch
 
 from homojl.algorithms import AbstractAdaptive, AbstractFixedStep, AbstractODEAlgorithm, ErrorNorm
@@ -103,13 +104,14 @@ class CompiledBackend(TorchBackend):
         *,
         keep_states: bool,
         event: EventCondition | None = None,
+        starts: np.ndarray | None = None,
     ) -> Integration:
-        if event is None and not keep_states:
+        if event is None and starts is None and not keep_states:
             with torch.no_grad():
                 whole = self.integrate_whole(f, y0, ts, algorithm, norm=ErrorNorm(), each=True)
             if whole is not None:
                 return whole
-        return super().integrate_samples(f, y0, ts, algorithm, keep_states=keep_states, event=event)
+        return super().integrate_samples(f, y0, ts, algorithm, keep_states=keep_states, event=event, starts=starts)
 
     def stepper(
         self, f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm

@@ -16,12 +16,12 @@ import torch
 from homojl.algorithms import AbstractAdaptive, AbstractFixedStep, ErrorNorm
 from homojl.algorithms.step_memory import StepMemory
 from homojl.backends.base import Integration
-from homojl.backends.pytorch.joint import Planned
 from homojl.backends.pytorch.native import EVALUATIONS, NOTHING, STATES
 from homojl.backends.pytorch.native.entry import Opened, entry_of
 from homojl.backends.pytorch.native.operations import Unsupported
 from homojl.backends.pytorch.native.program import NO_ROOM, Job, Memory, Program, pointers, program_for
 from homojl.backends.pytorch.record import Record, Replay, Round
+from homojl.backends.pytorch.sizes import Planned
 from homojl.backends.pytorch.steps import ExplicitStepper, time_like
 from homojl.functions import DerivedField, VectorField
 from homojl.functions.evaluated import Autocast
