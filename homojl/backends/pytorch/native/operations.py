@@ -17,6 +17,10 @@ class Unsupported(Exception):
     """An operation that whole solves do not have; the message names it."""
 
 
+class Postponed(Unsupported):
+    """A field that cannot be traced now, as inside a transform of torch.func, but may be another time."""
+
+
 def literal(x: object) -> str:
     """A number of Python as one of C++."""
     if isinstance(x, bool):
