@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from homojl.backends.pytorch.native.operations import Unsupported
+from homojl.backends.pytorch.native.operations import Unsupported, raise_postponed
 
 Tensor = torch.Tensor
 
@@ -155,6 +155,7 @@ class Entry:
             before = self._backend.opened
             self._open(*call)
         except Exception as error:
+            raise_postponed(error)
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch.fx")):
                 reason = getattr(error, "inner_exception", None) or error
                 raise Unsupported(str(reason).strip().splitlines()[0]) from error
