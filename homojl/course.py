@@ -67,7 +67,8 @@ class Course:
         )
         if not jumps and (problem.event is None or problem.event.terminal):
             ts, ys = self._integrate(y0, self._times, None)
-            self.ts = _stacked(ts)
+            plain = self._times is problem.ts and self.status is not Status.EVENT
+            self.ts = torch.tensor(ts, dtype=torch.float64) if plain else _stacked(ts)
             self.states = ys if isinstance(ys, StackedStates) else tuple(ys)
             self.steps = self.result.record.steps()
         elif self._solve.each:
@@ -227,7 +228,8 @@ class Course:
             starts: times of the samples' own starts, (B,).
         """
         solve, recording = self._solve, torch.is_grad_enabled()
-        ts = tuple(_number(t) for t in times)
+        plain = times is self._problem.ts  # numbers, as they mostly are
+        ts = self._problem.ts if plain else tuple(_number(t) for t in times)
         event = None if self._problem.event is None else self._condition(self._problem.event, passed)
         if event is not None or ts != solve.ts:
             solve = replace(solve, ts=ts, event=event)
@@ -243,7 +245,7 @@ class Course:
         self._count(result)
         got: list[Time] = list(result.ts)
         ys: Sequence[Tensor] = result.ys
-        if recording and any(map(_wants, times)):
+        if recording and not plain and any(map(_wants, times)):
             states = [y0, *ys[1:]]
             for i in range(min(len(got), len(times))):
                 time = times[i]

@@ -22,6 +22,7 @@ from homojl.algorithms import AbstractAdaptive, AbstractODEAlgorithm
 from homojl.backends.base import Integration
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
+from homojl.functions.products import transformed
 from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
@@ -29,7 +30,7 @@ Tensor = torch.Tensor
 
 def active() -> bool:
     """Whether a transform of torch.func, or a level of forward mode, is at work."""
-    return forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None
+    return transformed()
 
 
 def mapped(tensors: Sequence[Tensor]) -> bool:

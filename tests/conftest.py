@@ -45,6 +45,7 @@ AVAILABLE["compiler"] = lambda: any(map(shutil.which, ("c++", "g++", "clang++"))
 # not do it: pytest 9.2 no longer sees the names that pytest-xdist 3.8 gives the tests of a group.)
 TOGETHER = {
     "tests/backends/test_compiled.py",  # what has been compiled is there for the next test
+    "tests/backends/test_whole.py",
     "tests/comparison/test_compare.py",  # its tests read one comparison, and some make it again
     "tests/test_wheel.py",  # one wheel
 }

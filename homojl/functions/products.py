@@ -7,6 +7,8 @@ from collections.abc import Callable
 from contextlib import nullcontext
 
 import torch
+from torch._C import _functorch
+from torch.autograd import forward_ad
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from homojl.errors import ConfigError
@@ -15,6 +17,11 @@ from homojl.solution import Stats
 Tensor = torch.Tensor
 
 _forward_mode = threading.Lock()  # PyTorch's forward mode has one level for all threads
+
+
+def transformed() -> bool:
+    """Whether a transform of torch.func, or a level of forward mode, is at work."""
+    return forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None
 
 
 class Linearisation:

@@ -61,8 +61,9 @@ def test_gradients(adjoint):
         found[backend] = torch.autograd.grad(loss, [y0, x, *net.parameters()]), solution.stats.n_vjp
     for a, b in zip(found["pytorch"][0], found["pytorch-compiled"][0], strict=True):
         torch.testing.assert_close(a, b, rtol=1e-7, atol=1e-7)
-    # The last stage of the last step has no part in the loss; the compiled step has it all the same.
-    assert 0 <= found["pytorch-compiled"][1] - found["pytorch"][1] <= 1
+    # The last stage of the last step has no part in the loss, and that of another one is the next one's first stage:
+    # whether they are differentiated is each way's own affair.
+    assert abs(found["pytorch-compiled"][1] - found["pytorch"][1]) <= 1
 
 
 def assert_alike(compiled, eager):

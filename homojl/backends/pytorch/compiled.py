@@ -1,4 +1,4 @@
-"""Steps compiled as a whole: the field, the stages and the error estimate of a step in one graph of `torch.compile`."""
+"""Compiled solves, and steps compiled as a whole: field, stages and error estimate in one graph of `torch.compile`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,18 @@ StepFunction = Callable[..., tuple[Any, ...]]
 
 
 class CompiledBackend(TorchBackend):
-    """The PyTorch backend with compiled steps, for explicit methods: the same steps to rounding, for less time each.
+    """The PyTorch backend with compiled solves, for explicit methods: the same steps to rounding, for less time each.
 
-    The first solve of a field with states of one shape compiles, which takes seconds to a minute and a C++ compiler;
-    the field must be one graph (no data-dependent branches, no calls out of PyTorch). What is not such a step, as the
-    backward solve of a continuous adjoint or an equilibrium, runs as in the PyTorch backend.
+    Of small states on the CPU whole solves are compiled, with their gradients: `native` has what that takes. The first
+    solve of a field with states of one shape compiles for some seconds, unless another process has done so before; it
+    needs a C++ compiler.
 
-    Of small states, several steps are computed at a time where no gradient is recorded. The last of them may turn out
-    not to be needed: `stats.nfe` counts the evaluations of the steps that the solve has tried.
+    Fields that have other operations, events, jumps and states elsewhere have their steps compiled one by one, in some
+    seconds to a minute; the field must be one graph (no data-dependent branches, no calls out of PyTorch). What is not
+    such a step, as the backward solve of a continuous adjoint or an equilibrium, runs as in the PyTorch backend.
+
+    Of small states, several steps are then computed at a time where no gradient is recorded. The last of them may turn
+    out not to be needed: `stats.nfe` counts the evaluations of the steps that the solve has tried.
 
     Args:
         cuda_graphs: replay each step as a CUDA graph, for states on a GPU. It has not been run on one.
@@ -102,7 +106,7 @@ class CompiledBackend(TorchBackend):
         event: EventCondition | None = None,
         starts: np.ndarray | None = None,
     ) -> Integration:
-        if event is None and not keep_states and starts is None:
+        if event is None and starts is None and not keep_states:
             with torch.no_grad():
                 whole = self.integrate_whole(f, y0, ts, algorithm, norm=ErrorNorm(), each=True)
             if whole is not None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import threading
 import types
 import weakref
 from collections.abc import Callable, Sequence
@@ -10,7 +11,7 @@ from typing import Any
 
 import torch
 
-from homojl.backends.pytorch.native.operations import Unsupported
+from homojl.backends.pytorch.native.operations import Unsupported, raise_postponed
 
 Tensor = torch.Tensor
 
@@ -83,11 +84,17 @@ def _unsuited(placeholders: Sequence[torch.fx.Node]) -> str:
     return ""
 
 
+class _Use(threading.local):
+    """What is to be told of the calls in one thread."""
+
+    tell: Callable[[tuple[Opened, list[Tensor]]], None] | None = None
+
+
 class _Backend:
     """What `torch.compile` is given in the place of a compiler: what it makes computes nothing, and tells `use`."""
 
     def __init__(self) -> None:
-        self.use: Callable[[tuple[Opened, list[Tensor]]], None] | None = None
+        self.use = _Use()
         self.opened = 0
 
     def __call__(self, graph: torch.fx.GraphModule, _: Sequence[Any]) -> Callable[..., tuple[Any, ...]]:
@@ -97,8 +104,8 @@ class _Backend:
             raise Unsupported(opened.reason)
 
         def called(*flat: Any) -> tuple[Any, ...]:
-            if self.use is not None:
-                self.use((opened, [flat[i] for i in opened.places]))
+            if self.use.tell is not None:
+                self.use.tell((opened, [flat[i] for i in opened.places]))
             return (None,)
 
         return called
@@ -130,14 +137,14 @@ class Entry:
         """
         found: list[tuple[Opened, list[Tensor]]] = []
         backend = self._backend
-        backend.use = found.append
+        backend.use.tell = found.append
         try:
             if backend.opened:
                 self._known(function, args, t, y)
             if not found:
                 self._opened_anew(function, args, t, y)
         finally:
-            backend.use = None
+            backend.use.tell = None
         if not found:
             raise Unsupported("a field that computes nothing")
         return found[0]
@@ -148,6 +155,7 @@ class Entry:
             before = self._backend.opened
             self._open(*call)
         except Exception as error:
+            raise_postponed(error)
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch.fx")):
                 reason = getattr(error, "inner_exception", None) or error
                 raise Unsupported(str(reason).strip().splitlines()[0]) from error

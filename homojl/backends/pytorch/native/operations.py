@@ -17,6 +17,16 @@ class Unsupported(Exception):
     """An operation that whole solves do not have; the message names it."""
 
 
+class Postponed(Unsupported):
+    """A field that cannot be traced now, as inside a transform of torch.func, but may be another time."""
+
+
+def raise_postponed(error: Exception) -> None:
+    """Raise Postponed if that was why tracing failed."""
+    if "dynamicLayerStack" in str(error):  # torch.func's transforms have been set aside, and PyTorch misses them
+        raise Postponed("inside a transform of torch.func") from error
+
+
 def literal(x: object) -> str:
     """A number of Python as one of C++."""
     if isinstance(x, bool):

@@ -13,7 +13,7 @@ from homojl.backends.pytorch.native.build import HERE, compile_source, key_of, k
 from homojl.backends.pytorch.native.entry import Opened
 from homojl.backends.pytorch.native.graph import joint_graph
 from homojl.backends.pytorch.native.lower import Functions, Lowering
-from homojl.backends.pytorch.native.operations import Unsupported
+from homojl.backends.pytorch.native.operations import Unsupported, raise_postponed
 from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
@@ -218,6 +218,7 @@ def _source(
     except Unsupported:
         raise
     except Exception as error:  # of operations in a form that was not thought of
+        raise_postponed(error)
         raise Unsupported(f"{type(error).__name__}: {str(error).strip().splitlines()[:1]}") from error
     constants = _constants(tableau, y, functions)
     if rows is not None:

@@ -18,13 +18,14 @@ from homojl.algorithms.step_memory import StepMemory
 from homojl.backends.base import Integration
 from homojl.backends.pytorch.native import EVALUATIONS, NOTHING, STATES
 from homojl.backends.pytorch.native.entry import Opened, entry_of
-from homojl.backends.pytorch.native.operations import Unsupported
+from homojl.backends.pytorch.native.operations import Postponed, Unsupported
 from homojl.backends.pytorch.native.program import NO_ROOM, Job, Memory, Program, pointers, program_for
 from homojl.backends.pytorch.record import Record, Replay, Round
 from homojl.backends.pytorch.sizes import Planned
 from homojl.backends.pytorch.steps import ExplicitStepper, time_like
 from homojl.functions import DerivedField, VectorField
-from homojl.functions.products import gradients
+from homojl.functions.evaluated import Autocast
+from homojl.functions.products import gradients, transformed
 from homojl.solution import StackedStates, Status
 
 Tensor = torch.Tensor
@@ -50,7 +51,9 @@ class Call(NamedTuple):
 
 
 def refuse(owner: Any, reason: Unsupported) -> None:
-    """Have a field's solves made step by step from now on."""
+    """Have a field's solves made step by step, from now on if there is a reason that will stay."""
+    if isinstance(reason, Postponed):
+        return
     _log.info("solves of this field are not compiled whole, but step by step: %s", reason)
     refused.add(owner)
 
@@ -68,6 +71,8 @@ def serves(f: VectorField, y0: Tensor, algorithm: Algorithm, norm: ErrorNorm) ->
         and y0.numel() > 0
         and algorithm.observer is None
         and f.opens
+        and not transformed()
+        and not isinstance(f.f, Autocast)
         and not torch.is_inference_mode_enabled()
         and not y0.is_inference()
     )
