@@ -50,13 +50,9 @@ class DirectAdjoint(AbstractODEAdjoint):
             return solve.run(y0)
         if solve.each and (whole := solve.whole(y0)) is not None:
             return whole
-<<<<<<< HEAD
         recorded = f.depends(*solve.start(y0)) or y0.requires_grad
         if recorded:
             _require_tableau(self, solve.algorithm)
-=======
-        recorded = f.depends(*solve.start(y0))
->>>>>>> speed
         with torch.no_grad():
             result = solve.run(y0)
         if not recorded:
