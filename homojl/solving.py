@@ -25,7 +25,9 @@ from homojl.algorithms import (
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
     AbstractSplitting,
+    ArcLength,
     ErrorNorm,
+    SciML,
 )
 from homojl.backends import AbstractBackend, TorchBackend, announce, get_backend
 from homojl.course import Course
@@ -34,6 +36,7 @@ from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.functions import Form, MapFunction, VectorField, WrittenOver
 from homojl.precision import evaluated_in
 from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem, PerSample, Shared
+from homojl.roots import path_to_root
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
 from homojl.splitting import Lowered, lower
 
@@ -74,7 +77,7 @@ def solve(
 @overload
 def solve(
     problem: HomotopyProblem,
-    algorithm: AbstractPathAlgorithm,
+    algorithm: AbstractPathAlgorithm | SciML,
     *,
     backend: str | AbstractBackend = "auto",
     throw: bool = True,
@@ -356,7 +359,7 @@ def _solve_fixed_point(job: _Job, adjoint: Adjoint | None) -> EquilibriumSolutio
 
 def _solve_path(job: _Job, adjoint: Adjoint | None) -> PathSolution:
     problem, algorithm = job.problem, job.algorithm
-    if not isinstance(algorithm, AbstractPathAlgorithm):
+    if not isinstance(algorithm, AbstractPathAlgorithm | SciML):
         raise ConfigError(f"algorithm must be one for zero paths such as ArcLength(), got {algorithm!r}")
     if adjoint is not None:
         raise ConfigError(f"a path's end has one adjoint, the implicit one: leave it out, got {adjoint!r}")
@@ -370,14 +373,18 @@ def _solve_path(job: _Job, adjoint: Adjoint | None) -> PathSolution:
     r = job.function(MapFunction, stats, problem.r, "r")
     started = time.perf_counter()
     with torch.no_grad():
-        path = chosen.trace_path(r, z0.detach(), algorithm, kind=problem.kind)
+        if isinstance(algorithm, SciML):
+            path = path_to_root(r, z0.detach(), algorithm, chosen)
+        else:
+            path = chosen.trace_path(r, z0.detach(), algorithm, kind=problem.kind)
     stats.seconds = time.perf_counter() - started
     stats.nfe, stats.n_jvp = path.nfe, path.n_jvp
     stats.n_accepted, stats.n_rejected = len(path.states) - 1, path.n_rejected
     value = path.states[-1]
     if path.status.ok:
-        dense = algorithm.solves_densely(z0.numel())
-        value = differentiable_root(r, value, dense=dense, krylov_steps=algorithm.krylov_steps)
+        linear = ArcLength() if isinstance(algorithm, SciML) else algorithm  # of the gradient's system
+        dense = linear.solves_densely(z0.numel())
+        value = differentiable_root(r, value, dense=dense, krylov_steps=linear.krylov_steps)
     return PathSolution(
         s=path.s,
         lambdas=path.lambdas,
