@@ -337,7 +337,7 @@ function made(choice::Chosen, dense::Bool)
     return get!(choice.made, dense) do
         arguments = [made(x, dense) for x in choice.arguments]
         options = Pair{Symbol, Any}[name => made(x, dense) for (name, x) in choice.options]
-        more = choice.plain ? [Pair{Symbol, Any}[]] : additions(options, dense)
+        more = choice.plain ? [Pair{Symbol, Any}[]] : additions(choice.maker, options, dense)
         make(choice.maker, arguments, with_finite_differences(options), more)
     end
 end
@@ -352,8 +352,10 @@ with_finite_differences(options) = Pair{Symbol, Any}[
 ]
 
 "What may be added to an algorithm's options, the most that it takes first."
-function additions(options, dense::Bool)
+function additions(maker, options, dense::Bool)
     given = first.(options)
+    # Explicit methods, which are types, take none of it.
+    maker isa Type && isdisjoint(fieldnames(Base.unwrap_unionall(maker)), (:autodiff, :linsolve)) && return [Pair{Symbol, Any}[]]
     differences = Pair{Symbol, Any}[:autodiff => finite_differences()]
     products = Pair{Symbol, Any}[:jvp_autodiff => finite_differences(), :vjp_autodiff => finite_differences()]
     linear = get(Dict(id.name => m for (id, m) in Base.loaded_modules), "LinearSolve", nothing)
@@ -389,8 +391,8 @@ function request(job::Py)
     return HomoJL.Request(pyconvert(String, job.name); options...)
 end
 
-"The matrix with those rows."
-matrix(rows::Py) = permutedims(reduce(hcat, [pyconvert(Vector{Float64}, row) for row in rows]))
+"The matrix with `job.rows`."
+matrix(job::Py) = permutedims(reduce(hcat, [pyconvert(Vector{Float64}, row) for row in job.rows]))
 
 "A tracker of zero paths, from `job.options`; `job.predictor` is the name of one of OrdinaryDiffEq's tableaus."
 function tracker(job::Py)

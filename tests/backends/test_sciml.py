@@ -178,7 +178,7 @@ def test_a_root_without_a_path_and_its_gradient():
 )
 def test_what_julia_does_not_have_is_said(algorithm, message):
     with pytest.raises(hj.ConfigError, match=message):
-        hj.solve(hj.ODEProblem(torch.neg, torch.ones(1), (0.0, 1.0)), algorithm, backend="julia")
+        hj.solve(hj.ODEProblem(lambda t, y: -y, torch.ones(1), (0.0, 1.0)), algorithm, backend="julia")
 
 
 def test_a_differential_algebraic_equation():
