@@ -45,13 +45,21 @@ end
 "The memory of a flat tensor as a vector; the tensor is kept until the end of the call."
 function borrow(loans::Loans, tensor::Py)
     push!(loans.references, tensor)
-    T, n = element_type(tensor), pyconvert(Int, tensor.numel())
+    T, n = element_type(tensor), integer_of(tensor, :numel)
     pyis(tensor.is_cuda, pybuiltins.True) && return HomoJL.device_vector(T, address(tensor), n)
     return unsafe_wrap(Array, Ptr{T}(address(tensor)), n)
 end
 
-element_type(tensor::Py) = pyconvert(Int, tensor.element_size()) == 4 ? Float32 : Float64
-address(tensor::Py) = pyconvert(Int, tensor.data_ptr())
+element_type(tensor::Py) = integer_of(tensor, :element_size) == 4 ? Float32 : Float64
+address(tensor::Py) = integer_of(tensor, :data_ptr)
+
+"What a method of a tensor returns; the bound method, which would keep the tensor alive, is let go of at once."
+function integer_of(tensor::Py, method::Symbol)
+    bound = getproperty(tensor, method)
+    value = call_for_address(bound)
+    pydel!(bound)
+    return value
+end
 
 "The vector of length n at an address in the memory of `like`'s kind."
 vector_at(::Vector{T}, address::Int, n::Int) where {T} = unsafe_wrap(Array, Ptr{T}(address), n)
