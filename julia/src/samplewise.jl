@@ -18,7 +18,7 @@ julia> using HomoJL
 
 julia> cosine!(du, u, p) = (du .= cos.(u) .- u);
 
-julia> sol = solve(NonlinearProblem(cosine!, [1.0 0.5]), SamplewisePicard(samples = 2); reltol = 1e-8);
+julia> sol = solve(NonlinearProblem(cosine!, [1.0 0.5]), SamplewisePicard(samples = 2); abstol = 1e-9, reltol = 1e-9);
 
 julia> round.(sol.u; digits = 5)
 1×2 Matrix{Float64}:
