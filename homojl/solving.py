@@ -25,7 +25,9 @@ from homojl.algorithms import (
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
     AbstractSplitting,
+    ArcLength,
     ErrorNorm,
+    SciML,
 )
 from homojl.backends import AbstractBackend, TorchBackend, announce, get_backend
 from homojl.course import Course
@@ -35,6 +37,7 @@ from homojl.functions import Form, MapFunction, VectorField, WrittenOver
 from homojl.functions.user import warn_caller
 from homojl.precision import evaluated_in
 from homojl.problems import AbstractProblem, FixedPointProblem, HomotopyProblem, ODEProblem, PerSample, Shared
+from homojl.roots import path_to_root
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
 from homojl.splitting import Lowered, lower
 
@@ -74,7 +77,7 @@ def solve(
 @overload
 def solve(
     problem: HomotopyProblem,
-    algorithm: AbstractPathAlgorithm,
+    algorithm: AbstractPathAlgorithm | SciML,
     *,
     backend: str | AbstractBackend = "auto",
     throw: bool = True,
@@ -219,7 +222,7 @@ def _solver_of(problem: object, batch: str, dense: bool) -> Callable[..., Any]:
     return solver
 
 
-def _require(part: str, given: object, kind: type, what: str) -> None:
+def _require(part: str, given: object, kind: type | tuple[type, ...], what: str) -> None:
     if not isinstance(given, kind):
         raise ConfigError(f"{part} must be one for {what}, got {given!r}")
 
@@ -361,7 +364,7 @@ def _solve_fixed_point(job: _Job, adjoint: Any, *_: object) -> EquilibriumSoluti
 
 def _solve_path(job: _Job, adjoint: Adjoint | None, *_: object) -> PathSolution:
     problem, algorithm = job.problem, job.algorithm
-    _require("algorithm", algorithm, AbstractPathAlgorithm, "zero paths such as ArcLength()")
+    _require("algorithm", algorithm, (AbstractPathAlgorithm, SciML), "zero paths such as ArcLength()")
     if adjoint is not None:
         raise ConfigError(f"a path's end has one adjoint, the implicit one: leave it out, got {adjoint!r}")
     if transforms.active():
@@ -374,14 +377,18 @@ def _solve_path(job: _Job, adjoint: Adjoint | None, *_: object) -> PathSolution:
     r = job.function(MapFunction, stats, problem.r, "r")
     started = time.perf_counter()
     with torch.no_grad():
-        path = chosen.trace_path(r, z0.detach(), algorithm, kind=problem.kind)
+        if isinstance(algorithm, SciML):
+            path = path_to_root(r, z0.detach(), algorithm, chosen)
+        else:
+            path = chosen.trace_path(r, z0.detach(), algorithm, kind=problem.kind)
     stats.seconds = time.perf_counter() - started
     stats.nfe, stats.n_jvp = path.nfe, path.n_jvp
     stats.n_accepted, stats.n_rejected = len(path.states) - 1, path.n_rejected
     value = path.states[-1]
     if path.status.ok:
-        dense = algorithm.solves_densely(z0.numel())
-        value = differentiable_root(r, value, dense=dense, krylov_steps=algorithm.krylov_steps)
+        linear = ArcLength() if isinstance(algorithm, SciML) else algorithm  # of the gradient's system
+        dense = linear.solves_densely(z0.numel())
+        value = differentiable_root(r, value, dense=dense, krylov_steps=linear.krylov_steps)
     return PathSolution(
         s=path.s,
         lambdas=path.lambdas,

@@ -52,7 +52,8 @@ class SciML(AbstractErrorControlled, AbstractFixedPointAlgorithm):
 
     `SciML("RadauIIA5", rtol=1e-8, atol=1e-8)`, `SciML("KenCarp58", autodiff=False)`,
     `SciML("AutoTsit5", SciML("Rosenbrock23"))`, `SciML("LevenbergMarquardt")`. Any algorithm of the installed packages:
-    OrdinaryDiffEq's, and for z = f(z), as the root of z - f(z), NonlinearSolve's and SteadyStateDiffEq's.
+    OrdinaryDiffEq's, and for z = f(z), as the root of z - f(z), NonlinearSolve's and SteadyStateDiffEq's. A
+    `HomotopyProblem` is solved for its root without following the path to it.
     `SciML("MyPackage.MyMethod")` is one of any other package.
 
     Products with the field's Jacobian come from PyTorch, or for a field held in Julia from ForwardDiff;

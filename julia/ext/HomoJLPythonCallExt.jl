@@ -45,13 +45,21 @@ end
 "The memory of a flat tensor as a vector; the tensor is kept until the end of the call."
 function borrow(loans::Loans, tensor::Py)
     push!(loans.references, tensor)
-    T, n = element_type(tensor), pyconvert(Int, tensor.numel())
+    T, n = element_type(tensor), integer_of(tensor, :numel)
     pyis(tensor.is_cuda, pybuiltins.True) && return HomoJL.device_vector(T, address(tensor), n)
     return unsafe_wrap(Array, Ptr{T}(address(tensor)), n)
 end
 
-element_type(tensor::Py) = pyconvert(Int, tensor.element_size()) == 4 ? Float32 : Float64
-address(tensor::Py) = pyconvert(Int, tensor.data_ptr())
+element_type(tensor::Py) = integer_of(tensor, :element_size) == 4 ? Float32 : Float64
+address(tensor::Py) = integer_of(tensor, :data_ptr)
+
+"What a method of a tensor returns; the bound method, which would keep the tensor alive, is let go of at once."
+function integer_of(tensor::Py, method::Symbol)
+    bound = getproperty(tensor, method)
+    value = call_for_address(bound)
+    pydel!(bound)
+    return value
+end
 
 "The vector of length n at an address in the memory of `like`'s kind."
 vector_at(::Vector{T}, address::Int, n::Int) where {T} = unsafe_wrap(Array, Ptr{T}(address), n)
@@ -337,7 +345,7 @@ function made(choice::Chosen, dense::Bool)
     return get!(choice.made, dense) do
         arguments = [made(x, dense) for x in choice.arguments]
         options = Pair{Symbol, Any}[name => made(x, dense) for (name, x) in choice.options]
-        more = choice.plain ? [Pair{Symbol, Any}[]] : additions(options, dense)
+        more = choice.plain ? [Pair{Symbol, Any}[]] : additions(choice.maker, options, dense)
         make(choice.maker, arguments, with_finite_differences(options), more)
     end
 end
@@ -352,8 +360,10 @@ with_finite_differences(options) = Pair{Symbol, Any}[
 ]
 
 "What may be added to an algorithm's options, the most that it takes first."
-function additions(options, dense::Bool)
+function additions(maker, options, dense::Bool)
     given = first.(options)
+    # Explicit methods, which are types, take none of it.
+    maker isa Type && isdisjoint(fieldnames(Base.unwrap_unionall(maker)), (:autodiff, :linsolve)) && return [Pair{Symbol, Any}[]]
     differences = Pair{Symbol, Any}[:autodiff => finite_differences()]
     products = Pair{Symbol, Any}[:jvp_autodiff => finite_differences(), :vjp_autodiff => finite_differences()]
     linear = get(Dict(id.name => m for (id, m) in Base.loaded_modules), "LinearSolve", nothing)
@@ -389,8 +399,8 @@ function request(job::Py)
     return HomoJL.Request(pyconvert(String, job.name); options...)
 end
 
-"The matrix with those rows."
-matrix(rows::Py) = permutedims(reduce(hcat, [pyconvert(Vector{Float64}, row) for row in rows]))
+"The matrix with `job.rows`."
+matrix(job::Py) = permutedims(reduce(hcat, [pyconvert(Vector{Float64}, row) for row in job.rows]))
 
 "A tracker of zero paths, from `job.options`; `job.predictor` is the name of one of OrdinaryDiffEq's tableaus."
 function tracker(job::Py)

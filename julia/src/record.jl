@@ -183,6 +183,7 @@ asks_for_jacobian(alg::OrdinaryDiffEqCore.CompositeAlgorithm) = any(asks_for_jac
 
 function checked_times(ts)
     times = collect(Float64, ts)
+    require(times isa Vector, "ts must be a sequence of numbers, got an array of $(ndims(times)) dimensions")
     require(length(times) >= 2, "ts needs the initial time and at least one more, got $(length(times)) time(s)")
     require(all(isfinite, times), "ts has a time that is not finite")
     gaps = diff(times)

@@ -18,7 +18,7 @@ julia> using HomoJL
 
 julia> cosine!(du, u, p) = (du .= cos.(u) .- u);
 
-julia> sol = solve(NonlinearProblem(cosine!, [1.0 0.5]), SamplewisePicard(samples = 2); reltol = 1e-8);
+julia> sol = solve(NonlinearProblem(cosine!, [1.0 0.5]), SamplewisePicard(samples = 2); abstol = 1e-9, reltol = 1e-9);
 
 julia> round.(sol.u; digits = 5)
 1×2 Matrix{Float64}:
@@ -226,10 +226,10 @@ function report(progress::Progress, map::CountedMap, first::Int = 1)
     made(ending, message) = SampleReport(ratio, iterations, converged, ending, message, map.products)
     all(converged) && return made(:success, "")
     grave = (:diverged, :step_too_small, :stalled, :max_steps)
-    ending = grave[findfirst(in(endings), grave)]
+    ending = grave[something(findfirst(in(endings), grave), length(grave))]
     missed = findall(!, converged)
     place = if ending === :diverged
-        worst = findfirst(==(:diverged), endings)
+        worst = something(findfirst(==(:diverged), endings), 1)
         at = iterations[worst] == 0 ? "at z0" : "after $(iterations[worst]) iterations"
         "NaN or infinity in z or f(z) of sample $(worst + first - 1), $at"
     else

@@ -160,7 +160,7 @@ end
     end
     none!(out, z) = (out .= z .+ 1 .+ z .^ 2)
     for A in (OWN..., NewtonKrylov)
-        sol = fixed_point(none!, [0.5], A(max_steps = 1000); throw = false)
+        sol = fixed_point(none!, [0.5], A(max_steps = 1000))
         @test sol.status in (STALLED, DIVERGED) && isfinite(only(sol.value))
     end
 end

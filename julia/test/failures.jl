@@ -78,7 +78,7 @@ end
     @test_throws "not finite" integrate(decay!, [1.0], [0.0, Inf], Tsit5())
     @test_throws "strictly" integrate(decay!, [1.0], [0.0, 1.0, 1.0], Tsit5())
     @test_throws "strictly" integrate(decay!, [1.0], [0.0, 1.0, 0.5], Tsit5())
-    @test_throws "strictly" integrate(decay!, [1.0], [0.0 1.0], Tsit5())
+    @test_throws "2 dimensions" integrate(decay!, [1.0], [0.0 1.0], Tsit5())
     @test_throws "within the 1 elements" integrate(decay!, [1.0], [0.0, 1.0], Tsit5(); parts = [1:2])
     @test_throws "none of them empty" integrate(decay!, [1.0], [0.0, 1.0], Tsit5(); parts = [1:0])
     @test_throws "none of them empty" integrate(decay!, [1.0], [0.0, 1.0], Tsit5(); parts = UnitRange{Int}[])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import pickle
+import runpy
+from pathlib import Path
 
 import pytest
 import torch
@@ -149,3 +151,22 @@ def test_bad_arguments_and_pickles():
         hj.JuliaField("f(u, p, t) = -u", differentiation="revers")
     field = pickle.loads(pickle.dumps(hj.JuliaField("f(u, p, t) = -u", differentiation="reverse")))
     assert (field.source, field.differentiation) == ("f(u, p, t) = -u", "reverse")
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own", "reverse"])
+def test_the_brusselators_gradient(own):
+    bench = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "brusselator.py"))
+    field = hj.JuliaField(bench["FIELD"], differentiation="reverse", vjp=bench["OWN"] if own else None)
+    y0, ts = bench["start"](6), tuple(torch.linspace(0, 1, 11).tolist())
+
+    def loss(p):
+        problem = hj.ODEProblem(field, y0, ts, args=(p,))
+        ys = hj.solve(problem, hj.Tsit5(**TIGHT), adjoint=hj.GaussAdjoint(), backend="julia").ys
+        return ys[1:].square().mean()
+
+    p = torch.tensor([3.4, 1.0, 0.01], dtype=torch.float64, requires_grad=True)
+    (found,) = torch.autograd.grad(loss(p), p)
+    with torch.no_grad():
+        for i, step in enumerate(torch.diag(1e-5 * p)):
+            difference = (loss(p + step) - loss(p - step)) / (2 * step[i])
+            assert found[i].item() == pytest.approx(difference.item(), rel=1e-5)

@@ -151,6 +151,22 @@ def test_equilibria_and_their_gradients(algorithm):
     torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
 
 
+def test_a_root_without_a_path_and_its_gradient():
+    p = torch.tensor([2.0, 3.0], dtype=torch.float64, requires_grad=True)
+    # Coupled unknowns: x y = p0, x + y = p1, with the root (1, 2).
+    problem = hj.HomotopyProblem(
+        lambda z, p: torch.stack([z[0] * z[1] - p[0], z[0] + z[1] - p[1]]),
+        torch.tensor([0.5, 3.0], dtype=torch.float64),
+        kind="newton",
+        args=(p,),
+    )
+    solution = hj.solve(problem, hj.SciML("LevenbergMarquardt", rtol=1e-10, atol=1e-12), backend="julia")
+    torch.testing.assert_close(solution.value, torch.tensor([1.0, 2.0], dtype=torch.float64), rtol=1e-8, atol=1e-8)
+    (found,) = torch.autograd.grad(solution.value[0], p)
+    # x = (p1 - sqrt(p1^2 - 4 p0)) / 2
+    torch.testing.assert_close(found, torch.tensor([1.0, -1.0], dtype=torch.float64), rtol=1e-6, atol=1e-8)
+
+
 @pytest.mark.parametrize(
     ("algorithm", "message"),
     [
@@ -162,7 +178,7 @@ def test_equilibria_and_their_gradients(algorithm):
 )
 def test_what_julia_does_not_have_is_said(algorithm, message):
     with pytest.raises(hj.ConfigError, match=message):
-        hj.solve(hj.ODEProblem(torch.neg, torch.ones(1), (0.0, 1.0)), algorithm, backend="julia")
+        hj.solve(hj.ODEProblem(lambda t, y: -y, torch.ones(1), (0.0, 1.0)), algorithm, backend="julia")
 
 
 def test_a_differential_algebraic_equation():

@@ -195,7 +195,7 @@ def requested(algorithm: AbstractODEAlgorithm) -> Any:
     with runtime.calling(julia):
         if isinstance(algorithm, SciML) and algorithm.mass_matrix is not None:
             rows = algorithm.mass_matrix.detach().double().tolist()
-            options["mass_matrix"] = julia.bridge.matrix(rows)
+            options["mass_matrix"] = julia.bridge.matrix(Job(rows=rows))
         return julia.bridge.request(Job(name=algorithm.name, options=tuple(options.items()), controller=control))
 
 
