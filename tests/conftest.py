@@ -19,7 +19,8 @@ from homojl.backends.julia.methods import SHORT
 from tests.browser import browser_is_here
 
 AVAILABLE = {"cuda": torch.cuda.is_available, "browser": browser_is_here}
-for peer in ("torchdiffeq", "torchode", "diffrax", "torchdeq"):  # of the group `peers`
+# Of the group `peers` and of extras; trackio reads where it is to write when it is imported.
+for peer in ("torchdiffeq", "torchode", "diffrax", "torchdeq", "wandb", "trackio", "optuna"):
     AVAILABLE[peer] = functools.partial(lambda name: find_spec(name) is not None, peer)
 
 
@@ -32,8 +33,7 @@ def _can_be_imported(name: str) -> bool:
     return True
 
 
-# of extras and of the group `frameworks`
-for framework in ("lightning", "accelerate", "onnxruntime", "onnxscript", "wandb", "trackio", "optuna"):
+for framework in ("lightning", "accelerate", "onnxruntime", "onnxscript"):  # of the group `frameworks`
     AVAILABLE[framework] = functools.partial(_can_be_imported, framework)
 AVAILABLE["git"] = lambda: shutil.which("git") is not None
 # Root does without its rights over files by setpriv, so that permissions bind it too.
