@@ -22,7 +22,7 @@ COMMANDS = {
     "plot": "Draw a run's figures.",
     "report": "Write one or several runs as one self-contained HTML file.",
     "tune": "Find the method and tolerance that answer a trained run's images with the fewest evaluations.",
-    "bench": "Measure the solvers and their peers on the same problems, side by side.",
+    "bench": "Measure homojl's own solves on this machine, on every backend.",
     "trace": "Follow the zero path of a problem in the gallery to its root.",
     "models": "List the models.",
     "datasets": "List the datasets and where their files are looked for.",
