@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
 from torch import nn
 
 import homojl as hj
-from homojl.backends.pytorch.native import build, program, solve
+from homojl.backends.pytorch.native import build, ensemble, program, solve
 from homojl.backends.pytorch.native.entry import entry_of
-from homojl.backends.pytorch.native.operations import Unsupported
+from homojl.backends.pytorch.native.operations import Postponed, Unsupported
 
 pytestmark = [pytest.mark.slow, pytest.mark.needs("compiler")]
 
@@ -27,9 +29,11 @@ def _whole(monkeypatch):
     """No solve of these tests is made step by step without saying so."""
 
     def refuse(owner, reason):
-        raise AssertionError(f"refused: {reason}")
+        assert isinstance(reason, Postponed), reason
+        raise reason
 
     monkeypatch.setattr(solve, "refuse", refuse)
+    monkeypatch.setattr(ensemble, "refuse", refuse)
 
 
 class Layers(nn.Module):
@@ -170,12 +174,28 @@ def test_a_field_that_does_more_than_to_return_a_value_is_refused_and_nothing_is
     assert not getattr(field, "total", torch.zeros(1)).any()
 
 
+def test_a_field_first_met_inside_a_transform_is_solved_whole_later_in_several_threads_at_once():
+    y = torch.linspace(-1, 1, 6, dtype=torch.float64).view(2, 3)
+
+    def value(weight, backend="pytorch-compiled"):
+        ode = hj.ODEProblem(lambda t, y, w: torch.tanh(y @ w), y, (0.0, 1.0), args=(weight,))
+        return hj.solve(ode, hj.Tsit5(rtol=1e-6, atol=1e-6), backend=backend).value.square().sum()
+
+    weights = [k * torch.eye(3, dtype=torch.float64) for k in (1.0, 2.0, -1.0)]
+    postponed = torch.func.grad(value)(weights[0])
+    eager = [value(w, "pytorch") for w in weights]
+    torch.testing.assert_close(postponed, torch.func.grad(lambda w: value(w, "pytorch"))(weights[0]))
+    with ThreadPoolExecutor(3) as pool:
+        found = list(pool.map(value, weights * 4))
+    torch.testing.assert_close(torch.stack(found), torch.stack(eager * 4), rtol=1e-10, atol=0)
+
+
 def lorenz(t, y, p):
     (x, v, z), (s, r, b) = y.unbind(-1), p.unbind(-1)
     return torch.stack([s * (v - x), x * (r - z) - v, x * v - b * z], -1) + 0 * t
 
 
-def ensemble(field, backend, samples=300, saves=4):
+def lorenz_systems(field, backend, samples=300, saves=4):
     """More samples than there are lanes, each with parameters of its own, and one number for all."""
     y = torch.linspace(-1, 1, samples * 3, dtype=torch.float64).view(-1, 3).requires_grad_()
     p = (torch.tensor([10.0, 28.0, 8 / 3]).double() * torch.linspace(0.8, 1.2, samples).double()[:, None]).detach()
@@ -187,8 +207,8 @@ def ensemble(field, backend, samples=300, saves=4):
 
 
 def test_an_ensemble_with_its_gradient():
-    eager, expected = ensemble(lorenz, "pytorch")
-    whole, found = ensemble(lorenz, "pytorch-compiled")
+    eager, expected = lorenz_systems(lorenz, "pytorch")
+    whole, found = lorenz_systems(lorenz, "pytorch-compiled")
     assert torch.equal(whole.samples.n_accepted, eager.samples.n_accepted)
     assert torch.equal(whole.samples.n_rejected, eager.samples.n_rejected)
     assert whole.samples.statuses == eager.samples.statuses
@@ -199,13 +219,13 @@ def test_an_ensemble_with_its_gradient():
 
 
 def test_an_ensemble_taken_again_some_samples_at_a_time_has_the_same_gradient(monkeypatch):
-    _, together = ensemble(lorenz, "pytorch-compiled")
+    _, together = lorenz_systems(lorenz, "pytorch-compiled")
     monkeypatch.setattr("homojl.backends.pytorch.native.ensemble._AT_A_TIME", 1)
-    _, apart = ensemble(lorenz, "pytorch-compiled")
+    _, apart = lorenz_systems(lorenz, "pytorch-compiled")
     for a, b in zip(together, apart, strict=True):
         torch.testing.assert_close(a, b, rtol=0, atol=0)
 
 
 def test_an_ensemble_whose_samples_depend_on_each_other_is_refused():
     with pytest.raises(hj.ConfigError, match="mixes the samples"):
-        ensemble(lambda t, y, p: (y - y.mean(0)) * p, "pytorch-compiled")
+        lorenz_systems(lambda t, y, p: (y - y.mean(0)) * p, "pytorch-compiled")

@@ -18,6 +18,7 @@ from homojl.backends.base import EventCondition, Integration
 from homojl.backends.pytorch.ahead import Ahead
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.backends.pytorch.native import EVALUATIONS, STATES
+from homojl.backends.pytorch.native.operations import Postponed
 from homojl.backends.pytorch.steps import AbstractStepper, ExplicitStepper, Number, Step
 from homojl.errors import ConfigError
 from homojl.functions import AbstractField, VectorField
@@ -65,7 +66,10 @@ class CompiledBackend(TorchBackend):
         jumps: Sequence[float] = (),
     ) -> Integration:
         if event is None and not jumps:
-            whole = self.integrate_whole(f, y0, ts, algorithm, norm=norm, keep_states=keep_states)
+            try:
+                whole = self._whole(f, y0, ts, algorithm, norm=norm, keep_states=keep_states)
+            except Postponed:  # nothing can be compiled now
+                return TorchBackend().integrate(f, y0, ts, algorithm, norm=norm, keep_states=keep_states)
             if whole is not None:
                 return whole
         return super().integrate(f, y0, ts, algorithm, norm=norm, keep_states=keep_states, event=event, jumps=jumps)
@@ -83,6 +87,23 @@ class CompiledBackend(TorchBackend):
         each: bool = False,
     ) -> Integration | None:
         """See `AbstractBackend.integrate_whole`."""
+        try:
+            return self._whole(f, y0, ts, algorithm, norm=norm, keep_states=keep_states, recompute=recompute, each=each)
+        except Postponed:
+            return None
+
+    @staticmethod
+    def _whole(
+        f: AbstractField,
+        y0: Tensor,
+        ts: tuple[float, ...],
+        algorithm: AbstractODEAlgorithm,
+        *,
+        norm: ErrorNorm,
+        keep_states: bool = False,
+        recompute: bool = False,
+        each: bool = False,
+    ) -> Integration | None:
         if not _is_explicit(algorithm) or not isinstance(f, VectorField):
             return None
         from homojl.backends.pytorch.native import ensemble, solve  # they load what traces fields

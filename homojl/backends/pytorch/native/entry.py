@@ -16,6 +16,10 @@ from homojl.backends.pytorch.native.operations import Unsupported, raise_postpon
 Tensor = torch.Tensor
 
 
+# PyTorch traces in one thread at a time, and meanwhile nothing that it has traced may be called in another.
+TRACING = threading.RLock()
+
+
 class Opened:
     """A field's graph for states of one shape.
 
@@ -139,10 +143,11 @@ class Entry:
         backend = self._backend
         backend.use.tell = found.append
         try:
-            if backend.opened:
-                self._known(function, args, t, y)
-            if not found:
-                self._opened_anew(function, args, t, y)
+            with TRACING:
+                if backend.opened:
+                    self._known(function, args, t, y)
+                if not found:
+                    self._opened_anew(function, args, t, y)
         finally:
             backend.use.tell = None
         if not found:

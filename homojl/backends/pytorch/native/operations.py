@@ -23,8 +23,9 @@ class Postponed(Unsupported):
 
 def raise_postponed(error: Exception) -> None:
     """Raise Postponed if that was why tracing failed."""
-    if "dynamicLayerStack" in str(error):  # torch.func's transforms have been set aside, and PyTorch misses them
-        raise Postponed("inside a transform of torch.func") from error
+    # torch.func's transforms have been set aside and PyTorch misses them, or tensors that graphs keep go through hooks.
+    if any(what in str(error) for what in ("dynamicLayerStack", "saved tensor hooks")):
+        raise Postponed("inside a transform of torch.func, or under hooks") from error
 
 
 def literal(x: object) -> str:

@@ -10,7 +10,7 @@ import torch
 
 from homojl.backends.pytorch.native import EVALUATIONS, STATES
 from homojl.backends.pytorch.native.build import HERE, compile_source, key_of, known
-from homojl.backends.pytorch.native.entry import Opened
+from homojl.backends.pytorch.native.entry import TRACING, Opened
 from homojl.backends.pytorch.native.graph import joint_graph
 from homojl.backends.pytorch.native.lower import Functions, Lowering
 from homojl.backends.pytorch.native.operations import Unsupported, raise_postponed
@@ -212,7 +212,7 @@ def _source(
         raise Unsupported("samples' arguments of another type than the state's")
     copies = [x.detach().clone() for x in inputs]
     try:
-        with torch.no_grad():
+        with torch.no_grad(), TRACING:
             graph = joint_graph(opened.field, t, y.detach().clone(), copies, wanted)
         functions = Lowering(graph, y.dtype, inputs, wanted, rows).functions()
     except Unsupported:

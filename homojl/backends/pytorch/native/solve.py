@@ -51,9 +51,9 @@ class Call(NamedTuple):
 
 
 def refuse(owner: Any, reason: Unsupported) -> None:
-    """Have a field's solves made step by step, from now on if there is a reason that will stay."""
+    """Have a field's solves made step by step from now on, unless the reason will pass, which is raised."""
     if isinstance(reason, Postponed):
-        return
+        raise reason
     _log.info("solves of this field are not compiled whole, but step by step: %s", reason)
     refused.add(owner)
 
