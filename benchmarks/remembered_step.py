@@ -21,7 +21,8 @@ from homojl.data.augment import iterate_batches
 from homojl.data.datasets import ImageDataset, load_dataset
 from homojl.training.config import ExperimentConfig, merge, read_preset
 from homojl.training.evaluation import evaluate, prepare
-from homojl.training.experiment import ModelForm, build_model, build_optimizer
+from homojl.training.experiment import build_model, build_optimizer
+from homojl.training.form import ModelForm
 
 
 @dataclass

@@ -129,7 +129,8 @@ def _train(
 ) -> int:
     """What one of the processes does; returns its exit code. Process 0 alone touches the folder and prints."""
     from homojl.training.callbacks import Callback, TerminalProgress
-    from homojl.training.experiment import check, resolved
+    from homojl.training.checking import check
+    from homojl.training.experiment import resolved
     from homojl.training.loop import train_run
     from homojl.training.outcome import evaluate_run, illustrate, sentence_on_test, store
     from homojl.training.run import Run, new_folder

@@ -75,7 +75,8 @@ class Plan:
             ConfigError, DataError, BackendUnavailable: whatever would stop a run at its start, or a run on disk that
                 has other settings.
         """
-        from homojl.training.experiment import ModelForm, build_model, load_data, steps_per_epoch
+        from homojl.training.experiment import build_model, load_data, steps_per_epoch
+        from homojl.training.form import ModelForm
 
         form = data = None
         for run in {run.label: run for run in self.runs}.values():

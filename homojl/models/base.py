@@ -13,6 +13,7 @@ from torch import nn
 from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
 from homojl.errors import ConfigError
+from homojl.models.no_layer import NoLayer
 from homojl.nn.layer import AbstractLayer, regularization, solutions, unmarked
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, Solution
@@ -167,12 +168,17 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         """Write the model into a folder, for `homojl.from_pretrained(folder)` in any other process.
 
         Raises:
-            ConfigError: if `homojl.create_model` has not made it.
+            ConfigError: if `homojl.create_model` has not made it, or a method has parts that no file can hold.
             DataError: if the files cannot be written.
         """
-        from homojl.models.pretrained import save_pretrained
+        from homojl.models.saving import HOW, write_pretrained
 
-        save_pretrained(self, folder)
+        if self.origin is None:
+            raise ConfigError(f"only what homojl.create_model has made can be saved, got a {type(self).__name__}")
+        dtype = str(next(self.parameters()).dtype).removeprefix("torch.")
+        own = isinstance(self.default_algorithm, NoLayer)
+        solver = None if own else {key: getattr(self, key) for key in HOW}
+        write_pretrained(Path(folder), {**vars(self.origin), "dtype": dtype}, solver, self.state_dict())
 
     def set_origin(self, **changes: Any) -> None:
         """Change what is known of where the model comes from, if anything is."""

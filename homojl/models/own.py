@@ -15,7 +15,7 @@ from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel
-from homojl.models.settings import NoLayer
+from homojl.models.no_layer import NoLayer
 from homojl.solution import EquilibriumSolution, Samples, Solution, Stats, Status, TotalStats
 
 Tensor = torch.Tensor

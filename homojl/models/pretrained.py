@@ -1,56 +1,17 @@
-"""A trained model as a folder of two files, config.json and model.safetensors, apart from its run."""
+"""A trained model from a folder of two files, config.json and model.safetensors, apart from its run."""
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
-from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import load, save
+from safetensors.torch import load
 
-import homojl
-from homojl import adjoints, algorithms
-from homojl.algorithms import CONTROLLERS, FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS, StepMemory
 from homojl.errors import CheckpointError, ConfigError
-from homojl.files import make_folder, replace_file
-from homojl.models.settings import model_settings
+from homojl.models.base import AbstractImplicitModel
+from homojl.models.creation import create_model
+from homojl.models.saving import CONFIG, HOW, SCHEMA, WEIGHTS, rebuilt
 from homojl.parsing import parse_json, read_text
-
-if TYPE_CHECKING:
-    from homojl.models.base import AbstractImplicitModel
-
-SCHEMA = 1
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-HOW = ("algorithm", "adjoint", "backend", "batch", "precision")
-
-
-def save_pretrained(model: AbstractImplicitModel, folder: Path | str) -> None:
-    """Write a model that `homojl.create_model` has made, with its weights and how it solves.
-
-    Raises:
-        ConfigError: for another model, or a method with parts that no file can hold.
-        DataError: if the files cannot be written.
-    """
-    origin, folder = model.origin, Path(folder)
-    if origin is None:
-        raise ConfigError(
-            f"only what homojl.create_model has made can be saved, got a {type(model).__name__} of its own"
-        )
-    own = model_settings(origin.name).own
-    config = {
-        "homojl": homojl.__version__,
-        "schema": SCHEMA,
-        **{f.name: getattr(origin, f.name) for f in fields(origin)},
-        "dtype": str(next(model.parameters()).dtype).removeprefix("torch."),
-        "solver": None if own else {key: described(getattr(model, key)) for key in HOW},
-    }
-    tensors = {name: t.detach().cpu().contiguous() for name, t in model.state_dict().items()}
-    make_folder(folder)
-    replace_file(folder / WEIGHTS, save(tensors))
-    replace_file(folder / CONFIG, (json.dumps(config, indent=2) + "\n").encode())  # last: the folder is whole with it
 
 
 def from_pretrained(folder: Path | str) -> AbstractImplicitModel:
@@ -62,8 +23,6 @@ def from_pretrained(folder: Path | str) -> AbstractImplicitModel:
         CheckpointError: if there is none, or it is damaged or of another schema.
         ConfigError: if the model is a network of somebody's own, and its code was not allowed (`homojl.allow`).
     """
-    from homojl.models import create_model
-
     folder = Path(folder)
     try:
         config = parse_json(read_text(folder / CONFIG))
@@ -90,38 +49,3 @@ def from_pretrained(folder: Path | str) -> AbstractImplicitModel:
         setattr(model, key, value)
     model.set_origin(trained_on=config["trained_on"])
     return model.eval()
-
-
-def described(value: Any) -> Any:
-    """A number or text as it is; a method, an adjoint or a controller by its name and what is not its default.
-
-    Raises:
-        ConfigError: for parts that no file can hold.
-    """
-    if value is None or isinstance(value, bool | int | float | str):
-        return value
-    if isinstance(value, StepMemory):
-        return {"name": "StepMemory"}
-    name = type(value).__name__
-    if name not in _known():
-        raise ConfigError(f"{value!r} cannot be written into a file")
-    changed = {f.name: getattr(value, f.name) for f in fields(value) if getattr(value, f.name) != f.default}
-    return {"name": name} | {key: described(x) for key, x in changed.items()}
-
-
-def rebuilt(description: Any) -> Any:
-    """What `described` has described.
-
-    Raises:
-        KeyError, TypeError, ValueError: it is no such description.
-    """
-    if not isinstance(description, Mapping):
-        return description
-    settings = {key: rebuilt(value) for key, value in description.items() if key != "name"}
-    return _known()[description["name"]](**settings)
-
-
-def _known() -> dict[str, Any]:
-    methods = (*ODE_ALGORITHMS.values(), *FIXED_POINT_ALGORITHMS.values(), *CONTROLLERS.values(), algorithms.StepMemory)
-    ways = [getattr(adjoints, name) for name in adjoints.__all__ if name.endswith("Adjoint")]
-    return {kind.__name__: kind for kind in (*methods, *ways)}

@@ -21,6 +21,7 @@ from homojl.algorithms import (
     Picard,
 )
 from homojl.errors import ConfigError
+from homojl.models.no_layer import NoLayer
 from homojl.names import did_you_mean
 from homojl.nn.choices import ACTIVATIONS, CONSTRAINTS, INITIAL_POINTS, groups_of
 from homojl.own import MODELS as OF_PACKAGES
@@ -205,11 +206,6 @@ class PcDEQSettings(AbstractModelSettings):
             raise ConfigError(f"unknown activation {self.activation!r}; {did_you_mean(self.activation, ACTIVATIONS)}")
         if self.constraint not in CONSTRAINTS:
             raise ConfigError(f"constraint must be one of {', '.join(CONSTRAINTS)}, got {self.constraint!r}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class NoLayer(AbstractFixedPointAlgorithm):
-    """Stands for the algorithm of a network without a layer."""
 
 
 @dataclass(frozen=True, kw_only=True)

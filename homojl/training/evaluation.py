@@ -16,7 +16,7 @@ from homojl.data.augment import normalise
 from homojl.models import AbstractImplicitModel
 from homojl.results.records import Evaluation, Trajectories
 from homojl.solution import Solution
-from homojl.training.experiment import ModelForm
+from homojl.training.form import ModelForm
 from homojl.training.ranks import ALONE, Ranks
 from homojl.training.solver import SolverConfig
 

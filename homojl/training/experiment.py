@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import math
 import os
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,63 +14,11 @@ from homojl.models.own import OwnModel
 from homojl.nn.parts import MovingPoint
 from homojl.solving import choose_backend
 from homojl.training.config import ExperimentConfig, OptimConfig, with_solver
+from homojl.training.form import ModelForm
 from homojl.training.optimizers import SGD, AbstractOptimizer, Adam, AdamW
 from homojl.training.solver import SolverConfig
-from homojl.training.weights import start_from
 
 Tensor = torch.Tensor
-
-
-@dataclass(frozen=True)
-class ModelForm:
-    """What a model and its inputs look like; enough to build it again without the dataset.
-
-    Attributes:
-        input_shape: channels, height, width.
-        n_classes, class_names: the classes.
-        mean, std: normalisation per channel, pixels in [0, 1].
-    """
-
-    input_shape: tuple[int, int, int]
-    n_classes: int
-    class_names: tuple[str, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @staticmethod
-    def of(data: ImageDataset) -> ModelForm:
-        return ModelForm(
-            data.input_shape,
-            data.n_classes,
-            tuple(data.class_names),
-            tuple(data.mean.tolist()),
-            tuple(data.std.tolist()),
-        )
-
-    @property
-    def images(self) -> bool:
-        """Whether the inputs are images; else they are batches, of which nothing is known."""
-        return self != BATCHES
-
-    @staticmethod
-    def stored(values: dict[str, Any]) -> ModelForm:
-        """From the plain values of a checkpoint's header.
-
-        Raises:
-            KeyError, TypeError, ValueError: they are none.
-        """
-        shape, names, mean, std = (tuple(values[key]) for key in ("input_shape", "class_names", "mean", "std"))
-        if len(shape) != 3 or not all(type(n) is int and 0 < n < 2**15 for n in shape):
-            raise ValueError(f"images of shape {shape}")
-        if len(names) != values["n_classes"] or not all(type(name) is str and name.isprintable() for name in names):
-            raise ValueError(f"{values['n_classes']} classes with names {names}")
-        if not len(mean) == len(std) == shape[0] or not all(math.isfinite(x) for x in mean + std) or min(std) <= 0:
-            raise ValueError(f"normalisation by {mean} and {std}")
-        return ModelForm(shape, values["n_classes"], names, mean, std)
-
-
-BATCHES = ModelForm((0, 0, 0), 0, (), (), ())
-"""The form of what is given as batches rather than as images."""
 
 
 def resolve_device(name: str) -> torch.device:
@@ -103,39 +49,21 @@ def load_data(config: ExperimentConfig, *, download: bool = True) -> ImageDatase
 
 def resolved(config: ExperimentConfig) -> ExperimentConfig:
     """The configuration with the backend that "auto" means today, so that a resumed run goes on in the same one."""
-    return with_solver(config, backend=_backend_name(config))
+    return with_solver(config, backend=backend_name(config))
 
 
-def _backend_name(config: ExperimentConfig) -> str:
+def backend_name(config: ExperimentConfig) -> str:
+    """What the configured backend is on this machine.
+
+    Raises:
+        ConfigError, BackendUnavailable: it cannot solve so.
+    """
     solver = config.solver
     if model_settings(config.model.name).own:
         return "pytorch"
     device = resolve_device(config.train.device)
     algorithm, adjoint = solver.build_algorithm(), solver.build_adjoint()
     return choose_backend(solver.backend, algorithm, device, adjoint, batch=solver.batch or "joint").name
-
-
-def check(config: ExperimentConfig) -> tuple[ImageDataset, AbstractImplicitModel]:
-    """Load the data and build everything once, so that what cannot work is refused before a run is made.
-
-    Returns:
-        The dataset and the model, with which `train` can begin.
-
-    Raises:
-        ConfigError, DataError, BackendUnavailable: whatever would stop the run at its start.
-    """
-    resolve_device(config.train.device)
-    _backend_name(config)
-    data = load_data(config)
-    model = build_model(config, ModelForm.of(data))
-    steps_per_epoch(data, config)
-    if config.train.start is not None:
-        from homojl.training.checkpoint import read_checkpoint
-        from homojl.training.run import Run
-
-        path = Run.open(config.train.start).best_checkpoint
-        start_from(model, read_checkpoint(path)[0], path)
-    return data, model
 
 
 def steps_per_epoch(data: ImageDataset, config: ExperimentConfig) -> int:

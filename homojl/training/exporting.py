@@ -15,7 +15,7 @@ from homojl.errors import ConfigError, SolveError
 from homojl.files import replace_file
 from homojl.models import AbstractImplicitModel
 from homojl.nn.mondeq import MonDEQ
-from homojl.training.experiment import ModelForm
+from homojl.training.form import ModelForm
 
 Tensor = torch.Tensor
 ALLOWED = 0.02  # difference of the exported program's logits from the model's, over the largest logit

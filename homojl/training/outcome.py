@@ -20,7 +20,8 @@ from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
 from homojl.results.report import write_report
 from homojl.training.config import with_solver
 from homojl.training.evaluation import evaluate, trace
-from homojl.training.experiment import ModelForm, load_data, resolve_device, solve_as, steps_per_epoch
+from homojl.training.experiment import load_data, resolve_device, solve_as, steps_per_epoch
+from homojl.training.form import ModelForm
 from homojl.training.ranks import ALONE, Ranks
 from homojl.training.run import LoadedModel, Run
 

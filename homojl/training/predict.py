@@ -14,9 +14,11 @@ from torch.utils import _pytree as pytree
 
 from homojl.data.pictures import read_pictures
 from homojl.errors import ConfigError
+from homojl.models import AbstractImplicitModel
+from homojl.training.config import TrainConfig
 from homojl.training.evaluation import prepare
-from homojl.training.experiment import ModelForm, resolve_device
-from homojl.training.run import Run
+from homojl.training.experiment import resolve_device
+from homojl.training.form import ModelForm
 
 Tensor = torch.Tensor
 
@@ -64,20 +66,26 @@ class Predictions:
 
 
 @torch.no_grad()
-def predict(run: Run, inputs: Any, *, batch_size: int | None = None) -> Predictions:
-    """See `Run.predict`."""
-    model, form, header = run.load_model("best")
-    device = resolve_device(run.config.train.device)
+def predict(
+    model: AbstractImplicitModel,
+    form: ModelForm,
+    train: TrainConfig,
+    names: Sequence[str],
+    inputs: Any,
+    *,
+    batch_size: int | None = None,
+) -> Predictions:
+    """See `Run.predict`; the model is that of the run's best epoch, and `names` are those of its classes, if any."""
+    device = resolve_device(train.device)
     model.to(device)
-    size = batch_size or run.config.train.eval_batch_size
+    size = batch_size or train.eval_batch_size
     outputs = []
     for part in _parts(_images(inputs, form) if form.images else inputs, size):
         ready = prepare(part, form, model) if form.images else _moved(part, device)
         outputs.append(model(ready).cpu())
     answers = torch.cat(outputs)
-    if run.config.train.metric != "accuracy":
+    if train.metric != "accuracy":
         return Predictions(answers, ())
-    names = form.class_names if form.images else header["class_names"]
     return Predictions(answers, tuple(names) or tuple(str(i) for i in range(answers.shape[1])))
 
 

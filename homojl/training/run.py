@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 
     from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
     from homojl.models import AbstractImplicitModel
-    from homojl.training.experiment import ModelForm
+    from homojl.training.form import ModelForm
     from homojl.training.predict import Predictions
     from homojl.training.ranks import Ranks
 
@@ -267,7 +267,9 @@ class Run:
         """
         from homojl.training.predict import predict
 
-        return predict(self, inputs, batch_size=batch_size)
+        model, form, header = self.load_model("best")
+        names = form.class_names if form.images else header["class_names"]
+        return predict(model, form, self.config.train, names, inputs, batch_size=batch_size)
 
     def __repr__(self) -> str:
         try:

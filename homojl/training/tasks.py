@@ -21,7 +21,8 @@ from homojl.results.records import Evaluation
 from homojl.training.config import ExperimentConfig
 from homojl.training.criteria import Criteria, Validated
 from homojl.training.evaluation import Answers, classified, evaluate, gathered, prepare
-from homojl.training.experiment import BATCHES, ModelForm, steps_per_epoch
+from homojl.training.experiment import steps_per_epoch
+from homojl.training.form import BATCHES, ModelForm
 from homojl.training.position import augmentation_seed, torch_seed
 from homojl.training.ranks import ALONE, Ranks
 

@@ -22,7 +22,8 @@ from homojl.models.own import OwnModel
 from homojl.results.tuning import Trial, Tuning
 from homojl.training.config import ExperimentConfig, check_algorithms, with_solver
 from homojl.training.evaluation import prepare
-from homojl.training.experiment import ModelForm, resolve_device, solve_as
+from homojl.training.experiment import resolve_device, solve_as
+from homojl.training.form import ModelForm
 from homojl.training.outcome import matching_data, split_of
 from homojl.training.run import Run
 from homojl.training.solver import SolverConfig

@@ -13,7 +13,7 @@ from homojl.training.config import ExperimentConfig
 if TYPE_CHECKING:
     import torch
 
-    from homojl.training.experiment import ModelForm
+    from homojl.training.form import ModelForm
 
 
 def form_header(form: ModelForm) -> dict[str, Any] | None:
@@ -27,7 +27,7 @@ def checked_form(path: Path, header: dict[str, Any], config: ExperimentConfig) -
     Raises:
         CheckpointError: if it is of another model.
     """
-    from homojl.training.experiment import BATCHES, ModelForm
+    from homojl.training.form import BATCHES, ModelForm
 
     wanted = config.to_dict()["model"]
     if header.get("model") != wanted:

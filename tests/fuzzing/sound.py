@@ -35,7 +35,8 @@ from homojl.results.tuning import Trial, Tuning, write_tuning
 from homojl.training import Run, train_run
 from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, merge, parse_assignment, read_toml
-from homojl.training.experiment import ModelForm, state_form
+from homojl.training.experiment import state_form
+from homojl.training.form import ModelForm
 from tests.data.formats import (
     CIFAR_LAYOUT,
     cifar_files,

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 import homojl as hj
-from homojl.models.pretrained import described, rebuilt
-from homojl.training.experiment import ModelForm
+from homojl.models.saving import described, rebuilt
 from homojl.training.exporting import export_model
+from homojl.training.form import ModelForm
 from tests import warm
 
 SMALL = {

@@ -11,7 +11,8 @@ import torch
 from homojl.errors import ConfigError
 from homojl.models import MODELS
 from homojl.training.config import ExperimentConfig, merge
-from homojl.training.experiment import ModelForm, build_model, resolve_device, state_form
+from homojl.training.experiment import build_model, resolve_device, state_form
+from homojl.training.form import ModelForm
 
 FORM = ModelForm((1, 8, 8), 10, tuple("0123456789"), (0.5,), (0.25,))
 
@@ -29,7 +30,8 @@ def test_what_models_are_built_with_loads_nothing_of_pytorch_s_compiler():
     code = """
 import sys
 from homojl.training.config import ExperimentConfig, preset_names, read_preset
-from homojl.training.experiment import ModelForm, build_model, state_form
+from homojl.training.experiment import build_model, state_form
+from homojl.training.form import ModelForm
 form = ModelForm((3, 32, 32), 10, tuple("0123456789"), (0.5,) * 3, (0.25,) * 3)
 for name in preset_names():
     config = ExperimentConfig.from_dict(read_preset(name))

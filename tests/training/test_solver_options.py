@@ -11,7 +11,8 @@ import homojl as hj
 from homojl.data.datasets import load_dataset
 from homojl.errors import ConfigError
 from homojl.training.config import ExperimentConfig, merge, parse_assignment
-from homojl.training.experiment import ModelForm, build_model
+from homojl.training.experiment import build_model
+from homojl.training.form import ModelForm
 from homojl.training.loop import train_run
 from homojl.training.outcome import evaluate_run
 from homojl.training.run import Run, load_run
