@@ -34,6 +34,9 @@ def evaluated_in(problem: Problem, algorithm: object, precision: str, state: Ten
     device_type = state.device.type
     if precision == "full" and not torch.is_autocast_enabled(device_type):
         return None
+    if precision == "full" and isinstance(problem, HomotopyProblem) and state.dtype == torch.float32:
+        # As the autocast around the solve asks; the path's own arithmetic stays in float32.
+        return torch.get_autocast_dtype(device_type)
     obstacle = _obstacle(problem, algorithm, state)
     if precision != "full" and obstacle:
         raise ConfigError(f"precision={precision!r} does not go with {obstacle}; use precision='full'")

@@ -303,10 +303,13 @@ class Captured:
         attributes = {
             n: b
             for n, v in list(parts.items())
-            if (n not in _OF_MODULES or (v and n in _HOOKS))
-            and type(v) not in _PLAIN
-            and (b := self._look(v, depth + 1)) is not None
+            if n not in _OF_MODULES and type(v) not in _PLAIN and (b := self._look(v, depth + 1)) is not None
         }
+        for n in _HOOKS:  # those that compute with parameters; others note what they see where their user looks for it
+            before = len(self.tensors)
+            builder = self._look(parts[n], depth + 1) if parts[n] else None
+            if builder is not None and any(x.requires_grad for x in self.tensors[before:]):
+                attributes[n] = builder
         for n in attributes:
             parts[n] = None
         forward = None if _of_library(type(module).__module__) else type(module).forward
