@@ -121,7 +121,7 @@ class Captured:
         if isinstance(value, functools.partial):
             return self._partial(value, depth)
         if isinstance(value, weakref.ReferenceType):
-            target = self._look(value(), depth + 1)
+            target = None if isinstance(value(), Tensor) else self._look(value(), depth + 1)
             return None if target is None else lambda tensors, made: weakref.ref(target(tensors, made))
         if isinstance(value, (list, tuple, dict, deque)):
             return self._container(value, depth)

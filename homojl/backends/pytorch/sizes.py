@@ -121,7 +121,9 @@ class Controlled:
         self._rtol, self._atol = (
             torch.as_tensor(x, dtype=dtype, device=y0.device) for x in (algorithm.rtol, algorithm.atol)
         )
-        self._relative, self._least = bool((self._atol == 0).any()), torch.finfo(dtype).tiny
+        # A tensor may have zeros, which are not looked for: that would wait for the device.
+        self._relative = isinstance(algorithm.atol, Tensor) or algorithm.atol == 0
+        self._least = torch.finfo(dtype).tiny
         self._abs = self._abs_next = y0.detach().abs()  # of the states at the ends of the step
         self.t = ts[0]
         if self.t in jumps:
