@@ -76,7 +76,8 @@ class Form:
         parts = []
         for leaf in leaves:
             if self._complex:
-                leaf = torch.view_as_real(leaf.to(leaf.dtype.to_complex()).resolve_conj())
+                leaf = leaf.to(leaf.dtype.to_complex())
+                leaf = torch.stack([leaf.real, leaf.imag], dim=-1)
             parts.append(leaf.reshape(len(leaf), -1) if self._rows else leaf.reshape(-1))
         if len(parts) == 1:
             return parts[0]
@@ -91,8 +92,9 @@ class Form:
         for shape, (start, stop) in zip(self.shapes, self._parts, strict=True):
             part = joined[..., start:stop]
             whole = (*lead, *((joined.shape[-2], *shape[1:]) if self._rows else shape))
-            if self._complex:
-                part = torch.view_as_complex(part.reshape(*whole, 2).contiguous())
+            if self._complex:  # no view, which torch.func's transforms do not always allow
+                pairs = part.reshape(*whole, 2)
+                part = torch.complex(pairs[..., 0], pairs[..., 1])
             parts.append(part.reshape(whole))
         return pytree.tree_unflatten(parts, self._spec)
 
