@@ -6,7 +6,7 @@ import warnings
 
 import torch
 
-from homojl.algorithms import AbstractErrorControlled, AbstractFixedPointAlgorithm, AbstractSplitting
+from homojl.algorithms import AbstractErrorControlled, AbstractFixedPointAlgorithm, AbstractSplitting, AdamsBashforth
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 from homojl.problems import FixedPointProblem, HomotopyProblem, ODEProblem
@@ -43,6 +43,11 @@ def evaluated_in(problem: Problem, algorithm: object, precision: str, state: Ten
     if obstacle:
         return None
     dtype = torch.get_autocast_dtype(device_type) if precision == "full" else getattr(torch, precision)
+    if isinstance(algorithm, AdamsBashforth):
+        raise ConfigError(
+            f"{algorithm.name} does not go with {str(dtype).removeprefix('torch.')}: its weights of many derivatives "
+            "enlarge their rounding; solve outside autocast, or take a Runge-Kutta method such as Tsit5()"
+        )
     _check_tolerance(algorithm, dtype)
     return dtype
 

@@ -714,7 +714,8 @@ def strides(to: Situation) -> None:
     want = to.exact(*inputs)
     to.agree(values, want, "value")
     found = [torch.autograd.grad(to.loss(v), inputs, allow_unused=True, materialize_grads=True) for v in (values, want)]
-    to.agree(*found, "gradient")
+    # An iterate depends on its guess by as much as the tolerance of the iteration leaves.
+    to.agree(*found, "gradient", 1e-3 if to.cell.adjoint == "Unrolled" else None)
 
 
 # Functions of special kinds: each is checked for its value and its gradient.
