@@ -50,6 +50,17 @@ TOGETHER = {
     "tests/test_wheel.py",  # one wheel
 }
 
+# Modules that `make check` leaves out whole: many short tests, or ones that start processes and draw.
+LONG = {
+    "tests/cli/test_start.py",
+    "tests/nn/test_frameworks.py",
+    "tests/promises/test_promises.py",
+    "tests/results/test_plots.py",
+    "tests/test_hostile_files.py",
+    "tests/training/test_outcome.py",
+    "tests/training/test_own.py",
+}
+
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config, log):
@@ -120,5 +131,8 @@ def pytest_collection_modifyitems(config, items):
     if left_out:
         config.hook.pytest_deselected(items=left_out)
         items[:] = [item for item in items if exists(item)]
+    for item in items:
+        if item.nodeid.split("::")[0] in LONG:
+            item.add_marker("slow")
     # The long ones first, so that all workers end at the same time; otherwise in the order that chance has given them.
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)
