@@ -80,7 +80,7 @@ def adaptive(name: str) -> bool:
 
 
 def by_error(name: str, order: int) -> dict[str, Any]:
-    """What came of steps by the method's own estimate of its error."""
+    """The result with steps by the method's own estimate of its error."""
     tolerance, limit = (1e-4, 1e-2) if 0 < order <= 3 else (1e-6, 1e-3)
     algorithm = method(name, rtol=tolerance, atol=tolerance)
     errors, evaluations = zip(*(error(p, algorithm) for p in EXACT_ODES), strict=True)
@@ -88,7 +88,7 @@ def by_error(name: str, order: int) -> dict[str, Any]:
 
 
 def equal_steps(name: str, order: int) -> dict[str, Any]:
-    """What came of equal steps, and the order with which the errors above rounding fall, at the least."""
+    """The result with equal steps, which passes where the errors above rounding fall with the method's order."""
     coarse, fine = ([error(p, method(name, step_size=abs(p.t1 - p.t0) / n)) for p in EXACT_ODES] for n in STEPS)
     slopes = [math.log2(a / b) for (a, _), (b, _) in zip(coarse, fine, strict=True) if b > 1e-9]
     worst, observed = max(e for e, _ in fine), min(slopes, default=math.inf)
@@ -97,9 +97,9 @@ def equal_steps(name: str, order: int) -> dict[str, Any]:
 
 
 def examined(package: str, name: str, order: int) -> dict[str, Any]:
-    """What came of one method: how it was run, its worst error, its evaluations, and whether it has passed.
+    """The result of one method: how it was run, its worst error, its evaluations, and whether it has passed.
 
-    One that estimates its error, but so that its steps come to nothing, is run with equal steps.
+    A method whose own estimate of the error stops the solve is run with equal steps.
     """
     found: dict[str, Any] = {"package": package, "method": name, "order": order, "passed": False}
     started = time.perf_counter()

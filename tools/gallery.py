@@ -24,7 +24,7 @@ SCRIPTS = {path.stem: path for path in sorted(FOLDER.glob("*.py"))}
 
 @dataclass
 class Cell:
-    """One cell of a script, and what came of it.
+    """One cell of a script, with its output.
 
     Attributes:
         text: markdown, or code.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 import torch
@@ -49,7 +50,9 @@ def test_exact_problems_with_saved_times(problem, algorithm):
 
 def test_radau():
     if not installed("RadauIIA5"):
-        pytest.skip("OrdinaryDiffEqFIRK is not installed")
+        if "julia" in os.environ.get("HOMOJL_REQUIRE", "").split(","):
+            pytest.fail("HOMOJL_REQUIRE names julia, and OrdinaryDiffEqFIRK is not installed")
+        pytest.skip("needs OrdinaryDiffEqFIRK, which is not installed")
     problem = EXACT_ODES[0]
     ode = hj.ODEProblem(problem.f, problem.y0, (problem.t0, problem.t1))
     value = hj.solve(ode, hj.SciML("RadauIIA5", **TIGHT), backend="julia").value

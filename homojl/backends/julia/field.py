@@ -180,7 +180,9 @@ class _Evaluate(torch.autograd.Function):
         state = ctx.saved_tensors[0]
         _, _, tangent, *others = tangents
         if tangent is None or any(x is not None for x in others):
-            raise NotImplementedError("forward mode by the state alone")
+            raise ConfigError(
+                "a JuliaField has tangents by its state alone: pass arguments without tangents, or use reverse mode"
+            )
         julia = runtime.start()
         runtime.require(julia, "ForwardDiff")
         out = torch.empty(state.numel(), dtype=state.dtype)
