@@ -210,3 +210,21 @@ def test_a_tensor_in_a_closure_receives_its_gradient():
         value = hj.solve(ode, algorithm, adjoint=hj.CheckpointAdjoint(), backend="pytorch-compiled").value
         (found,) = torch.autograd.grad(value.sum(), weight)
         torch.testing.assert_close(found, torch.full((2,), math.e), rtol=1e-2, atol=0)
+
+
+ORDER = torch.tensor([2, 0, 3, 1])
+
+
+def test_what_the_compiler_gets_wrong_is_not_compiled():
+    """PyTorch 2.13 fuses the gradient of an index with what reads it: four stages in one graph are wrong."""
+    y0 = torch.linspace(-1, 1, 20, dtype=torch.float64).view(5, 4)
+    found = []
+    for backend in ("pytorch", "pytorch-compiled"):
+        y = y0.clone().requires_grad_()
+        problem = hj.ODEProblem(lambda t, y: y[:, ORDER] - y, y, (0.0, 0.3, 1.0))
+        solution = hj.solve(problem, hj.Tsit5(rtol=1e-5, atol=1e-6), backend=backend)
+        solution.ys.pow(3).sum().backward()
+        found.append((solution.stats.nfe, solution.stats.n_vjp, solution.ys.detach(), y.grad))
+    assert found[0][:2] == found[1][:2]
+    for eager, compiled in zip(found[0][2:], found[1][2:], strict=True):
+        torch.testing.assert_close(compiled, eager, rtol=1e-10, atol=1e-10)

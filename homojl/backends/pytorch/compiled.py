@@ -24,6 +24,11 @@ from homojl.errors import ConfigError
 from homojl.functions import AbstractField, VectorField
 from homojl.tableaus import ButcherTableau
 
+try:
+    from torch._inductor.custom_graph_pass import CustomGraphPass
+except ImportError:  # PyTorch before 2.6, which takes any callable
+    CustomGraphPass = object  # type: ignore[assignment, misc]
+
 Tensor = torch.Tensor
 _log = logging.getLogger(__name__)
 
@@ -198,7 +203,8 @@ class CompiledStepper(ExplicitStepper):
 
     def step(self, f: Any, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True) -> Step:
         # The problem's function is checked at its first evaluation, and may turn out to be more than its operations.
-        if (first is None and not self._started) or not self._field.opens:
+        plain = _owner(self._field.f) in _plain
+        if (first is None and not self._started) or not self._field.opens or plain:
             self._started = True
             return super().step(f, t, h, y, first, last=last)
         self._started = True
@@ -211,15 +217,27 @@ class CompiledStepper(ExplicitStepper):
             except Exception as error:
                 if not _is_of_compiler(error):
                     raise
+                if WRITES_BY_INDEX in str(error):
+                    return self._step_by_step(t, h, y, first, last=last)
                 # A loop in a graph allows less than a step does.
                 _log.info("steps are compiled one by one: %s", error)
                 _alone.add(_owner(self._field.f))
                 self._ahead = None
-        with _reported_in_one_line():
-            step = self._step_alone(t, h, y, first)
+        try:
+            with _reported_in_one_line():
+                step = self._step_alone(t, h, y, first)
+        except _WritesByIndex:
+            return self._step_by_step(t, h, y, first, last=last)
         if step.y_next.requires_grad:
             step.y_next.register_hook(lambda _: self._field.count_products(evaluations))
         return step
+
+    def _step_by_step(self, t: Number, h: Number, y: Tensor, first: Tensor | None, *, last: bool) -> Step:
+        """As the PyTorch backend does it, from now on, for a field of that code."""
+        _log.info("steps are not compiled: %s", WRITES_BY_INDEX)
+        _plain.add(_owner(self._field.f))
+        self._field.calls -= self.tableau.stages - (first is not None)
+        return super().step(t=t, h=h, f=self._field, y=y, first=first, last=last)
 
     def _step_alone(self, t: float, h: float, y: Tensor, first: Tensor | None) -> Step:
         numbers = torch.tensor([t, h, *self._tolerances], dtype=torch.float64, device=y.device)
@@ -241,6 +259,31 @@ def _is_of_compiler(error: Exception) -> bool:
     return type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))
 
 
+WRITES_BY_INDEX = "an operation, or its gradient, writes by index"
+
+
+class _WritesByIndex(Exception):
+    """PyTorch's compiler met what `_RefuseWritesByIndex` refuses."""
+
+
+class _RefuseWritesByIndex(CustomGraphPass):
+    """Refuses graphs that write where a tensor of indices says, as the gradient of `y[:, order]` does.
+
+    PyTorch 2.13's compiler joins such a loop on the CPU with others that read what it has not written yet: the
+    values are wrong.
+    """
+
+    def __call__(self, graph: torch.fx.Graph) -> None:
+        for node in graph.nodes:
+            name = getattr(getattr(node.target, "overloadpacket", None), "__name__", "")
+            fixed = name in ("select_scatter", "slice_scatter", "diagonal_scatter", "as_strided_scatter")
+            if not fixed and any(what in name for what in ("scatter", "index_put", "index_add", "index_copy", "put_")):
+                raise RuntimeError(WRITES_BY_INDEX)
+
+    def uuid(self) -> str:
+        return "homojl: refuses writes by index, 1"
+
+
 @contextmanager
 def _reported_in_one_line() -> Iterator[None]:
     try:
@@ -249,12 +292,15 @@ def _reported_in_one_line() -> Iterator[None]:
         if not _is_of_compiler(error):
             raise
         reason = str(error).strip().splitlines()[0]
+        if WRITES_BY_INDEX in str(error):
+            raise _WritesByIndex from None
         raise ConfigError(f"the field cannot be compiled: {reason}; use backend='pytorch'") from error
 
 
 _functions: weakref.WeakKeyDictionary[Any, dict[Any, StepFunction]] = weakref.WeakKeyDictionary()
 _count = itertools.count()
 _alone: weakref.WeakSet[Any] = weakref.WeakSet()  # the owners of fields whose steps are only compiled one by one
+_plain: weakref.WeakSet[Any] = weakref.WeakSet()  # of fields whose steps are not compiled
 
 
 def _owner(function: Callable[..., Tensor]) -> Any:
@@ -280,8 +326,8 @@ def _compiled(
         # torch.compile takes functions of one name for one function whose constants vary; these are different ones.
         code = steps.__code__.replace(co_name=f"{steps.__name__}_{next(_count)}")
         steps = types.FunctionType(code, steps.__globals__, None, None, steps.__closure__)
-        options: dict[str, str | int | bool | Callable[..., Any]]
-        options = {"triton.cudagraphs": True} if cuda_graphs else {"cpp_wrapper": True}
+        options: dict[str, Any] = {"triton.cudagraphs": True} if cuda_graphs else {"cpp_wrapper": True}
+        options["joint_custom_pre_pass"] = _RefuseWritesByIndex()
         kept[key] = torch.compile(steps, fullgraph=True, dynamic=dynamic, options=options)
     return kept[key]
 
