@@ -143,6 +143,7 @@ def solve(
         SolveError: if the solve did not reach its end and `throw` is true; carries the partial solution.
     """
     solver = _solver_of(problem, batch, dense)
+    transforms.refuse_tracing()
     form, start = _start(problem)
     version = 0 if start.is_inference() else start._version
     device_type, dtype = start.device.type, evaluated_in(problem, algorithm, precision, start)

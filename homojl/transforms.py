@@ -33,6 +33,17 @@ def active() -> bool:
     return transformed()
 
 
+def refuse_tracing() -> None:
+    """Raise a ConfigError where PyTorch records operations to run them at other values."""
+    proxy = torch._C._TorchDispatchModeKey.PROXY
+    exporting = getattr(torch.compiler, "is_exporting", bool)()
+    if exporting or torch._C._get_tracing_state() is not None or torch._C._get_dispatch_mode(proxy) is not None:
+        raise ConfigError(
+            "a solve decides by the values it meets, which a trace would fix to those of its example; export a layer "
+            "of hj.nn by torch.export, or take its value out of what is traced"
+        )
+
+
 def mapped(tensors: Sequence[Tensor]) -> bool:
     """Whether one of the tensors is mapped over by `vmap`, so that its values cannot be seen."""
     for x in tensors:

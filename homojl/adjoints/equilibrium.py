@@ -448,7 +448,7 @@ def jacobian_regularization(
 
     with torch.enable_grad():
         z = z.detach().requires_grad_()
-        fz = f(z, *args)
+        fz = f(z.clone(), *args)
         total = torch.zeros(z.shape[0], dtype=z.dtype, device=z.device)
         for _ in range(probes):
             probe = draw_rows(draw, z.shape, part)

@@ -46,7 +46,8 @@ class Linearisation:
         kernel = sdpa_kernel(SDPBackend.MATH) if math_kernel else nullcontext()
         with torch.inference_mode(False), torch.enable_grad(), kernel:
             self.at = (at.clone() if at.is_inference() else at.detach()).requires_grad_()
-            self.value = self._function(self.at)
+            # A view, since hooks of modules, as those that count operations, may not be on a leaf in `autograd.grad`.
+            self.value = self._function(self.at.view_as(self.at))
 
     def pull(self, cotangent: Tensor) -> Tensor:
         """cotangent^T (df/dz), of z's shape."""

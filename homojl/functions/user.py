@@ -237,7 +237,7 @@ class VectorField(UserFunction, AbstractField):
         self.stats.n_vjp += 1
         with torch.enable_grad():
             y = y if again and y.requires_grad else y.detach().requires_grad_()
-            dy = self._carefully((t, y), self.args)
+            dy = self._carefully((t, y.view_as(y)), self.args)
         self.look_behind(dy, y)
         wrt = [y, *wrt]
         grads = gradients([dy], wrt, [cotangent], again=again)

@@ -10,6 +10,7 @@ from torch import nn
 from torch.utils import _pytree as pytree
 
 from homojl.functions.captured import Captured
+from homojl.functions.evaluated import check_form
 from homojl.functions.states import Form
 
 Tensor = torch.Tensor
@@ -37,7 +38,8 @@ def growth(block: Callable[..., Any], z: Any, args: tuple[Any, ...] = ()) -> flo
     at = form.join(z).detach().requires_grad_()
     rows = len(at)
     with torch.enable_grad():
-        value = form.join(block(form.split(at), *args))
+        value = form.join(block(form.split(at.clone()), *args), "block")
+    check_form("block", value, "z", at)
     if not value.requires_grad:
         return 0.0
     generator = torch.Generator(at.device).manual_seed(0)
@@ -132,9 +134,13 @@ def _some(block: Callable[..., Any], z: Any, args: tuple[Any, ...]) -> tuple[Any
 
 def _settled(block: Callable[..., Any], z: Any, args: tuple[Any, ...]) -> Any:
     """z after a few damped iterations."""
+    form = Form(z, "z", batched=True)
+    at = form.join(z)
     for _ in range(SETTLING):
-        z = pytree.tree_map(lambda a, b: (a + b) / 2, z, block(z, *args))
-    return z
+        value = form.join(block(form.split(at.clone()), *args), "block")
+        check_form("block", value, "z", at)
+        at = (at + value) / 2
+    return form.split(at)
 
 
 def _settled_growth(block: Callable[..., Any], z: Any, args: tuple[Any, ...]) -> float:

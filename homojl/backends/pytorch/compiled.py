@@ -142,7 +142,8 @@ class CompiledBackend(TorchBackend):
     def stepper(
         self, f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm
     ) -> AbstractStepper:
-        if not (_is_explicit(algorithm) and isinstance(f, VectorField) and f.opens) or y0.is_complex():
+        watched = torch._C._len_torch_dispatch_stack() > 0  # PyTorch compiles nothing where a mode sees all operations
+        if not (_is_explicit(algorithm) and isinstance(f, VectorField) and f.opens) or y0.is_complex() or watched:
             return super().stepper(f, y0, ts, algorithm, norm)
         return CompiledStepper(f, y0, ts[-1], algorithm, norm, cuda_graphs=self._cuda_graphs and y0.is_cuda)
 

@@ -220,7 +220,8 @@ class Replay:
             rows = self._positions(taken)
             with torch.enable_grad():
                 y = y.detach().requires_grad_()
-                step = self._take_step(taken, y, None, rows, last=taken.inside)
+                # A view: hooks of modules may not be on a leaf in `autograd.grad`.
+                step = self._take_step(taken, y.view_as(y), None, rows, last=taken.inside)
                 outputs = self._saved(step, taken)
             if not checked and outputs:
                 self._check(outputs, step, taken, saved)
