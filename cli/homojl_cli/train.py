@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from homojl.training.config import ExperimentConfig
     from homojl.training.ranks import Ranks
     from homojl.training.run import Run
+    from homojl.training.solver import SolverConfig
 
 
 @click.command("train")
@@ -273,10 +274,19 @@ def _headline(run: Run, ranks: Ranks) -> str:
         budget = f"{config.train.seconds:g} s of training"
     if model_settings(config.model.name).own:
         return f"{title}: {budget}\n-> {run.path}"
-    algorithm = config.solver.build_algorithm()
-    tolerance = f" at {algorithm.rtol:g}" if hasattr(algorithm, "rtol") else ""
+    method = _method(config.solver)
+    if config.solver.training is not None:
+        method += f", in training {_method(config.training_solver)}"
     several = f" in {ranks.size} processes" if ranks.size > 1 else ""
     return (
-        f"{title}: {algorithm.name}{tolerance}, {config.solver.adjoint} adjoint, "
+        f"{title}: {method}, {config.training_solver.adjoint} adjoint, "
         f"{config.solver.backend} backend{several}, {budget}\n-> {run.path}"
     )
+
+
+def _method(solver: SolverConfig) -> str:
+    """A method with its tolerance or its step."""
+    algorithm = solver.build_algorithm()
+    if hasattr(algorithm, "rtol"):
+        return f"{algorithm.name} at {algorithm.rtol:g}"
+    return algorithm.name if solver.step_size is None else f"{algorithm.name} by {solver.step_size:g}"

@@ -13,6 +13,7 @@ from torch import nn
 from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
 from homojl.errors import ConfigError
+from homojl.models.blocks import Layout
 from homojl.models.no_layer import NoLayer
 from homojl.nn.layer import AbstractLayer, regularization, solutions, unmarked
 from homojl.problems import FixedPointProblem, ODEProblem
@@ -185,10 +186,17 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         self.origin = None if self.origin is None else replace(self.origin, **changes)
 
 
-def use_channels_last(module: nn.Module) -> None:
-    """Put the parameters into the fastest layout for convolutions, on CPU and GPU alike."""
+def lay_out(module: nn.Module, memory_format: torch.memory_format = torch.channels_last) -> None:
+    """Put the parameters, and with them all states, into a layout; the default is the usual one of the models.
+
+    In bfloat16 on a CPU, `torch.contiguous_format` is the faster one: PyTorch's group normalisation of channels last
+    takes twice as long as the convolution before it (measured with 2.13), and a twentieth of that when contiguous.
+    """
     convert: Any = module.to  # whose annotations leave this use out
-    convert(memory_format=torch.channels_last)
+    convert(memory_format=memory_format)
+    for part in module.modules():
+        if isinstance(part, Layout):
+            part.memory_format = memory_format
 
 
 def count_parameters(model: nn.Module) -> int:

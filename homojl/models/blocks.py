@@ -10,11 +10,13 @@ from homojl.nn.parts import group_norm
 Tensor = torch.Tensor
 
 
-class ChannelsLast(nn.Module):
-    """Images in the fastest layout for convolutions."""
+class Layout(nn.Module):
+    """Images in the layout of the model's parameters, which `homojl.models.base.lay_out` sets."""
+
+    memory_format = torch.channels_last
 
     def forward(self, image: Tensor) -> Tensor:
-        return image.contiguous(memory_format=torch.channels_last)
+        return image.contiguous(memory_format=self.memory_format)
 
 
 class Features(nn.Sequential):
@@ -22,7 +24,7 @@ class Features(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(
-            ChannelsLast(),
+            Layout(),
             nn.Conv2d(in_channels, channels, 3, padding=1),
             nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),

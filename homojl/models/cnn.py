@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from homojl.models.base import use_channels_last
+from homojl.models.base import lay_out
 from homojl.models.blocks import Features, Head
 from homojl.models.own import OwnModel
 from homojl.models.settings import CNNSettings
@@ -58,4 +58,4 @@ class CNN(OwnModel):
             Head(channels, n_classes),
         )
         super().__init__(network, "cnn")
-        use_channels_last(self)
+        lay_out(self)

@@ -7,7 +7,7 @@ from typing import ClassVar
 from homojl import nn
 from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm
-from homojl.models.base import AbstractImplicitModel, use_channels_last
+from homojl.models.base import AbstractImplicitModel, lay_out
 from homojl.models.blocks import Features, Head
 from homojl.models.settings import DEQSettings
 
@@ -58,4 +58,4 @@ class DEQ(AbstractImplicitModel):
             strict=True,
         )
         self.decoder = Head(channels, n_classes)
-        use_channels_last(self)
+        lay_out(self)

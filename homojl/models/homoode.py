@@ -7,7 +7,7 @@ from typing import ClassVar
 from homojl import nn
 from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
 from homojl.algorithms import AbstractODEAlgorithm
-from homojl.models.base import AbstractImplicitModel, use_channels_last
+from homojl.models.base import AbstractImplicitModel, lay_out
 from homojl.models.blocks import Features, Head
 from homojl.models.settings import HomoODESettings
 
@@ -55,4 +55,4 @@ class HomoODE(AbstractImplicitModel):
             strict=True,
         )
         self.decoder = Head(channels, n_classes)
-        use_channels_last(self)
+        lay_out(self)

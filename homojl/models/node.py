@@ -10,7 +10,8 @@ from torch.nn import functional as F
 
 from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
 from homojl.algorithms import AbstractODEAlgorithm
-from homojl.models.base import AbstractImplicitModel, use_channels_last
+from homojl.models.base import AbstractImplicitModel, lay_out
+from homojl.models.blocks import Layout
 from homojl.models.settings import ANODESettings, NeuralODESettings
 from homojl.nn.ode import ODE
 
@@ -43,15 +44,15 @@ class ImageField(nn.Module):
         return torch.cat([t.expand_as(z[:, :1]), z], dim=1) if self.time else z
 
 
-class AppendZeros(nn.Module):
-    """Images (B, C, H, W) with zero channels appended, channels last."""
+class AppendZeros(Layout):
+    """Images (B, C, H, W) with zero channels appended, in the layout of the parameters."""
 
     def __init__(self, count: int) -> None:
         super().__init__()
         self.count = count
 
     def forward(self, image: Tensor) -> Tensor:
-        return F.pad(image, (0, 0, 0, 0, 0, self.count)).contiguous(memory_format=torch.channels_last)
+        return super().forward(F.pad(image, (0, 0, 0, 0, 0, self.count)))
 
 
 class ANODE(AbstractImplicitModel):
@@ -96,7 +97,7 @@ class ANODE(AbstractImplicitModel):
             strict=True,
         )
         self.decoder = nn.Sequential(nn.Flatten(), nn.Linear((channels + augment) * height * width, n_classes))
-        use_channels_last(self)
+        lay_out(self)
 
 
 class NeuralODE(ANODE):

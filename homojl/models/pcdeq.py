@@ -10,8 +10,8 @@ from torch import nn
 from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError
-from homojl.models.base import AbstractImplicitModel, use_channels_last
-from homojl.models.blocks import ChannelsLast
+from homojl.models.base import AbstractImplicitModel, lay_out
+from homojl.models.blocks import Layout
 from homojl.models.settings import PcDEQSettings
 from homojl.nn.pcdeq import PcDEQ as Layer
 
@@ -89,9 +89,9 @@ class PcDEQ(AbstractImplicitModel):
         height, width = (min(8 if form == "single" else 4, length) for length in size)
         left = (size[0] // height) * (size[1] // width)
         injection, *between, after = parts
-        self.encoder = nn.Sequential(ChannelsLast(), injection)
+        self.encoder = nn.Sequential(Layout(), injection)
         self.layer = between[0] if len(between) == 1 else nn.Sequential(*between)
         self.decoder = nn.Sequential(
             after, nn.AvgPool2d((height, width)), nn.Flatten(), nn.Linear(in_channels * left, n_classes)
         )
-        use_channels_last(self)
+        lay_out(self)

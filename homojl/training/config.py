@@ -15,6 +15,7 @@ from homojl.algorithms import (
     FIXED_POINT_ALGORITHMS,
     ODE_ALGORITHMS,
 )
+from homojl.choices import TRAINING_PRECISIONS
 from homojl.errors import ConfigError
 from homojl.models import MODELS, model_settings
 from homojl.names import did_you_mean
@@ -84,8 +85,16 @@ class OptimConfig:
     lr: float = setting(1e-3, "learning rate at the start", low=0)
     weight_decay: float = setting(0.0, "L2 penalty (adam, sgd) or decoupled decay (adamw)", low=0)
     momentum: float = setting(0.9, "momentum of sgd", low=0)
-    schedule: str = setting("cosine", "learning rate over the steps", choices=("cosine", "step", "constant"))
-    min_lr: float = setting(1e-6, "where the cosine schedule ends", low=0)
+    schedule: str = setting(
+        "cosine", "learning rate over the steps", choices=("cosine", "one-cycle", "step", "constant")
+    )
+    warmup: float = setting(
+        0.25,
+        "part of the steps in which the one-cycle schedule rises from lr / 25 to lr, to fall as cosine does",
+        low=0,
+        high=1,
+    )
+    min_lr: float = setting(1e-6, "where the cosine and the one-cycle schedule end", low=0)
     milestones: tuple[int, ...] = setting((), "epochs at which the step schedule multiplies the rate by gamma")
     gamma: float = setting(0.1, "factor of the step schedule", low=0)
 
@@ -113,6 +122,11 @@ class TrainConfig:
     seed: int = setting(0, "seed of initial weights, split, order, augmentation and dropout", low=0)
     dtype: str = setting(
         "float32", "numbers of weights and states, forward and backward", choices=("float32", "float64")
+    )
+    precision: str = setting(
+        "full",
+        "numbers that training steps evaluate all but the solve in (solver.precision), beside weights of dtype",
+        choices=TRAINING_PRECISIONS,
     )
     device: str = setting("auto", "cpu, cuda, cuda:1, mps, or auto: a GPU where there is one")
     threads: int | None = setting(None, "CPU threads of PyTorch; absent: its own choice", low=1, high=1024)
@@ -156,8 +170,20 @@ class ExperimentConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "solver", self.solver.resolved(self.model.name))
-        if self.solver.precision != "full" and self.train.dtype != "float32":
-            raise ConfigError(f"solver.precision must be 'full' for states in {self.train.dtype}")
+        for key, precision in (
+            ("solver", self.solver.precision),
+            ("solver.training", self.training_solver.precision),
+            ("train", self.train.precision),
+        ):
+            if precision != "full" and self.train.dtype != "float32":
+                raise ConfigError(f"{key}.precision must be 'full' for states in {self.train.dtype}")
+
+    @property
+    def training_solver(self) -> SolverConfig:
+        """How training steps solve: [solver] with what [solver.training] has otherwise, complete."""
+        if self.solver.training is None:
+            return self.solver
+        return self.solver.in_training().resolved(self.model.name)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ExperimentConfig:
@@ -190,16 +216,19 @@ class ExperimentConfig:
         """The complete configuration as TOML, each setting with its description."""
         import tomlkit
 
-        document = tomlkit.document()
-        for name, values in self.to_dict().items():
-            helps = {g.name: g.metadata.get("help") for g in fields(getattr(self, name))}
+        def commented(values: dict[str, Any], helps: dict[str, str]) -> Any:
             table = tomlkit.table()
             for key, value in values.items():
-                entry = tomlkit.item(value)
+                entry = commented(value, helps) if isinstance(value, dict) else tomlkit.item(value)
                 if helps.get(key):
                     entry.comment(helps[key])
                 table.add(key, entry)
-            document.add(name, table)
+            return table
+
+        document = tomlkit.document()
+        for name, values in self.to_dict().items():
+            helps = {g.name: g.metadata.get("help", "") for g in fields(getattr(self, name))}
+            document.add(name, commented(values, helps))
         return tomlkit.dumps(document)
 
 
@@ -218,7 +247,10 @@ def _section(cls: type, name: str, content: dict[str, Any]) -> Any:
         options = {k: v for k, v in content.items() if k != "name"}
         known = {"name": content["name"]} if "name" in content else {}
         return ModelConfig(**_checked(cls, name, known), options=options)
-    return cls(**_checked(cls, name, content))
+    checked = _checked(cls, name, content)
+    if checked.get("training") is not None:
+        checked["training"] = _checked(cls, f"{name}.training", checked["training"])
+    return cls(**checked)
 
 
 def _checked(cls: type, section: str, content: dict[str, Any]) -> dict[str, Any]:
@@ -242,10 +274,20 @@ def _checked(cls: type, section: str, content: dict[str, Any]) -> dict[str, Any]
     return result
 
 
+_EXPECTED = {
+    "float": "a finite number",
+    "int": "a whole number",
+    "bool": "true or false",
+    "str": "a string of characters",
+    "dict": "a table of settings",
+}
+
+
 def _converted(value: Any, hint: Any, where: str) -> Any:
     if isinstance(hint, types.UnionType):
         hints = [h for h in typing.get_args(hint) if h is not types.NoneType]
         hint = str if str in hints and isinstance(value, str) else hints[0]
+    hint = dict if typing.get_origin(hint) is dict else hint
     if typing.get_origin(hint) is tuple:
         if isinstance(value, list | tuple):
             return tuple(_converted(v, typing.get_args(hint)[0], where) for v in value)
@@ -261,8 +303,7 @@ def _converted(value: Any, hint: Any, where: str) -> Any:
             return value
     elif type(value) is hint:
         return value
-    expected = "a list" if typing.get_origin(hint) is tuple else {"float": "a finite number", "int": "a whole number",
-                "bool": "true or false", "str": "a string of characters"}[hint.__name__]  # fmt: skip
+    expected = "a list" if typing.get_origin(hint) is tuple else _EXPECTED[hint.__name__]
     raise ConfigError(f"{where} must be {expected}, got {value!r}")
 
 
@@ -371,6 +412,9 @@ def parse_assignment(text: str) -> dict[str, Any]:
         parsed = parse_toml(f"value = {value.strip()}")["value"]
     except ValueError:
         parsed = value.strip()
+    inner = name.removeprefix("training.")
+    if section == "solver" and inner != name:
+        return {section: {"training": {inner: parsed}}}
     return {section: {name: parsed}}
 
 

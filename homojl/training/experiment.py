@@ -10,6 +10,7 @@ import torch
 from homojl.data.datasets import ImageDataset, load_dataset
 from homojl.errors import ConfigError, HomoJLError
 from homojl.models import AbstractImplicitModel, create_model, model_settings
+from homojl.models.base import lay_out
 from homojl.models.own import OwnModel
 from homojl.nn.parts import MovingPoint
 from homojl.solving import choose_backend
@@ -62,8 +63,11 @@ def backend_name(config: ExperimentConfig) -> str:
     if model_settings(config.model.name).own:
         return "pytorch"
     device = resolve_device(config.train.device)
-    algorithm, adjoint = solver.build_algorithm(), solver.build_adjoint()
-    return choose_backend(solver.backend, algorithm, device, adjoint, batch=solver.batch or "joint").name
+    name = solver.backend
+    for how in (solver, config.training_solver):  # the one for training is to work where the other does
+        algorithm, adjoint = how.build_algorithm(), how.build_adjoint()
+        name = choose_backend(name, algorithm, device, adjoint, batch=how.batch or "joint").name
+    return name
 
 
 def steps_per_epoch(data: ImageDataset, config: ExperimentConfig) -> int:
@@ -146,6 +150,14 @@ def _how(config: ExperimentConfig) -> dict[str, Any]:
     return {"algorithm": solver.build_algorithm(), "adjoint": solver.build_adjoint(), "backend": solver.backend}
 
 
+def placed(model: AbstractImplicitModel, config: ExperimentConfig) -> AbstractImplicitModel:
+    """The model on the configured device, in the layout in which its training is fastest there."""
+    device = resolve_device(config.train.device)
+    if device.type == "cpu" and {config.train.precision, config.training_solver.precision} != {"full"}:
+        lay_out(model, torch.contiguous_format)
+    return model.to(device)
+
+
 def as_model(model: torch.nn.Module, config: ExperimentConfig) -> AbstractImplicitModel:
     """A module given in Python as what the loop trains: one of homojl's models as it is, another as a network."""
     if isinstance(model, AbstractImplicitModel):
@@ -157,8 +169,8 @@ def solve_as(model: AbstractImplicitModel, solver: SolverConfig) -> None:
     """Let a model that was built with other settings solve with these; what it remembers stays its own."""
     if isinstance(model, OwnModel):
         return
-    model.algorithm, model.backend, model.batch = solver.build_algorithm(), solver.backend, solver.batch or "joint"
-    model.precision = solver.precision
+    model.algorithm, model.adjoint = solver.build_algorithm(), solver.build_adjoint()
+    model.backend, model.batch, model.precision = solver.backend, solver.batch or "joint", solver.precision
 
 
 def initial_point(model: AbstractImplicitModel) -> MovingPoint | None:

@@ -41,7 +41,9 @@ from homojl.training.experiment import (
     build_optimizer,
     initial_point,
     load_data,
+    placed,
     resolve_device,
+    solve_as,
 )
 from homojl.training.optimizers import AbstractOptimizer
 from homojl.training.position import (
@@ -57,6 +59,7 @@ from homojl.training.position import (
 )
 from homojl.training.ranks import ALONE, Ranks
 from homojl.training.run import Run
+from homojl.training.solver import SolverConfig
 from homojl.training.stopwatch import Stopwatch
 from homojl.training.tasks import AbstractTask, ImageTask
 from homojl.training.weights import checked_form, form_header, load_weights, start_from
@@ -124,7 +127,8 @@ class _Loop:
         self.run, self.config, self.task, self.ranks = run, config, task, ranks
         self.callbacks, self.should_stop = callbacks, should_stop
         self.device = resolve_device(config.train.device)
-        self.model = model.to(self.device)
+        self.model = placed(model, config)
+        self.precision = None if config.train.precision == "full" else getattr(torch, config.train.precision)
         ranks.couple(model, config.train.batch_size)
         model.throw = False  # a failed solve is counted, and ends the run only if the loss is not finite
         self.point = initial_point(model)
@@ -167,12 +171,14 @@ class _Loop:
                 )
             complete = self._steps()
         finally:
+            self._solve_as(self.config.solver)
             for callback in told:
                 callback.ended(complete)
         return complete
 
     def _steps(self) -> bool:
         position, budget, steps = self.position, self.config.train, self.task.steps
+        self._solve_as(self.config.training_solver)
         while not self.complete:
             self.model.train()
             epoch, done = divmod(position.step, steps)
@@ -191,6 +197,11 @@ class _Loop:
                 if stop:
                     return False
         return True
+
+    def _solve_as(self, solver: SolverConfig) -> None:
+        """Solve with these settings from here on, where training has some of its own."""
+        if self.config.solver.training is not None:
+            solve_as(self.model, solver)
 
     def _step(self, batches: Iterator[tuple[Any, Tensor]]) -> dict[str, float]:
         """One step of the optimiser on the next batch, and what it measured."""
@@ -252,7 +263,12 @@ class _Loop:
         Raises:
             SolveError: the loss is not finite.
         """
-        outputs, solution = self.model(inputs, return_solution=True)
+        if self.precision is None:
+            outputs, solution = self.model(inputs, return_solution=True)
+        else:
+            with torch.autocast(self.device.type, self.precision):
+                outputs, solution = self.model(inputs, return_solution=True)
+            outputs = pytree.tree_map(lambda x: x.float() if isinstance(x, Tensor) else x, outputs)
         loss = self.task.criteria.checked_loss(outputs, targets) + self.model.regularization()
         if not math.isfinite(loss.item()):
             raise SolveError(
@@ -269,7 +285,9 @@ class _Loop:
         started, val = time.perf_counter(), None
         samples = task.validation_samples
         if samples and validation_is_due(position, self.config.train, task.steps, samples):
+            self._solve_as(self.config.solver)
             val = task.validate(self.model, ranks)
+            self._solve_as(self.config.training_solver)
         val_seconds = ranks.largest(time.perf_counter() - started)
         if val is not None:
             position.validations += 1

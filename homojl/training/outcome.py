@@ -20,7 +20,7 @@ from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
 from homojl.results.report import write_report
 from homojl.training.config import with_solver
 from homojl.training.evaluation import evaluate, trace
-from homojl.training.experiment import load_data, resolve_device, solve_as, steps_per_epoch
+from homojl.training.experiment import load_data, placed, resolve_device, solve_as, steps_per_epoch
 from homojl.training.form import ModelForm
 from homojl.training.ranks import ALONE, Ranks
 from homojl.training.run import LoadedModel, Run
@@ -57,7 +57,7 @@ def evaluate_run(
     config = with_solver(run.config, **solver)
     model, form, header = loaded or run.load_model(which, ranks=ranks)
     solve_as(model, config.solver)
-    model.to(resolve_device(config.train.device))
+    placed(model, config)
     model.throw = throw
     data = matching_data(run, form) if data is None else data
     images, labels, index = (part[:limit] for part in split_of(run, data, split))

@@ -172,9 +172,13 @@ def schedule_place(position: Position, config: TrainConfig, batches: int) -> tup
 
 def learning_rate(config: OptimConfig, step: float, total_steps: int, steps_per_epoch: int) -> float:
     """The learning rate at a place in the schedule."""
-    if config.schedule == "cosine":
+    if config.schedule in ("cosine", "one-cycle"):
+        rise = config.warmup * total_steps if config.schedule == "one-cycle" else 0.0
+        if step < rise:
+            return config.lr * (1 + 24 * step / rise) / 25
         floor = min(config.min_lr, config.lr)
-        return floor + (config.lr - floor) * (1 + math.cos(math.pi * step / total_steps)) / 2
+        fallen = (step - rise) / max(total_steps - rise, 1)
+        return floor + (config.lr - floor) * (1 + math.cos(math.pi * fallen)) / 2
     if config.schedule == "step":
         return config.lr * config.gamma ** bisect_right(config.milestones, step // steps_per_epoch)
     return config.lr

@@ -50,6 +50,7 @@ from homojl.nn.layer import AbstractLayer
 from homojl.nn.parts import MovingPoint
 from homojl.training.config import ExperimentConfig, with_solver
 from homojl.training.optimizers import AbstractOptimizer
+from homojl.training.solver import SolverConfig
 
 Tensor = torch.Tensor
 T = TypeVar("T")
@@ -241,23 +242,8 @@ class Ranks:
         self._check_device(config.train.device)
         if model_settings(config.model.name).own:
             return config  # what its layers cannot do together, `couple` refuses
-        algorithm = solver.build_algorithm()
-        if solver.batch == "per-sample":
-            if memory_of(algorithm) is not None:
-                raise ConfigError(
-                    f'{several} solver.first_step = "remember" needs solver.batch = "joint": what is remembered of '
-                    "samples' own steps is their median"
-                )
-        elif not _divides(algorithm):
-            raise ConfigError(
-                f"{several} solver.algorithm must be an explicit method such as dopri5 or rk4, or solver.batch "
-                f"per-sample: {algorithm.name} decides by the whole batch how long to iterate"
-            )
-        elif isinstance(solver.build_adjoint(), BacksolveAdjoint) and isinstance(algorithm, AbstractErrorControlled):
-            raise ConfigError(
-                f"{several} solver.adjoint must be checkpoint, direct or gauss: backsolve chooses its steps by the "
-                "gradients' errors too, of which each process has a part"
-            )
+        for how in (solver, config.training_solver):
+            _check_divides(how, several)
         return with_solver(config, backend="pytorch")
 
     def _check_device(self, name: str) -> None:
@@ -452,3 +438,24 @@ def _replace_batch_norms(module: nn.Module, ranks: Ranks) -> None:
             setattr(module, name, SharedBatchNorm(child, ranks).train(child.training))
         else:
             _replace_batch_norms(child, ranks)
+
+
+def _check_divides(solver: SolverConfig, several: str) -> None:
+    """Refuse what does not solve a part of a batch as it solves that part within the whole."""
+    algorithm = solver.build_algorithm()
+    if solver.batch == "per-sample":
+        if memory_of(algorithm) is not None:
+            raise ConfigError(
+                f'{several} solver.first_step = "remember" needs solver.batch = "joint": what is remembered of '
+                "samples' own steps is their median"
+            )
+    elif not _divides(algorithm):
+        raise ConfigError(
+            f"{several} solver.algorithm must be an explicit method such as dopri5 or rk4, or solver.batch "
+            f"per-sample: {algorithm.name} decides by the whole batch how long to iterate"
+        )
+    elif isinstance(solver.build_adjoint(), BacksolveAdjoint) and isinstance(algorithm, AbstractErrorControlled):
+        raise ConfigError(
+            f"{several} solver.adjoint must be checkpoint, direct or gauss: backsolve chooses its steps by the "
+            "gradients' errors too, of which each process has a part"
+        )

@@ -38,6 +38,7 @@ class SolverConfig:
     """How and where the model's problem is solved and differentiated.
 
     What is not for the algorithm or the adjoint is refused where it is given, and None in a complete configuration.
+    `training` has those of these settings that training steps have otherwise; validation and the test have none of it.
     """
 
     algorithm: str = setting("auto", "method for the model's kind of problem; auto: the model's own")
@@ -71,6 +72,9 @@ class SolverConfig:
     precision: str = setting(
         "full", "numbers that the field is evaluated in, beside a float32 state", choices=TRAINING_PRECISIONS
     )
+    training: dict[str, Any] | None = setting(  # noqa: RUF009, as for the others, whose types it knows
+        None, "settings of [solver] that training steps have otherwise"
+    )
 
     def __post_init__(self) -> None:
         if self.algorithm != "auto":
@@ -93,6 +97,14 @@ class SolverConfig:
                 )
             settings["first_step"] = StepMemory() if self.first_step == "remember" else None
         return cls(**{k: v for k, v in settings.items() if v is not None})
+
+    def in_training(self) -> SolverConfig:
+        """These settings with those of `training` in their place."""
+        if self.training is None:
+            return self
+        own = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
+        del own["training"]
+        return SolverConfig(**replaced(own, self.training))
 
     def build_adjoint(self) -> AbstractODEAdjoint | AbstractFixedPointAdjoint:
         """The adjoint; not for "auto", which `ExperimentConfig` resolves."""
@@ -153,7 +165,24 @@ class SolverConfig:
         complete = replace(self, **absent)
         if complete.precision != "full" and isinstance(complete.build_algorithm(), AbstractSplitting):
             raise ConfigError(f"solver.precision must be 'full' for {complete.algorithm}, got {complete.precision!r}")
+        complete._check_training(model)
         return complete
+
+    def _check_training(self, model: str) -> None:
+        """Refuse settings for training that cannot be, beside these."""
+        if self.training is None:
+            return
+        if "training" in self.training:
+            raise ConfigError("unknown key solver.training.training")
+        try:
+            trains = self.in_training().resolved(model)
+        except ConfigError as error:
+            raise ConfigError(f"in [solver.training]: {error}") from None
+        if trains.first_step == "remember" and self.first_step != "remember":
+            raise ConfigError(
+                'solver.training.first_step = "remember" needs solver.first_step = "remember" too: the step is kept '
+                "with the weights"
+            )
 
 
 def _method(name: object) -> type[AbstractODEAlgorithm] | type[AbstractFixedPointAlgorithm] | None:
@@ -164,7 +193,7 @@ def _method(name: object) -> type[AbstractODEAlgorithm] | type[AbstractFixedPoin
 
 def owner_of(key: str) -> str | None:
     """Which other solver setting says whether one applies; None: it always does."""
-    if key in ("algorithm", "adjoint", "backend", "precision"):
+    if key in ("algorithm", "adjoint", "backend", "precision", "training"):
         return None
     return "adjoint" if key == "checkpoints" else "algorithm"
 
@@ -187,4 +216,11 @@ def replaced(solver: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
         old, new = solver.get(owner or ""), changes.get(owner or "")
         return new is None or not has_use(key, old) or has_use(key, new)
 
-    return {key: value for key, value in solver.items() if stays(key)} | changes
+    result = {key: value for key, value in solver.items() if stays(key)} | changes
+    training = solver.get("training")
+    if isinstance(training, dict):
+        # What training has otherwise stays, but for settings of an algorithm or an adjoint that went.
+        kept = {key: value for key, value in training.items() if owner_of(key) in training or stays(key)}
+        more = changes.get("training")
+        result["training"] = replaced(kept, more) if isinstance(more, dict) else kept
+    return result

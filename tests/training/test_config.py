@@ -121,6 +121,19 @@ def test_toml_round_trip(name):
         ({"solver": {"rtol": -1e-3}}, "rtol must be a finite number >= 0"),
         ({"solver": {"adjoint": "forward"}}, "solver.adjoint must be one of"),
         ({"solver": {"checkpoints": 0}}, "solver.checkpoints must be at least 1"),
+        ({"solver": {"training": "rk4"}}, "solver.training must be a table of settings, got 'rk4'"),
+        ({"solver": {"training": {"algoritm": "rk4"}}}, "unknown key solver.training.algoritm; did you mean 'algo"),
+        ({"solver": {"training": {"rtol": "fine"}}}, "solver.training.rtol must be a finite number"),
+        ({"solver": {"training": {"training": {}}}}, "unknown key solver.training.training"),
+        ({"solver": {"training": {"step_size": 1.0}}}, r"\[solver.training\]: solver.step_size is not for algorithm"),
+        ({"solver": {"training": {"algorithm": "anderson"}}}, r"\[solver.training\]: solver.algorithm is 'anderson'"),
+        ({"solver": {"training": {"first_step": "remember"}}}, 'needs solver.first_step = "remember" too'),
+        (
+            {"solver": {"training": {"precision": "bfloat16"}}, "train": {"dtype": "float64"}},
+            "solver.training.precision must be 'full' for states in float64",
+        ),
+        ({"train": {"precision": "bfloat16", "dtype": "float64"}}, "train.precision must be 'full' for states in"),
+        ({"model": {"name": "cnn"}, "solver": {"training": {}}}, "solver.training is not for cnn"),
         ({"train": 3}, r"\[train\] must be a section"),
     ],
 )
@@ -136,6 +149,7 @@ def test_refused(values, message):
         ("data.dataset=svhn", {"data": {"dataset": "svhn"}}),
         ("data.flip = true", {"data": {"flip": True}}),
         ("optim.milestones=[3, 5]", {"optim": {"milestones": [3, 5]}}),
+        ("solver.training.rtol=1e-2", {"solver": {"training": {"rtol": 1e-2}}}),
         ('data.dataset="a=b.npz"', {"data": {"dataset": "a=b.npz"}}),
     ],
 )
@@ -180,7 +194,7 @@ def test_a_setting_reaches_the_algorithm_or_is_refused(algorithm):
     without = ExperimentConfig.from_dict({"model": model, "solver": {"algorithm": algorithm}})
     assert set(GIVEN) | {"checkpoints"} == {
         field.name for field in dataclasses.fields(SolverConfig)
-    } - {"algorithm", "adjoint", "backend", "precision"}  # fmt: skip
+    } - {"algorithm", "adjoint", "backend", "precision", "training"}  # fmt: skip
     for key, value in GIVEN.items():
         values = {"model": model, "solver": {"algorithm": algorithm, key: value}}
         if adaptive if key == "batch" else key in {field.name for field in dataclasses.fields(kind)}:
@@ -228,6 +242,25 @@ def test_another_algorithm_takes_out_the_settings_of_the_old_one():
     later = merge({"solver": {"step_size": 0.1}}, {"solver": {"algorithm": "dopri5"}})
     with pytest.raises(ConfigError, match=r"solver\.step_size is not for algorithm 'dopri5'"):
         ExperimentConfig.from_dict(later)
+
+
+def test_training_has_settings_of_its_own_beside_the_solvers():
+    fast = {"algorithm": "rk4", "step_size": 0.5, "adjoint": "direct"}
+    config = ExperimentConfig.from_dict(
+        merge({"solver": {"algorithm": "tsit5", "rtol": 1e-4}}, {"solver": {"training": fast}})
+    )
+    assert ExperimentConfig.from_dict(tomllib.loads(config.to_toml())) == config
+    assert config.solver.build_algorithm().rtol == 1e-4
+    assert (config.solver.adjoint, config.training_solver.adjoint) == ("checkpoint", "direct")
+    assert config.training_solver.build_algorithm() == RK4(step_size=0.5)
+    # Layers win setting by setting here too, and what an algorithm that went had goes with it.
+    finer = merge(config.to_dict(), {"solver": {"training": {"step_size": 0.25}}})
+    assert ExperimentConfig.from_dict(finer).training_solver.build_algorithm() == RK4(step_size=0.25)
+    loose = ExperimentConfig.from_dict({"solver": {"algorithm": "tsit5", "training": {"rtol": 1e-2}}})
+    assert loose.training_solver.build_algorithm().rtol == 1e-2
+    assert with_solver(loose, algorithm="rk4").training_solver.build_algorithm() == RK4()
+    usual = ExperimentConfig()
+    assert usual.training_solver is usual.solver
 
 
 def test_a_run_whose_file_has_settings_that_do_nothing_is_read(tmp_path):

@@ -302,11 +302,12 @@ def test_an_existing_folder_is_not_overwritten_by_accident(finished, tiny, tmp_p
     [
         ("constant", {0: 0.1, 50: 0.1, 99: 0.1}),
         ("cosine", {0: 0.1, 50: (0.1 + 1e-6) / 2, 100: 1e-6}),
+        ("one-cycle", {0: 0.004, 10: 0.052, 20: 0.1, 60: (0.1 + 1e-6) / 2, 100: 1e-6}),
         ("step", {0: 0.1, 19: 0.1, 20: 0.01, 39: 0.01, 40: 0.001, 99: 0.001}),
     ],
 )
 def test_learning_rates(schedule, rates):
-    config = OptimConfig(lr=0.1, schedule=schedule, milestones=(2, 4))
+    config = OptimConfig(lr=0.1, schedule=schedule, warmup=0.2, milestones=(2, 4))
     for step, rate in rates.items():
         assert learning_rate(config, step, 100, 10) == pytest.approx(rate)
 

@@ -188,6 +188,44 @@ def test_a_run_with_evaluations_in_bfloat16(tmp_path):
         config(solver={"precision": "bfloat16"}, train={"dtype": "float64"})
 
 
+def test_settings_of_training_give_way_to_the_solvers_in_validation_and_resume_with_the_same_numbers(tmp_path):
+    own = {"algorithm": "rk4", "step_size": 0.5, "adjoint": "direct", "precision": "bfloat16"}
+    fast = config(solver={"training": own}, train={"precision": "bfloat16"})
+    straight, stopped = (Run.create(tmp_path / name, fast) for name in ("straight", "stopped"))
+    data = load_dataset("digits")
+    model = build_model(fast, ModelForm.of(data))
+    assert train_run(straight, model=model)
+    assert (model.algorithm.name, model.adjoint.name, model.precision) == ("Bosh3", "CheckpointAdjoint", "full")
+    for line in straight.metrics:
+        assert line["nfe_forward"] == line["nfe_backward"] == 8  # two steps of four; nothing is evaluated again
+        assert line["nfe_recomputed"] == line["failed_solves"] == 0
+        assert line["nfe_val"] != 8
+    evaluation = evaluate_run(straight, split="val", which="last")
+    assert evaluation.solver["algorithm"] == "Bosh3"
+    assert evaluation.loss == straight.metrics[-1]["val_loss"]
+    rng = random.Random(5)
+    while not train_run(stopped, should_stop=lambda: rng.random() < 0.2):
+        pass
+    assert_same_end(straight, stopped)
+
+
+def test_training_steps_in_bfloat16_have_weights_in_float32(tmp_path):
+    for name in ("homoode", "deq", "cnn", "anode"):
+        low = Run.create(
+            tmp_path / name,
+            ExperimentConfig.from_dict(
+                {
+                    "model": {"name": name, ("filters" if name == "anode" else "channels"): 8},
+                    "data": {"val_fraction": 0.8},
+                    "train": {"epochs": 1, "precision": "bfloat16", "threads": 1, "device": "cpu"},
+                }
+            ),
+        )
+        assert train_run(low), name
+        assert {p.dtype for p in load_run(low.path).model.parameters()} == {torch.float32}
+        assert all(m["train_loss"] < 3 for m in low.metrics)
+
+
 @pytest.mark.needs("compiler")
 def test_a_run_with_compiled_steps(tmp_path):
     one = {"train": {"epochs": 1, "eval_batch_size": 64}, "data": {"val_fraction": 0.8}}
