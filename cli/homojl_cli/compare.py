@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
 import homojl
 from homojl_cli.options import backend_option, complete_dataset, complete_model
 
+if TYPE_CHECKING:
+    from homojl.comparison.plan import Plan
+
 SECONDS = 60.0  # of training for each run where no budget is given
+RATE = 1e12  # operations per second for an estimate where nothing else is said
 
 # Read without the package they belong to: --help, too, comes here.
 _FILES = (Path(homojl.__file__).parent / "comparison" / "experiments").glob("*.toml")
@@ -37,6 +42,9 @@ EXPERIMENTS = ", ".join(sorted(file.stem for file in _FILES))
 @backend_option()
 @click.option("--device", help="cpu, cuda, cuda:1 or auto.")
 @click.option("--data-root", help="Folder of datasets. [default: $HOMOJL_DATA or the user's cache]")
+@click.option("--presets", help="Dataset whose presets to take, for images of your own. [default: --dataset]")
+@click.option("--estimate", is_flag=True, help="Start nothing; say how long it would take, by counted operations.")
+@click.option("--rate", type=float, help="Operations per second for --estimate. [default: the experiment's, or 1e12]")
 @click.option("--out", type=click.Path(path_type=Path), help="Folder. [default: runs/compare-<experiment>-<dataset>]")
 @click.option("--quiet", is_flag=True, help="Print nothing but the table and the folder.")
 def command(
@@ -51,6 +59,9 @@ def command(
     backend: str | None,
     device: str | None,
     data_root: str | None,
+    presets: str | None,
+    estimate: bool,
+    rate: float | None,
     out: Path | None,
     quiet: bool,
 ) -> None:
@@ -67,6 +78,8 @@ def command(
       homojl compare --experiment initial-point --dataset mnist --seconds 240
       homojl compare --models homoode,cnn,my_net.py:Net --seconds 60
       homojl compare --experiment mine.toml --set optim.lr=3e-4
+      homojl compare --experiment paper --dataset cifar10 --epochs 300 --device cuda
+      homojl compare --dataset mine.npz --presets cifar10 --epochs 10
     """
     from homojl.comparison.experiment import MODELS_ALONE, read_experiment
     from homojl.comparison.plan import make_plan
@@ -97,8 +110,13 @@ def command(
         seconds=seconds,
         settings=[options, *(parse_assignment(text) for text in assignments)],
         threads=fair_share(jobs),
+        presets=presets,
     )
     plan.check()
+    if estimate or rate is not None or (chosen.rate is not None and not quiet):
+        _print_estimate(plan, rate or chosen.rate or RATE)
+    if estimate:
+        return
 
     from homojl.comparison.record import collect
     from homojl.comparison.report import plain_tables, publish
@@ -119,6 +137,22 @@ def command(
     print(plan.folder)
     if any(run.status == "broken off" for run in comparison.runs):
         sys.exit(1)
+
+
+def _print_estimate(plan: Plan, rate: float) -> None:
+    from homojl.comparison.estimate import estimate, estimate_table
+    from homojl.errors import ConfigError
+
+    if not rate > 0:
+        raise ConfigError(f"--rate must be positive, got {rate:g}")
+    if plan.runs[0].config.train.seconds is not None:
+        seconds = sum(run.config.train.seconds or 0 for run in plan.runs)
+        print(
+            f"{len(plan.runs)} runs take {seconds / 3600:.2f} hours of training one after the other, whatever they do"
+        )
+        return
+    print(f"By the operations of untrained models, at {rate:g} per second:")
+    print(estimate_table(estimate(plan), rate).text(), end="", flush=True)
 
 
 def _numbers(text: str) -> list[int]:

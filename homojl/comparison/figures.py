@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 CAPTIONS: dict[str, tuple[str, str]] = {
     "learning_curves": (
         "Learning curves",
-        "Training loss and validation accuracy, one line for each run; seeds of a row look the same.",
+        "Training and validation loss and validation accuracy, one line for each run; seeds of a row look the same.",
     ),
     "evaluations": (
         "Evaluations over training",
@@ -36,7 +36,8 @@ CAPTIONS: dict[str, tuple[str, str]] = {
     ),
     "measurements": (
         "Trained models with other settings",
-        "Time per image and evaluations of the same trained models; a dot for each run, lines through the means.",
+        "Time per image, evaluations and memory of the same trained models; a dot for each run, lines through the "
+        "means.",
     ),
 }
 """Title and caption by the stem of the file."""
@@ -93,10 +94,14 @@ def _curves(comparison: Comparison, figure: Figure, panels: dict[str, str]) -> l
 
 
 def _learning_curves(comparison: Comparison, figure: Figure) -> None:
-    loss, accuracy = _curves(
-        comparison, figure, {"train_loss": "training cross-entropy [nat]", "val_accuracy": "validation accuracy [%]"}
-    )
-    loss.set_ylim(0, 1.08 * loss.dataLim.y1)
+    panels = {
+        "train_loss": "training cross-entropy [nat]",
+        "val_loss": "validation cross-entropy [nat]",
+        "val_accuracy": "validation accuracy [%]",
+    }
+    *losses, accuracy = _curves(comparison, figure, panels)
+    for loss in losses:
+        loss.set_ylim(0, 1.08 * loss.dataLim.y1)
     percent_axis(accuracy.yaxis)
 
 
@@ -151,7 +156,7 @@ def _variation(comparison: Comparison, figure: Figure) -> None:
 
 
 def _measurements(comparison: Comparison, figure: Figure) -> None:
-    time, work = figure.subplots(1, 2)
+    time, work, memory = figure.subplots(1, 3)
     names = list(dict.fromkeys(m["name"] for run in comparison.runs for m in run.measurements))
     sizes = sorted({m["batch_size"] for run in comparison.runs for m in run.measurements})
     sized = all(set(settings) == {"train"} for settings in comparison.plan.experiment.measurements.values())
@@ -162,10 +167,12 @@ def _measurements(comparison: Comparison, figure: Figure) -> None:
             time, list(zip(x, [1e3 * m["seconds"] / m["images"] for m in found], strict=True)), place, row.label
         )
         _through_means(work, list(zip(x, [m["nfe"] for m in found], strict=True)), place, row.label)
-    for axes, label in ((time, "time per image [ms]"), (work, "evaluations per forward pass")):
+        _through_means(memory, list(zip(x, [m["memory"] for m in found], strict=True)), place, row.label)
+    panels = ((time, "time per image [ms]"), (work, "evaluations per forward pass"), (memory, "memory [MiB]"))
+    for axes, label in panels:
         axes.set_ylabel(label)
         if sized:
-            axes.set_xlabel("images per forward pass")
+            axes.set_xlabel("images at a time")
             axes.set_xscale("log", base=2)
             axes.set_xticks(sizes, [str(size) for size in sizes])
             axes.minorticks_off()

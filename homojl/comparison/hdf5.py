@@ -68,11 +68,12 @@ _MEASUREMENTS: dict[str, Column] = {
     "name": text("name of the settings"),
     "algorithm": text("the solver's method"),
     "batch_size": count("images", "images per forward pass"),
-    "images": count("images", "how many of the first test images"),
+    "images": count("images", "how many of the first test images, or training images of a training step"),
     "accuracy": Column("1", "fraction of them classified correctly"),
     "nfe": Column("evaluations", "mean evaluations per forward pass"),
-    "seconds": Column("s", "wall time of the forward passes"),
+    "seconds": Column("s", "wall time of the forward passes, in a training step with the backward one"),
     "failed_solves": count("solves", "solves that did not reach their end"),
+    "memory": Column("MiB", "memory at the peak, beside what was taken before; NaN where it cannot be measured"),
 }
 
 SCHEMA = Schema.of_records(

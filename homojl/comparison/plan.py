@@ -102,6 +102,7 @@ def make_plan(
     seconds: float | None = None,
     settings: Sequence[dict[str, Any]] = (),
     threads: int | None = None,
+    presets: str | None = None,
 ) -> Plan:
     """Every run of an experiment.
 
@@ -113,6 +114,7 @@ def make_plan(
         epochs, seconds: the budget of each run, one of the two.
         settings: for all runs, later ones winning; a variation wins over them.
         threads: of each run, where the settings do not say.
+        presets: the dataset whose presets are taken; None: `dataset`.
 
     Raises:
         ConfigError: for unknown names or settings, or runs that would not share a split.
@@ -123,20 +125,22 @@ def make_plan(
         raise ConfigError(f"seeds must be different whole numbers, got {', '.join(map(str, seeds)) or 'none'}")
     budget = {"train": {"epochs": epochs} if seconds is None else {"seconds": seconds}}
     find_dataset(dataset)
+    presets = presets or dataset
     planned = []
     for model in dict.fromkeys(models or experiment.models):
         model_settings(model)
-        preset = f"{model}-{dataset}"
-        base = read_preset(preset) if preset in preset_names() else {"model": {"name": model}}
         for variation in experiment.variations:
-            if not variation.applies(model, dataset):
+            if not variation.applies(model, presets):
                 continue
+            preset = variation.base(model, presets)
+            base = read_preset(preset) if preset in preset_names() else {"model": {"name": model}}
             values = merge(
                 base,
                 {"data": {"dataset": dataset}, "train": {} if threads is None else {"threads": threads}},
                 budget,
                 merge(*settings),
                 variation.settings,
+                variation.only.get(preset, {}),
             )
             planned.append((model, variation.name, _with_milestones(ExperimentConfig.from_dict(values), base)))
     if not planned:

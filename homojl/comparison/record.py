@@ -52,9 +52,9 @@ class RunResult:
 
 MEASURED = {
     **{"name": str, "algorithm": str, "batch_size": int, "images": int},
-    **{"accuracy": float, "nfe": float, "seconds": float, "failed_solves": int},
+    **{"accuracy": float, "nfe": float, "seconds": float, "failed_solves": int, "memory": float},
 }
-"""What `homojl.comparison.worker` writes of a measurement."""
+"""What `homojl.comparison.measure` says of a measurement; outcomes of earlier versions have no memory."""
 
 
 def _last(key: str) -> Callable[[RunResult], float]:
@@ -212,6 +212,7 @@ def _outcome(values: Any) -> tuple[str, str, list[dict[str, Any]]]:
     status, message, measurements = (values[key] for key in ("status", "message", "measurements"))
     if status not in ("finished", "failed") or not isinstance(message, str) or not isinstance(measurements, list):
         raise ValueError("it is not in the form of a run's outcome")
+    measurements = [{"memory": math.nan} | m if isinstance(m, dict) else m for m in measurements]
     for measured in measurements:
         if not isinstance(measured, dict) or {key: type(value) for key, value in measured.items()} != MEASURED:
             raise ValueError(f"a measurement must have {', '.join(MEASURED)}")

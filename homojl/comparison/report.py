@@ -64,7 +64,9 @@ def results_table(comparison: Comparison) -> Table:
 
 def measured_table(comparison: Comparison) -> Table:
     """One line for each row and measurement, means over the seeds."""
-    head = ("", "settings", "batch size", "accuracy [%]", "inference [ms/image]", "evaluations", "failed solves")
+    head = (
+        "", "settings", "batch size", "accuracy [%]", "time [ms/image]", "evaluations", "memory [MiB]", "failed solves"
+    )  # fmt: skip
     rows = []
     for row in comparison.rows:
         measured = [m for run in row.finished for m in run.measurements]
@@ -79,6 +81,7 @@ def measured_table(comparison: Comparison) -> Table:
                     f"{100 * sum(m['accuracy'] for m in found) / n:.2f}",
                     f"{1e3 * sum(m['seconds'] / m['images'] for m in found) / n:.3f}",
                     f"{sum(m['nfe'] for m in found) / n:.1f}",
+                    f"{sum(m['memory'] for m in found) / n:.0f}",
                     str(sum(m["failed_solves"] for m in found)),
                 )
             )
@@ -156,7 +159,10 @@ def _measured(comparison: Comparison) -> Iterable[str]:
     if measured.rows:
         yield "## The trained models with other settings\n"
         images = comparison.plan.experiment.images
-        yield f"On the first {images:,} test images at most, after one batch to warm up.\n"
+        yield (
+            f"On the first {images:,} test images at most, after one batch to warm up; what sets train.batch_size is a "
+            "training step of so many images. Memory is that of the peak, beside what was taken before.\n"
+        )
         yield measured.markdown()
 
 

@@ -13,8 +13,8 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Any
 
+from homojl.comparison.measure import measure
 from homojl.errors import HomoJLError, SolveError
 from homojl.files import replace_file
 from homojl.training.callbacks import LineProgress
@@ -45,7 +45,7 @@ def main(run_path: str, outcome_path: str, measurements: str) -> int:
         print(f"test accuracy {100 * evaluation.accuracy:.2f} % ({evaluation.checkpoint})", flush=True)
         publish(run, evaluation)
         wanted = json.loads(measurements)
-        measured = [_measure(run, name, settings, wanted["images"]) for name, settings in wanted["settings"].items()]
+        measured = [measure(run, name, settings, wanted["images"]) for name, settings in wanted["settings"].items()]
         outcome = {"status": "finished", "message": "", "measurements": measured}
     except KeyboardInterrupt:
         return STOPPED
@@ -61,25 +61,6 @@ def main(run_path: str, outcome_path: str, measurements: str) -> int:
 
 def _interrupt(number: int, frame: object) -> None:
     raise KeyboardInterrupt
-
-
-def _measure(run: Run, name: str, settings: dict[str, dict[str, Any]], images: int) -> dict[str, Any]:
-    """The trained model's answers on the first test images with other settings; times without the first batch's."""
-    solver = settings.get("solver", {})
-    batch_size = settings.get("train", {}).get("eval_batch_size", run.config.train.eval_batch_size)
-    options = {**solver, "throw": False, "batch_size": batch_size}
-    evaluate_run(run, limit=batch_size, **options)
-    answers = evaluate_run(run, limit=images, **options)
-    return {
-        "name": name,
-        "algorithm": answers.solver["algorithm"],
-        "batch_size": batch_size,
-        "images": len(answers.labels),
-        "accuracy": answers.accuracy,
-        "nfe": float(answers.nfe.mean()),
-        "seconds": answers.seconds,
-        "failed_solves": sum(n for status, n in answers.status.items() if status != "SUCCESS"),
-    }
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import os
 from typing import Any
 
 import torch
+from torch.utils import _pytree as pytree
 
 from homojl.data.datasets import ImageDataset, load_dataset
 from homojl.errors import ConfigError, HomoJLError
@@ -156,6 +157,20 @@ def placed(model: AbstractImplicitModel, config: ExperimentConfig) -> AbstractIm
     if device.type == "cpu" and {config.train.precision, config.training_solver.precision} != {"full"}:
         lay_out(model, torch.contiguous_format)
     return model.to(device)
+
+
+def answered(model: AbstractImplicitModel, inputs: Any, precision: str) -> tuple[Any, Any]:
+    """Outputs, whose floating-point numbers are those of the weights, and solution of a training step.
+
+    Args:
+        precision: in which all but the solve is evaluated, as `train.precision`.
+    """
+    if precision == "full":
+        return model(inputs, return_solution=True)
+    like = next(model.parameters())
+    with torch.autocast(like.device.type, getattr(torch, precision)):
+        outputs, solution = model(inputs, return_solution=True)
+    return pytree.tree_map(lambda x: x.to(like.dtype) if isinstance(x, Tensor) else x, outputs), solution
 
 
 def as_model(model: torch.nn.Module, config: ExperimentConfig) -> AbstractImplicitModel:

@@ -9,12 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -37,6 +34,7 @@ from homojl.training.checkpoint import (
 from homojl.training.config import ExperimentConfig
 from homojl.training.criteria import Criteria, Validated
 from homojl.training.experiment import (
+    answered,
     build_model,
     build_optimizer,
     initial_point,
@@ -45,6 +43,7 @@ from homojl.training.experiment import (
     resolve_device,
     solve_as,
 )
+from homojl.training.memory import peak_memory
 from homojl.training.optimizers import AbstractOptimizer
 from homojl.training.position import (
     PHASES,
@@ -128,7 +127,6 @@ class _Loop:
         self.callbacks, self.should_stop = callbacks, should_stop
         self.device = resolve_device(config.train.device)
         self.model = placed(model, config)
-        self.precision = None if config.train.precision == "full" else getattr(torch, config.train.precision)
         ranks.couple(model, config.train.batch_size)
         model.throw = False  # a failed solve is counted, and ends the run only if the loss is not finite
         self.point = initial_point(model)
@@ -263,12 +261,7 @@ class _Loop:
         Raises:
             SolveError: the loss is not finite.
         """
-        if self.precision is None:
-            outputs, solution = self.model(inputs, return_solution=True)
-        else:
-            with torch.autocast(self.device.type, self.precision):
-                outputs, solution = self.model(inputs, return_solution=True)
-            outputs = pytree.tree_map(lambda x: x.float() if isinstance(x, Tensor) else x, outputs)
+        outputs, solution = answered(self.model, inputs, self.config.train.precision)
         loss = self.task.criteria.checked_loss(outputs, targets) + self.model.regularization()
         if not math.isfinite(loss.item()):
             raise SolveError(
@@ -337,18 +330,6 @@ class _Loop:
         if self.ranks.is_main:
             save(self.run, which, self.model, self.optimizer, self.position, self.task, self.config)
         self.checkpointed = time.monotonic()
-
-
-def peak_memory(device: torch.device) -> float:
-    """Peak memory so far in MiB: allocated on a GPU, else resident in the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    if sys.platform == "linux":
-        # Not ru_maxrss, which a process inherits from the one that started it.
-        status = Path("/proc/self/status").read_text(encoding="ascii")
-        return int(status.partition("VmHWM:")[2].split()[0]) / 1024
-    unit = 1 if sys.platform == "darwin" else 1024  # ru_maxrss is in bytes on macOS, in KiB elsewhere
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**20
 
 
 def save(

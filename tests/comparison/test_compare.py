@@ -18,7 +18,10 @@ import h5py
 import numpy as np
 import pytest
 
+from homojl.comparison.estimate import estimate
+from homojl.comparison.experiment import MODELS_ALONE
 from homojl.comparison.hdf5 import SCHEMA
+from homojl.comparison.plan import make_plan
 from homojl.errors import DataError
 from homojl.files import locked
 from homojl.results.hdf5 import read_results
@@ -56,6 +59,12 @@ atol = 1e-6
 
 [measurements."50 at a time".train]
 eval_batch_size = 50
+
+[measurements.step.train]
+batch_size = 32
+
+[measurements."at its end"]
+start = 1.0
 """
 OPTIONS = [
     "--set", "model.channels=4", "--set", "train.batch_size=256", "--backend", "pytorch", "--device", "cpu",
@@ -162,9 +171,13 @@ def test_the_file_holds_the_numbers_of_the_runs(made):
     assert data["/table/finished"].tolist() == [2, 2, 0]
     assert math.isnan(data["/table/test_accuracy_mean"][2])
     measured = list(zip(data["/measurements/run"].tolist(), data["/measurements/name"], strict=True))
-    assert measured == [(i, name) for i in range(4) for name in ("fine", "50 at a time")]
-    assert set(data["/measurements/images"]) == {100}
-    assert data["/measurements/batch_size"][:2].tolist() == [250, 50]
+    assert measured == [(i, name) for i in range(4) for name in ("fine", "50 at a time", "step", "at its end")]
+    assert data["/measurements/images"][:4].tolist() == [100, 100, 32, 100]
+    assert data["/measurements/batch_size"][:4].tolist() == [250, 50, 32, 250]
+    assert (data["/measurements/seconds"] > 0).all()
+    if sys.platform == "linux":
+        assert (data["/measurements/memory"] >= 0).all()
+        assert (data["/measurements/memory"] < 1000).all()
     fine = data["/measurements/nfe"][data["/measurements/name"] == "fine"]
     assert (fine > data["/runs/test_nfe"][:4]).all(), "a smaller tolerance costs more"
 
@@ -292,3 +305,31 @@ def test_quantities_are_finite_where_a_run_finished(made):
     for name in ("test_loss", "nfe_forward", "nfe_backward", "peak_memory", "train_seconds", "val_accuracy"):
         assert np.isfinite(data[f"/runs/{name}"][finished]).all()
         assert (data[f"/runs/{name}"][finished] > 0).all()
+
+
+def test_an_estimate_by_counted_operations_starts_nothing(tmp_path):
+    args = ["--models", "homoode,cnn", "--epochs", 10, "--estimate", "--rate", 1e7, "--out", "out", *OPTIONS]
+    result = compare(*args, "--seeds", "0,1", cwd=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert not (tmp_path / "out").exists()
+    numbers = {line.split()[0]: line.split()[1:] for line in result.stdout.splitlines()[2:]}
+    assert set(numbers) == {"homoode", "cnn", "all"}
+    nfe, training, inference, runs, each, both = map(float, numbers["cnn"])
+    assert (nfe, runs) == (0, 2)
+    assert training > 2 * inference > 0
+    assert both == pytest.approx(2 * each, abs=0.02)
+    assert each > 0.02
+    assert (
+        float(numbers["homoode"][0]) > 6
+    )  # evaluations, each of which the backward pass takes again and differentiates
+    assert float(numbers["homoode"][1]) > 5 * training
+
+
+def test_a_count_of_operations():
+    settings = [{"model": {"channels": 4}, "solver": {"backend": "pytorch"}}]
+    options = {"dataset": "digits", "seeds": [0], "models": ["cnn"], "epochs": 2, "settings": settings}
+    (row,) = estimate(make_plan(MODELS_ALONE, Path("none"), **options))
+    # Four 3 x 3 convolutions, one of 1 x 1 and a linear layer, by hand: 8 x 8 images, 4 x 4 states of 4 channels.
+    assert row.inference == 2 * (9 * 4 * 64 + 9 * 16 * 16 + 2 * 9 * 16 * 16 + 4 * 16 * 16 + 16 * 10)
+    whole = 2 * (1151 * row.training + 287 * row.inference) + 359 * row.inference
+    assert row.operations == pytest.approx(whole, rel=1e-3)

@@ -10,9 +10,9 @@ import pytest
 from homojl.comparison import experiment_names, make_plan, read_experiment
 from homojl.comparison.experiment import MODELS_ALONE, Experiment, Variation
 from homojl.comparison.published import PUBLISHED
-from homojl.data import dataset_names
+from homojl.data import dataset_info, dataset_names
 from homojl.errors import ConfigError
-from homojl.models import MODELS
+from homojl.models import MODELS, count_parameters, create_model
 from homojl.training.config import preset_names, read_preset
 from homojl.training.run import Run
 
@@ -31,9 +31,7 @@ def test_every_experiment_can_be_planned_on_every_dataset(name, dataset):
     made = plan(experiment, dataset=dataset, seeds=[0, 3])
     assert {run.model for run in made.runs} == set(experiment.models)
     assert len(made.labels) * 2 == len(made.runs) == len({run.name for run in made.runs})
-    for model in experiment.models:  # there is something to compare
-        count = len({run.variation for run in made.runs if run.model == model})
-        assert count > 1 or experiment.measurements
+    assert len(made.labels) > 1 or experiment.measurements, "there is something to compare"
 
 
 @pytest.mark.parametrize("name", experiment_names())
@@ -45,6 +43,33 @@ def test_a_variation_is_what_its_settings_say(name):
         for section, values in by_name[run.variation].settings.items():
             for key, value in values.items():
                 assert config[section][key] == value
+
+
+@pytest.mark.parametrize(("dataset", "parameters"), [("digits", 34_154), ("mnist", 34_154), ("cifar10", 132_938)])
+def test_accuracies_are_compared_at_equal_parameter_counts(dataset, parameters):
+    info = dataset_info(dataset)
+    made = plan(read_experiment("accuracy"), dataset=dataset).runs
+    assert {run.label for run in made} == set(MODELS)
+    for run in made:
+        model = run.config.model
+        built = create_model(model.name, input_shape=info.input_shape, n_classes=info.n_classes, **model.options)
+        assert abs(count_parameters(built) / parameters - 1) < 0.01, run.label
+
+
+def test_a_variation_of_another_preset_is_where_there_is_one():
+    runs = {run.label: run.config for run in plan(read_experiment("fast")).runs}
+    assert "homoode, fast" in runs
+    assert "deq, fast" not in runs
+    assert runs["homoode, fast"].training_solver.algorithm == "midpoint"
+    assert runs["homoode, as published"].solver.training is None
+    assert "homoode, fast" not in plan(read_experiment("fast"), dataset="cifar100").labels
+
+
+def test_images_of_ones_own_with_the_presets_of_a_dataset(tmp_path):
+    (tmp_path / "mine.npz").touch()
+    (run,) = plan(models=["homoode"], dataset=str(tmp_path / "mine.npz"), presets="cifar10").runs
+    assert run.config.data.dataset == str(tmp_path / "mine.npz")
+    assert (run.config.data.pad, run.config.model.options["dropout"]) == (4, 0.1)
 
 
 def test_the_runs_of_a_plan_are_the_presets_but_for_budget_seed_and_threads():
@@ -123,6 +148,13 @@ def test_refused(options, message):
         ("[variations.a]\ndatasets = ['mnits']", "did you mean 'mnist'"),
         ("[measurements.a.optim]\nlr = 1.0", "measurements.a changes optim"),
         ("[measurements.a.train]\nepochs = 1", "measurements.a changes epochs"),
+        ("[measurements.a.train]\nbatch_size = 1\neval_batch_size = 1", "changes batch_size, eval_batch_size"),
+        ("[measurements.a.train]\nbatch_size = 0", "train.batch_size must be a whole number, got 0"),
+        ("[measurements.a]\nstart = 2", "start must be a number from 0 to 1, got 2"),
+        ("[measurements.a]\nstart = 'near'", "start must be a number from 0 to 1, got 'near'"),
+        ("[variations.a]\npreset = 1", "preset must be a name"),
+        ("[variations.a.only.deq-digts.model]\nchannels = 1", "did you mean 'deq-digits'"),
+        ("rate = 'fast'", "rate must be a float"),
         ("title =", "is not valid TOML"),
     ],
 )

@@ -40,7 +40,7 @@ def test_every_preset_parses_builds_and_names_each_source(name):
         config.model.name, input_shape=info.input_shape, n_classes=info.n_classes, **config.model.options
     )
     assert count_parameters(model) > 0
-    assert name == f"{config.model.name}-{config.data.dataset}"
+    assert name.removesuffix("-fast") == f"{config.model.name}-{config.data.dataset}"
     from importlib import resources
 
     text = (resources.files("homojl.presets") / f"{name}.toml").read_text()
@@ -48,6 +48,15 @@ def test_every_preset_parses_builds_and_names_each_source(name):
         if "=" in line.partition("#")[0] and not line.startswith(("name", "dataset")):
             comment = line.partition("#")[2]
             assert any(word in comment for word in ("Table 5", "Scripts", "Appendix G", "ours", "paper")), line
+
+
+@pytest.mark.parametrize("name", [name for name in preset_names() if name.endswith("-fast")])
+def test_what_learns_fast_is_the_same_model_and_tested_by_the_same_method(name):
+    fast, usual = (ExperimentConfig.from_dict(read_preset(n)) for n in (name, name.removesuffix("-fast")))
+    assert {**fast.model.options, "dropout": 0} == {**usual.model.options, "dropout": 0}
+    assert fast.data == usual.data
+    for key in ("algorithm", "rtol", "atol", "precision"):
+        assert getattr(fast.solver, key) == getattr(usual.solver, key)
 
 
 def test_every_model_has_a_preset_for_every_dataset_of_the_papers():
