@@ -318,10 +318,8 @@ def test_an_estimate_by_counted_operations_starts_nothing(tmp_path):
     assert (nfe, runs) == (0, 2)
     assert training > 2 * inference > 0
     assert both == pytest.approx(2 * each, abs=0.02)
-    assert each > 0.02
-    assert (
-        float(numbers["homoode"][0]) > 6
-    )  # evaluations, each of which the backward pass takes again and differentiates
+    assert each > 0.01
+    assert float(numbers["homoode"][0]) > 6  # evaluations, which the backward pass takes again and differentiates
     assert float(numbers["homoode"][1]) > 5 * training
 
 
