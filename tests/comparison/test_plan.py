@@ -28,6 +28,9 @@ def test_every_experiment_can_be_planned_on_every_dataset(name, dataset):
     experiment = read_experiment(name)
     assert experiment.title
     assert experiment.source
+    if not any(v.applies(model, dataset) for v in experiment.variations for model in experiment.models):
+        assert {v.preset for v in experiment.variations} == {"fast"}
+        return  # there is no such preset for the dataset
     made = plan(experiment, dataset=dataset, seeds=[0, 3])
     assert {run.model for run in made.runs} == set(experiment.models)
     assert len(made.labels) * 2 == len(made.runs) == len({run.name for run in made.runs})
