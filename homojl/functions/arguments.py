@@ -32,7 +32,7 @@ class Arguments:
 
     def __init__(self, args: tuple[Any, ...]) -> None:
         leaves, self._spec = list(args), None
-        if not all(isinstance(a, Tensor) for a in args):
+        if not all(isinstance(a, Tensor | AbstractMark) for a in args):
             leaves, self._spec = pytree.tree_flatten(args, is_leaf=_is_mark)
         self.marks: list[bool | None] = [a.per_sample if _is_mark(a) else None for a in leaves]
         values = [a if mark is None else a.value for a, mark in zip(leaves, self.marks, strict=True)]

@@ -25,6 +25,7 @@ Tensor = torch.Tensor
 
 
 _ASKED = 3  # rows that are evaluated by themselves
+_AT_ONCE = 2**16  # elements of states, of which several values are compared at a time
 
 
 class Mixes(ConfigError):
@@ -148,10 +149,11 @@ class UserFunction(Dependent):
             groups = [position % 2 == 0, 2 * position < len(states)]
             groups += [~group for group in groups]
         before = self._tried((*times, states), args)
-        for held in groups:
-            mixed = torch.where(held.view(-1, *[1] * (states.ndim - 1)), states, others)
-            if _differ(before, self._tried((*times, mixed), args), held):
-                if _differ(before, self._tried((*times, states), args), held):
+        for held in torch.stack(groups).split(len(groups) if states.numel() <= _AT_ONCE else 1):
+            column = held.view(*held.shape, *[1] * (states.ndim - 1))
+            mixed = [self._tried((*times, x), args) for x in torch.where(column, states, others)]
+            if _differ(before, torch.stack(mixed), held):
+                if _differ(before, self._tried((*times, states), args)[None], torch.ones_like(held[:1])):
                     raise ConfigError(
                         f"{self._names[0]} is not deterministic: it has two values at one state; draw masks of dropout "
                         "and other random numbers once and pass them in args"
@@ -177,10 +179,11 @@ class UserFunction(Dependent):
         return bool(((value - expected).abs().max() <= 8 * eps**0.5 * scale).item()) if scale > 0 else not value.any()
 
 
-def _differ(a: Tensor, b: Tensor, rows: Tensor) -> bool:
-    """Whether two values differ at some rows, (B,), by more than the rounding of a sum."""
-    change, scale = (x[rows].reshape(int(rows.sum()), -1).abs().nan_to_num().amax(1) for x in (a - b, a))
-    return bool((change > 64 * torch.finfo(a.dtype).eps * scale).any())
+def _differ(a: Tensor, others: Tensor, rows: Tensor) -> bool:
+    """Whether some of `others` (k, B, ...) differ from a (B, ...) at their rows (k, B) by more than a sum's rounding."""
+    change = (others - a).abs().nan_to_num().flatten(2).amax(2)
+    scale = a.abs().nan_to_num().flatten(1).amax(1)
+    return bool((rows & (change > 64 * torch.finfo(a.dtype).eps * scale)).any())
 
 
 def warn_caller(message: str) -> None:

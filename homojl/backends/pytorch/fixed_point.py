@@ -9,6 +9,7 @@ instead of writing to buffers. Which samples stop when is decided on values alon
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,7 +26,7 @@ from homojl.algorithms import (
     Relaxation,
 )
 from homojl.backends.base import FixedPoint
-from homojl.backends.pytorch.gmres import column_of, host
+from homojl.backends.pytorch.gmres import column_of, hosts
 from homojl.backends.pytorch.history import AbstractMethod, AndersonMethod, BroydenMethod, PicardMethod
 from homojl.backends.pytorch.homotopy import HomotopyMethod
 from homojl.backends.pytorch.newton import NewtonKrylovMethod, PseudoTransientMethod
@@ -118,31 +119,32 @@ def _each(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) ->
         r = fz - z
         # Detached: a norm of zero has no derivative, and second ones would be NaN, though nothing depends on it.
         norms = [torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True) for x in (r, fz)]
-        observed = torch.cat([*norms, *method.observe(r, fz)], dim=1)
-        known = host(observed)
-        residual, norm = known[:, 0], known[:, 1]
-        progress.update(iteration, z, residual, norm)
-        if progress.active.any() and not progress.active.all():
+        observed = method.observe(r, fz)
+        residual, norm, *known = hosts([*norms, *observed])
+        progress.update(iteration, z, residual[:, 0], norm[:, 0])
+        residual = residual[:, 0]
+        if progress.some_rest:
             samples.separable(z, fz, progress.active)
         if iteration == algorithm.max_steps:
             progress.stop(progress.active, Status.MAX_STEPS, iteration)
-        if not progress.active.any():
+        if progress.ended:
             return progress.result()
+        seen: Sequence[Any] = observed if any(x.requires_grad for x in observed) else known
         compaction = progress.compaction() if samples.alone else None
         if compaction is not None:
             samples.keep(compaction)
             method.keep(compaction)
             z, fz, r = (compaction.take(x) for x in (z, fz, r))
-            observed = compaction.take(observed) if observed.requires_grad else observed
-            known, residual = known[compaction.order], residual[compaction.order]
-        seen = observed[:, 2:] if observed.requires_grad else known[:, 2:]
+            seen = [compaction.take(x) if isinstance(x, Tensor) else x[compaction.order] for x in seen]
+            residual = residual[compaction.order]
         active = progress.active
         advance = method.advance(z, fz, r, seen, residual, active)
         for status, rows in advance.ended.items():
             progress.stop(rows, status, iteration)
-        if not progress.active.any():
+        if progress.ended:
             return progress.result()
         # Rows that are done rest where the others cannot go on without them.
-        ahead = advance.z if samples.alone or active.all() else torch.where(column_of(active, z), advance.z, z)
+        resting = progress.some_rest and not samples.alone
+        ahead = torch.where(column_of(active, z), advance.z, z) if resting else advance.z
         given = advance.fz if not advance.joined or samples.separable(z, fz, active) else None
         z, fz = ahead, samples.evaluate(ahead) if given is None else given

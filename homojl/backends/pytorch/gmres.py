@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
@@ -319,7 +319,15 @@ class _Search:
 
 def host(x: Tensor) -> np.ndarray:
     """On the host, in float64."""
-    return x.detach().cpu().double().numpy()  # one after the other: not every device has float64
+    x = x.detach().cpu()  # before the type: not every device has float64
+    return x.numpy().astype(np.float64) if x.dtype == torch.float32 else x.double().numpy()
+
+
+def hosts(xs: Sequence[Tensor]) -> list[np.ndarray]:
+    """Several (b, any) on the host, in float64, with one wait for their device."""
+    if xs[0].device.type == "cpu":
+        return [host(x) for x in xs]
+    return np.split(host(torch.cat(tuple(xs), dim=1)), np.cumsum([x.shape[1] for x in xs])[:-1], axis=1)
 
 
 def column_of(x: np.ndarray, like: Tensor) -> Tensor:

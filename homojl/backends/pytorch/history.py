@@ -7,7 +7,7 @@ residuals in one transfer, so that an iteration waits for the device once.
 from __future__ import annotations
 
 import abc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any, ClassVar, Generic, NamedTuple, TypeVar
 
@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson, Broyden, Picard
+from homojl.backends.pytorch.gmres import column_of
 from homojl.backends.pytorch.rows import Compaction
 from homojl.backends.pytorch.samples import Samples
 from homojl.solution import Status
@@ -22,6 +23,8 @@ from homojl.solution import Status
 Tensor = torch.Tensor
 Numbers = Any  # a Tensor where gradients are recorded, else an array on the host
 TINY = 1e-200  # beside squares of lengths, in float64
+TINY_STACK = 2**15  # elements
+NUMPY = torch.float32, torch.float64
 Algorithm = TypeVar("Algorithm", bound=AbstractFixedPointAlgorithm)
 
 
@@ -55,13 +58,13 @@ class AbstractMethod(abc.ABC, Generic[Algorithm]):
 
     @abc.abstractmethod
     def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Numbers, residual: np.ndarray, active: np.ndarray
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Sequence[Numbers], residual: np.ndarray, active: np.ndarray
     ) -> Advance:
         """The next iterates.
 
         Args:
             z, fz, r: iterates, the map there, and the difference fz - z, each (b, n).
-            seen: what `observe` returned, (b, count): float64 on the host, or where gradients are recorded as it was.
+            seen: what `observe` returned: float64 on the host, or where gradients are recorded as it was.
             residual: norm(r), (b,), on the host.
             active: rows that are still at work, (b,), on the host; the others may come to anything.
         """
@@ -78,12 +81,14 @@ class AbstractMethod(abc.ABC, Generic[Algorithm]):
 class History:
     """The last `memory` vectors of each row, in a ring.
 
-    A buffer (b, memory, n), or where gradients are recorded a list of tensors that nothing overwrites.
+    A buffer (b, memory, n), or where gradients are recorded a list of tensors that nothing overwrites. A tiny buffer on
+    the CPU is NumPy's as well, which takes less time to enter than PyTorch.
     """
 
     def __init__(self, memory: int) -> None:
         self.memory, self.count = memory, 0
         self._buffer: Tensor | None = None
+        self._array: np.ndarray | None = None
         self._gram: np.ndarray | None = None
         self._list: list[Tensor] = []
 
@@ -107,11 +112,18 @@ class History:
             self._list = [*self._list[:slot], x, *self._list[slot + 1 :]]
             return
         if self._buffer is None:
-            self._buffer = x.new_empty(x.shape[0], self.memory, x.shape[1])
-        if minus is None:
-            self._buffer[:, slot].copy_(x)
-        else:
+            self._hold(x.new_empty(x.shape[0], self.memory, x.shape[1]))
+            assert self._buffer is not None
+        if self._array is not None and minus is not None:
+            np.subtract(x.numpy(), minus.numpy(), out=self._array[:, slot])
+        elif minus is not None:
             torch.sub(x, minus, out=self._buffer[:, slot])
+        else:
+            self._buffer[:, slot].copy_(x)
+
+    def _hold(self, buffer: Tensor) -> None:
+        tiny = buffer.numel() <= TINY_STACK and buffer.device.type == "cpu" and buffer.dtype in NUMPY
+        self._buffer, self._array = buffer, buffer.numpy() if tiny else None
 
     def stacked(self) -> Tensor:
         """All vectors in ring order, (b, len, n); there must be one."""
@@ -122,12 +134,19 @@ class History:
 
     def products(self, r: Tensor) -> list[Tensor]:
         """The inner products of every vector with the newest one, then those with r (b, n): twice (b, len)."""
+        if self._array is not None and not self._list:
+            matrix = self._array[:, : len(self)].swapaxes(1, 2)
+            pair = self._array[:, self.last, None], r.numpy()[:, None]
+            return [torch.from_numpy(np.matmul(x, matrix)[:, 0]) for x in pair]
         stacked = self.stacked()
         # As a row times a matrix: the other way round is a dozen times slower on a CPU.
         return [torch.bmm(x[:, None], stacked.mT)[:, 0] for x in (stacked[:, self.last], r)]
 
     def combine(self, base: Tensor, weights: Numbers) -> Tensor:
         """base + sum_j weights[:, j] x_j, where weights is (b, len) on any device."""
+        if self._array is not None and isinstance(weights, np.ndarray):
+            w = weights.astype(self._array.dtype)[:, None]
+            return torch.from_numpy(np.matmul(w, self._array[:, : len(self)])[:, 0]).add_(base)
         w = weights if isinstance(weights, Tensor) else torch.from_numpy(weights)
         w = w.to(base.device, base.dtype, non_blocking=True)
         return torch.baddbmm(base[:, None], w[:, None], self.stacked())[:, 0]
@@ -149,14 +168,14 @@ class History:
         if self._gram is not None:
             self._gram = self._gram[compaction.order]
         if self._buffer is not None:
-            self._buffer = compaction.shrink(self._buffer)
+            self._hold(compaction.shrink(self._buffer))
 
 
 class PicardMethod(AbstractMethod[Picard]):
     """z <- f(z) - damping (f(z) - z)."""
 
     def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Numbers, residual: np.ndarray, active: np.ndarray
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Sequence[Numbers], residual: np.ndarray, active: np.ndarray
     ) -> Advance:
         damping = self.algorithm.damping
         return Advance(fz if damping == 0.0 else torch.sub(fz, r, alpha=damping))
@@ -195,27 +214,27 @@ class AndersonMethod(AbstractMethod[Anderson]):
         return fz if mixing == 1.0 else torch.sub(fz, r, alpha=1.0 - mixing)
 
     def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Numbers, residual: np.ndarray, active: np.ndarray
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Sequence[Numbers], residual: np.ndarray, active: np.ndarray
     ) -> Advance:
         image = self._image(fz, r)
         self._r_before, self._image_before = r, image
-        if seen.shape[1] == 0:
+        if not seen:
             return Advance(image)
-        count = len(self._differences)
-        gram, right = self._differences.gram(seen[:, :count]), seen[:, count:]
+        newest, right = seen
+        gram = self._differences.gram(newest)
         floor = max(self.algorithm.regularization, 10 * torch.finfo(r.dtype).eps)
         # On the host, or where it is recorded; below TINY no derivative: a row that rests has differences of length 0.
-        if isinstance(seen, np.ndarray):
-            scale = np.maximum(np.einsum("bii->bi", gram), TINY) ** -0.5
-            scaled = scale[:, :, None] * gram * scale[:, None, :]
+        if isinstance(right, np.ndarray):
+            scale = 1.0 / np.sqrt(np.maximum(gram.diagonal(0, 1, 2), TINY))
+            scaled = gram * (scale[:, :, None] * scale[:, None])
             np.einsum("bii->bi", scaled)[:] += floor
-            gamma = scale * np.linalg.solve(scaled, (scale * right)[:, :, None])[:, :, 0]
+            gamma = scale * np.linalg.solve(scaled, (-scale * right)[:, :, None])[:, :, 0]
         else:
-            scale = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(seen.dtype).tiny).rsqrt()
+            scale = gram.diagonal(dim1=1, dim2=2).clamp_min(torch.finfo(right.dtype).tiny).rsqrt()
             scaled = scale[:, :, None] * gram * scale[:, None, :]
-            scaled = scaled + floor * torch.eye(count, dtype=seen.dtype, device=seen.device)
-            gamma = scale * torch.linalg.solve_ex(scaled, (scale * right)[:, :, None])[0][:, :, 0]
-        return Advance(self._images.combine(image, -gamma))
+            scaled = scaled + floor * torch.eye(len(scale[0]), dtype=right.dtype, device=right.device)
+            gamma = scale * torch.linalg.solve_ex(scaled, (-scale * right)[:, :, None])[0][:, :, 0]
+        return Advance(self._images.combine(image, gamma))
 
     def keep(self, compaction: Compaction) -> None:
         super().keep(compaction)
@@ -245,27 +264,41 @@ class BroydenMethod(AbstractMethod[Broyden]):
         return self._steps.products(r) if len(self._steps) else []
 
     def advance(
-        self, z: Tensor, fz: Tensor, r: Tensor, seen: Numbers, residual: np.ndarray, active: np.ndarray
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Sequence[Numbers], residual: np.ndarray, active: np.ndarray
     ) -> Advance:
         if len(self._steps) == 0:
             return self._step(z, r)
         count = len(self._steps)
-        gram, right = self._steps.gram(seen[:, :count]), seen[:, count:]
+        newest, right = seen
+        gram = self._steps.gram(newest)
         if count == self._steps.memory:
             self._steps.clear()
             self._start[:] = 0
             return self._step(z, r)
-        if isinstance(seen, np.ndarray):
-            gram, right = torch.from_numpy(gram), torch.from_numpy(right)
-        counts = torch.from_numpy(np.arange(count) >= self._start[:, None]).to(right.device)
-        below = torch.tril(gram[:, :, 1:], -1) * counts[:, :, None]
+        counts = np.arange(count) >= self._start[:, None]
+        if isinstance(right, np.ndarray):
+            diagonal = gram.diagonal(0, 1, 2)
+            system = np.zeros_like(gram)
+            system[:, :, :-1] = np.tril(-gram[:, :, 1:], -1) * counts[:, :, None]
+            # A step of length zero has c = 0, by any divisor but zero.
+            np.einsum("bii->bi", system)[:] = np.where(diagonal > TINY, diagonal, 1.0)
+            c = np.linalg.solve(system, (right * counts)[:, :, None])[:, :, 0]
+            denominator = 1.0 - c[:, -1]
+            restart = ~(np.abs(denominator) > 1e-3)  # written so that NaN restarts too
+            weights = np.zeros_like(c)
+            weights[:, 1:] = np.where(restart[:, None], 0.0, c[:, :-1])
+            self._start[restart] = count
+            scale = column_of(np.where(restart, 1.0, denominator), r)
+            return self._step(z, self._steps.combine(r, weights) / scale)
+        counted = torch.from_numpy(counts).to(right.device)
+        below = torch.tril(gram[:, :, 1:], -1) * counted[:, :, None]
         diagonal = gram.diagonal(dim1=1, dim2=2)
-        # A step of length zero has c = 0, by any divisor but zero; a tiny one would have no finite derivatives.
+        # A tiny divisor would have no finite derivatives.
         diagonal = torch.where(diagonal > torch.finfo(right.dtype).tiny, diagonal, torch.ones_like(diagonal))
         system = torch.diag_embed(diagonal) - torch.nn.functional.pad(below, (0, 1))
-        c = torch.linalg.solve_triangular(system, (right * counts)[:, :, None], upper=False)[:, :, 0]
+        c = torch.linalg.solve_triangular(system, (right * counted)[:, :, None], upper=False)[:, :, 0]
         denominator = 1.0 - c[:, -1]
-        restart = ~(denominator.abs() > 1e-3)  # written so that NaN restarts too
+        restart = ~(denominator.abs() > 1e-3)
         weights = torch.nn.functional.pad(c[:, :-1], (1, 0))
         weights = torch.where(restart[:, None], torch.zeros_like(weights), weights)
         self._start[restart.cpu().numpy()] = count

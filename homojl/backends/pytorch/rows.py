@@ -70,13 +70,16 @@ class Compaction:
     """
 
     def __init__(self, active: np.ndarray, device: torch.device) -> None:
-        self.size = int(active.sum())
-        holes = np.flatnonzero(~active[: self.size])
-        movers = self.size + np.flatnonzero(active[self.size :])
+        self._device = device
+        self.size = int(np.count_nonzero(active))
+        (self._holes,) = (~active[: self.size]).nonzero()
+        self._movers = self.size + active[self.size :].nonzero()[0]
         self.order = np.arange(self.size)
-        self.order[holes] = movers
-        indices = torch.from_numpy(np.concatenate([holes, movers, self.order])).to(device, non_blocking=True)
-        self._holes, self._movers, self._rows = indices.split([len(holes), len(movers), self.size])
+        self.order[self._holes] = self._movers
+        self._rows = self._index(self.order)
+
+    def _index(self, places: np.ndarray) -> Tensor:
+        return torch.from_numpy(places).to(self._device, non_blocking=True)
 
     def take(self, buffer: Tensor) -> Tensor:
         """The remaining rows of a (b, ...) buffer, as a new tensor."""
@@ -85,5 +88,5 @@ class Compaction:
     def shrink(self, buffer: Tensor) -> Tensor:
         """The same in place, so that only rows at the back are copied; for buffers that nothing else refers to."""
         if len(self._holes):
-            buffer.index_copy_(0, self._holes, buffer.index_select(0, self._movers))
+            buffer.index_copy_(0, self._index(self._holes), buffer.index_select(0, self._index(self._movers)))
         return buffer[: self.size]

@@ -6,6 +6,7 @@ States are flat here, (b, n): one row for each sample still at work, its element
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -77,9 +78,9 @@ class Samples:
         Raises:
             Mixes: if they need each other.
         """
-        if self.alone or active.sum() >= self._asked:
+        if self.alone or (count := int(np.count_nonzero(active))) >= self._asked:
             return self.alone
-        self._asked = int(active.sum())
+        self._asked = count
         some = np.flatnonzero(active)[: max(1, len(active) // 2)]  # of all rows nothing would be learnt
         staying = torch.from_numpy(some).to(self._device)
         self.alone = self._f.separable((self.layout.unflatten(z),), self.layout.unflatten(fz), staying)
@@ -96,7 +97,7 @@ class Samples:
             self._far, self._largest = FAR * (residual + norm), residual
         self._largest = np.fmax(self._largest, residual)
         far, size, left = norm > self._far, norm, residual
-        if far.any():
+        if np.count_nonzero(far):
             size = np.where(far, np.minimum(norm, self._largest), norm)
             left = np.where(far, np.maximum(residual, self._eps * norm), residual)
         self.allowed = self._algorithm.atol + self._algorithm.rtol * size
@@ -109,6 +110,17 @@ class Samples:
             setattr(self, name, getattr(self, name)[order])
         self._rows = torch.from_numpy(self.index).to(self._device, non_blocking=True)
         self._point = None
+
+
+class _Piece(NamedTuple):
+    """Rows that have ended at one time: their places in the batch, iterates, norms of the residual and of f(z)."""
+
+    index: np.ndarray
+    z: Tensor
+    residual: np.ndarray
+    norm: np.ndarray
+    iteration: int
+    status: Status
 
 
 class Progress:
@@ -131,70 +143,79 @@ class Progress:
             algorithm.max_steps if isinstance(algorithm, Homotopy) else max(PATIENCE, algorithm.max_steps // 10)
         )
         count = len(samples.index)
-        self.active = np.ones(count, dtype=bool)
+        self.active, self._working = np.ones(count, dtype=bool), count
         self._score = np.full(count, math.inf)  # residual over what is tolerated, at the best iterate
         self._at_best = np.full(count, math.nan), np.full(count, math.nan)  # residual and norm(f(z)) there
         self._mark = np.full(count, math.inf)  # the score that has to be undercut to count as progress
         self._largest = np.zeros(count)  # norm(f(z)) that has to be exceeded to count as progress
         self._marked_at = np.zeros(count, dtype=int)
-        self._pieces: list[tuple[np.ndarray, Tensor]] = []
-        self._residuals = np.full(count, math.nan)
-        self._iterations = np.zeros(count, dtype=int)
-        self._statuses = np.full(count, None, dtype=object)
+        self._pieces: list[_Piece] = []
+
+    @property
+    def some_rest(self) -> bool:
+        """Whether some rows are done and others are not."""
+        return 0 < self._working < len(self.active)
+
+    @property
+    def ended(self) -> bool:
+        """Whether no row is at work."""
+        return self._working == 0
 
     def update(self, iteration: int, z: Tensor, residual: np.ndarray, norm: np.ndarray) -> None:
         """Take note of the iterates z (b, n), where norm(f(z) - z) and norm(f(z)), both (b,), have been found."""
+        count, resting = len(residual), self.some_rest
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
             finite, score = np.isfinite(residual + norm), self._samples.score(residual, norm)
-        sound = bool(finite.all())
-        better = (score < self._score) & self.active
-        better = better if sound else better & finite
-        fell = better & (score < 0.999 * self._mark)
-        if iteration == 0 or better.all():
+        sound = np.count_nonzero(finite) == count
+        better = score < self._score
+        if resting or not sound:
+            better &= self.active & finite
+        improved = np.count_nonzero(better)
+        if iteration == 0 or improved == count:
             self._best, self._score, self._at_best = z, score, (residual, norm)
-        elif better.any():
+        elif improved:
             self._best = torch.where(column_of(better, z), z, self._best)
             self._score = np.where(better, score, self._score)
             self._at_best = np.where(better, residual, self._at_best[0]), np.where(better, norm, self._at_best[1])
-        grew = norm > 1.001 * self._largest
-        grew = (grew & self.active & finite) if grew.any() else grew
-        self._marked(iteration, fell, grew, score, norm)
-
-        if (done := self._score <= 1.0).any():
+        self._note(iteration, better & (score < 0.999 * self._mark), score, norm, finite)
+        done = self._score <= 1.0
+        if np.count_nonzero(done):
             self.stop(done, Status.SUCCESS, iteration)
         if not sound:
             self.stop(~finite, Status.DIVERGED, iteration)
         if iteration >= self._patience:
             self.stop(iteration - self._marked_at >= self._patience, Status.STALLED, iteration)
 
-    def _marked(self, iteration: int, fell: np.ndarray, grew: np.ndarray, score: np.ndarray, norm: np.ndarray) -> None:
-        """Note which rows have made progress."""
-        if fell.all():
-            self._mark, moved = score, fell
+    def _note(self, iteration: int, fell: np.ndarray, score: np.ndarray, norm: np.ndarray, finite: np.ndarray) -> None:
+        """Which rows have made progress, of which the residuals of some `fell`."""
+        moved, grew = fell, norm > 1.001 * self._largest
+        if np.count_nonzero(grew):
+            grew &= self.active & finite
+            self._largest, moved = np.where(grew, norm, self._largest), fell | grew
+        if np.count_nonzero(fell) == len(fell):
+            self._mark = score
         else:
-            self._mark, moved = np.where(fell, score, self._mark), fell | grew
-        if grew.any():
-            self._largest = np.where(grew, norm, self._largest)
+            self._mark = np.where(fell, score, self._mark)
         self._marked_at = np.where(moved, iteration, self._marked_at)
 
     def stop(self, which: np.ndarray, status: Status, iteration: int) -> None:
         """Those of the rows `which` (bool) that are still at work end here, at their best iterates."""
         which = which & self.active
-        if not which.any():
+        count = int(np.count_nonzero(which))
+        if count == 0:
             return
-        rows = torch.from_numpy(np.flatnonzero(which)).to(self._best.device, non_blocking=True)
-        index = self._samples.index[which]
-        self._pieces.append((index, self._best if which.all() else self._best.index_select(0, rows)))
-        residual, norm = (x[which] for x in self._at_best)
-        with np.errstate(divide="ignore", invalid="ignore"):
-            self._residuals[index] = np.where(residual == 0, 0.0, residual / norm)
-        self._iterations[index] = iteration
-        self._statuses[index] = status
+        self._working -= count
         self.active = self.active & ~which
+        best, index, (residual, norm) = self._best, self._samples.index, self._at_best
+        if count < len(which):
+            (rows,) = which.nonzero()
+            best = best.index_select(0, torch.from_numpy(rows).to(best.device, non_blocking=True))
+            index, residual, norm = index[rows], residual[rows], norm[rows]
+        self._pieces.append(_Piece(index, best, residual, norm, iteration, status))
 
     def compaction(self) -> Compaction | None:
         """How the rest moves together, where enough are done for that to pay."""
-        if self.active.sum() > (1 - COMPACT_AT) * len(self.active):
+        if self._working > (1 - COMPACT_AT) * len(self.active):
             return None
         compaction = Compaction(self.active, self._best.device)
         for name in ("active", "_score", "_mark", "_largest", "_marked_at"):
@@ -206,16 +227,24 @@ class Progress:
 
     def result(self) -> FixedPoint:
         """The result, once no row is at work."""
-        index = np.concatenate([index for index, _ in self._pieces])
-        value = self._pieces[0][1] if len(self._pieces) == 1 else torch.cat([piece for _, piece in self._pieces])
-        if not np.array_equal(index, np.arange(len(index))):
+        pieces = self._pieces
+        index = np.concatenate([piece.index for piece in pieces])
+        value = pieces[0].z if len(pieces) == 1 else torch.cat([piece.z for piece in pieces])
+        if len(pieces) > 1:
             value = value.index_select(0, torch.from_numpy(np.argsort(index)).to(value.device))
-        converged = np.array([status is Status.SUCCESS for status in self._statuses])
+        residuals, iterations = np.empty(len(index)), np.empty(len(index), dtype=int)
+        statuses = np.empty(len(index), dtype=object)
+        with np.errstate(divide="ignore", invalid="ignore"):
+            for piece in pieces:
+                residuals[piece.index] = np.where(piece.residual == 0, 0.0, piece.residual / piece.norm)
+                iterations[piece.index], statuses[piece.index] = piece.iteration, piece.status
+        self._residuals, self._iterations, self._statuses = residuals, iterations, statuses
+        converged = statuses == Status.SUCCESS
         status, message = self._verdict(converged)
         return FixedPoint(
             value=self._samples.layout.restore(value),
-            residuals=torch.from_numpy(self._residuals),
-            iterations=torch.from_numpy(self._iterations),
+            residuals=torch.from_numpy(residuals),
+            iterations=torch.from_numpy(iterations),
             converged=torch.from_numpy(converged),
             status=status,
             message=message,
