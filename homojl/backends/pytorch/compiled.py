@@ -13,15 +13,22 @@ from typing import Any, ClassVar, TypeGuard
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractAdaptive, AbstractFixedStep, AbstractODEAlgorithm, ErrorNorm
-from homojl.backends.base import EventCondition, Integration
+from homojl.algorithms import (
+    AbstractAdaptive,
+    AbstractFixedPointAlgorithm,
+    AbstractFixedStep,
+    AbstractODEAlgorithm,
+    ErrorNorm,
+)
+from homojl.backends.base import EventCondition, FixedPoint, Integration
 from homojl.backends.pytorch.ahead import Ahead
 from homojl.backends.pytorch.backend import TorchBackend
+from homojl.backends.pytorch.fixed_point import METHODS, find_fixed_point
 from homojl.backends.pytorch.native import EVALUATIONS, STATES
 from homojl.backends.pytorch.native.operations import Postponed
 from homojl.backends.pytorch.steps import AbstractStepper, ExplicitStepper, Number, Step
 from homojl.errors import ConfigError
-from homojl.functions import AbstractField, VectorField
+from homojl.functions import AbstractField, AbstractMap, VectorField
 from homojl.tableaus import ButcherTableau
 
 try:
@@ -44,7 +51,10 @@ class CompiledBackend(TorchBackend):
 
     Fields that have other operations, events, jumps and states elsewhere have their steps compiled one by one, in some
     seconds to a minute; the field must be one graph (no data-dependent branches, no calls out of PyTorch). What is not
-    such a step, as the backward solve of a continuous adjoint or an equilibrium, runs as in the PyTorch backend.
+    such a step, as the backward solve of a continuous adjoint, runs as in the PyTorch backend.
+
+    Of equilibria the iterations of `Picard`, `Anderson` and `Broyden` between two evaluations of the map are compiled,
+    once for all maps, for float32 and float64 on the CPU.
 
     Of small states, several steps are then computed at a time where no gradient is recorded. The last of them may turn
     out not to be needed: `stats.nfe` counts the evaluations of the steps that the solve has tried.
@@ -138,6 +148,11 @@ class CompiledBackend(TorchBackend):
             if whole is not None:
                 return whole
         return super().integrate_samples(f, y0, ts, algorithm, keep_states=keep_states, event=event, starts=starts)
+
+    def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
+        from homojl.backends.pytorch.native.equilibrium import methods_for
+
+        return find_fixed_point(f, z0, algorithm, {**METHODS, **methods_for(z0)})
 
     def stepper(
         self, f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm

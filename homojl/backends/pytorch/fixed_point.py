@@ -9,7 +9,7 @@ instead of writing to buffers. Which samples stop when is decided on values alon
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from homojl.algorithms import (
     Relaxation,
 )
 from homojl.backends.base import FixedPoint
-from homojl.backends.pytorch.gmres import column_of, hosts
+from homojl.backends.pytorch.gmres import column_of
 from homojl.backends.pytorch.history import AbstractMethod, AndersonMethod, BroydenMethod, PicardMethod
 from homojl.backends.pytorch.homotopy import HomotopyMethod
 from homojl.backends.pytorch.newton import NewtonKrylovMethod, PseudoTransientMethod
@@ -39,7 +39,8 @@ from homojl.solution import Status
 
 Tensor = torch.Tensor
 
-METHODS: dict[type[AbstractFixedPointAlgorithm], type[AbstractMethod[Any]]] = {
+Methods = Mapping[type[AbstractFixedPointAlgorithm], type[AbstractMethod[Any]]]
+METHODS: Methods = {
     Picard: PicardMethod,
     Anderson: AndersonMethod,
     Broyden: BroydenMethod,
@@ -50,15 +51,23 @@ METHODS: dict[type[AbstractFixedPointAlgorithm], type[AbstractMethod[Any]]] = {
 }
 
 
-def find_fixed_point(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
-    """Solve z = f(z) for every row of z0; see `AbstractBackend.find_fixed_point`."""
+def find_fixed_point(
+    f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, methods: Methods = METHODS
+) -> FixedPoint:
+    """Solve z = f(z) for every row of z0; see `AbstractBackend.find_fixed_point`.
+
+    Args:
+        f, z0, algorithm: as there.
+        methods: what is at work for each kind of algorithm.
+    """
+    method = methods[type(algorithm)]
     if len(z0) == 0:
         none = torch.zeros(0, dtype=torch.int64)
         return FixedPoint(z0, none.double(), none, none.bool(), Status.SUCCESS, "", nfe=0, n_jvp=0)
     started = f.calls
     if not f.mixes:
         try:
-            found = _each(f, z0, algorithm)
+            found = _each(f, z0, algorithm, method)
             if found.status.ok or len(z0) == 1:
                 return found
             # It may be that they depend on each other, of which nothing has shown.
@@ -69,7 +78,7 @@ def find_fixed_point(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAl
         except Mixes as error:
             if str(error):
                 warn_caller(f"{error}; the batch converges as a whole")
-    return _together(f, z0, algorithm, started)
+    return _together(f, z0, algorithm, method, started)
 
 
 class _OneRow(AbstractMap):
@@ -89,9 +98,15 @@ class _OneRow(AbstractMap):
         return Flattened(self._f.linearised(z.view(self._shape)), self._shape)
 
 
-def _together(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, started: int) -> FixedPoint:
+def _together(
+    f: AbstractMap,
+    z0: Tensor,
+    algorithm: AbstractFixedPointAlgorithm,
+    method: type[AbstractMethod[Any]],
+    started: int,
+) -> FixedPoint:
     """The whole batch as one sample."""
-    found = _each(_OneRow(f, z0.shape), z0.reshape(1, -1), algorithm)
+    found = _each(_OneRow(f, z0.shape), z0.reshape(1, -1), algorithm, method)
     count = len(z0)
     return replace(
         found,
@@ -106,39 +121,33 @@ def _together(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm
     )
 
 
-def _each(f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
+def _each(
+    f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, kind: type[AbstractMethod[Any]]
+) -> FixedPoint:
     """Row by row."""
     samples = Samples(f, z0, algorithm)
     progress = Progress(algorithm, samples)
-    method = METHODS[type(algorithm)](algorithm, samples)
+    method = kind(algorithm, samples)
     z = samples.layout.flatten(z0)
     fz = samples.evaluate(z)
     iteration = -1
     while True:
         iteration += 1
-        r = fz - z
-        # Detached: a norm of zero has no derivative, and second ones would be NaN, though nothing depends on it.
-        norms = [torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True) for x in (r, fz)]
-        observed = method.observe(r, fz)
-        residual, norm, *known = hosts([*norms, *observed])
-        progress.update(iteration, z, residual[:, 0], norm[:, 0])
-        residual = residual[:, 0]
+        seen = method.measure(z, fz)
+        progress.update(iteration, z, seen.residual, seen.norm)
         if progress.some_rest:
             samples.separable(z, fz, progress.active)
         if iteration == algorithm.max_steps:
             progress.stop(progress.active, Status.MAX_STEPS, iteration)
         if progress.ended:
             return progress.result()
-        seen: Sequence[Any] = observed if any(x.requires_grad for x in observed) else known
         compaction = progress.compaction() if samples.alone else None
         if compaction is not None:
             samples.keep(compaction)
             method.keep(compaction)
-            z, fz, r = (compaction.take(x) for x in (z, fz, r))
-            seen = [compaction.take(x) if isinstance(x, Tensor) else x[compaction.order] for x in seen]
-            residual = residual[compaction.order]
+            z, fz, seen = compaction.take(z), compaction.take(fz), seen.taken(compaction)
         active = progress.active
-        advance = method.advance(z, fz, r, seen, residual, active)
+        advance = method.advance(z, fz, seen.r, seen.numbers, seen.residual, active)
         for status, rows in advance.ended.items():
             progress.stop(rows, status, iteration)
         if progress.ended:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson, Broyden, Picard
-from homojl.backends.pytorch.gmres import column_of
+from homojl.backends.pytorch.gmres import hosts
 from homojl.backends.pytorch.rows import Compaction
 from homojl.backends.pytorch.samples import Samples
 from homojl.solution import Status
@@ -44,6 +44,28 @@ class Advance(NamedTuple):
     joined: bool = False
 
 
+class Seen(NamedTuple):
+    """What an iteration has found at an iterate.
+
+    Attributes:
+        r: f(z) - z, (b, n).
+        residual, norm: norm(r) and norm(f(z)), (b,), on the host.
+        numbers: what else the method has asked for, (b, any) each: float64 on the host, or where gradients are recorded
+            as it was.
+    """
+
+    r: Tensor
+    residual: np.ndarray
+    norm: np.ndarray
+    numbers: Sequence[Numbers]
+
+    def taken(self, compaction: Compaction) -> Seen:
+        """Of the rows that go on."""
+        order = compaction.order
+        numbers = [compaction.take(x) if isinstance(x, Tensor) else x[order] for x in self.numbers]
+        return Seen(compaction.take(self.r), self.residual[order], self.norm[order], numbers)
+
+
 class AbstractMethod(abc.ABC, Generic[Algorithm]):
     """A method at work on one batch."""
 
@@ -52,8 +74,18 @@ class AbstractMethod(abc.ABC, Generic[Algorithm]):
     def __init__(self, algorithm: Algorithm, samples: Samples) -> None:
         self.algorithm, self.samples = algorithm, samples
 
+    def measure(self, z: Tensor, fz: Tensor) -> Seen:
+        """What is left at z, (b, n), where the map is fz; called once an iteration, before `advance`."""
+        r = fz - z
+        # Detached: a norm of zero has no derivative, and second ones would be NaN, though nothing depends on it.
+        norms = [torch.linalg.vector_norm(x.detach(), dim=1, keepdim=True) for x in (r, fz)]
+        observed = self.observe(r, fz)
+        residual, norm, *known = hosts([*norms, *observed])
+        recorded = any(x.requires_grad for x in observed)
+        return Seen(r, residual[:, 0], norm[:, 0], observed if recorded else known)
+
     def observe(self, r: Tensor, fz: Tensor) -> list[Tensor]:
-        """Numbers (b, any) of each row that `advance` wants to see; called once an iteration, before it."""
+        """Numbers (b, any) of each row that `advance` wants to see."""
         return []
 
     @abc.abstractmethod
@@ -276,20 +308,28 @@ class BroydenMethod(AbstractMethod[Broyden]):
             self._start[:] = 0
             return self._step(z, r)
         counts = np.arange(count) >= self._start[:, None]
-        if isinstance(right, np.ndarray):
-            diagonal = gram.diagonal(0, 1, 2)
-            system = np.zeros_like(gram)
-            system[:, :, :-1] = np.tril(-gram[:, :, 1:], -1) * counts[:, :, None]
-            # A step of length zero has c = 0, by any divisor but zero.
-            np.einsum("bii->bi", system)[:] = np.where(diagonal > TINY, diagonal, 1.0)
-            c = np.linalg.solve(system, (right * counts)[:, :, None])[:, :, 0]
-            denominator = 1.0 - c[:, -1]
-            restart = ~(np.abs(denominator) > 1e-3)  # written so that NaN restarts too
-            weights = np.zeros_like(c)
-            weights[:, 1:] = np.where(restart[:, None], 0.0, c[:, :-1])
-            self._start[restart] = count
-            scale = column_of(np.where(restart, 1.0, denominator), r)
-            return self._step(z, self._steps.combine(r, weights) / scale)
+        solved = self._solved if isinstance(right, np.ndarray) else self._solved_recorded
+        weights, denominator, restart = solved(gram, right, counts)
+        self._start[restart] = count
+        return self._step(z, self._steps.combine(r, weights) / denominator.to(r.device, r.dtype)[:, None])
+
+    @staticmethod
+    def _solved(gram: np.ndarray, right: np.ndarray, counts: np.ndarray) -> tuple[np.ndarray, Tensor, np.ndarray]:
+        """The steps' weights (b, count), what the next step is divided by (b,), and the rows that start again (b,)."""
+        diagonal, system = gram.diagonal(0, 1, 2), np.zeros_like(gram)
+        system[:, :, :-1] = np.tril(-gram[:, :, 1:], -1) * counts[:, :, None]
+        # A step of length zero has c = 0, by any divisor but zero.
+        np.einsum("bii->bi", system)[:] = np.where(diagonal > TINY, diagonal, 1.0)
+        c = np.linalg.solve(system, (right * counts)[:, :, None])[:, :, 0]
+        denominator = 1.0 - c[:, -1]
+        restart = ~(np.abs(denominator) > 1e-3)  # written so that NaN restarts too
+        weights = np.zeros_like(c)
+        weights[:, 1:] = np.where(restart[:, None], 0.0, c[:, :-1])
+        return weights, torch.from_numpy(np.where(restart, 1.0, denominator)), restart
+
+    @staticmethod
+    def _solved_recorded(gram: Tensor, right: Tensor, counts: np.ndarray) -> tuple[Tensor, Tensor, np.ndarray]:
+        """The same by operations that can be differentiated."""
         counted = torch.from_numpy(counts).to(right.device)
         below = torch.tril(gram[:, :, 1:], -1) * counted[:, :, None]
         diagonal = gram.diagonal(dim1=1, dim2=2)
@@ -301,10 +341,7 @@ class BroydenMethod(AbstractMethod[Broyden]):
         restart = ~(denominator.abs() > 1e-3)
         weights = torch.nn.functional.pad(c[:, :-1], (1, 0))
         weights = torch.where(restart[:, None], torch.zeros_like(weights), weights)
-        self._start[restart.cpu().numpy()] = count
-        denominator = torch.where(restart, torch.ones_like(denominator), denominator)
-        step = self._steps.combine(r, weights) / denominator[:, None].to(r.device, r.dtype)
-        return self._step(z, step)
+        return weights, torch.where(restart, torch.ones_like(denominator), denominator), restart.cpu().numpy()
 
     def _step(self, z: Tensor, step: Tensor) -> Advance:
         self._steps.add(step)

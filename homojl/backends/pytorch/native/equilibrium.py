@@ -1,0 +1,175 @@
+"""Iterations for equilibria in C++: what is left and the next iterates in one pass over each sample's history.
+
+What is compiled knows nothing of the map, which stays the user's function, and is found again by every later process.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import torch
+
+from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson, Broyden, Picard
+from homojl.backends.pytorch.history import AbstractMethod, Advance, Seen
+from homojl.backends.pytorch.native.build import HERE, compile_source, key_of, known
+from homojl.backends.pytorch.native.operations import Unsupported
+from homojl.backends.pytorch.rows import Compaction
+from homojl.backends.pytorch.samples import Samples
+
+Tensor = torch.Tensor
+_log = logging.getLogger(__name__)
+
+_PICARD, _ANDERSON, _BROYDEN = range(3)
+_ENTRIES = {torch.float32: "iterate32", torch.float64: "iterate64"}
+_SHARED = 2**16  # elements of the iterates, from which on PyTorch's threads share the rows
+
+
+class _Iteration(ctypes.Structure):
+    """What C++ is given; equilibrium.hpp says what the fields are."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("z", "fz", "z_before", "fz_before", "next", "residuals", "images")),
+        *((name, ctypes.c_void_p) for name in ("gram", "norms", "starts")),
+        *((name, ctypes.c_int64) for name in ("n", "memory", "count", "slot")),
+        *((name, ctypes.c_double) for name in ("weight", "floor")),
+    ]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+    """What is compiled; None: it cannot be here."""
+    try:
+        key = key_of("equilibrium")
+        found = known(key)
+        if found is None:
+            found = compile_source(key, (HERE / "equilibrium.hpp").read_text(encoding="utf-8"), {})
+    except Unsupported as reason:
+        _log.info("iterations for equilibria are not compiled: %s", reason)
+        return None
+    for name in _ENTRIES.values():
+        entry = getattr(found[0], name)
+        entry.argtypes, entry.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 3], None
+    return found[0]
+
+
+def methods_for(z0: Tensor) -> dict[type[AbstractFixedPointAlgorithm], type[AbstractMethod[Any]]]:
+    """Compiled methods for iterates like z0, where no gradient is recorded; none where they are elsewhere."""
+    if z0.device.type != "cpu" or z0.dtype not in _ENTRIES or torch.is_grad_enabled() or _library() is None:
+        return {}
+    return {Picard: CompiledPicard, Anderson: CompiledAnderson, Broyden: CompiledBroyden}
+
+
+class _Compiled(AbstractMethod[Any]):
+    """A method whose iteration is one call, which also finds the residuals."""
+
+    rows = ("_z", "_fz", "_next", "_residuals", "_images", "_gram", "_starts")
+    kind: int
+
+    def __init__(self, algorithm: AbstractFixedPointAlgorithm, samples: Samples, memory: int, rings: int) -> None:
+        super().__init__(algorithm, samples)
+        self._memory, self._rings, self._count = memory, rings, 0
+        self._z: Tensor | None = None  # where the map was evaluated before, and its value
+        self._fz: Tensor | None = None
+        self._next: Tensor | None = None
+        self._residuals: Tensor | None = None
+        self._images: Tensor | None = None
+        self._gram = np.zeros((len(samples.index), memory, memory))
+        self._starts = np.zeros(len(samples.index), dtype=np.int64)
+
+    def _ring(self, present: Tensor | None, z: Tensor) -> Tensor | None:
+        return z.new_empty(len(z), self._memory, z.shape[1]) if present is None and self._memory else present
+
+    def measure(self, z: Tensor, fz: Tensor) -> Seen:
+        z, fz = z.contiguous(), fz.contiguous()
+        if self._rings:
+            self._residuals = self._ring(self._residuals, z)
+        if self._rings > 1:
+            self._images = self._ring(self._images, z)
+        self._next, norms = torch.empty_like(z), np.empty((len(z), 2))
+        before = (z, fz) if self._z is None or self._fz is None else (self._z, self._fz)
+        tensors = (z, fz, *before, self._next, self._residuals, self._images)
+        places = (None if x is None else x.data_ptr() for x in tensors)
+        arrays = (x.ctypes.data for x in (self._gram, norms, self._starts))
+        job = _Iteration(*places, *arrays, z.shape[1], self._memory, *self._position(), *self._numbers(z.dtype))
+        self._run(getattr(_library(), _ENTRIES[z.dtype]), job, z)
+        self._z, self._fz = z, fz
+        return Seen(z[:, :0], norms[:, 0], norms[:, 1], ())
+
+    def _run(self, entry: Callable[..., None], job: _Iteration, z: Tensor) -> None:
+        parts = min(torch.get_num_threads(), len(z)) if z.numel() >= _SHARED else 1
+        bounds, place = [len(z) * i // parts for i in range(parts + 1)], ctypes.byref(job)
+        if parts == 1:
+            entry(place, self.kind, 0, len(z))
+            return
+        with ThreadPoolExecutor(parts) as pool:
+            list(pool.map(lambda i: entry(place, self.kind, bounds[i], bounds[i + 1]), range(parts)))
+
+    def _position(self) -> tuple[int, int]:
+        """How many vectors the history has, and the newest one's slot."""
+        return 0, 0
+
+    def _numbers(self, dtype: torch.dtype) -> tuple[float, float]:
+        """The weight of f(z), and what the scaled diagonal is raised by."""
+        return 1.0, 0.0
+
+    def advance(
+        self, z: Tensor, fz: Tensor, r: Tensor, seen: Sequence[Any], residual: np.ndarray, active: np.ndarray
+    ) -> Advance:
+        assert self._next is not None
+        return Advance(self._next)
+
+    def keep(self, compaction: Compaction) -> None:
+        rings = self._residuals, self._images
+        self._residuals = self._images = None
+        super().keep(compaction)
+        self._residuals, self._images = (None if x is None else compaction.shrink(x) for x in rings)
+
+
+class CompiledPicard(_Compiled):
+    """See `homojl.backends.pytorch.history.PicardMethod`."""
+
+    kind = _PICARD
+
+    def __init__(self, algorithm: Picard, samples: Samples) -> None:
+        super().__init__(algorithm, samples, 0, 0)
+
+    def _numbers(self, dtype: torch.dtype) -> tuple[float, float]:
+        return 1.0 - self.algorithm.damping, 0.0
+
+
+class CompiledAnderson(_Compiled):
+    """See `homojl.backends.pytorch.history.AndersonMethod`."""
+
+    kind = _ANDERSON
+
+    def __init__(self, algorithm: Anderson, samples: Samples) -> None:
+        super().__init__(algorithm, samples, algorithm.memory - 1, 2)
+
+    def _position(self) -> tuple[int, int]:
+        if self._z is None or self._memory == 0:
+            return 0, 0
+        self._count += 1
+        return min(self._count, self._memory), (self._count - 1) % self._memory
+
+    def _numbers(self, dtype: torch.dtype) -> tuple[float, float]:
+        return self.algorithm.mixing, max(self.algorithm.regularization, 10 * torch.finfo(dtype).eps)
+
+
+class CompiledBroyden(_Compiled):
+    """See `homojl.backends.pytorch.history.BroydenMethod`."""
+
+    kind = _BROYDEN
+
+    def __init__(self, algorithm: Broyden, samples: Samples) -> None:
+        super().__init__(algorithm, samples, algorithm.memory, 1)
+
+    def _position(self) -> tuple[int, int]:
+        count = self._count
+        self._count = 1 if count == self._memory else count + 1
+        return count, count - 1
