@@ -68,38 +68,45 @@ def methods_for(z0: Tensor) -> dict[type[AbstractFixedPointAlgorithm], type[Abst
 class _Compiled(AbstractMethod[Any]):
     """A method whose iteration is one call, which also finds the residuals."""
 
-    rows = ("_z", "_fz", "_next", "_residuals", "_images", "_gram", "_starts")
+    rows = ("_next", "_gram", "_starts")
     kind: int
 
     def __init__(self, algorithm: AbstractFixedPointAlgorithm, samples: Samples, memory: int, rings: int) -> None:
         super().__init__(algorithm, samples)
         self._memory, self._rings, self._count = memory, rings, 0
-        self._z: Tensor | None = None  # where the map was evaluated before, and its value
-        self._fz: Tensor | None = None
+        self._before: tuple[Tensor, Tensor] | None = None  # where the map was evaluated last, and its value there
         self._next: Tensor | None = None
+        self._job: _Iteration | None = None
         self._residuals: Tensor | None = None
         self._images: Tensor | None = None
         self._gram = np.zeros((len(samples.index), memory, memory))
         self._starts = np.zeros(len(samples.index), dtype=np.int64)
 
-    def _ring(self, present: Tensor | None, z: Tensor) -> Tensor | None:
-        return z.new_empty(len(z), self._memory, z.shape[1]) if present is None and self._memory else present
+    def _prepared(self, z: Tensor) -> _Iteration:
+        """What C++ is given of memory and numbers that stay as long as the rows do."""
+        shape = len(z), self._memory, z.shape[1]
+        if self._memory and self._residuals is None:
+            self._residuals = z.new_empty(shape)
+            self._images = z.new_empty(shape) if self._rings > 1 else None
+        job = _Iteration(n=z.shape[1], memory=self._memory)
+        job.weight, job.floor = self._numbers(z.dtype)
+        job.residuals, job.images = (None if x is None else x.data_ptr() for x in (self._residuals, self._images))
+        job.gram, job.starts = self._gram.ctypes.data, self._starts.ctypes.data
+        return job
 
     def measure(self, z: Tensor, fz: Tensor) -> Seen:
         z, fz = z.contiguous(), fz.contiguous()
-        if self._rings:
-            self._residuals = self._ring(self._residuals, z)
-        if self._rings > 1:
-            self._images = self._ring(self._images, z)
-        self._next, norms = torch.empty_like(z), np.empty((len(z), 2))
-        before = (z, fz) if self._z is None or self._fz is None else (self._z, self._fz)
-        tensors = (z, fz, *before, self._next, self._residuals, self._images)
-        places = (None if x is None else x.data_ptr() for x in tensors)
-        arrays = (x.ctypes.data for x in (self._gram, norms, self._starts))
-        job = _Iteration(*places, *arrays, z.shape[1], self._memory, *self._position(), *self._numbers(z.dtype))
+        if self._job is None:
+            self._job = self._prepared(z)
+        job, self._next, norms = self._job, torch.empty_like(z), z.new_empty(len(z), 2, dtype=torch.float64)
+        job.z, job.fz, job.next, job.norms = z.data_ptr(), fz.data_ptr(), self._next.data_ptr(), norms.data_ptr()
+        before = self._before or (z, fz)
+        job.z_before, job.fz_before = before[0].data_ptr(), before[1].data_ptr()
+        job.count, job.slot = self._position()
         self._run(getattr(_library(), _ENTRIES[z.dtype]), job, z)
-        self._z, self._fz = z, fz
-        return Seen(z[:, :0], norms[:, 0], norms[:, 1], ())
+        self._before = z, fz
+        residual, norm = norms.numpy().T
+        return Seen(z[:, :0], residual, norm, ())
 
     def _run(self, entry: Callable[..., None], job: _Iteration, z: Tensor) -> None:
         parts = min(torch.get_num_threads(), len(z)) if z.numel() >= _SHARED else 1
@@ -125,10 +132,11 @@ class _Compiled(AbstractMethod[Any]):
         return Advance(self._next)
 
     def keep(self, compaction: Compaction) -> None:
-        rings = self._residuals, self._images
-        self._residuals = self._images = None
         super().keep(compaction)
+        rings = self._residuals, self._images
         self._residuals, self._images = (None if x is None else compaction.shrink(x) for x in rings)
+        assert self._before is not None
+        self._before, self._job = (compaction.take(self._before[0]), compaction.take(self._before[1])), None
 
 
 class CompiledPicard(_Compiled):
@@ -152,7 +160,7 @@ class CompiledAnderson(_Compiled):
         super().__init__(algorithm, samples, algorithm.memory - 1, 2)
 
     def _position(self) -> tuple[int, int]:
-        if self._z is None or self._memory == 0:
+        if self._before is None or self._memory == 0:
             return 0, 0
         self._count += 1
         return min(self._count, self._memory), (self._count - 1) % self._memory
