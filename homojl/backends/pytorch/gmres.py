@@ -11,8 +11,9 @@ from homojl.backends.pytorch.rows import Compaction
 
 Tensor = torch.Tensor
 
-# Products between two looks at whether they are enough, over those so far: on a CPU, and where looking means to wait.
-LOOKS, WAITS = 0.2, 1.0
+# Products between two looks at whether they are enough: on a CPU this part of those that seem to be missing, but no more
+# than this part of those so far, and where looking means to wait as many as so far.
+LOOKS, MOST_LOOKS, WAITS = 0.8, 0.7, 1.0
 FIRST_WAIT = 4
 
 
@@ -158,8 +159,8 @@ def gmres(
     """Solve A x = right for every row, without restarts.
 
     The iteration of all rows goes on until each has met its tolerance; a row's answer uses only the steps it needed, so
-    it does not depend on the others. Whether that is so is looked at every few steps on a CPU; on other devices, where
-    looking means to wait, after as many as the last system with this deflation took, or few, and then twice as many.
+    it does not depend on the others. Whether that is so is looked at every few steps on a CPU, the more the further off
+    the goal is at the rate so far; on other devices, where looking means to wait, after as many as the last system with this deflation took, or few, and then twice as many.
     The small least-squares problems are solved on the host, in float64.
 
     Args:
@@ -186,10 +187,9 @@ def gmres(
     search = _Search(relative, absolute, space.held, space.size)
     # A rough answer needs no basis that is orthonormal to rounding: A Z = V H holds all the same.
     twice = bool((relative < (100 * torch.finfo(right.dtype).eps) ** 0.5).any())
-    seen, growth, look = [norms, goals], LOOKS, 1
-    if right.device.type != "cpu":
-        growth, look = WAITS, FIRST_WAIT if deflation is None else space.held + deflation.expected
-    look = min(look, space.size)
+    seen, waits = [norms, goals], right.device.type != "cpu"
+    look = FIRST_WAIT if deflation is None else space.held + deflation.expected
+    look = min(look if waits else 1 + space.held, space.size)
     for j in range(space.size):
         h, length = space.add(j, product(space.vector(j)), twice=twice)
         seen += [*h, length[:, 0]]
@@ -198,7 +198,8 @@ def gmres(
             seen.clear()
             if not search.working.any():
                 break
-            look = min(space.size, j + 2 + int(growth * j))
+            further = WAITS * j if waits else min(LOOKS * search.missing(), MOST_LOOKS * j)
+            look = min(space.size, j + 2 + int(further))
     weights, left = search.answer()
     if deflation is not None:
         deflation.note(space, search.hessenberg)
@@ -231,6 +232,7 @@ class _Search:
         self._h = np.zeros((b, size + 1, size))
         self._u = np.ones((b, size + 1))
         self._squares = np.ones((b, 1))
+        self._growth = np.zeros(b)  # of their logarithms, by a column
         self._used = np.zeros(b, dtype=int)
 
     @property
@@ -272,6 +274,7 @@ class _Search:
         u = -np.linalg.solve(new[:, start + 1 :].swapaxes(1, 2), right.swapaxes(1, 2))[:, :, 0]
         self._u[:, start + 1 : end + 1] = u
         squares = self._squares + np.cumsum(u * u, axis=1)
+        self._growth = np.log(squares[:, -1] / self._squares[:, 0]) / (end - start)
         self._squares = squares[:, -1:]
         enough = squares >= self._needed[:, None]
         if ends is not None:
@@ -279,6 +282,13 @@ class _Search:
         some = enough.any(axis=1)
         self._used[self.working] = np.where(some, start + 1 + enough.argmax(axis=1), end)[self.working]
         self.working = self.working & ~some
+
+    def missing(self) -> float:
+        """About how many further columns the slowest row needs, at the rate of the last ones."""
+        some = self.working
+        with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
+            left = np.log(self._needed[some] / self._squares[some, 0]) / self._growth[some]
+        return float(np.nan_to_num(left, nan=np.inf).max())
 
     def _mended(self, start: int, sound: np.ndarray) -> np.ndarray:
         """Columns that divide in the place of those that are not `sound`; which of the new ones are the last of a row.
