@@ -17,7 +17,7 @@ from homojl.choices import BENCH_BACKENDS, BENCH_PROBLEMS
 from homojl.errors import BackendUnavailable
 from homojl.files import make_folder, replace_file
 from homojl.names import check_known
-from homojl.results.measurements import SCHEMA, Measurement, Task, columns_of, short, take_turns
+from homojl.results.measurements import SCHEMA, Measurement, Task, columns_of, take_turns, three_digits
 from homojl.results.tables import Table
 
 if TYPE_CHECKING:
@@ -258,11 +258,11 @@ def bench_table(measurements: Sequence[Measurement]) -> Table:
         "problem": lambda m: m.problem,
         "solved by": lambda m: m.label,
         "method": lambda m: m.method,
-        "time [ms]": lambda m: short(1e3 * m.seconds),
-        "compiling [s]": lambda m: short(max(0.0, m.first_seconds - m.seconds)),
-        "evaluations": lambda m: short(m.nfe),
-        "steps": lambda m: short(m.steps),
-        "per step [us]": lambda m: short(1e6 * m.seconds_per_step),
+        "time [ms]": lambda m: three_digits(1e3 * m.seconds),
+        "compiling [s]": lambda m: three_digits(max(0.0, m.first_seconds - m.seconds)),
+        "evaluations": lambda m: three_digits(m.nfe),
+        "steps": lambda m: three_digits(m.steps),
+        "per step [us]": lambda m: three_digits(1e6 * m.seconds_per_step),
         "error": lambda m: "" if math.isnan(m.error) else f"{m.error:.1e}",
         "message": lambda m: m.message,
     }

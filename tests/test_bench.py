@@ -15,7 +15,7 @@ from homojl.choices import BENCH_PROBLEMS
 from homojl.environment import environment
 from homojl.errors import ConfigError
 from homojl.results.measurements import COLUMNS, SCHEMA, Measurement
-from homojl.results.schema import Entry, Records, Schema, text
+from homojl.results.schema import DatasetSpec, Records, Schema, text
 from tests.results.netcdf import assert_netcdf
 
 DOCS = Path(__file__).parents[1] / "docs" / "benchmarks.md"
@@ -71,7 +71,7 @@ def test_the_file_holds_what_was_measured_and_describes_itself(measured, tmp_pat
 
 
 def test_a_file_with_the_bars_and_peers_of_before_is_read(measured, tmp_path):
-    entries = {"/leak/resident": Entry("float64", ("part",), "MiB", "memory")}
+    entries = {"/leak/resident": DatasetSpec("float64", ("part",), "MiB", "memory")}
     libraries = Records("solver", {"name": text("of a solver", str)}, "the libraries")
     before = Schema.of_records(
         "homojl-bench", 1, "all", {**SCHEMA.records, "/solvers": libraries}, entries=entries,

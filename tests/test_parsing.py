@@ -8,8 +8,7 @@ import os
 import tomllib
 
 import pytest
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from homojl.parsing import MAX_DEPTH, parse_json, parse_toml, read_bytes, read_text
 from tests.fuzzing.settings import DEEP, VALUES

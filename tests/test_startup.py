@@ -14,9 +14,14 @@ from homojl import environment
 from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
 from homojl.adjoints.ode import ODE_ADJOINTS
 from homojl.backends import BACKEND_NAMES
-from homojl.choices import BACKENDS, BATCHES, FIGURE_FORMATS, TRAINING_PRECISIONS
-from homojl.choices import FIXED_POINT_ADJOINTS as FIXED_POINT_NAMES
-from homojl.choices import ODE_ADJOINTS as ODE_NAMES
+from homojl.choices import (
+    BACKENDS,
+    BATCHES,
+    FIGURE_FORMATS,
+    FIXED_POINT_ADJOINTS as FIXED_POINT_NAMES,
+    ODE_ADJOINTS as ODE_NAMES,
+    TRAINING_PRECISIONS,
+)
 from homojl.data import dataset_info
 from homojl.models import count_parameters, create_model, model_class
 from homojl.models.settings import MODELS, PRESET_PARAMETERS

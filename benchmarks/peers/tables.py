@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 
-from homojl.results.measurements import Measurement, columns_of, short
+from homojl.results.measurements import Measurement, columns_of, three_digits
 from homojl.results.tables import Table
 
 from .bars import Bar
@@ -24,7 +24,10 @@ PEERS = ("torchdiffeq", "torchdeq")
 
 def bar_table(bars: Sequence[Bar]) -> Table:
     """Each figure with its limit and whether it is met."""
-    rows = [(b.name, short(b.value), "" if math.isnan(b.limit) else f"{b.limit:g}", b.verdict, b.meaning) for b in bars]
+    rows = [
+        (b.name, three_digits(b.value), "" if math.isnan(b.limit) else f"{b.limit:g}", b.verdict, b.meaning)
+        for b in bars
+    ]
     return Table(("bar", "measured", "at most", "", "meaning"), rows)
 
 
@@ -35,17 +38,17 @@ def group_table(group: Sequence[Measurement]) -> Table:
         {
             "solver": lambda m: m.label,
             "method": lambda m: m.method,
-            "tolerance": lambda m: short(m.tolerance),
-            "time [ms]": lambda m: short(1e3 * m.seconds),
-            "/ peer": lambda m: short(ratio(m, group, lambda x: x.seconds)),
+            "tolerance": lambda m: three_digits(m.tolerance),
+            "time [ms]": lambda m: three_digits(1e3 * m.seconds),
+            "/ peer": lambda m: three_digits(ratio(m, group, lambda x: x.seconds)),
             "steps": lambda m: "" if math.isnan(m.steps) else f"{m.steps:,.0f}",
-            "per step [us]": lambda m: short(1e6 * m.seconds_per_step),
-            "per step / peer": lambda m: short(ratio(m, group, lambda x: x.seconds_per_step)),
+            "per step [us]": lambda m: three_digits(1e6 * m.seconds_per_step),
+            "per step / peer": lambda m: three_digits(ratio(m, group, lambda x: x.seconds_per_step)),
             "evaluations": lambda m: "" if math.isnan(m.nfe) else f"{m.nfe:,.0f}",
-            "error / tol": lambda m: short(m.error_over_tolerance),
-            "dL/dy0": lambda m: short(m.gradient_error),
-            "memory [MiB]": lambda m: short(m.memory),
-            "first [s]": lambda m: short(m.first_seconds),
+            "error / tol": lambda m: three_digits(m.error_over_tolerance),
+            "dL/dy0": lambda m: three_digits(m.gradient_error),
+            "memory [MiB]": lambda m: three_digits(m.memory),
+            "first [s]": lambda m: three_digits(m.first_seconds),
             "": lambda m: m.message,
         },
         words=2,

@@ -119,7 +119,7 @@ def command(
         return
 
     from homojl.comparison.record import collect
-    from homojl.comparison.report import plain_tables, publish
+    from homojl.comparison.report import plain_tables, publish_comparison
     from homojl.comparison.runner import run_all
 
     say = (lambda _: None) if quiet else (lambda line: print(line, flush=True))
@@ -132,7 +132,7 @@ def command(
         print("stopped and saved; the same command goes on")
         sys.exit(130)
     comparison = collect(plan)
-    publish(comparison, command=sys.argv)
+    publish_comparison(comparison, command=sys.argv)
     print(plain_tables(comparison), end="")
     print(plan.folder)
     if any(run.status == "broken off" for run in comparison.runs):

@@ -33,7 +33,7 @@ def command(run: str, out: Path | None, trajectories: int, backend: str | None) 
     opened = Run.open(run)
 
     from homojl.results.hdf5 import read_run, write_results
-    from homojl.training.outcome import evaluate_run, matching_data, trace_run
+    from homojl.training.outcome import evaluate_run, matching_data, trace_images
 
     loaded, stored = opened.load_model("best"), read_run(opened.path)
     data = matching_data(opened, loaded.form) if stored is None or trajectories else None
@@ -42,7 +42,7 @@ def command(run: str, out: Path | None, trajectories: int, backend: str | None) 
         evaluation = evaluate_run(opened, data=data, loaded=loaded, backend=backend)
     record = opened.record(evaluation, loaded=loaded)
     if trajectories:
-        paths, images = trace_run(opened, trajectories, data=data, loaded=loaded, backend=backend)
+        paths, images = trace_images(opened, trajectories, data=data, loaded=loaded, backend=backend)
         record = replace(record, trajectories=paths, images=images)
     path = out or opened.results_path
     write_results(path, record)

@@ -9,8 +9,7 @@ import click
 def command() -> None:
     """List the models, with their options and the parameters they have at their presets' sizes."""
     from homojl.models.settings import MODELS, PRESET_PARAMETERS
-    from homojl.own import MODELS as OF_PACKAGES
-    from homojl.own import registered
+    from homojl.own import MODELS as OF_PACKAGES, registered
     from homojl.training.config import preset_names
 
     for name, settings in MODELS.items():

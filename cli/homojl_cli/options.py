@@ -40,8 +40,7 @@ def _beginning(names: Callable[[], Iterable[str]]) -> Completer:
 def complete_model() -> Iterable[str]:
     """Models by name."""
     from homojl.models.settings import MODELS
-    from homojl.own import MODELS as OF_PACKAGES
-    from homojl.own import registered
+    from homojl.own import MODELS as OF_PACKAGES, registered
 
     return [*MODELS, *registered(OF_PACKAGES)]
 

@@ -130,7 +130,7 @@ def _train(
 ) -> int:
     """What one of the processes does; returns its exit code. Process 0 alone touches the folder and prints."""
     from homojl.training.callbacks import Callback, TerminalProgress
-    from homojl.training.checking import check
+    from homojl.training.checking import check_start
     from homojl.training.experiment import resolved
     from homojl.training.loop import train_run
     from homojl.training.outcome import evaluate_run, illustrate, sentence_on_test, store
@@ -143,10 +143,10 @@ def _train(
         nonlocal data, model
         run = wanted()
         if isinstance(run, Run):
-            data, model = check(ranks.fitted(run.config))
+            data, model = check_start(ranks.fitted(run.config))
         else:
             config = resolved(ranks.fitted(run))
-            data, model = check(config)
+            data, model = check_start(config)
             run = Run.create(out or new_folder(config), config, overwrite=overwrite)
             for name in run.started_from(model):
                 show(f"{name} is not of {config.train.start}'s model: it starts as drawn")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -12,12 +13,19 @@ if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 Algorithm = TypeVar("Algorithm", bound="DataclassInstance")
+Method = TypeVar("Method")
 
 
 def require(condition: bool, message: str) -> None:
     """Raise a ConfigError with that message unless the condition holds."""
     if not condition:
         raise ConfigError(message)
+
+
+def methods_of(module: Mapping[str, object], base: type[Method]) -> dict[str, type[Method]]:
+    """The methods below `base` among a module's names, by their own in small letters; not the abstract ones."""
+    classes = [x for x in module.values() if isinstance(x, type) and issubclass(x, base)]
+    return {cls.__name__.lower(): cls for cls in classes if not cls.__name__.startswith("Abstract")}
 
 
 def by_name(table: dict[str, type[Algorithm]], kind: str, name: str, options: dict[str, Any]) -> Algorithm:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from homojl.algorithms.checks import by_name, require
+from homojl.algorithms.checks import by_name, methods_of, require
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -171,12 +171,10 @@ class Homotopy(AbstractFixedPointAlgorithm):
         require(self.krylov_steps >= 1, f"krylov_steps must be at least 1, got {self.krylov_steps}")
 
 
-@dataclass(frozen=True, kw_only=True)
 class TrustRegion(AbstractFixedPointAlgorithm):
     """Newton's method within a region of trust, in Julia; from bad starts."""
 
 
-@dataclass(frozen=True, kw_only=True)
 class DFSane(AbstractFixedPointAlgorithm):
     """Spectral residual steps without a Jacobian, in Julia.
 
@@ -207,7 +205,6 @@ class AbstractSplitting(AbstractFixedPointAlgorithm):
         return Picard(rtol=self.rtol, atol=self.atol, max_steps=self.max_steps)
 
 
-@dataclass(frozen=True, kw_only=True)
 class ForwardBackward(AbstractSplitting):
     """z <- prox(z + alpha (W z + bias - z)): an evaluation an iteration; converges for small alpha.
 
@@ -217,7 +214,6 @@ class ForwardBackward(AbstractSplitting):
     """
 
 
-@dataclass(frozen=True, kw_only=True)
 class PeacemanRachford(AbstractSplitting):
     """Reflections in the resolvent of the linear part and in the prox in turn; converges for every alpha.
 
@@ -225,22 +221,7 @@ class PeacemanRachford(AbstractSplitting):
     """
 
 
-FIXED_POINT_ALGORITHMS: dict[str, type[AbstractFixedPointAlgorithm]] = {
-    cls.__name__.lower(): cls
-    for cls in (
-        Picard,
-        Anderson,
-        Broyden,
-        NewtonKrylov,
-        PseudoTransient,
-        Relaxation,
-        Homotopy,
-        TrustRegion,
-        DFSane,
-        ForwardBackward,
-        PeacemanRachford,
-    )
-}
+FIXED_POINT_ALGORITHMS = methods_of(globals(), AbstractFixedPointAlgorithm)
 
 
 def fixed_point_algorithm(name: str, **options: object) -> AbstractFixedPointAlgorithm:

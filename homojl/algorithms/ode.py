@@ -15,59 +15,51 @@ from homojl.algorithms.base import (
     AbstractImplicitFixedStep,
     AbstractODEAlgorithm,
 )
-from homojl.algorithms.checks import by_name, require
+from homojl.algorithms.checks import by_name, methods_of, require
 
 
-@dataclass(frozen=True, kw_only=True)
 class Euler(AbstractFixedStep):
     """Euler's method, order 1, one evaluation a step."""
 
     tableau: ClassVar = tableaus.EULER
 
 
-@dataclass(frozen=True, kw_only=True)
 class Midpoint(AbstractFixedStep):
     """Explicit midpoint rule, order 2, two evaluations a step."""
 
     tableau: ClassVar = tableaus.MIDPOINT
 
 
-@dataclass(frozen=True, kw_only=True)
 class Heun2(AbstractFixedStep):
     """Heun's method of order 2, the explicit trapezoidal rule, two evaluations a step."""
 
     tableau: ClassVar = tableaus.HEUN2
 
 
-@dataclass(frozen=True, kw_only=True)
 class Heun3(AbstractFixedStep):
     """Heun's method of order 3, three evaluations a step."""
 
     tableau: ClassVar = tableaus.HEUN3
 
 
-@dataclass(frozen=True, kw_only=True)
 class RK4(AbstractFixedStep):
     """The classical Runge-Kutta method, order 4, four evaluations a step."""
 
     tableau: ClassVar = tableaus.RK4
 
 
-@dataclass(frozen=True, kw_only=True)
 class RK38(AbstractFixedStep):
     """Kutta's 3/8 rule, order 4, four evaluations a step; most often a smaller error than `RK4`."""
 
     tableau: ClassVar = tableaus.RK38
 
 
-@dataclass(frozen=True, kw_only=True)
 class AdaptiveHeun(AbstractAdaptive):
     """Heun's method with Euler's embedded, 2(1), two evaluations a step; for tolerances above 1e-2."""
 
     tableau: ClassVar = tableaus.ADAPTIVE_HEUN
 
 
-@dataclass(frozen=True, kw_only=True)
 class Fehlberg2(AbstractAdaptive):
     """Fehlberg's 2(1) pair, three evaluations a step, with a small estimate of the error; for loose tolerances."""
 
@@ -133,63 +125,54 @@ class SciPy(AbstractODEAlgorithm):
     max_step: float = math.inf
 
 
-@dataclass(frozen=True, kw_only=True)
 class Bosh3(AbstractAdaptive):
     """Bogacki and Shampine's 3(2) pair, three evaluations a step; good at tolerances above 1e-3."""
 
     tableau: ClassVar = tableaus.BOSH3
 
 
-@dataclass(frozen=True, kw_only=True)
 class Dopri5(AbstractAdaptive):
     """Dormand and Prince's 5(4) pair, six evaluations a step; Julia's DP5, SciPy's RK45."""
 
     tableau: ClassVar = tableaus.DOPRI5
 
 
-@dataclass(frozen=True, kw_only=True)
 class Tsit5(AbstractAdaptive):
     """Tsitouras' 5(4) pair, six evaluations a step; a good default."""
 
     tableau: ClassVar = tableaus.TSIT5
 
 
-@dataclass(frozen=True, kw_only=True)
 class Dopri8(AbstractAdaptive):
     """Prince and Dormand's 8(7) pair, thirteen evaluations a step that end on the save times; for rtol below 1e-8."""
 
     tableau: ClassVar = tableaus.DOPRI8
 
 
-@dataclass(frozen=True, kw_only=True)
 class Vern7(AbstractAdaptive):
     """Verner's most efficient 7(6) pair, ten evaluations a step, in Julia; for tolerances below 1e-8."""
 
     order: ClassVar = 7
 
 
-@dataclass(frozen=True, kw_only=True)
 class Rodas5P(AbstractImplicit):
     """Steinebach's Rosenbrock method of order 5(4), in Julia; the first choice for small stiff systems."""
 
     order: ClassVar = 5
 
 
-@dataclass(frozen=True, kw_only=True)
 class TRBDF2(AbstractImplicit):
     """Trapezoidal rule and BDF2 in one step, 2(3), L-stable; for stiff systems at loose tolerances."""
 
     tableau: ClassVar = implicit_tableaus.TRBDF2
 
 
-@dataclass(frozen=True, kw_only=True)
 class KenCarp4(AbstractESDIRK):
     """Kennedy and Carpenter's 4(3) pair, five implicit stages, L-stable; the first choice for stiff systems."""
 
     tableau: ClassVar = implicit_tableaus.KENCARP4
 
 
-@dataclass(frozen=True, kw_only=True)
 class Kvaerno5(AbstractESDIRK):
     """Kvaerno's 5(4) pair, six implicit stages, L-stable; for stiff systems at rtol below 1e-5.
 
@@ -199,7 +182,6 @@ class Kvaerno5(AbstractESDIRK):
     tableau: ClassVar = implicit_tableaus.KVAERNO5
 
 
-@dataclass(frozen=True, kw_only=True)
 class AutoSwitch(AbstractImplicit):
     """The default of DifferentialEquations.jl, in Julia: an explicit method until the field turns out stiff.
 
@@ -209,112 +191,67 @@ class AutoSwitch(AbstractImplicit):
     order: ClassVar = 7
 
 
-@dataclass(frozen=True, kw_only=True)
 class FBDF(AbstractImplicit):
     """Backward differentiation of order 1 to 5 with fixed leading coefficient, in Julia; for large stiff systems."""
 
     order: ClassVar = 5
 
 
-@dataclass(frozen=True, kw_only=True)
 class ImplicitEuler(AbstractImplicitFixedStep):
     """Implicit Euler, order 1, L-stable."""
 
     tableau: ClassVar = implicit_tableaus.IMPLICIT_EULER
 
 
-@dataclass(frozen=True, kw_only=True)
 class ImplicitMidpoint(AbstractImplicitFixedStep):
     """Implicit midpoint rule, order 2, A-stable, symplectic and symmetric."""
 
     tableau: ClassVar = implicit_tableaus.IMPLICIT_MIDPOINT
 
 
-@dataclass(frozen=True, kw_only=True)
 class Trapezoid(AbstractImplicitFixedStep):
     """Trapezoidal rule, order 2, A-stable, symmetric."""
 
     tableau: ClassVar = implicit_tableaus.TRAPEZOID
 
 
-@dataclass(frozen=True, kw_only=True)
 class SDIRK2(AbstractImplicitFixedStep):
     """Alexander's singly diagonally implicit method, order 2, two stages, L-stable."""
 
     tableau: ClassVar = implicit_tableaus.SDIRK2
 
 
-@dataclass(frozen=True, kw_only=True)
 class FixedTRBDF2(AbstractImplicitFixedStep):
     """`TRBDF2` with equal steps: order 2, two implicit stages, L-stable."""
 
     tableau: ClassVar = implicit_tableaus.TRBDF2
 
 
-@dataclass(frozen=True, kw_only=True)
 class RadauIIA3(AbstractImplicitFixedStep):
     """Radau IIA, order 3, two stages solved for together, L-stable."""
 
     tableau: ClassVar = implicit_tableaus.RADAU_IIA_3
 
 
-@dataclass(frozen=True, kw_only=True)
 class RadauIIA5(AbstractImplicitFixedStep):
     """Radau IIA, order 5, three stages solved for together, L-stable."""
 
     tableau: ClassVar = implicit_tableaus.RADAU_IIA_5
 
 
-@dataclass(frozen=True, kw_only=True)
 class GaussLegendre4(AbstractImplicitFixedStep):
     """Gauss-Legendre, order 4, two stages solved for together, A-stable, symplectic and symmetric."""
 
     tableau: ClassVar = implicit_tableaus.GAUSS_LEGENDRE_4
 
 
-@dataclass(frozen=True, kw_only=True)
 class GaussLegendre6(AbstractImplicitFixedStep):
     """Gauss-Legendre, order 6, three stages solved for together, A-stable, symplectic and symmetric."""
 
     tableau: ClassVar = implicit_tableaus.GAUSS_LEGENDRE_6
 
 
-ODE_ALGORITHMS: dict[str, type[AbstractODEAlgorithm]] = {
-    cls.__name__.lower(): cls
-    for cls in (
-        Euler,
-        Midpoint,
-        Heun2,
-        Heun3,
-        RK4,
-        RK38,
-        AdaptiveHeun,
-        Fehlberg2,
-        AdamsBashforth,
-        AdamsMoulton,
-        SciPy,
-        Bosh3,
-        Dopri5,
-        Tsit5,
-        Dopri8,
-        Vern7,
-        Rodas5P,
-        TRBDF2,
-        FBDF,
-        AutoSwitch,
-        KenCarp4,
-        Kvaerno5,
-        ImplicitEuler,
-        ImplicitMidpoint,
-        Trapezoid,
-        SDIRK2,
-        FixedTRBDF2,
-        RadauIIA3,
-        RadauIIA5,
-        GaussLegendre4,
-        GaussLegendre6,
-    )
-}
+ODE_ALGORITHMS = methods_of(globals(), AbstractODEAlgorithm)
 
 
 def ode_algorithm(name: str, **options: object) -> AbstractODEAlgorithm:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from homojl.algorithms.base import AbstractODEAlgorithm
-from homojl.algorithms.checks import by_name, require
+from homojl.algorithms.checks import by_name, methods_of, require
 from homojl.algorithms.ode import Midpoint
 from homojl.tableaus import ButcherTableau
 
@@ -119,9 +119,7 @@ class NaturalParameter(AbstractPathAlgorithm):
     """
 
 
-PATH_ALGORITHMS: dict[str, type[AbstractPathAlgorithm]] = {
-    cls.__name__.lower(): cls for cls in (ArcLength, NaturalParameter)
-}
+PATH_ALGORITHMS = methods_of(globals(), AbstractPathAlgorithm)
 
 
 def path_algorithm(name: str, **options: object) -> AbstractPathAlgorithm:

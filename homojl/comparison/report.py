@@ -27,7 +27,7 @@ _MEANING = """\
 """
 
 
-def publish(comparison: Comparison, *, command: Sequence[str] = ()) -> None:
+def publish_comparison(comparison: Comparison, *, command: Sequence[str] = ()) -> None:
     """Write comparison.h5, report.md and, where matplotlib is installed, the figures into the comparison's folder."""
     folder = comparison.plan.folder
     write_comparison(folder / "comparison.h5", comparison)

@@ -14,7 +14,7 @@ from homojl.adjoints.continuous import augmented_tolerance
 from homojl.algorithms import AbstractODEAlgorithm, ErrorNorm
 from homojl.compat.conditions import ThroughTime, starts_on_event
 from homojl.compat.methods import GridConstructor, Options
-from homojl.compat.states import Callbacks, Field, Form, State
+from homojl.compat.states import Callbacks, JoinedField, JoinedState, State
 from homojl.errors import ConfigError, SolveError
 from homojl.layout import Layout
 from homojl.problems import Event, ODEProblem
@@ -230,9 +230,9 @@ class _Call:
     """
 
     func: Callable[[Tensor, Any], Any]
-    form: Form
+    form: JoinedState
     y0: Tensor
-    field: Field
+    field: JoinedField
     t: Tensor
     options: Options
     closed: bool = False
@@ -248,7 +248,7 @@ class _Call:
         options: dict[str, Any] | None,
         event_fn: Callable[[Tensor, Any], Tensor] | None,
     ) -> _Call:
-        form = Form(y0)
+        form = JoinedState(y0)
         joined = form.join(y0)
         _check_times(t)
         if event_fn is not None and len(t) != 2:
@@ -258,7 +258,7 @@ class _Call:
             "atol": form.tolerance("atol", atol, joined),
         }
         chosen = Options(method, options, **tolerances, intervals=max(len(t) - 1, 1))
-        return _Call(func, form, joined, Field(func, form), t, chosen)
+        return _Call(func, form, joined, JoinedField(func, form), t, chosen)
 
     def times(self) -> Tensor | tuple[float, ...]:
         return self.t if self.t.requires_grad else tuple(self.t.tolist())
@@ -365,7 +365,7 @@ class _Call:
                 return (nothing, y, adjoint, *gradients)
             return (nothing, *self.form.split(y), *self.form.split(adjoint), *gradients)
 
-        augmented = Form((nothing, self.y0, self.y0, *params))
+        augmented = JoinedState((nothing, self.y0, self.y0, *params))
         tolerances = {}
         for name, value, forward in (("rtol", rtol, self.options.rtol), ("atol", atol, self.options.atol)):
             if value is None:

@@ -19,7 +19,7 @@ CALLBACKS = ("callback_step", "callback_accept_step", "callback_reject_step")
 HALF = {torch.bfloat16, torch.float16}
 
 
-class Form:
+class JoinedState:
     """The form of a user's state: a tuple is joined to one flat vector, a tensor is taken as it is.
 
     A state in half precision is carried in float32, and the user sees states and times in half precision.
@@ -81,10 +81,10 @@ class Form:
         return ErrorNorm(tuple((i, j) for i, j in itertools.pairwise(ends) if j > i))
 
 
-class Field:
+class JoinedField:
     """A user's `func(t, y)` as a field of joined states."""
 
-    def __init__(self, func: Callable[[Tensor, State], State], form: Form) -> None:
+    def __init__(self, func: Callable[[Tensor, State], State], form: JoinedState) -> None:
         self._func, self._form = func, form
 
     def __call__(self, t: Tensor, y: Tensor) -> Tensor:

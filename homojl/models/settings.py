@@ -24,8 +24,7 @@ from homojl.errors import ConfigError
 from homojl.models.no_layer import NoLayer
 from homojl.names import did_you_mean
 from homojl.nn.choices import ACTIVATIONS, CONSTRAINTS, INITIAL_POINTS, groups_of
-from homojl.own import MODELS as OF_PACKAGES
-from homojl.own import is_given, is_own, load, registered
+from homojl.own import MODELS as OF_PACKAGES, is_given, is_own, load, registered
 
 if TYPE_CHECKING:
     from homojl.models.base import AbstractImplicitModel
@@ -142,7 +141,7 @@ class MonDEQSettings(AbstractModelSettings):
     tune_alpha: bool = True
 
     def __post_init__(self) -> None:
-        _check_form(self.form, self.channels)
+        _check_widths(self.form, self.channels)
         if not self.m > 0:
             raise ConfigError(f"m must be positive, got {self.m}")
 
@@ -201,7 +200,7 @@ class PcDEQSettings(AbstractModelSettings):
     constraint: str = "projection"
 
     def __post_init__(self) -> None:
-        _check_form(self.form, self.channels)
+        _check_widths(self.form, self.channels)
         if self.activation not in ACTIVATIONS:
             raise ConfigError(f"unknown activation {self.activation!r}; {did_you_mean(self.activation, ACTIVATIONS)}")
         if self.constraint not in CONSTRAINTS:
@@ -345,7 +344,7 @@ def _own_settings(name: str) -> type[AbstractModelSettings]:
     return OwnSettings
 
 
-def _check_form(form: str, channels: tuple[int, ...]) -> None:
+def _check_widths(form: str, channels: tuple[int, ...]) -> None:
     """Refuse forms of a layer that there are not, and widths that do not fit."""
     if form not in FORMS:
         raise ConfigError(f"unknown form {form!r}; {did_you_mean(form, FORMS)}")

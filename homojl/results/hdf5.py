@@ -18,7 +18,7 @@ from homojl.errors import ConfigError, DataError
 from homojl.names import did_you_mean
 from homojl.parsing import parse_json, parse_toml
 from homojl.results.records import METRICS, RESULTS, Evaluation, RunRecord, Trajectories
-from homojl.results.schema import Entry, Schema
+from homojl.results.schema import DatasetSpec, Schema
 
 GROUPS: dict[str, str] = {
     "/": "a run of homojl: its settings, its metrics and its model's answers",
@@ -30,34 +30,34 @@ GROUPS: dict[str, str] = {
 }
 
 
-ENTRIES: dict[str, Entry] = {
-    "/config": Entry("text", (), "1", "the complete configuration, TOML"),
-    "/environment": Entry("text", (), "1", "versions, device and threads, JSON"),
+ENTRIES: dict[str, DatasetSpec] = {
+    "/config": DatasetSpec("text", (), "1", "the complete configuration, TOML"),
+    "/environment": DatasetSpec("text", (), "1", "versions, device and threads, JSON"),
     **{
-        f"/{metric.group}/{name}": Entry("number", ("epoch",), metric.unit, metric.description)
+        f"/{metric.group}/{name}": DatasetSpec("number", ("epoch",), metric.unit, metric.description)
         for name, metric in METRICS.items()
     },
     **{
-        f"/{group}/epoch": Entry("number", ("epoch",), METRICS["epoch"].unit, METRICS["epoch"].description)
+        f"/{group}/epoch": DatasetSpec("number", ("epoch",), METRICS["epoch"].unit, METRICS["epoch"].description)
         for group in dict.fromkeys(metric.group for metric in METRICS.values())
     },
-    "/test/class_names": Entry("text", ("class",), "1", "name of each class, in the order of the labels"),
-    "/test/index": Entry("int64", ("image",), "1", "position of each image in the dataset's test array"),
-    "/test/labels": Entry("int64", ("image",), "1", "true class, counted from 0"),
-    "/test/predictions": Entry("int64", ("image",), "1", "predicted class, counted from 0"),
-    "/test/logits": Entry("float32", ("image", "class"), "nat", "log-probabilities up to a constant"),
-    "/test/nfe": Entry(
+    "/test/class_names": DatasetSpec("text", ("class",), "1", "name of each class, in the order of the labels"),
+    "/test/index": DatasetSpec("int64", ("image",), "1", "position of each image in the dataset's test array"),
+    "/test/labels": DatasetSpec("int64", ("image",), "1", "true class, counted from 0"),
+    "/test/predictions": DatasetSpec("int64", ("image",), "1", "predicted class, counted from 0"),
+    "/test/logits": DatasetSpec("float32", ("image", "class"), "nat", "log-probabilities up to a constant"),
+    "/test/nfe": DatasetSpec(
         "int64",
         ("image",),
         "evaluations",
         "evaluations of the field for the batch that each image was in; where each has its own steps, its own",
     ),
-    "/initial_point": Entry("float32", ("channel",), "1", "the shared start of every solve, z(0)"),
-    "/trajectories/s": Entry("float64", ("s",), "1", "where on the way from 0 to 1 the states are"),
-    "/trajectories/z": Entry("float32", ("sample", "s", "*state"), "1", "states z(s) of each sample"),
-    "/trajectories/index": Entry("int64", ("sample",), "1", "position of each sample in the test array"),
-    "/trajectories/labels": Entry("int64", ("sample",), "1", "true class of each sample, counted from 0"),
-    "/images": Entry("uint8", ("sample", "height", "width", "*rgb"), "1", "the samples' images, 0 to 255"),
+    "/initial_point": DatasetSpec("float32", ("channel",), "1", "the shared start of every solve, z(0)"),
+    "/trajectories/s": DatasetSpec("float64", ("s",), "1", "where on the way from 0 to 1 the states are"),
+    "/trajectories/z": DatasetSpec("float32", ("sample", "s", "*state"), "1", "states z(s) of each sample"),
+    "/trajectories/index": DatasetSpec("int64", ("sample",), "1", "position of each sample in the test array"),
+    "/trajectories/labels": DatasetSpec("int64", ("sample",), "1", "true class of each sample, counted from 0"),
+    "/images": DatasetSpec("uint8", ("sample", "height", "width", "*rgb"), "1", "the samples' images, 0 to 255"),
 }
 
 ATTRIBUTES: dict[str, dict[str, str]] = {

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from homojl.results.schema import Column, Entry, Records, Schema, text
+from homojl.results.schema import Column, DatasetSpec, Records, Schema, text
 from homojl.results.tables import Table
 
 NAN = float("nan")
@@ -48,7 +48,7 @@ SCHEMA = Schema.of_records(
     1,
     "solves measured side by side",
     {"/measurements": Records("measurement", COLUMNS, "one element for each solve; NaN where not measured")},
-    entries={"/environment": Entry("text", (), "1", "versions, processor, threads and command, JSON")},
+    entries={"/environment": DatasetSpec("text", (), "1", "versions, processor, threads and command, JSON")},
     attributes={"quick": "1: small sizes, 0: full ones", "seed": "of starts and weights"},
 )
 
@@ -147,7 +147,7 @@ def columns_of(
     return Table(tuple(kept), list(zip(*kept.values(), strict=True)), words=words)
 
 
-def short(value: float) -> str:
+def three_digits(value: float) -> str:
     """Three significant digits; nothing for NaN."""
     if math.isnan(value):
         return ""

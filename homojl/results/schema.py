@@ -28,7 +28,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Entry:
+class DatasetSpec:
     """One dataset of the file.
 
     Attributes:
@@ -53,7 +53,7 @@ class Column:
     Attributes:
         unit: "1" where it has none.
         description: one sentence.
-        dtype: as in `Entry`.
+        dtype: as in `DatasetSpec`.
         of: takes it from a record; None: it is the record's attribute of the column's name.
     """
 
@@ -113,7 +113,7 @@ class Schema:
     name: str
     version: int
     groups: Mapping[str, str]
-    entries: Mapping[str, Entry]
+    entries: Mapping[str, DatasetSpec]
     attributes: Mapping[str, Mapping[str, str]]
     records: Mapping[str, Records] = field(default_factory=dict)
 
@@ -124,7 +124,7 @@ class Schema:
         description: str,
         records: Mapping[str, Records],
         *,
-        entries: Mapping[str, Entry] | None = None,
+        entries: Mapping[str, DatasetSpec] | None = None,
         attributes: Mapping[str, str] | None = None,
     ) -> Schema:
         """The schema of a file that consists of records.
@@ -138,7 +138,7 @@ class Schema:
         """
         groups = {"/": description} | {group: each.description for group, each in records.items() if group != "/"}
         datasets = {
-            f"{group.rstrip('/')}/{column}": Entry(c.dtype, (each.dim,), c.unit, c.description)
+            f"{group.rstrip('/')}/{column}": DatasetSpec(c.dtype, (each.dim,), c.unit, c.description)
             for group, each in records.items()
             for column, c in each.columns.items()
         }
@@ -353,7 +353,7 @@ class Schema:
         return array
 
 
-def _dims(entry: Entry, ndim: int) -> tuple[str, ...]:
+def _dims(entry: DatasetSpec, ndim: int) -> tuple[str, ...]:
     """The names of the dimensions of a dataset that has `ndim` of them."""
     if not (entry.dims and entry.dims[-1].startswith("*")):
         return entry.dims

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from homojl.results.schema import Column, Entry, Records, Schema, count, text
+from homojl.results.schema import Column, DatasetSpec, Records, Schema, count, text
 from homojl.results.style import VERMILLION, legend_beside, log_axis, look, new_figure, write_figures
 
 if TYPE_CHECKING:
@@ -130,7 +130,9 @@ SCHEMA = Schema.of_records(
             },
         )
     },
-    entries={"/chosen": Entry("int64", ("trial",), "1", "1: the accepted trial of the fewest evaluations, else 0")},
+    entries={
+        "/chosen": DatasetSpec("int64", ("trial",), "1", "1: the accepted trial of the fewest evaluations, else 0")
+    },
     attributes={
         "within": "how much less accuracy than the reference's is accepted, as a fraction",
         "images": "images of the validation split",

@@ -12,7 +12,7 @@ from homojl.training.run import Run
 from homojl.training.weights import start_from
 
 
-def check(config: ExperimentConfig) -> tuple[ImageDataset, AbstractImplicitModel]:
+def check_start(config: ExperimentConfig) -> tuple[ImageDataset, AbstractImplicitModel]:
     """Load the data and build everything once, so that what cannot work is refused before a run is made.
 
     Returns:

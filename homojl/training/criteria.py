@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from homojl import own
 from homojl.errors import ConfigError
 from homojl.results.records import SELECTORS
-from homojl.training.config import LOSSES as LOSS_NAMES
-from homojl.training.config import TrainConfig
+from homojl.training.config import LOSSES as LOSS_NAMES, TrainConfig
 
 Tensor = torch.Tensor
 Function = Callable[[Tensor, Tensor], Tensor]

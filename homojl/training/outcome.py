@@ -76,7 +76,7 @@ def evaluate_run(
     )
 
 
-def trace_run(
+def trace_images(
     run: Run,
     count: int,
     *,

@@ -29,7 +29,7 @@ from homojl.training.run import Run
 from homojl.training.solver import SolverConfig
 
 Tensor = torch.Tensor
-Answers = tuple[Tensor, float, float, int]  # logits (N, K), evaluations per pass, seconds per image, failed solves
+TrialAnswers = tuple[Tensor, float, float, int]  # logits (N, K), evaluations per pass, seconds per image, failed solves
 
 ODE_METHODS = (
     "midpoint",
@@ -187,7 +187,7 @@ def _settings(name: str, kind: type, tolerances: Sequence[float], ode: bool) -> 
 
 
 @torch.no_grad()
-def _answers(model: AbstractImplicitModel, form: ModelForm, images: Tensor, batch_size: int) -> Answers:
+def _answers(model: AbstractImplicitModel, form: ModelForm, images: Tensor, batch_size: int) -> TrialAnswers:
     logits, evaluations, failed = [], [], 0
     started = time.perf_counter()
     for batch in images.split(batch_size):

@@ -7,8 +7,7 @@ import weakref
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import homojl as hj
 from homojl.adjoints.checkpoints import states_backwards, steps_again

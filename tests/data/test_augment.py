@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from homojl.data.augment import augment, epoch_order, iterate_batches, normalise
 from homojl.errors import ConfigError

@@ -6,8 +6,7 @@ import gzip
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, example, given, settings
-from hypothesis import strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 
 from homojl.data.readers import read_cifar_binary, read_idx, read_npz, read_svhn_mat
 from homojl.errors import DataError

@@ -12,8 +12,7 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from hypothesis import example, given, settings
-from hypothesis import strategies as st
+from hypothesis import example, given, settings, strategies as st
 
 from homojl.data import ImageDataset, dataset_info, dataset_names, load_dataset, registry
 from homojl.data.registry import DIGITS

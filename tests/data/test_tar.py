@@ -6,8 +6,7 @@ import io
 import tarfile
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 from homojl.data.guards import RefusedError
 from homojl.data.tar import tar_files

@@ -17,8 +17,7 @@ import numpy as np
 
 from homojl.backends.julia import runtime
 from homojl.comparison.experiment import MODELS_ALONE, read_experiment
-from homojl.comparison.hdf5 import SCHEMA as COMPARISON
-from homojl.comparison.hdf5 import write_comparison
+from homojl.comparison.hdf5 import SCHEMA as COMPARISON, write_comparison
 from homojl.comparison.plan import Plan, make_plan
 from homojl.comparison.record import collect
 from homojl.comparison.report import plain_tables
@@ -28,10 +27,8 @@ from homojl.data.pictures import read_tiny_imagenet, read_tiny_imagenet_names
 from homojl.data.readers import read_cifar_binary, read_idx, read_svhn_mat
 from homojl.files import replace_file
 from homojl.results.hdf5 import read_results, read_run, write_results
-from homojl.results.measurements import SCHEMA as BENCH
-from homojl.results.measurements import Measurement
-from homojl.results.tuning import SCHEMA as TUNING
-from homojl.results.tuning import Trial, Tuning, write_tuning
+from homojl.results.measurements import SCHEMA as BENCH, Measurement
+from homojl.results.tuning import SCHEMA as TUNING, Trial, Tuning, write_tuning
 from homojl.training import Run, train_run
 from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, merge, parse_assignment, read_toml

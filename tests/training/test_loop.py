@@ -272,7 +272,7 @@ def test_failed_solves_are_counted(tiny, tmp_path):
 
 
 def test_refused_before_any_work(tiny, tmp_path):
-    from homojl.training.checking import check
+    from homojl.training.checking import check_start
 
     for sections, message in [
         ({"train": {"batch_size": 5000}}, "only 1150 training images"),
@@ -282,7 +282,7 @@ def test_refused_before_any_work(tiny, tmp_path):
         ({"model": {"channels": 33}}, "multiple of 32"),
     ]:
         with pytest.raises(ConfigError, match=message):
-            check(changed(tiny, **sections))
+            check_start(changed(tiny, **sections))
 
 
 def test_an_existing_folder_is_not_overwritten_by_accident(finished, tiny, tmp_path):
@@ -473,20 +473,20 @@ def test_a_longer_budget_goes_on_as_if_it_had_been_there(finished, tiny, tmp_pat
 
 
 def test_a_run_starts_from_anothers_weights(finished, tiny, tmp_path):
-    from homojl.training.checking import check
+    from homojl.training.checking import check_start
 
     config = changed(
         tiny, train={"start": str(finished.path), "epochs": 1}, optim={"lr": 1e-12, "schedule": "constant"}
     )
     run = Run.create(tmp_path / "r", config)
-    assert run.started_from(check(config)[1]) == []
+    assert run.started_from(check_start(config)[1]) == []
     train_run(run)
     theirs, ours = read_checkpoint(finished.best_checkpoint)[0], read_checkpoint(run.last_checkpoint)[0]
     weights = [name for name in theirs if name.endswith("weight") and name.startswith("model.")]
     assert all(torch.allclose(theirs[name], ours[name], atol=1e-6) for name in weights)
     other = ExperimentConfig.from_dict({**config.to_dict(), "model": {"name": "node", "filters": 4}})
     with pytest.raises(CheckpointError, match="none of the weights"):
-        check(other)
+        check_start(other)
     kept = Run.create(tmp_path / "k", config)
     train_run(kept)  # in Python nobody called `started_from`
     assert torch.equal(read_checkpoint(kept.last_checkpoint)[0][weights[0]], ours[weights[0]])

@@ -140,7 +140,7 @@ class Phase:
     seconds: Callable[[list[dict[str, Any]]], float]
 
 
-PHASES = (
+TIMED = (
     Phase("data", "Data: choosing, moving, augmenting", lambda m: total(m, "data_seconds")),
     Phase("solve", "Forward: the solve", lambda m: total(m, "solve_seconds")),
     Phase(
@@ -169,7 +169,7 @@ class PhaseTable:
 
 def phases(runs: Sequence[ReportedRun]) -> PhaseTable:
     """The phases of training; times of the longest run fill a bar."""
-    seconds = [[phase.seconds(run.record.metrics) for phase in PHASES] for run in runs]
+    seconds = [[phase.seconds(run.record.metrics) for phase in TIMED] for run in runs]
     sums = [sum(values) for values in seconds]
     whole = max((s for s in sums if s > 0), default=math.nan)
     bars, texts = [], []
@@ -177,10 +177,10 @@ def phases(runs: Sequence[ReportedRun]) -> PhaseTable:
         measured = all_of_it > 0
         words = [f"{duration(s)} ({100 * s / all_of_it:.1f} %)" if measured else "not measured" for s in values]
         texts.append(words)
-        parts = [(p.kind, f"{p.name}: {w}", s) for p, w, s in zip(PHASES, words, values, strict=True)]
+        parts = [(p.kind, f"{p.name}: {w}", s) for p, w, s in zip(TIMED, words, values, strict=True)]
         label = f"Phases of {run.name}: " + "; ".join(text for _, text, _ in parts)
         bars.append(bar(parts, whole=whole, label=label) if measured else Markup())
-    rows = [(phase.kind, phase.name, tuple(row)) for phase, row in zip(PHASES, zip(*texts, strict=True), strict=True)]
+    rows = [(phase.kind, phase.name, tuple(row)) for phase, row in zip(TIMED, zip(*texts, strict=True), strict=True)]
     return PhaseTable(tuple(bars), tuple(rows))
 
 
