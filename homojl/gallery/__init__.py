@@ -34,6 +34,6 @@ def get(name: str) -> Example:
         ConfigError: for an unknown name.
     """
     check(name)
-    from homojl.gallery.problems import BUILDERS
+    from homojl.gallery.problems import build
 
-    return BUILDERS[name](name)
+    return build(name)
