@@ -10,18 +10,16 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
-from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
+from homojl.adjoints import fixed_point_adjoint, ode_adjoint
+from homojl.algorithms import AbstractODEAlgorithm
 from homojl.errors import ConfigError
 from homojl.models.blocks import Layout
-from homojl.models.no_layer import NoLayer
+from homojl.models.settings import AbstractModelSettings, NoLayer
 from homojl.nn.layer import AbstractLayer, regularization, solutions, unmarked
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, Solution
 
 Tensor = torch.Tensor
-Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm
-Adjoint = AbstractODEAdjoint | AbstractFixedPointAdjoint
 
 
 def _of_layers(name: str, otherwise: str | None = None) -> Any:
@@ -68,7 +66,8 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         encoder: image (B, C, H, W) -> what the layer takes.
         layer: one of `homojl.nn`, or a module that has some in it.
         decoder: the layer's value -> logits (B, n_classes).
-        default_algorithm, default_adjoint: of the class; they also say which kind of problem it states.
+        settings: the model's own; they also say how it is solved by default, and so which kind of problem it states.
+        default_algorithm, default_adjoint: of the class, from its settings.
         algorithm, adjoint, backend, batch, precision, part, remembered: as of `homojl.nn.AbstractLayer`.
         origin: what `homojl.create_model` was told, and what it was trained on; None where it was made otherwise.
         throw: the layers' `strict`: raise where a solve does not reach its end, or go on with its last state; the
@@ -78,8 +77,9 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
     encoder: nn.Module
     layer: nn.Module
     decoder: nn.Module
-    default_algorithm: ClassVar[Algorithm]
-    default_adjoint: ClassVar[Adjoint]
+    settings: ClassVar[type[AbstractModelSettings]]
+    default_algorithm: ClassVar[Any]
+    default_adjoint: ClassVar[Any]
 
     algorithm: Any = _of_layers("algorithm")
     adjoint: Any = _of_layers("adjoint")
@@ -93,6 +93,12 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
     def __init__(self) -> None:
         super().__init__()
         self.origin: Origin | None = None
+
+    def __init_subclass__(cls) -> None:
+        super().__init_subclass__()
+        if "settings" in vars(cls):
+            named = ode_adjoint if cls.settings.states_ode() else fixed_point_adjoint
+            cls.default_algorithm, cls.default_adjoint = cls.settings.algorithm, named(cls.settings.adjoint)
 
     @classmethod
     def states_ode(cls) -> bool:

@@ -42,6 +42,8 @@ class CNN(OwnModel):
         dropout: probability in [0, 1) of dropping a channel inside a block, in training.
     """
 
+    settings = CNNSettings
+
     def __init__(
         self,
         *,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from homojl import nn
-from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
+from homojl.adjoints import AbstractFixedPointAdjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.models.base import AbstractImplicitModel, lay_out
 from homojl.models.blocks import Features, Head
@@ -26,8 +24,7 @@ class DEQ(AbstractImplicitModel):
     arXiv 2106.14342.
     """
 
-    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = DEQSettings.algorithm
-    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = fixed_point_adjoint(DEQSettings.adjoint)
+    settings = DEQSettings
 
     def __init__(
         self,

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 from homojl import nn
-from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
+from homojl.adjoints import AbstractODEAdjoint
 from homojl.algorithms import AbstractODEAlgorithm
 from homojl.models.base import AbstractImplicitModel, lay_out
 from homojl.models.blocks import Features, Head
@@ -25,8 +23,7 @@ class HomoODE(AbstractImplicitModel):
     References: Ding et al. (2023), arXiv 2310.09583, (17), (18), Algorithm 1.
     """
 
-    default_algorithm: ClassVar[AbstractODEAlgorithm] = HomoODESettings.algorithm
-    default_adjoint: ClassVar[AbstractODEAdjoint] = ode_adjoint(HomoODESettings.adjoint)
+    settings = HomoODESettings
 
     def __init__(
         self,

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
+from homojl.adjoints import AbstractFixedPointAdjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel
@@ -36,8 +34,7 @@ class MonDEQ(AbstractImplicitModel):
 
     layer: Layer
 
-    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = MonDEQSettings.algorithm
-    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = fixed_point_adjoint(MonDEQSettings.adjoint)
+    settings = MonDEQSettings
 
     def __init__(
         self,

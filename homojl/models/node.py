@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from homojl.adjoints import AbstractODEAdjoint, ode_adjoint
+from homojl.adjoints import AbstractODEAdjoint
 from homojl.algorithms import AbstractODEAlgorithm
 from homojl.models.base import AbstractImplicitModel, lay_out
 from homojl.models.blocks import Layout
@@ -69,8 +67,7 @@ class ANODE(AbstractImplicitModel):
     References: Dupont, Doucet, Teh (2019), arXiv 1904.01681.
     """
 
-    default_algorithm: ClassVar[AbstractODEAlgorithm] = ANODESettings.algorithm
-    default_adjoint: ClassVar[AbstractODEAdjoint] = ode_adjoint(ANODESettings.adjoint)
+    settings = ANODESettings
 
     def __init__(
         self,

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import inspect
 from dataclasses import dataclass
-from typing import Any, ClassVar, NoReturn
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
 from torch.utils import _pytree as pytree
 
 from homojl import own
-from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint
-from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel
-from homojl.models.no_layer import NoLayer
+from homojl.models.settings import GivenSettings
 from homojl.solution import EquilibriumSolution, Samples, Solution, Stats, Status, TotalStats
 
 Tensor = torch.Tensor
@@ -52,8 +50,7 @@ class OwnModel(AbstractImplicitModel):
         ConfigError: it has no parameters.
     """
 
-    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = NoLayer()
-    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = ImplicitAdjoint()
+    settings = GivenSettings
 
     def __init__(self, network: nn.Module, name: str, *, classifies: bool = True) -> None:
         super().__init__()

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
-
 import torch
 from torch import nn
 
-from homojl.adjoints import AbstractFixedPointAdjoint, fixed_point_adjoint
+from homojl.adjoints import AbstractFixedPointAdjoint
 from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError
 from homojl.models.base import AbstractImplicitModel, lay_out
@@ -35,8 +33,7 @@ class PcDEQ(AbstractImplicitModel):
     References: Gabor, Piotrowski, Cavalcante (2024), arXiv 2402.04029.
     """
 
-    default_algorithm: ClassVar[AbstractFixedPointAlgorithm] = PcDEQSettings.algorithm
-    default_adjoint: ClassVar[AbstractFixedPointAdjoint] = fixed_point_adjoint(PcDEQSettings.adjoint)
+    settings = PcDEQSettings
 
     def __init__(
         self,

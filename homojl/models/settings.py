@@ -21,7 +21,6 @@ from homojl.algorithms import (
     Picard,
 )
 from homojl.errors import ConfigError
-from homojl.models.no_layer import NoLayer
 from homojl.names import did_you_mean
 from homojl.nn.choices import ACTIVATIONS, CONSTRAINTS, INITIAL_POINTS, groups_of
 from homojl.own import MODELS as OF_PACKAGES, is_given, is_own, load, registered
@@ -31,6 +30,11 @@ if TYPE_CHECKING:
 
 FORMS = {"linear": 1, "single": 1, "multi": 3}
 """Forms of a monDEQ's or a pcDEQ's layer, and how many widths each has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoLayer(AbstractFixedPointAlgorithm):
+    """Stands for the algorithm of a network whose layers, if it has any, have their own."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -208,14 +212,22 @@ class PcDEQSettings(AbstractModelSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CNNSettings(AbstractModelSettings):
+class GivenSettings(AbstractModelSettings):
+    """Of a network that a run was given in Python, and what the settings of other networks of a user's have too."""
+
+    summary = "a network that was given in Python."
+    implementation = ("homojl.models.own", "OwnModel")
+    algorithm: ClassVar[AbstractFixedPointAlgorithm] = NoLayer()
+    adjoint = "implicit"
+    own = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class CNNSettings(GivenSettings):
     """Of `homojl.models.cnn.CNN`."""
 
     summary = "logits = head(x + F(x)), x = features(image): a plain residual CNN of HomoODE's size, for comparison."
     implementation = ("homojl.models.cnn", "CNN")
-    algorithm: ClassVar[AbstractFixedPointAlgorithm] = NoLayer()
-    adjoint = "implicit"
-    own = True
 
     channels: int = 64
     blocks: int = 1
@@ -283,17 +295,6 @@ PRESET_PARAMETERS = {
 """Trained parameters of the models at the sizes of the presets, as `count_parameters` counts them."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class GivenSettings(AbstractModelSettings):
-    """Of a network that a run was given in Python."""
-
-    summary = "a network that was given in Python."
-    implementation = ("homojl.models.own", "OwnModel")
-    algorithm: ClassVar[AbstractFixedPointAlgorithm] = NoLayer()
-    adjoint = "implicit"
-    own = True
-
-
 def model_settings(name: str) -> type[AbstractModelSettings]:
     """The settings of a model's name.
 
@@ -323,16 +324,12 @@ def _own_settings(name: str) -> type[AbstractModelSettings]:
     if isinstance(found, type) and issubclass(found, AbstractModelSettings):
         return found
 
-    from homojl.models.own import OwnModel, options_of
+    from homojl.models.own import options_of
 
     options = options_of(name)
 
-    class OwnSettings(AbstractModelSettings):
+    class OwnSettings(GivenSettings):
         summary = f"{name}: a network of its own."
-        implementation = ("homojl.models.own", "OwnModel")
-        algorithm = OwnModel.default_algorithm
-        adjoint = "implicit"
-        own = True
 
         def __init__(self, **values: Any) -> None:
             pass  # the network itself refuses what it cannot have
