@@ -188,7 +188,7 @@ def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bo
         assert path is not None, file  # it was here, or has been downloaded
         verify_file(file, path)
         paths.append(path)
-    arrays = info.read(paths)
+    arrays, class_names = info.read(paths)
     where = paths[0].parent if paths else "the installation"
     for part, x, y, n in (("training", *arrays[:2], info.n_train), ("test", *arrays[2:], info.n_test)):
         if x.shape != (n, *info.input_shape) or y.max() >= info.n_classes:
@@ -196,10 +196,7 @@ def _read_registered(info: DatasetInfo, root: Path, download: bool, progress: bo
                 f"{where}: not {info.name}: {len(x)} {part} images of {x.shape[1:]} with labels up to "
                 f"{y.max()}, expected {n} of {info.input_shape} with labels up to {info.n_classes - 1}"
             )
-    if info.class_names:
-        return arrays, info.class_names
-    assert info.read_class_names is not None, info.name
-    return arrays, info.read_class_names(paths)
+    return arrays, class_names
 
 
 def _with_test_set(path: Path, *arrays: np.ndarray) -> Arrays:

@@ -101,11 +101,11 @@ def read_pictures(paths: Sequence[Path], shape: tuple[int, int, int]) -> np.ndar
     return images
 
 
-def read_tiny_imagenet(path: Path) -> Arrays:
+def read_tiny_imagenet(paths: list[Path]) -> Arrays:
     """Tiny ImageNet; its validation images, whose labels are published, serve as the test set.
 
     Args:
-        path: tiny-imagenet-200.zip, or the folder that it unpacks to.
+        paths: one: of tiny-imagenet-200.zip, or of the folder that it unpacks to.
 
     Returns:
         Images `(N, 3, 64, 64)`, labels in the order of the sorted WordNet identifiers.
@@ -113,7 +113,7 @@ def read_tiny_imagenet(path: Path) -> Arrays:
     Raises:
         DataError: missing or damaged files, or of another form.
     """
-    path = Path(path)
+    (path,) = paths
     with reading(path, "Tiny ImageNet"), _members(path) as (names, read):
         train = sorted(name for name in names if _is_training_image(name))
         classes = sorted({name.split("/")[1] for name in train})
@@ -132,11 +132,12 @@ def read_tiny_imagenet(path: Path) -> Arrays:
         return images[: len(train)], y_train, images[len(train) :], y_test
 
 
-def read_tiny_imagenet_names(path: Path) -> tuple[str, ...]:
+def read_tiny_imagenet_names(paths: list[Path]) -> tuple[str, ...]:
     """The first word for each of Tiny ImageNet's classes, sorted by WordNet identifier; that, where a word repeats.
 
     Args, Raises: as of `read_tiny_imagenet`.
     """
+    (path,) = paths
     with reading(path, "Tiny ImageNet"), _members(path) as (names, read):
         classes = sorted({name.split("/")[1] for name in names if _is_training_image(name)})
         words = dict(line.split("\t", 1) for line in read("words.txt").decode().splitlines() if "\t" in line)

@@ -27,12 +27,16 @@ from homojl.data.guards import (
     unpacked_limit,
 )
 from homojl.data.mat5 import read_mat5
+from homojl.data.registry import SPLIT_SEED, TEST_FRACTION, stratified_choice
 from homojl.data.tar import tar_files
 from homojl.errors import ConfigError, DataError
 from homojl.parsing import read_bytes
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """x_train, y_train, x_test, y_test."""
+
+DIGITS = Path(__file__).with_name("digits.npz")
+"""The one dataset that comes along."""
 
 _CIFAR_MEMBERS = {
     10: ("cifar-10-batches-bin", [f"data_batch_{i}.bin" for i in range(1, 6)], "test_batch.bin"),
@@ -41,6 +45,18 @@ _CIFAR_MEMBERS = {
 _CIFAR_PIXELS = 3 * 32 * 32
 _NPZ_KEYS = ("x_train", "y_train", "x_test", "y_test")
 _NPY_MAX_HEADER = 2**16  # bytes; numpy takes 10,000, and would read four billion to find that they are too many
+
+
+def read_digits(paths: list[Path]) -> Arrays:
+    """The digits in `digits.npz`, grey levels 0 to 16 stretched to 0 to 255, with a fixed test set.
+
+    The file has `images`, uint8 (1797, 8, 8), and `labels`, uint8 (1797,); `digits.txt` has its source and licence.
+    """
+    with reading(DIGITS, "npz"), np.load(DIGITS, allow_pickle=False) as file:
+        levels, labels = file["images"], file["labels"].astype(np.int64)
+    images = np.round(levels * (255 / 16)).astype(np.uint8)[:, None]
+    train, test = stratified_choice(labels, TEST_FRACTION, np.random.default_rng(SPLIT_SEED))
+    return images[train], labels[train], images[test], labels[test]
 
 
 def read_idx(path: Path) -> np.ndarray:
@@ -149,6 +165,16 @@ def read_cifar_binary(path: Path, n_classes: int) -> Arrays:
     return x_train, y_train, *parts[-1]
 
 
+def read_cifar10(paths: list[Path]) -> Arrays:
+    """As `read_cifar_binary`."""
+    return read_cifar_binary(paths[0], 10)
+
+
+def read_cifar100(paths: list[Path]) -> Arrays:
+    """As `read_cifar_binary`."""
+    return read_cifar_binary(paths[0], 100)
+
+
 def _cifar_records(data: bytes, path: Path, name: str, n_classes: int) -> tuple[np.ndarray, np.ndarray]:
     """Images `(N, 3, 32, 32)` and labels `(N,)` of one file of CIFAR records."""
     n_labels = 1 if n_classes == 10 else 2
@@ -190,6 +216,11 @@ def read_svhn_mat(path: Path) -> tuple[np.ndarray, np.ndarray]:
         if not np.isin(labels, np.arange(1, 11)).all():
             raise RefusedError(f"labels run from {labels.min()} to {labels.max()}; expected whole numbers 1 to 10")
         return np.ascontiguousarray(images.transpose(3, 2, 0, 1)), labels.reshape(-1).astype(np.int64) % 10
+
+
+def read_svhn(paths: list[Path]) -> Arrays:
+    """Both files of SVHN, the training images first; raises as `read_svhn_mat`."""
+    return *read_svhn_mat(paths[0]), *read_svhn_mat(paths[1])
 
 
 def read_npz(path: Path) -> Arrays:

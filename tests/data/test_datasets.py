@@ -15,7 +15,7 @@ import torch
 from hypothesis import example, given, settings, strategies as st
 
 from homojl.data import ImageDataset, dataset_info, dataset_names, load_dataset, registry
-from homojl.data.registry import DIGITS
+from homojl.data.readers import DIGITS
 from homojl.errors import ConfigError, DataError
 
 from .formats import (
@@ -258,7 +258,7 @@ def test_digits():
 
 def test_damaged_digits_are_refused(tmp_path, monkeypatch):
     whole = DIGITS.read_bytes()
-    monkeypatch.setattr("homojl.data.registry.DIGITS", tmp_path / "digits.npz")
+    monkeypatch.setattr("homojl.data.readers.DIGITS", tmp_path / "digits.npz")
     for bytes_there in (b"", whole[:20_000], whole[:1000] + b"?" + whole[1001:]):
         (tmp_path / "digits.npz").write_bytes(bytes_there)
         with pytest.raises(DataError, match=r"digits\.npz: not a readable npz file"):
@@ -366,7 +366,7 @@ def test_registry_is_complete():
     for name in dataset_names():
         info = dataset_info(name)
         assert info.name == name
-        assert len(set(info.class_names)) == info.n_classes or (not info.class_names and info.read_class_names)
+        assert len(set(info.class_names)) == info.n_classes or (not info.class_names and info.name_reader)
         assert info.terms
         assert bool(info.files) == bool(info.folders)
         for file in info.files:

@@ -208,7 +208,7 @@ def test_tiny_imagenet(tmp_path, monkeypatch, packed):
 @pytest.mark.parametrize("packed", [True, False])
 def test_tiny_imagenet_that_a_mac_has_packed(tmp_path, packed):
     added = {"train/n01/images/._n01_0.JPEG": b"Mac OS X", "train/._n01": b"Mac OS X", "train/.DS_Store": b"Mac OS X"}
-    x, y, _, _ = read_tiny_imagenet(write_tiny(tmp_path, tiny_files() | added, packed=packed))
+    x, y, _, _ = read_tiny_imagenet([write_tiny(tmp_path, tiny_files() | added, packed=packed)])
     assert (len(x), y.tolist()) == (5, [0, 0, 0, 1, 1])
 
 
@@ -225,4 +225,4 @@ def test_tiny_imagenet_that_a_mac_has_packed(tmp_path, packed):
 def test_tiny_imagenet_refused(tmp_path, packed, change, message):
     path = write_tiny(tmp_path, tiny_files() | change, packed=packed)
     with pytest.raises(DataError, match=message):
-        read_tiny_imagenet(path)
+        read_tiny_imagenet([path])

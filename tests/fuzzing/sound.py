@@ -144,8 +144,8 @@ def _tiny(path: Path, *, packed: bool) -> None:
 
 
 def _read_tiny(path: Path) -> None:
-    read_tiny_imagenet(path)
-    read_tiny_imagenet_names(path)
+    read_tiny_imagenet([path])
+    read_tiny_imagenet_names([path])
 
 
 def _read_gzip(path: Path) -> None:

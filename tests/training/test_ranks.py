@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 
-from homojl.data.registry import DIGITS
+from homojl.data.readers import DIGITS
 from homojl.draws import draw_rows
 from homojl.errors import ConfigError
 from homojl.training.checkpoint import read_checkpoint
