@@ -19,8 +19,8 @@ from pathlib import Path
 
 from homojl.training.callbacks import Callback
 from homojl.training.config import ExperimentConfig, merge, parse_assignment
+from homojl.training.joining import joined
 from homojl.training.loop import train_run
-from homojl.training.ranks import joined
 from homojl.training.run import Run
 
 MODELS = ("homoode", "node", "anode", "deq", "mondeq", "pcdeq")

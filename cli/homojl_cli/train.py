@@ -113,7 +113,7 @@ def command(
     # Several load it first: process 0 has to tell the others.
     wanted = _wanted(resume, choices) if process_count() == 1 else None
 
-    from homojl.training.ranks import joined
+    from homojl.training.joining import joined
 
     with joined() as ranks:
         code = _train(ranks, lambda: wanted or _wanted(resume, choices), out, overwrite, quiet, tensorboard)

@@ -11,25 +11,14 @@ what happens next always go by gloo, in float64, so that all processes decide al
 
 from __future__ import annotations
 
-import atexit
-import contextlib
 import math
-import os
-import re
-import signal
-import socket
-import sys
-import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import nn
-from torch.distributed.rendezvous import rendezvous
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from homojl.adjoints import BacksolveAdjoint
 from homojl.algorithms import (
@@ -42,12 +31,12 @@ from homojl.algorithms import (
     ErrorNorm,
     memory_of,
 )
-from homojl.environment import process_count
-from homojl.errors import ConfigError, ProcessError
+from homojl.errors import ConfigError
 from homojl.models import AbstractImplicitModel, model_settings
 from homojl.models.own import OwnModel
 from homojl.nn.layer import AbstractLayer
 from homojl.nn.parts import MovingPoint
+from homojl.training.collectives import call, local_rank, replace_batch_norms
 from homojl.training.config import ExperimentConfig, with_solver
 from homojl.training.optimizers import AbstractOptimizer
 from homojl.training.solver import SolverConfig
@@ -55,9 +44,6 @@ from homojl.training.solver import SolverConfig
 Tensor = torch.Tensor
 T = TypeVar("T")
 P = ParamSpec("P")
-
-TIMEOUT = timedelta(minutes=30)  # how long a process waits for one that has neither come nor gone
-GRACE = 25.0  # seconds that it still waits when torchrun has asked it to end, which kills it after 30
 
 
 @dataclass(frozen=True)
@@ -99,7 +85,7 @@ class Ranks:
         if self.size == 1:
             return mine
         parts: list[list[T]] = [[] for _ in range(self.size)]
-        _call(dist.all_gather_object, parts, mine)
+        call(dist.all_gather_object, parts, mine)
         return [parts[i % self.size][i // self.size] for i in range(sum(map(len, parts)))]
 
     def from_main(self, function: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -111,7 +97,7 @@ class Ranks:
         if self.size == 1:
             return function(*args, **kwargs)
         box: list[Any] = [function(*args, **kwargs) if self.is_main else None]
-        _call(dist.broadcast_object_list, box, src=0)
+        call(dist.broadcast_object_list, box, src=0)
         return box[0]
 
     def largest(self, number: float) -> float:
@@ -134,7 +120,7 @@ class Ranks:
             return
         grads = [p.grad for p in optimizer.parameters if p.grad is not None]
         flat = torch.cat([grad.flatten() for grad in grads])
-        _call(dist.all_reduce, flat)
+        call(dist.all_reduce, flat)
         for grad, total in zip(grads, flat.split([grad.numel() for grad in grads]), strict=True):
             grad.copy_(total.view(grad.shape))
 
@@ -142,11 +128,11 @@ class Ranks:
         """Give every process the buffers of process 0."""
         if self.size > 1:
             for buffer in model.buffers():
-                _call(dist.broadcast, buffer, src=0)
+                call(dist.broadcast, buffer, src=0)
 
     def total(self, x: Tensor) -> Tensor:
         """The sum of a tensor over the processes."""
-        _call(dist.all_reduce, x)
+        call(dist.all_reduce, x)
         return x
 
     def begin_step(self, model: AbstractImplicitModel) -> None:
@@ -169,7 +155,7 @@ class Ranks:
         """The numbers of every process, (size, n), float64, to the bit alike on all of them."""
         own = torch.tensor(numbers, dtype=torch.float64)
         rows = [torch.empty_like(own) for _ in range(self.size)]
-        _call(dist.all_gather, rows, own)
+        call(dist.all_gather, rows, own)
         return torch.stack(rows)
 
     # ---- the model
@@ -186,9 +172,9 @@ class Ranks:
         if self.size == 1:
             return
         for parameter in model.parameters():
-            _call(dist.broadcast, parameter.data, src=0)
+            call(dist.broadcast, parameter.data, src=0)
         self.share_buffers(model)
-        _replace_batch_norms(model, self)
+        replace_batch_norms(model)
         self.place(model, batch_size)
         for module in model.modules():
             if isinstance(module, MovingPoint):
@@ -250,7 +236,7 @@ class Ranks:
         if name not in ("auto", "cpu", "cuda"):
             raise ConfigError(f"with {self.size} processes train.device must be auto, cpu or cuda, got {name!r}")
         gpus = torch.cuda.device_count()
-        if gpus and name != "cpu" and _local_rank() >= gpus:
+        if gpus and name != "cpu" and local_rank() >= gpus:
             raise ConfigError(
                 f"process {self.rank} has no GPU of its own: there are {gpus}; start as many processes on each "
                 "machine, or train with --device cpu"
@@ -265,179 +251,6 @@ def _divides(algorithm: object) -> bool:
     if isinstance(algorithm, AbstractJacobianBased | AdamsMoulton):
         return False
     return isinstance(algorithm, AbstractAdaptive | AbstractFixedStep | AbstractFixedPointAlgorithm)
-
-
-@contextlib.contextmanager
-def joined() -> Iterator[Ranks]:
-    """Join the processes that torchrun or a scheduler has started with this one; `ALONE` where there are none.
-
-    Of errors that leave the body, the first in any process goes on; in the others, of which most have only lost their
-    connection to that one, the program ends with exit code 2.
-
-    Raises:
-        ProcessError: if the others cannot be reached.
-    """
-    size = process_count()
-    if size == 1:
-        yield ALONE
-        return
-    # Its functions take the group that stands when it is imported as their default, and so keep it and its threads
-    # alive into the interpreter's end, where they now and then abort the process. torch._dynamo would import it later.
-    import torch.distributed.nn
-
-    rank, backend = int(os.environ["RANK"]), "gloo"
-    if torch.cuda.is_available() and dist.is_nccl_available():
-        backend = "cpu:gloo,cuda:nccl"
-        torch.cuda.set_device(_local_rank() % torch.cuda.device_count())
-    try:
-        store, _, _ = next(rendezvous("env://", timeout=TIMEOUT))
-        dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=TIMEOUT)
-    except (RuntimeError, ValueError) as error:
-        where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"
-        raise ProcessError(f"process {rank} of {size} cannot join the others at {where}: {_line(error)}") from None
-    if backend == "gloo":  # NCCL would wait for processes that have ended
-        atexit.register(_leave)
-    try:
-        with _watched(rank, size):
-            yield Ranks(rank, size)
-    except Exception:
-        if not _first_to_tell(store):
-            sys.exit(2)
-        raise
-    dist.destroy_process_group()
-
-
-@contextlib.contextmanager
-def _watched(rank: int, size: int) -> Iterator[None]:
-    """Have a process that waits for one that is gone say so before torchrun, which has asked it to end, kills it.
-
-    While a collective waits, Python's own signal handlers do not run.
-    """
-    if "TORCHELASTIC_RUN_ID" not in os.environ or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    ended, (reader, writer) = threading.Event(), socket.socketpair()
-    writer.setblocking(False)
-
-    def watch() -> None:
-        while number := reader.recv(1):
-            if number[0] == signal.SIGTERM and not ended.wait(GRACE):
-                print(f"homojl: {_lost(rank, size)}", file=sys.stderr, flush=True)
-                os._exit(2)
-
-    before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
-    thread = threading.Thread(target=watch, daemon=True)
-    thread.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        signal.set_wakeup_fd(before)
-        writer.close()
-        thread.join()
-        reader.close()
-
-
-def _lost(rank: int, size: int, why: str = "") -> str:
-    return (
-        f"process {rank} of {size} has lost the others: one was killed or does not answer{why}; go on from the last "
-        "checkpoint with --resume"
-    )
-
-
-def _leave() -> None:
-    """Leave the others after an error, once nothing holds what it came from: gloo's threads must end before Python."""
-    if dist.is_initialized():
-        dist.destroy_process_group()
-
-
-def _local_rank() -> int:
-    """The number of this process on its machine."""
-    return int(os.environ.get("LOCAL_RANK", 0))
-
-
-def _first_to_tell(store: Any) -> bool:
-    try:
-        return bool(store.add("homojl/told", 1) == 1)
-    except RuntimeError:  # the store has ended with the process that kept it
-        return True
-
-
-def _call(collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
-    try:
-        collective(*args, **kwargs)
-    except RuntimeError as error:
-        raise ProcessError(_lost(dist.get_rank(), dist.get_world_size(), f" ({_line(error)})")) from None
-
-
-def _line(error: Exception) -> str:
-    """An error's first sentence, without the place in gloo's source that it begins with."""
-    text = re.sub(r"^\[\S+\] ", "", str(error).strip()).splitlines() or [type(error).__name__]
-    return text[0].split(". ")[0]
-
-
-class _Sum(torch.autograd.Function):
-    """The sum of the processes' tensors; its gradient is the sum of theirs."""
-
-    @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        total = x.clone()
-        _call(dist.all_reduce, total)
-        return total
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        return _Sum.apply(grad)
-
-
-class SharedBatchNorm(_BatchNorm):
-    """Batch normalisation over the parts of the batch that the processes have, also on CPUs.
-
-    `torch.nn.SyncBatchNorm`, which says the same, is for GPUs alone.
-
-    Args:
-        own: the layer whose parameters, buffers and settings this one takes over.
-        ranks: the processes.
-    """
-
-    def __init__(self, own: _BatchNorm, ranks: Ranks) -> None:
-        assert own.momentum is not None, "a cumulative average is not what the models have"
-        super().__init__(own.num_features, own.eps, own.momentum)
-        self._rate = own.momentum
-        self.weight, self.bias = own.weight, own.bias
-        self.running_mean, self.running_var = own.running_mean, own.running_var
-        self.num_batches_tracked = own.num_batches_tracked
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass  # the layer whose place this one takes has its input's shape
-
-    def forward(self, input: Tensor) -> Tensor:
-        if not self.training:
-            return super().forward(input)
-        dims, shape = [0, *range(2, input.ndim)], (1, -1, *[1] * (input.ndim - 2))
-        own_count = input.new_tensor([input.numel() // input.shape[1]])
-        total = _Sum.apply(torch.cat([input.sum(dims), own_count]))
-        count = total[-1].detach()
-        mean = total[:-1] / count
-        centred = input - mean.view(shape)
-        variance = _Sum.apply(centred.square().sum(dims)) / count
-        with torch.no_grad():
-            assert self.num_batches_tracked is not None
-            assert self.running_mean is not None
-            assert self.running_var is not None
-            self.num_batches_tracked += 1
-            self.running_mean.lerp_(mean, self._rate)
-            self.running_var.lerp_(variance * (count / (count - 1)), self._rate)
-        scale = self.weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul(self.bias.view(shape), centred, scale.view(shape))
-
-
-def _replace_batch_norms(module: nn.Module, ranks: Ranks) -> None:
-    for name, child in module.named_children():
-        if isinstance(child, _BatchNorm):
-            setattr(module, name, SharedBatchNorm(child, ranks).train(child.training))
-        else:
-            _replace_batch_norms(child, ranks)
 
 
 def _check_divides(solver: SolverConfig, several: str) -> None:

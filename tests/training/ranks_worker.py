@@ -4,8 +4,8 @@ import atexit
 import sys
 from pathlib import Path
 
+from homojl.training.joining import joined
 from homojl.training.loop import train_run
-from homojl.training.ranks import joined
 from homojl.training.run import Run
 
 
