@@ -149,7 +149,7 @@ class _Loop:
             if begun is not None:
                 start_from(self.model, begun[0], start)
         if self.ranks.is_main:
-            self.run.keep_metrics(position.lines)
+            self.run.metrics_file.keep(position.lines)
         return position
 
     @property
@@ -292,7 +292,7 @@ class _Loop:
         position.totals = Totals()
         if ranks.is_main:
             # In this order a kill in between costs work, never consistency: the last checkpoint counts.
-            self.run.append_metrics(metrics)
+            self.run.metrics_file.append(metrics)
             if best:
                 self._save("best")
         self._save("last")

@@ -6,7 +6,6 @@ import contextlib
 import copy
 import json
 import math
-import os
 import shutil
 from collections.abc import Iterator
 from dataclasses import replace
@@ -19,9 +18,10 @@ from homojl.environment import environment
 from homojl.errors import CheckpointError, ConfigError, HomoJLError
 from homojl.files import LOCK, atomic_write, file_meant, locked, make_folder, remove_leftovers, replace_file
 from homojl.own import is_given, is_own, name_given, short
-from homojl.parsing import MAX_TEXT, parse_json, read_bytes, read_text
-from homojl.results.records import METRICS, RESULTS, Evaluation, RunRecord, metrics_row
+from homojl.parsing import parse_json, read_text
+from homojl.results.records import RESULTS, Evaluation, RunRecord
 from homojl.training.config import CONFIG_END, ExperimentConfig, is_whole, read_toml
+from homojl.training.metrics_file import MetricsFile
 from homojl.training.weights import check_weights, checked_form, load_weights, start_from
 
 if TYPE_CHECKING:
@@ -217,14 +217,7 @@ class Run:
     @property
     def environment(self) -> dict[str, Any]:
         """Versions, device and commit at the start of the run."""
-        path = self.path / "environment.json"
-        try:
-            values = parse_json(read_text(path))
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path} is damaged: it is no table")
-        return values
+        return _read_json(self.path / "environment.json")
 
     @property
     def metrics(self) -> list[dict[str, float]]:
@@ -232,21 +225,15 @@ class Run:
 
         What was not measured is NaN.
         """
-        return [row for _, row in self._metric_lines()]
+        return self.metrics_file.rows
 
     @property
     def test(self) -> dict[str, Any] | None:
         """Loss, metric and checkpoint on test batches that have no classes; None: they were not measured."""
         path = self.path / TEST
-        try:
-            values = parse_json(read_text(path))
-        except FileNotFoundError:
+        if not path.exists():
             return None
-        except (OSError, ValueError) as error:
-            raise CheckpointError(f"{path} cannot be read: {error}") from None
-        if not isinstance(values, dict):
-            raise CheckpointError(f"{path} is damaged: it is no table")
-        return {key: math.nan if value is None else value for key, value in values.items()}
+        return {key: math.nan if value is None else value for key, value in _read_json(path).items()}
 
     def write_test(self, values: dict[str, Any]) -> None:
         """Keep what `test` gives."""
@@ -283,6 +270,11 @@ class Run:
     def model(self) -> AbstractImplicitModel:
         """The model of the best epoch on the validation split, in evaluation mode, on the CPU."""
         return self.load_model("best")[0]
+
+    @property
+    def metrics_file(self) -> MetricsFile:
+        """Where they stand, to be added to."""
+        return MetricsFile(self.path / "metrics.jsonl")
 
     @property
     def last_checkpoint(self) -> Path:
@@ -389,56 +381,6 @@ class Run:
             initial_point=None if start is None else start.flatten().cpu().numpy(),
         )
 
-    # ---- metrics
-
-    def append_metrics(self, values: dict[str, Any]) -> None:
-        """Add one line and sync it.
-
-        Raises:
-            CheckpointError: if it cannot be written; `keep_metrics` drops what there is of it.
-        """
-        assert list(values) == list(METRICS)
-        plain = {k: None if v != v else v for k, v in values.items()}  # NaN is not JSON
-        path = self.path / "metrics.jsonl"
-        try:
-            with open(path, "a", encoding="utf-8") as file:
-                file.write(json.dumps(plain) + "\n")
-                file.flush()
-                os.fsync(file.fileno())
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
-
-    def keep_metrics(self, count: int) -> None:
-        """Drop what a killed run wrote after its last checkpoint, a half-written line included.
-
-        Raises:
-            CheckpointError: if lines are missing that the checkpoint says were written, or the file cannot be written.
-        """
-        path = self.path / "metrics.jsonl"
-        lines = self._metric_lines()
-        if len(lines) < count:
-            raise CheckpointError(f"{path} has {len(lines)} lines but the last checkpoint was written after {count}")
-        try:
-            with atomic_write(path) as temporary:
-                temporary.write_text("".join(line + "\n" for line, _ in lines[:count]), encoding="utf-8")
-        except OSError as error:
-            raise CheckpointError(f"cannot write {path}: {error.strerror}") from None
-
-    def _metric_lines(self) -> list[tuple[str, dict[str, float]]]:
-        """The complete lines and what they say; one that a kill cut short, only the last can be, does not count."""
-        path = self.path / "metrics.jsonl"
-        try:
-            text = read_bytes(path, limit=MAX_TEXT).decode("utf-8", errors="replace")
-        except OSError as error:
-            raise CheckpointError(f"cannot read {path}: {error.strerror}") from None
-        lines = []
-        for number, line in enumerate(text.split("\n")[:-1], 1):
-            try:
-                lines.append((line, metrics_row(parse_json(line))))
-            except ValueError as error:
-                raise CheckpointError(f"{path} is damaged in line {number}: {error}") from None
-        return lines
-
 
 def load_run(path: Path | str, *, model: torch.nn.Module | None = None) -> Run:
     """Open a run: `.config`, `.metrics`, `.model`, `.environment`, `.predict`.
@@ -466,6 +408,17 @@ def new_folder(config: ExperimentConfig) -> Path:
         number += 1
         folder = Path("runs") / f"{name}-{number}"
     return folder
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """A table from a run's file."""
+    try:
+        values = parse_json(read_text(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read: {error}") from None
+    if not isinstance(values, dict):
+        raise CheckpointError(f"{path} is damaged: it is no table")
+    return values
 
 
 def _numbered(evaluation: Evaluation | None) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ def test_no_room_for_a_line_of_metrics(tiny, tmp_path):
     (run.path / "metrics.jsonl").unlink()
     (run.path / "metrics.jsonl").symlink_to("/dev/full")
     with pytest.raises(CheckpointError, match=r"cannot write .*metrics.jsonl: No space left on device"):
-        run.append_metrics(dict.fromkeys(METRICS, 1))
+        run.metrics_file.append(dict.fromkeys(METRICS, 1))
 
 
 def test_one_process_trains_a_run_at_a_time(tiny, tmp_path):

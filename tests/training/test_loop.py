@@ -23,6 +23,7 @@ from homojl.training.callbacks import Callback
 from homojl.training.checkpoint import read_checkpoint, write_checkpoint
 from homojl.training.config import ExperimentConfig, OptimConfig, merge
 from homojl.training.loop import train_run
+from homojl.training.metrics_file import MetricsFile
 from homojl.training.position import POINTS, learning_rate
 from homojl.training.run import Run, load_run
 from tests import warm
@@ -114,7 +115,7 @@ class KilledError(Exception):
 
 
 @pytest.mark.parametrize("when", ["before", "after"])
-@pytest.mark.parametrize(("where", "name", "call"), [(Run, "append_metrics", 2), (loop, "save", 3), (loop, "save", 4)])
+@pytest.mark.parametrize(("where", "name", "call"), [(MetricsFile, "append", 2), (loop, "save", 3), (loop, "save", 4)])
 def test_dying_around_the_writes_that_end_an_epoch_changes_nothing(
     finished, tiny, tmp_path, monkeypatch, where, name, call, when
 ):
