@@ -279,7 +279,7 @@ def _headline(run: Run, ranks: Ranks) -> str:
         method += f", in training {_method(config.training_solver)}"
     several = f" in {ranks.size} processes" if ranks.size > 1 else ""
     return (
-        f"{title}: {method}, {config.training_solver.adjoint} adjoint, "
+        f"{title}: {method}, {config.training_solver.adjoint['name']} adjoint, "
         f"{config.solver.backend} backend{several}, {budget}\n-> {run.path}"
     )
 
@@ -289,4 +289,5 @@ def _method(solver: SolverConfig) -> str:
     algorithm = solver.build_algorithm()
     if hasattr(algorithm, "rtol"):
         return f"{algorithm.name} at {algorithm.rtol:g}"
-    return algorithm.name if solver.step_size is None else f"{algorithm.name} by {solver.step_size:g}"
+    step = solver.algorithm.get("step_size")
+    return algorithm.name if step is None else f"{algorithm.name} by {step:g}"

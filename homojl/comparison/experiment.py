@@ -11,7 +11,8 @@ from homojl.data import dataset_names
 from homojl.errors import ConfigError
 from homojl.models.settings import MODELS, model_settings
 from homojl.names import did_you_mean
-from homojl.training.config import MAX_WHOLE, preset_names, read_toml
+from homojl.training.config import preset_names, read_toml
+from homojl.training.values import MAX_WHOLE
 
 EXPERIMENTS = Path(__file__).parent / "experiments"
 

@@ -130,10 +130,9 @@ def _cost(comparison: Comparison, figure: Figure) -> None:
 def _variation(comparison: Comparison, figure: Figure) -> None:
     x = comparison.plan.experiment.x
     assert x is not None, comparison.plan
-    section, _, key = x.partition(".")
 
     def setting(run: RunResult) -> float:
-        return float(run.planned.config.to_dict()[section][key])
+        return float(run.planned.config.value(x))
 
     accuracy, work = figure.subplots(1, 2)
     models = list(dict.fromkeys(row.model for row in comparison.rows))
@@ -143,7 +142,7 @@ def _variation(comparison: Comparison, figure: Figure) -> None:
         for axes, column in ((accuracy, 1), (work, 2)):
             _through_means(axes, [(point[0], point[column]) for point in points], place, model)
     for axes, label in ((accuracy, "test accuracy [%]"), (work, "evaluations per forward pass on the test set")):
-        axes.set_xlabel(f"{section}.{key}")
+        axes.set_xlabel(x)
         axes.set_ylabel(label)
         values = sorted({setting(run) for run in comparison.runs})
         if values[0] > 0 and values[-1] > 10 * values[0]:

@@ -13,6 +13,7 @@ from homojl.data.places import find_dataset
 from homojl.errors import ConfigError
 from homojl.models.settings import model_settings
 from homojl.own import short
+from homojl.results.wording import flat
 from homojl.training.config import ExperimentConfig, merge, preset_names, read_preset, with_solver
 from homojl.training.run import Run
 
@@ -155,9 +156,8 @@ def make_plan(
             seeded = replace(config, train=replace(config.train, seed=seed))
             runs.append(PlannedRun(label, model, variation_name, seed, seeded))
     if experiment.x is not None:
-        section, _, key = experiment.x.partition(".")
         for run in runs:
-            value = run.config.to_dict().get(section, {}).get(key)
+            value = run.config.value(experiment.x)
             if type(value) not in (int, float):
                 raise ConfigError(f"x of experiment {experiment.name!r} must be a number; {experiment.x} is {value!r}")
     split = {run.config.data.val_fraction for run in runs}
@@ -179,15 +179,14 @@ def _with_milestones(config: ExperimentConfig, preset: dict[str, Any]) -> Experi
 
 
 def _check_same(path: Path, found: ExperimentConfig, planned: ExperimentConfig) -> None:
-    old, new = found.to_dict(), planned.to_dict()
-    for section in new:
-        for key in {**old[section], **new[section]}:
-            was, now = old[section].get(key), new[section].get(key)
-            if was != now:
-                raise ConfigError(
-                    f"{path} was made with {section}.{key} = {was}, now it is {now}; repeat the command as it was, "
-                    "or give another --out"
-                )
+    old, new = dict(flat(found.to_dict())), dict(flat(planned.to_dict()))
+    for key in {**old, **new}:
+        was, now = old.get(key), new.get(key)
+        if was != now:
+            raise ConfigError(
+                f"{path} was made with {key} = {was}, now it is {now}; repeat the command as it was, or give another "
+                "--out"
+            )
 
 
 def _slug(text: str) -> str:

@@ -15,6 +15,7 @@ from homojl.comparison.record import Comparison, Row
 from homojl.files import replace_file
 from homojl.results.report import figure_sections, settings_table
 from homojl.results.tables import Table, code, escape_markdown
+from homojl.results.wording import flat
 
 _MEANING = """\
 - **Test accuracy**: mean and, over more than one seed, standard deviation (n - 1). The epoch is chosen on the
@@ -249,11 +250,10 @@ def _conditions(comparison: Comparison) -> Table:
 
 def _settings(comparison: Comparison) -> str:
     """Settings with more than one value, by row."""
-    configs = {run.label: run.config.to_dict() for run in comparison.plan.runs}
-    keys = dict.fromkeys((s, k) for config in configs.values() for s, values in config.items() for k in values)
+    configs = {run.label: dict(flat(run.config.to_dict())) for run in comparison.plan.runs}
     varied = []
-    for section, key in keys:
-        values = [config[section].get(key) for config in configs.values()]
-        if (section, key) != ("train", "seed") and any(value != values[0] for value in values):
-            varied.append((code(f"{section}.{key}"), *("" if v is None else str(v) for v in values)))
+    for key in dict.fromkeys(key for config in configs.values() for key in config):
+        values = [config.get(key, "") for config in configs.values()]
+        if key != "train.seed" and len(set(values)) > 1:
+            varied.append((code(key), *values))
     return Table(("", *configs), varied).markdown() if varied else "In none.\n"

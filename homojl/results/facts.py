@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from homojl.results.records import SELECTORS, Evaluation, RunRecord, best_line
-from homojl.results.wording import duration, number, percent, plain, wilson
+from homojl.results.wording import duration, flat, number, percent, plain, wilson
 
 SPLITS = {"test": "test set", "val": "validation split", "train": "training images"}
 ABSENT = "–"
@@ -55,9 +55,11 @@ def facts(record: RunRecord) -> list[Fact]:
 
 def solver_text(record: RunRecord) -> str:
     """The settings of the solver: those that the evaluation used where there is one, so that "auto" is resolved."""
-    answers = record.evaluation
-    settings = {**record.config.get("solver", {}), **({} if answers is None else answers.solver)}
-    return ", ".join(f"{key.replace('_', ' ')} {plain(value)}" for key, value in settings.items())
+    answers, section = record.evaluation, dict(record.config.get("solver", {}))
+    section.pop("training", None)  # what is in there is not how answers were found
+    settings = {key.removesuffix(".name").rpartition(".")[2]: value for key, value in flat(section)}
+    settings |= {} if answers is None else {key: plain(value) for key, value in answers.solver.items()}
+    return ", ".join(f"{key.replace('_', ' ')} {value}" for key, value in settings.items())
 
 
 def answer_time(answers: Evaluation) -> str:

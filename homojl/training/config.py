@@ -2,19 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import tomllib
-import types
 import typing
 from collections.abc import Iterable
-from dataclasses import dataclass, field, fields, is_dataclass, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from homojl.algorithms import (
-    FIXED_POINT_ALGORITHMS,
-    ODE_ALGORITHMS,
-)
+from homojl.algorithms import FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS
 from homojl.choices import TRAINING_PRECISIONS
 from homojl.errors import ConfigError
 from homojl.models import MODELS, model_settings
@@ -22,13 +17,9 @@ from homojl.names import did_you_mean
 from homojl.own import is_given, is_own, whole
 from homojl.parsing import parse_toml, read_text
 from homojl.results.records import SELECTORS
-from homojl.training.solver import SolverConfig, has_use, owner_of, replaced, setting
-
-if TYPE_CHECKING:
-    pass
-
-MAX_WHOLE = 2**31 - 1
-"""The largest whole number of a setting: it fits wherever it is used, and a seed twice into PyTorch's."""
+from homojl.training.methods import HELP, option_names, owner_of
+from homojl.training.solver import SolverConfig, nested, replaced, without_idle
+from homojl.training.values import checked, converted, setting
 
 LOSSES = ("cross_entropy", "mse", "l1")
 """Losses that have a name."""
@@ -37,6 +28,9 @@ PRESETS = Path(__file__).parent.parent / "presets"
 
 CONFIG_END = "\n# end of the configuration\n"
 """The last line of a run's config.toml: what is left of a damaged one can still be valid TOML."""
+
+SCHEMA = 2
+"""Of a run's config.toml; in 1, which is in no file, the options of methods stand in [solver] itself."""
 
 _MAX_TOML = 2**20  # bytes of a file of settings; a complete one has four thousand
 
@@ -181,9 +175,7 @@ class ExperimentConfig:
     @property
     def training_solver(self) -> SolverConfig:
         """How training steps solve: [solver] with what [solver.training] has otherwise, complete."""
-        if self.solver.training is None:
-            return self.solver
-        return self.solver.in_training().resolved(self.model.name)
+        return self.solver.in_training(self.model.name)
 
     @staticmethod
     def from_dict(values: dict[str, Any]) -> ExperimentConfig:
@@ -203,14 +195,25 @@ class ExperimentConfig:
         return ExperimentConfig(**built)
 
     def to_dict(self) -> dict[str, dict[str, Any]]:
-        """Nested plain values, complete; what is None is left out."""
+        """Nested plain values, complete; what is None or empty is left out."""
         result = {}
         for f in fields(self):
             section = getattr(self, f.name)
             values = {g.name: getattr(section, g.name) for g in fields(section)}
             values.update(values.pop("options", {}))
-            result[f.name] = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items() if v is not None}
+            kept = {key: value for key, value in values.items() if value not in (None, {})}
+            result[f.name] = {key: list(value) if isinstance(value, tuple) else value for key, value in kept.items()}
         return result
+
+    def value(self, name: str) -> Any:
+        """The value of a setting, as `--set` names it; None where it has none."""
+        section, *path = name.split(".")
+        if section == "solver" and len(path) == 1 and path[0] in option_names():
+            path = [*owner_of(path[0], section, ())]
+        found: Any = self.to_dict().get(section)
+        for part in path:
+            found = found.get(part) if isinstance(found, dict) else None
+        return found
 
     def to_toml(self) -> str:
         """The complete configuration as TOML, each setting with its description."""
@@ -218,8 +221,9 @@ class ExperimentConfig:
 
         def commented(values: dict[str, Any], helps: dict[str, str]) -> Any:
             table = tomlkit.table()
-            for key, value in values.items():
-                entry = commented(value, helps) if isinstance(value, dict) else tomlkit.item(value)
+            for key, value in sorted(values.items(), key=lambda item: isinstance(item[1], dict)):  # tables come last
+                inner = helps if key == "training" else HELP
+                entry = commented(value, inner) if isinstance(value, dict) else tomlkit.item(value)
                 if helps.get(key):
                     entry.comment(helps[key])
                 table.add(key, entry)
@@ -231,6 +235,10 @@ class ExperimentConfig:
             document.add(name, commented(values, helps))
         return tomlkit.dumps(document)
 
+    def file_text(self) -> str:
+        """The configuration as a run's config.toml has it."""
+        return f"schema = {SCHEMA}\n\n{self.to_toml()}{CONFIG_END}"
+
 
 def _model_option(key: str, value: Any, default: Any) -> Any:
     if isinstance(default, tuple):
@@ -238,73 +246,18 @@ def _model_option(key: str, value: Any, default: Any) -> Any:
             value = (value,)
         if not isinstance(value, list | tuple):
             raise ConfigError(f"model.{key} must be a list of whole numbers, got {value!r}")
-        return tuple(_converted(v, int, f"model.{key}") for v in value)
-    return _converted(value, type(default), f"model.{key}")
+        return tuple(converted(v, int, f"model.{key}") for v in value)
+    return converted(value, type(default), f"model.{key}")
 
 
 def _section(cls: type, name: str, content: dict[str, Any]) -> Any:
     if cls is ModelConfig:
         options = {k: v for k, v in content.items() if k != "name"}
         known = {"name": content["name"]} if "name" in content else {}
-        return ModelConfig(**_checked(cls, name, known), options=options)
-    checked = _checked(cls, name, content)
-    if checked.get("training") is not None:
-        checked["training"] = _checked(cls, f"{name}.training", checked["training"])
-    return cls(**checked)
-
-
-def _checked(cls: type, section: str, content: dict[str, Any]) -> dict[str, Any]:
-    assert is_dataclass(cls)
-    known = {f.name: f for f in fields(cls)}
-    hints = typing.get_type_hints(cls)
-    result = {}
-    for key, value in content.items():
-        where = f"{section}.{key}"
-        if key not in known:
-            raise ConfigError(f"unknown key {where}; {did_you_mean(key, known)}")
-        value = _converted(value, hints[key], where)
-        choices, low, high = (known[key].metadata.get(name) for name in ("choices", "low", "high"))
-        if choices and value not in choices:
-            raise ConfigError(f"{where} must be one of {', '.join(choices)}, got {value!r}")
-        if low is not None and value is not None and not value >= low:
-            raise ConfigError(f"{where} must be at least {low:g}, got {value}")
-        if high is not None and value is not None and not value <= high:
-            raise ConfigError(f"{where} must be at most {high:g}, got {value}")
-        result[key] = value
-    return result
-
-
-_EXPECTED = {
-    "float": "a finite number",
-    "int": "a whole number",
-    "bool": "true or false",
-    "str": "a string of characters",
-    "dict": "a table of settings",
-}
-
-
-def _converted(value: Any, hint: Any, where: str) -> Any:
-    if isinstance(hint, types.UnionType):
-        hints = [h for h in typing.get_args(hint) if h is not types.NoneType]
-        hint = str if str in hints and isinstance(value, str) else hints[0]
-    hint = dict if typing.get_origin(hint) is dict else hint
-    if typing.get_origin(hint) is tuple:
-        if isinstance(value, list | tuple):
-            return tuple(_converted(v, typing.get_args(hint)[0], where) for v in value)
-    elif hint is float and type(value) in (int, float):
-        if abs(value) <= sys.float_info.max:
-            return float(value)
-    elif type(value) is hint is int:
-        if abs(value) <= MAX_WHOLE:
-            return value
-        raise ConfigError(f"{where} must lie between -{MAX_WHOLE} and {MAX_WHOLE}, got {value}")
-    elif type(value) is hint is str:
-        if "\0" not in value and not any("\ud800" <= c <= "\udfff" for c in value):  # TOML and paths cannot hold those
-            return value
-    elif type(value) is hint:
-        return value
-    expected = "a list" if typing.get_origin(hint) is tuple else _EXPECTED[hint.__name__]
-    raise ConfigError(f"{where} must be {expected}, got {value!r}")
+        return ModelConfig(**checked(cls, name, known), options=options)
+    if cls is SolverConfig:
+        return SolverConfig.from_dict(content)
+    return cls(**checked(cls, name, content))
 
 
 def is_whole(text: str) -> bool:
@@ -313,27 +266,24 @@ def is_whole(text: str) -> bool:
 
 
 def read_toml(path: Path) -> dict[str, Any]:
-    """A TOML file as nested plain values; of a run's own config.toml, what its algorithm and adjoint have use for.
-
-    Runs made before such settings were refused have them in their files, where they did nothing.
+    """A file of settings as nested plain values; also a run's own config.toml, of this schema or an earlier one.
 
     Raises:
-        ConfigError: if it cannot be read or is not TOML.
+        ConfigError: if it cannot be read or is not TOML, or has a later schema.
     """
     try:
         text = read_text(path, limit=_MAX_TOML, pipe=True)
         values = parse_toml(text)
-        solver = values.get("solver")
-        if is_whole(text) and isinstance(solver, dict):
-            owners = {key: solver.get(owner) for key in solver if (owner := owner_of(key)) is not None}
-            known = {f.name for f in fields(SolverConfig)}
-            idle = {key for key, owner in owners.items() if key in known and not has_use(key, owner)}
-            values["solver"] = {key: value for key, value in solver.items() if key not in idle}
-        return values
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
     except ValueError as error:
         raise ConfigError(f"{path} is not valid TOML: {error}") from None
+    schema = values.pop("schema", 1)
+    if schema not in (1, SCHEMA):
+        raise ConfigError(f"{path} has configuration schema {schema!r}; this version of homojl reads 1 and {SCHEMA}")
+    if schema == 1 and is_whole(text) and isinstance(values.get("solver"), dict):
+        values["solver"] = without_idle(values["solver"])
+    return values
 
 
 def preset_names() -> list[str]:
@@ -356,7 +306,7 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
     """Nested values where later layers win, setting by setting.
 
     A layer with another solver.algorithm or solver.adjoint also takes out what earlier layers say of the old one, and
-    which the new one has not.
+    which the new one has not. What is returned has the section [solver] as `nested` gives it.
     """
     merged: dict[str, Any] = {}
     for layer in layers:
@@ -364,15 +314,16 @@ def merge(*layers: dict[str, Any]) -> dict[str, Any]:
             if not isinstance(content, dict):
                 raise ConfigError(f"[{section}] must be a section of settings, got {content!r}")
             known = merged.get(section, {})
-            merged[section] = replaced(known, content) if section == "solver" else known | content
+            merged[section] = replaced(known, nested(content)) if section == "solver" else known | content
     return merged
 
 
 def setting_names() -> list[str]:
-    """All settings, as section.key; under [model] those of any of homojl's models."""
+    """All settings, as section.key; under [model] those of any of homojl's models, under [solver] of any method."""
     hints = typing.get_type_hints(ExperimentConfig)
     names = [f"{f.name}.{g.name}" for f in fields(ExperimentConfig) for g in fields(hints[f.name])]
     options = {f"model.{key}" for settings in MODELS.values() for key in settings.defaults()}
+    options |= {f"solver.{key}" for key in option_names()}
     return [name for name in names if name != "model.options"] + sorted(options)
 
 
@@ -401,28 +352,26 @@ def parse_assignment(text: str) -> dict[str, Any]:
         ConfigError: if the text is not of that form.
     """
     key, equals, value = text.partition("=")
-    section, dot, name = key.strip().partition(".")
-    if equals and section and not dot:
-        whole = [full for full in setting_names() if full.partition(".")[2] == section]
-        near = f"did you mean {' or '.join(whole)}?" if whole else did_you_mean(section, setting_names())
+    path = key.strip().split(".")
+    if equals and len(path) == 1 and path[0]:
+        whole = [full for full in setting_names() if full.partition(".")[2] == path[0]]
+        near = f"did you mean {' or '.join(whole)}?" if whole else did_you_mean(path[0], setting_names())
         raise ConfigError(f"--set takes section.key=value, got {text!r}; {near}")
-    if not (equals and dot and section and name):
+    if not (equals and all(path)):
         raise ConfigError(f"--set takes section.key=value, got {text!r}")
     try:
         parsed = parse_toml(f"value = {value.strip()}")["value"]
     except ValueError:
         parsed = value.strip()
-    inner = name.removeprefix("training.")
-    if section == "solver" and inner != name:
-        return {section: {"training": {inner: parsed}}}
-    return {section: {name: parsed}}
+    for name in reversed(path):
+        parsed = {name: parsed}
+    return dict(parsed)
 
 
 def with_solver(config: ExperimentConfig, **changes: Any) -> ExperimentConfig:
     """The configuration with those solver settings replaced that are not None, checked like any other."""
-    changes = {key: value for key, value in changes.items() if value is not None}
-    values = replaced(config.to_dict()["solver"], changes)
-    return replace(config, solver=_section(SolverConfig, "solver", values))
+    changes = nested({key: value for key, value in changes.items() if value is not None})
+    return replace(config, solver=SolverConfig.from_dict(replaced(config.solver.to_dict(), changes)))
 
 
 def check_algorithms(names: Iterable[str], ode: bool, where: Path | str) -> None:

@@ -126,9 +126,7 @@ def classified(
     settings = {
         "backend": answers[-1].backend,
         "algorithm": model.algorithm.name,
-        "rtol": solver.rtol,
-        "atol": solver.atol,
-        "step_size": solver.step_size,
+        **{name: solver.algorithm.get(name) for name in ("rtol", "atol", "step_size")},
         "adjoint": model.adjoint.name,
         "batch": None if model.batch == "joint" else model.batch,
         "precision": None if model.precision == "full" else model.precision,

@@ -20,7 +20,7 @@ from homojl.files import LOCK, atomic_write, file_meant, locked, make_folder, re
 from homojl.own import is_given, is_own, name_given, short
 from homojl.parsing import parse_json, read_text
 from homojl.results.records import RESULTS, Evaluation, RunRecord
-from homojl.training.config import CONFIG_END, ExperimentConfig, is_whole, read_toml
+from homojl.training.config import ExperimentConfig, is_whole, read_toml
 from homojl.training.metrics_file import MetricsFile
 from homojl.training.weights import check_weights, checked_form, load_weights, start_from
 
@@ -93,7 +93,7 @@ class Run:
             for name, text in (
                 ("environment.json", json.dumps(environment(), indent=2) + "\n"),
                 ("metrics.jsonl", ""),
-                (CONFIG, config.to_toml() + CONFIG_END),  # last: a folder that has it is a run
+                (CONFIG, config.file_text()),  # last: a folder that has it is a run
             ):
                 with atomic_write(run.path / name) as temporary:
                     temporary.write_text(text, encoding="utf-8")
@@ -166,7 +166,7 @@ class Run:
             )
         config = replace(self.config, train=replace(train, epochs=epochs))
         with self.locked(), atomic_write(self.path / CONFIG) as temporary:
-            temporary.write_text(config.to_toml() + CONFIG_END, encoding="utf-8")
+            temporary.write_text(config.file_text(), encoding="utf-8")
         self.__dict__.pop("config", None)
 
     def _stale(self, patience: int) -> bool:

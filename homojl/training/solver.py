@@ -2,129 +2,95 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
-from homojl.algorithms import (
-    CONTROLLERS,
-    FIXED_POINT_ALGORITHMS,
-    ODE_ALGORITHMS,
-    AbstractErrorControlled,
-    AbstractFixedPointAlgorithm,
-    AbstractODEAlgorithm,
-    AbstractSplitting,
-    StepMemory,
-)
+from homojl.algorithms import FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS, AbstractErrorControlled, AbstractSplitting
 from homojl.choices import BACKENDS, BATCHES, FIXED_POINT_ADJOINTS, ODE_ADJOINTS, TRAINING_PRECISIONS
 from homojl.errors import ConfigError
 from homojl.models import model_settings
-from homojl.names import did_you_mean
+from homojl.training.methods import (
+    METHODS,
+    PARTS,
+    Table,
+    build_adjoint,
+    build_algorithm,
+    check_options,
+    checked_table,
+    options_of,
+    owner_of,
+)
+from homojl.training.values import checked, in_bounds, is_default, setting
 
 if TYPE_CHECKING:
     from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
+    from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractODEAlgorithm
 
 LAYERS_KNOW = "its layers, if it has any that solve, have what they were made with"
-
-
-def setting(
-    default: Any, help: str, *, choices: tuple[str, ...] = (), low: float | None = None, high: float | None = None
-) -> Any:
-    """A dataclass field with its one-line description, which also goes into every config.toml."""
-    return field(default=default, metadata={"help": help, "choices": choices, "low": low, "high": high})
 
 
 @dataclass(frozen=True, kw_only=True)
 class SolverConfig:
     """How and where the model's problem is solved and differentiated.
 
-    What is not for the algorithm or the adjoint is refused where it is given, and None in a complete configuration.
-    `training` has those of these settings that training steps have otherwise; validation and the test have none of it.
+    `algorithm` and `adjoint` are tables: a name, and options as the constructor of that method has them. In a complete
+    configuration both have a name. What is not for them is refused where it is given. `training` has those of these
+    settings that training steps have otherwise; validation and the test have none of it.
     """
 
-    algorithm: str = setting("auto", "method for the model's kind of problem; auto: the model's own")
-    rtol: float | None = setting(None, "relative tolerance; absent: the model's own")
-    atol: float | None = setting(None, "absolute tolerance; absent: the model's own")
-    controller: str | None = setting(
-        None, "step-size control of an adaptive method; absent: pi", choices=tuple(CONTROLLERS)
-    )
-    first_step: float | str | None = setting(
-        None, 'first step of an adaptive method; "remember": that of earlier solves; "estimate" or absent: estimated'
-    )
+    algorithm: Table = setting(dict, "the method, with its options; absent: the model's own")  # noqa: RUF009
+    adjoint: Table = setting(dict, "how gradients are computed; absent: the model's own")  # noqa: RUF009
     batch: str | None = setting(
         None, "whether an adaptive method's steps are the batch's or every sample's own; absent: joint", choices=BATCHES
     )
-    max_steps: int | None = setting(None, "steps or iterations before a solve fails; absent: the model's own")
-    step_size: float | None = setting(None, "step of a fixed-step method; absent: one step")
-    memory: int | None = setting(None, "iterates that anderson combines, or updates that broyden keeps", high=1000)
-    mixing: float | None = setting(None, "how much of f(z) rather than z enters anderson")
-    damping: float | None = setting(None, "how much of z rather than f(z) enters picard")
-    alpha: float | None = setting(None, "step of forwardbackward and peacemanrachford; where tuned, the largest")
-    krylov_steps: int | None = setting(
-        None, "products for one linear system of newtonkrylov, pseudotransient or homotopy"
-    )
-    adjoint: str = setting(
-        "auto",
-        "how gradients are computed; auto: the model's own",
-        choices=("auto", *ODE_ADJOINTS, *FIXED_POINT_ADJOINTS),
-    )
-    checkpoints: int | None = setting(None, "states that adjoint checkpoint keeps at a time; absent: all", low=1)
     backend: str = setting("auto", "where the solve runs", choices=BACKENDS)
     precision: str = setting(
         "full", "numbers that the field is evaluated in, beside a float32 state", choices=TRAINING_PRECISIONS
     )
-    training: dict[str, Any] | None = setting(  # noqa: RUF009, as for the others, whose types it knows
+    training: dict[str, Any] | None = setting(  # noqa: RUF009
         None, "settings of [solver] that training steps have otherwise"
     )
 
-    def __post_init__(self) -> None:
-        if self.algorithm != "auto":
-            self.build_algorithm()
+    @staticmethod
+    def from_dict(content: Mapping[str, Any], where: str = "solver") -> SolverConfig:
+        """Read the section's plain values, in the short forms too, as of `nested`.
+
+        Raises:
+            ConfigError: for an unknown key, naming the nearest one, or a value of the wrong type.
+        """
+        values = checked(SolverConfig, where, nested(content, where))
+        if values.get("training") is not None:
+            if "training" in values["training"]:
+                raise ConfigError(f"unknown key {where}.training.training")
+            values["training"] = SolverConfig.from_dict(values["training"], f"{where}.training").given()
+        for part in PARTS:
+            values[part] = checked_table(part, values.get(part, {}), where)
+        return SolverConfig(**values)
+
+    def given(self) -> dict[str, Any]:
+        """What is not as it is where nobody has given it, as plain values."""
+        return {f.name: getattr(self, f.name) for f in fields(self) if not is_default(self, f.name)}
+
+    def to_dict(self) -> dict[str, Any]:
+        """All settings as plain values; what is None or empty is left out."""
+        return {f.name: value for f in fields(self) if (value := getattr(self, f.name)) not in (None, {})}
 
     def build_algorithm(self) -> AbstractODEAlgorithm | AbstractFixedPointAlgorithm:
-        """The algorithm with those settings that its kind has; not for "auto", which `ExperimentConfig` resolves."""
-        cls = _method(self.algorithm)
-        if cls is None:
-            known = ODE_ALGORITHMS | FIXED_POINT_ALGORITHMS
-            raise ConfigError(f"unknown algorithm {self.algorithm!r}; {did_you_mean(self.algorithm.lower(), known)}")
-        settings = {f.name: getattr(self, f.name, None) for f in fields(cls)}
-        if (controller := settings.get("controller")) is not None:
-            settings["controller"] = CONTROLLERS[controller]()
-        if isinstance(settings.get("first_step"), str):
-            if self.first_step not in ("remember", "estimate") or not issubclass(cls, AbstractErrorControlled):
-                raise ConfigError(
-                    'solver.first_step must be a number, or for an adaptive ODE method "remember" or "estimate", got '
-                    f"{self.first_step!r} for {self.algorithm}"
-                )
-            settings["first_step"] = StepMemory() if self.first_step == "remember" else None
-        return cls(**{k: v for k, v in settings.items() if v is not None})
-
-    def in_training(self) -> SolverConfig:
-        """These settings with those of `training` in their place."""
-        if self.training is None:
-            return self
-        own = {f.name: value for f in fields(self) if (value := getattr(self, f.name)) is not None}
-        del own["training"]
-        return SolverConfig(**replaced(own, self.training))
+        """The algorithm, of a configuration that `resolved` has made complete."""
+        return build_algorithm(self.algorithm)
 
     def build_adjoint(self) -> AbstractODEAdjoint | AbstractFixedPointAdjoint:
-        """The adjoint; not for "auto", which `ExperimentConfig` resolves."""
-        from homojl.adjoints import CheckpointAdjoint, ImplicitAdjoint, fixed_point_adjoint, ode_adjoint
+        """The adjoint, likewise."""
+        return build_adjoint(self.adjoint)
 
-        if self.adjoint == "implicit":
-            # As a forward solve's, its failures are counted: training goes on with the best iterate.
-            return ImplicitAdjoint(throw=False)
-        if self.adjoint == "checkpoint":
-            return CheckpointAdjoint(max_states=self.checkpoints)
-        return ode_adjoint(self.adjoint) if self.adjoint in ODE_ADJOINTS else fixed_point_adjoint(self.adjoint)
-
-    def _of_layers(self, model: str) -> SolverConfig:
-        """As it is, once nothing is set that the layers of a network of a user's own have themselves."""
-        for f in fields(self):
-            if f.name != "backend" and getattr(self, f.name) != f.default:
-                raise ConfigError(f"solver.{f.name} is not for {model}: {LAYERS_KNOW}")
-        if self.backend not in ("auto", "pytorch"):
-            raise ConfigError(f"solver.backend is not for {model}: {LAYERS_KNOW}")
-        return self
+    def in_training(self, model: str) -> SolverConfig:
+        """These settings with those of `training` in their place, complete."""
+        if not self.training:
+            return self
+        values = replaced(self.to_dict(), self.training)
+        values.pop("training")
+        return SolverConfig.from_dict(values).resolved(model)
 
     def resolved(self, model: str) -> SolverConfig:
         """With the model's own settings where there are none, and checked to be of the model's kind.
@@ -137,90 +103,137 @@ class SolverConfig:
         if settings.own:
             return self._of_layers(model)
         own, ode = settings.algorithm, settings.states_ode()
-        algorithms = tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)
-        adjoints = ODE_ADJOINTS if ode else FIXED_POINT_ADJOINTS
-        absent: dict[str, Any] = {}
-        if self.algorithm == "auto":
-            absent["algorithm"] = own.name.lower()
-        if self.adjoint == "auto":
-            absent["adjoint"] = settings.adjoint
-        chosen = replace(self, **absent)
-        for key, names in (("algorithm", algorithms), ("adjoint", adjoints)):
-            if getattr(chosen, key).lower() not in names:
+        algorithm = _named(self.algorithm, own.name)
+        adjoint = _named(self.adjoint, settings.adjoint)
+        build_algorithm({"name": algorithm["name"]})  # refuses a name that there is not
+        in_bounds(adjoint["name"], "solver.adjoint", choices=("auto", *ODE_ADJOINTS, *FIXED_POINT_ADJOINTS))
+        for part, name, names in (
+            ("algorithm", algorithm["name"], tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)),
+            ("adjoint", adjoint["name"], ODE_ADJOINTS if ode else FIXED_POINT_ADJOINTS),
+        ):
+            if name not in names:
                 raise ConfigError(
-                    f"solver.{key} is {getattr(chosen, key)!r}, but {model} states "
-                    f"{'an ODE' if ode else 'a fixed point'}; known for that: {', '.join(names)}"
+                    f"solver.{part} is {name!r}, but {model} states {'an ODE' if ode else 'a fixed point'}; known for "
+                    f"that: {', '.join(names)}"
                 )
-        usual = {name: getattr(own, name) for name in ("rtol", "atol", "max_steps")}
-        usual |= {"controller": "pi", "batch": "joint"}
-        for key in (f.name for f in fields(self)):
-            owner = owner_of(key)
-            if owner is None:
-                continue
-            applies, given = has_use(key, getattr(chosen, owner)), getattr(self, key)
-            if given is not None and not applies:
-                raise ConfigError(f"solver.{key} is not for {owner} {getattr(chosen, owner)!r}; leave it out")
-            if given is None and applies and key in usual:
-                absent[key] = usual[key]
-        complete = replace(self, **absent)
-        if complete.precision != "full" and isinstance(complete.build_algorithm(), AbstractSplitting):
-            raise ConfigError(f"solver.precision must be 'full' for {complete.algorithm}, got {complete.precision!r}")
+        check_options("algorithm", algorithm)
+        check_options("adjoint", adjoint)
+        usual: dict[str, Any] = {name: getattr(own, name) for name in ("rtol", "atol", "max_steps")}
+        usual |= {"controller": "pi"}
+        known = options_of("algorithm", algorithm["name"])
+        algorithm = {"name": algorithm["name"]} | {k: v for k, v in usual.items() if k in known} | algorithm
+        build_algorithm(algorithm)  # refuses values that it cannot have
+        controlled = _is_controlled(algorithm["name"])
+        if self.batch is not None and not controlled:
+            raise ConfigError(f"solver.batch is not for algorithm {algorithm['name']!r}; leave it out")
+        if self.precision != "full" and issubclass(METHODS[algorithm["name"]], AbstractSplitting):
+            raise ConfigError(f"solver.precision must be 'full' for {algorithm['name']}, got {self.precision!r}")
+        batch = self.batch or "joint" if controlled else None
+        complete = replace(self, algorithm=algorithm, adjoint=adjoint, batch=batch, training=self.training or None)
         complete._check_training(model)
         return complete
 
     def _check_training(self, model: str) -> None:
         """Refuse settings for training that cannot be, beside these."""
-        if self.training is None:
-            return
-        if "training" in self.training:
-            raise ConfigError("unknown key solver.training.training")
         try:
-            trains = self.in_training().resolved(model)
+            trains = self.in_training(model)
         except ConfigError as error:
             raise ConfigError(f"in [solver.training]: {error}") from None
-        if trains.first_step == "remember" and self.first_step != "remember":
+        if trains.algorithm.get("first_step") == "remember" != self.algorithm.get("first_step"):
             raise ConfigError(
                 'solver.training.first_step = "remember" needs solver.first_step = "remember" too: the step is kept '
                 "with the weights"
             )
 
-
-def _method(name: object) -> type[AbstractODEAlgorithm] | type[AbstractFixedPointAlgorithm] | None:
-    """The algorithm of a name; None: there is none."""
-    known = ODE_ALGORITHMS | FIXED_POINT_ALGORITHMS
-    return known.get(name.lower()) if isinstance(name, str) else None
-
-
-def owner_of(key: str) -> str | None:
-    """Which other solver setting says whether one applies; None: it always does."""
-    if key in ("algorithm", "adjoint", "backend", "precision", "training"):
-        return None
-    return "adjoint" if key == "checkpoints" else "algorithm"
+    def _of_layers(self, model: str) -> SolverConfig:
+        """As it is, once nothing is set that the layers of a network of a user's own have themselves."""
+        for name in self.given():
+            if name != "backend":
+                raise ConfigError(f"solver.{name} is not for {model}: {LAYERS_KNOW}")
+        if self.backend not in ("auto", "pytorch"):
+            raise ConfigError(f"solver.backend is not for {model}: {LAYERS_KNOW}")
+        return self
 
 
-def has_use(key: str, owner: object) -> bool:
-    """Whether a solver setting is one of an algorithm or an adjoint; of an unknown one, such as "auto", none is."""
-    if key == "checkpoints":
-        return owner == "checkpoint"
-    method = _method(owner)
-    if method is None:
-        return False
-    return issubclass(method, AbstractErrorControlled) if key == "batch" else key in {f.name for f in fields(method)}
+_OWN = tuple(f.name for f in fields(SolverConfig) if f.name not in PARTS)
 
 
-def replaced(solver: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """Solver settings with changes, without those of the old algorithm or adjoint that the new one has not."""
+def _named(table: Table, own: str) -> Table:
+    """The table with a name in small letters, the model's own where there is none or it is "auto"."""
+    name = table.get("name", "auto").lower()
+    return {"name": own.lower() if name == "auto" else name} | {k: v for k, v in table.items() if k != "name"}
 
-    def stays(key: str) -> bool:
-        owner = owner_of(key)
-        old, new = solver.get(owner or ""), changes.get(owner or "")
-        return new is None or not has_use(key, old) or has_use(key, new)
 
-    result = {key: value for key, value in solver.items() if stays(key)} | changes
-    training = solver.get("training")
-    if isinstance(training, dict):
-        # What training has otherwise stays, but for settings of an algorithm or an adjoint that went.
-        kept = {key: value for key, value in training.items() if owner_of(key) in training or stays(key)}
-        more = changes.get("training")
-        result["training"] = replaced(kept, more) if isinstance(more, dict) else kept
+def _is_controlled(name: object) -> bool:
+    """Whether a method chooses its steps by an estimate of the error, which may be every sample's own."""
+    kind = METHODS.get(name.lower()) if isinstance(name, str) else None
+    return kind is not None and issubclass(kind, AbstractErrorControlled)
+
+
+def nested(section: Mapping[str, Any], where: str = "solver") -> dict[str, Any]:
+    """The section [solver] with its algorithm and its adjoint as tables.
+
+    In short, an algorithm or an adjoint may be its name alone, and an option may stand in the section itself, as in
+    files of schema 1: it is the algorithm's where any algorithm has one of that name, else the adjoint's.
+
+    Raises:
+        ConfigError: for a key that is no setting and no method's option.
+    """
+    result: dict[str, Any] = {}
+    for key, value in section.items():
+        if key in PARTS:
+            result[key] = result.get(key, {}) | (value if isinstance(value, dict) else {"name": value})
+        elif key == "training" and isinstance(value, dict):
+            result[key] = nested(value, f"{where}.training")
+        elif key in _OWN:
+            result[key] = value
+        else:
+            part, name = owner_of(key, where, _OWN)
+            result[part] = result.get(part, {}) | {name: value}
     return result
+
+
+def without_idle(section: Mapping[str, Any]) -> dict[str, Any]:
+    """The section [solver] of a complete file of schema 1, without what its algorithm and adjoint have no use for.
+
+    Runs from before such settings were refused have them in their files, where they did nothing.
+    """
+    result = nested(section)
+    for part in PARTS:
+        table = result.get(part, {})
+        result[part] = {k: v for k, v in table.items() if k == "name" or k in options_of(part, table.get("name"))}
+    if not _is_controlled(result["algorithm"].get("name")):
+        result.pop("batch", None)
+    return {key: value for key, value in result.items() if value != {}}
+
+
+def replaced(solver: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """The section [solver] with changes, without options of the old algorithm or adjoint that the new one has not.
+
+    Args:
+        solver, changes: as `nested` gives them.
+    """
+    chosen = changes.get("algorithm", {}).get("name")
+    result = {key: value for key, value in solver.items() if key != "batch" or chosen is None or _is_controlled(chosen)}
+    result |= changes
+    training = dict(solver["training"]) if isinstance(solver.get("training"), dict) else None
+    for part in PARTS:
+        old, new = solver.get(part, {}), changes.get(part, {})
+        name = new.get("name")
+        if table := _kept(part, old, old.get("name"), name) | new:
+            result[part] = table
+        # What training has otherwise stays, but for options of an algorithm or an adjoint that went.
+        if training is not None and part in training and "name" not in training[part]:
+            training[part] = _kept(part, training[part], old.get("name"), name)
+    if training is not None:
+        more = changes.get("training")
+        result["training"] = replaced(training, more) if isinstance(more, dict) else training
+    return result
+
+
+def _kept(part: str, table: Table, old: object, new: object) -> Table:
+    """The options in a table for the method `old` that stay when it becomes `new`; None: it does not change."""
+    if new is None:
+        return table
+    gone = options_of(part, old).keys() - options_of(part, new).keys()
+    return {key: value for key, value in table.items() if key not in gone}

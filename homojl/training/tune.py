@@ -24,9 +24,9 @@ from homojl.training.config import ExperimentConfig, check_algorithms, with_solv
 from homojl.training.evaluation import prepare
 from homojl.training.experiment import resolve_device, solve_as
 from homojl.training.form import ModelForm
+from homojl.training.methods import build_algorithm
 from homojl.training.outcome import matching_data, split_of
 from homojl.training.run import Run
-from homojl.training.solver import SolverConfig
 
 Tensor = torch.Tensor
 TrialAnswers = tuple[Tensor, float, float, int]  # logits (N, K), evaluations per pass, seconds per image, failed solves
@@ -163,7 +163,8 @@ def _solve_so(
     own = model.own_algorithms()
     for layer, usual in zip(model.layers, own, strict=True):
         if "algorithm" in settings:
-            layer.algorithm = SolverConfig(**settings).build_algorithm()
+            options = {key: value for key, value in settings.items() if key != "algorithm"}
+            layer.algorithm = build_algorithm({"name": settings["algorithm"], **options})
         else:
             layer.algorithm = replace(usual, **settings)
         layer.backend = where.get("backend", layer.backend)

@@ -398,5 +398,5 @@ def test_every_setting_of_the_options_reaches_the_config(tmp_path):
     assert resolved["optim"]["weight_decay"] == 0.25
     assert resolved["train"]["seed"] == 7
     assert resolved["model"]["init"] == "zero"
-    assert resolved["solver"]["adjoint"] == "gauss"
+    assert resolved["solver"]["adjoint"]["name"] == "gauss"
     assert resolved["train"]["epochs"] == 1

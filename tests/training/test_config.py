@@ -9,6 +9,7 @@ import tomllib
 import pytest
 from hypothesis import given, strategies as st
 
+import homojl as hj
 from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
 from homojl.adjoints.ode import ODE_ADJOINTS
 from homojl.algorithms import FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS, RK4, AbstractErrorControlled
@@ -17,7 +18,6 @@ from homojl.models import MODELS, count_parameters, create_model
 from homojl.training.config import (
     CONFIG_END,
     ExperimentConfig,
-    SolverConfig,
     merge,
     parse_assignment,
     preset_names,
@@ -25,6 +25,7 @@ from homojl.training.config import (
     read_toml,
     with_solver,
 )
+from homojl.training.methods import METHODS, options_of
 from homojl.training.run import Run
 
 
@@ -71,7 +72,8 @@ def test_every_model_has_a_preset_for_every_dataset_of_the_papers():
 def test_published_settings_of_the_other_models(preset, algorithm, rtol, max_steps):
     """math: sections 3 and 4."""
     solver = ExperimentConfig.from_dict(read_preset(preset)).solver
-    assert (solver.algorithm, solver.rtol, solver.max_steps) == (algorithm, rtol, max_steps)
+    found = tuple(solver.algorithm[key] for key in ("name", "rtol", "max_steps"))
+    assert found == (algorithm, rtol, max_steps)
 
 
 def test_the_papers_settings_are_in_the_presets():
@@ -83,7 +85,7 @@ def test_the_papers_settings_are_in_the_presets():
         assert (c.model.options["channels"], c.model.options["dropout"]) == (channels, dropout)
         assert (c.initial_point.every, c.initial_point.lr) == (every, lr)
         assert (c.train.batch_size, c.optim.name, c.optim.lr) == (64, "adam", 1e-3)
-        assert (c.solver.algorithm, c.solver.rtol, c.solver.atol) == ("dopri5", 1e-3, 1e-3)
+        assert c.solver.algorithm.items() >= {"name": "dopri5", "rtol": 1e-3, "atol": 1e-3}.items()
         assert (c.train.epochs, c.optim.schedule, c.optim.min_lr) == (300, "cosine", 1e-6)
         assert (c.data.pad, c.data.flip) == ((4, True) if dataset.startswith("cifar") else (0, False))
 
@@ -128,7 +130,20 @@ def test_toml_round_trip(name):
         ({"solver": {"algorithm": "tsit"}}, "unknown algorithm 'tsit'; did you mean 'tsit5'"),
         ({"solver": {"rtol": -1e-3}}, "rtol must be a finite number >= 0"),
         ({"solver": {"adjoint": "forward"}}, "solver.adjoint must be one of"),
-        ({"solver": {"checkpoints": 0}}, "solver.checkpoints must be at least 1"),
+        ({"solver": {"checkpoints": 0}}, "solver.max_states must be at least 1"),
+        (
+            {"solver": {"adjoint": {"name": "checkpoint", "max_states": 1.5}}},
+            "solver.max_states must be a whole number",
+        ),
+        ({"solver": {"adjoint": {"max_state": 3}}}, "unknown key solver.adjoint.max_state; did you mean 'max_states'"),
+        ({"solver": {"algorithm": {"name": "dopri5", "rtoll": 1}}}, "unknown key solver.algorithm.rtoll; did you mean"),
+        ({"solver": {"algorithm": {"step_size": 0.1}}}, "solver.step_size is not for algorithm 'dopri5'"),
+        ({"solver": {"algorithm": 5}}, "solver.algorithm must be a string of characters, got 5"),
+        ({"solver": {"algorithm": {"observer": 1}}}, "unknown key solver.algorithm.observer"),
+        ({"solver": {"rtoll": 1}}, "unknown key solver.rtoll; did you mean 'rtol'"),
+        ({"solver": {"controller": "pie"}}, "solver.controller must be one of pi, predictive, pid, got 'pie'"),
+        ({"solver": {"controller": {"name": "pi", "integral": 1}}}, "unknown key solver.controller.integral"),
+        ({"solver": {"controller": {"name": "pid", "integral": 0}}}, "integral must be positive, got 0"),
         ({"solver": {"training": "rk4"}}, "solver.training must be a table of settings, got 'rk4'"),
         ({"solver": {"training": {"algoritm": "rk4"}}}, "unknown key solver.training.algoritm; did you mean 'algo"),
         ({"solver": {"training": {"rtol": "fine"}}}, "solver.training.rtol must be a finite number"),
@@ -158,11 +173,35 @@ def test_refused(values, message):
         ("data.flip = true", {"data": {"flip": True}}),
         ("optim.milestones=[3, 5]", {"optim": {"milestones": [3, 5]}}),
         ("solver.training.rtol=1e-2", {"solver": {"training": {"rtol": 1e-2}}}),
+        ("solver.algorithm.rtol=1e-4", {"solver": {"algorithm": {"rtol": 1e-4}}}),
+        ("solver.adjoint={name = 'gauss', nodes = 3}", {"solver": {"adjoint": {"name": "gauss", "nodes": 3}}}),
         ('data.dataset="a=b.npz"', {"data": {"dataset": "a=b.npz"}}),
     ],
 )
 def test_assignments(text, expected):
     assert parse_assignment(text) == expected
+
+
+def test_an_option_may_stand_in_the_section_or_in_its_methods_table():
+    table = '[solver.algorithm]\nname = "tsit5"\nrtol = 1e-4\ncontroller = {name = "pid", integral = 0.3}\n'
+    short = "[solver]\nalgorithm = 'tsit5'\nrtol = 1e-4\ncontroller = {name = 'pid', integral = 0.3}\n"
+    config = ExperimentConfig.from_dict(tomllib.loads(table))
+    assert ExperimentConfig.from_dict(tomllib.loads(short)) == config
+    assert config.solver.build_algorithm() == hj.Tsit5(
+        rtol=1e-4, atol=1e-3, max_steps=1000, controller=hj.PIDController(integral=0.3)
+    )
+    own = ExperimentConfig.from_dict({"solver": {"algorithm": {"rtol": 1e-4}}})  # of the model's own method
+    assert own.solver.build_algorithm() == hj.Dopri5(rtol=1e-4, atol=1e-3, max_steps=1000)
+    for text in ("solver.rtol=1e-4", "solver.algorithm.rtol=1e-4"):
+        merged = merge({"solver": {"algorithm": "dopri5", "rtol": 1e-2}}, parse_assignment(text))
+        assert ExperimentConfig.from_dict(merged) == own
+        assert own.value(text.partition("=")[0]) == 1e-4
+    assert own.value("solver.adjoint.max_states") is own.value("solver.max_states") is None
+    assert (own.value("optim.lr"), own.value("model.channels"), own.value("optim.none")) == (1e-3, 64, None)
+    assert ExperimentConfig.from_dict({"solver": {"seminorm": True, "adjoint": "backsolve"}}).solver.adjoint == {
+        "name": "backsolve",
+        "seminorm": True,
+    }
 
 
 @pytest.mark.parametrize("text", ["", "lr", "lr=3", "optim.lr", "=3", ".=3", "optim.=3"])
@@ -191,7 +230,9 @@ def test_later_layers_win_setting_by_setting():
 
 
 GIVEN = {"rtol": 0.5, "atol": 0.25, "controller": "pid", "first_step": 0.125, "batch": "joint", "max_steps": 7,
-         "step_size": 0.25, "memory": 3, "mixing": 0.5, "damping": 0.5, "alpha": 0.5, "krylov_steps": 5}  # fmt: skip
+         "step_size": 0.25, "memory": 3, "mixing": 0.5, "damping": 0.5, "alpha": 0.5, "krylov_steps": 5,
+         "min_step": 1e-3, "max_step": 0.5, "linear_solver": "dense", "max_order": 4, "max_iter": 9, "solver": "BDF",
+         "regularization": 1e-3, "kind": "newton"}  # fmt: skip
 
 
 @pytest.mark.parametrize("algorithm", [*ODE_ALGORITHMS, *FIXED_POINT_ALGORITHMS])
@@ -200,16 +241,18 @@ def test_a_setting_reaches_the_algorithm_or_is_refused(algorithm):
     kind = (ODE_ALGORITHMS | FIXED_POINT_ALGORITHMS)[algorithm]
     adaptive = issubclass(kind, AbstractErrorControlled)
     without = ExperimentConfig.from_dict({"model": model, "solver": {"algorithm": algorithm}})
-    assert set(GIVEN) | {"checkpoints"} == {
-        field.name for field in dataclasses.fields(SolverConfig)
-    } - {"algorithm", "adjoint", "backend", "precision", "training"}  # fmt: skip
+    assert set(GIVEN) - {"batch"} == {key for name in METHODS for key in options_of("algorithm", name)}
     for key, value in GIVEN.items():
         values = {"model": model, "solver": {"algorithm": algorithm, key: value}}
         if adaptive if key == "batch" else key in {field.name for field in dataclasses.fields(kind)}:
             built = ExperimentConfig.from_dict(values).solver.build_algorithm()
             assert key == "batch" or built != without.solver.build_algorithm()
+            if key != "batch":
+                table = {"model": model, "solver": {"algorithm": {"name": algorithm, key: value}}}
+                assert ExperimentConfig.from_dict(table) == ExperimentConfig.from_dict(values)
         else:
-            assert key not in without.to_dict()["solver"]
+            assert key not in without.solver.algorithm
+            assert key != "batch" or without.solver.batch is None
             with pytest.raises(ConfigError) as error:
                 ExperimentConfig.from_dict(values)
             assert str(error.value) == f"solver.{key} is not for algorithm {algorithm!r}; leave it out"
@@ -222,26 +265,46 @@ def test_checkpoints_are_the_checkpoint_adjoints(adjoint):
     if adjoint == "checkpoint":
         assert ExperimentConfig.from_dict(values).solver.build_adjoint().max_states == 3
         return
-    with pytest.raises(ConfigError, match=rf"solver\.checkpoints is not for adjoint {adjoint!r}"):
+    with pytest.raises(ConfigError, match=rf"solver\.max_states is not for adjoint {adjoint!r}"):
         ExperimentConfig.from_dict(values)
+
+
+@pytest.mark.parametrize(("adjoint", "kind"), [*ODE_ADJOINTS.items(), *FIXED_POINT_ADJOINTS.items()])
+def test_an_adjoint_is_built_by_its_constructor_with_the_options_that_it_has(adjoint, kind):
+    """All of its options, but for an algorithm, and what makes OneStepAdjoint what it is."""
+    options = options_of("adjoint", adjoint)
+    apart = {"algorithm", "throw"} | ({"steps", "damping"} if adjoint == "one-step" else set())
+    assert set(options) == {field.name for field in dataclasses.fields(kind)} - apart
+    given = {key: {int: 3, float: 0.25, bool: True}[option] for key, option in options.items()}
+    model = {"name": "node" if adjoint in ODE_ADJOINTS else "deq"}
+    solver = ExperimentConfig.from_dict({"model": model, "solver": {"adjoint": {"name": adjoint, **given}}}).solver
+    built = solver.build_adjoint()
+    assert type(built) is kind
+    assert {key: getattr(built, key) for key in given} == given
 
 
 def test_another_algorithm_takes_out_the_settings_of_the_old_one():
     preset = read_preset("node-digits")
-    assert preset["solver"]["first_step"] == "remember"
+    assert preset["solver"]["algorithm"]["first_step"] == "remember"
     solver = {"algorithm": "rk4", "step_size": 0.25}
     config = ExperimentConfig.from_dict(merge(preset, {"solver": solver}))
-    assert config.to_dict()["solver"] == solver | {"adjoint": "checkpoint", "backend": "auto", "precision": "full"}
+    assert config.to_dict()["solver"] == {
+        "algorithm": {"name": "rk4", "step_size": 0.25},
+        "adjoint": {"name": "checkpoint"},
+        "backend": "auto",
+        "precision": "full",
+    }
     assert config.solver.build_algorithm().step_size == 0.25
     back = with_solver(config, algorithm="tsit5")
-    assert (back.solver.step_size, back.solver.controller, back.solver.batch) == (None, "pi", "joint")
+    assert "step_size" not in back.solver.algorithm
+    assert (back.solver.algorithm["controller"], back.solver.batch) == ("pi", "joint")
     few = {"solver": {"adjoint": "checkpoint", "checkpoints": 3}}
-    assert merge(few, {"solver": {"adjoint": "gauss"}}) == {"solver": {"adjoint": "gauss"}}
+    assert merge(few, {"solver": {"adjoint": "gauss"}}) == {"solver": {"adjoint": {"name": "gauss"}}}
     for changes, message in [
         ({"step_size": 0.1}, "solver.step_size is not for algorithm 'dopri5'"),
         ({"algorithm": "rk4", "rtol": 1e-3}, "solver.rtol is not for algorithm 'rk4'"),
         ({"algorithm": "dopri5", "step_size": 0.1}, "solver.step_size is not for algorithm 'dopri5'"),
-        ({"adjoint": "gauss", "checkpoints": 3}, "solver.checkpoints is not for adjoint 'gauss'"),
+        ({"adjoint": "gauss", "checkpoints": 3}, "solver.max_states is not for adjoint 'gauss'"),
     ]:
         with pytest.raises(ConfigError, match=message):
             ExperimentConfig.from_dict(merge(preset, {"solver": changes}))
@@ -259,7 +322,7 @@ def test_training_has_settings_of_its_own_beside_the_solvers():
     )
     assert ExperimentConfig.from_dict(tomllib.loads(config.to_toml())) == config
     assert config.solver.build_algorithm().rtol == 1e-4
-    assert (config.solver.adjoint, config.training_solver.adjoint) == ("checkpoint", "direct")
+    assert (config.solver.adjoint, config.training_solver.adjoint) == ({"name": "checkpoint"}, {"name": "direct"})
     assert config.training_solver.build_algorithm() == RK4(step_size=0.5)
     # Layers win setting by setting here too, and what an algorithm that went had goes with it.
     finer = merge(config.to_dict(), {"solver": {"training": {"step_size": 0.25}}})
@@ -282,6 +345,12 @@ def test_a_run_whose_file_has_settings_that_do_nothing_is_read(tmp_path):
     path.write_text(text)  # anyone's own
     with pytest.raises(ConfigError, match=r"solver\.rtol is not for algorithm 'rk4'"):
         ExperimentConfig.from_dict(read_toml(path))
+    path.write_text(f"schema = 2\n{text}{CONFIG_END}")  # of today's, which has none of it
+    with pytest.raises(ConfigError, match=r"solver\.rtol is not for algorithm 'rk4'"):
+        ExperimentConfig.from_dict(read_toml(path))
+    path.write_text("schema = 3\n" + CONFIG_END)
+    with pytest.raises(ConfigError, match="has configuration schema 3; this version of homojl reads 1 and 2"):
+        read_toml(path)
     path.write_text("[solver]\nnonsense = 1\n" + CONFIG_END)
     with pytest.raises(ConfigError, match=r"unknown key solver\.nonsense"):
         ExperimentConfig.from_dict(read_toml(path))
@@ -290,5 +359,5 @@ def test_a_run_whose_file_has_settings_that_do_nothing_is_read(tmp_path):
 def test_how_many_states_the_checkpoint_adjoint_keeps():
     config = ExperimentConfig.from_dict({"solver": {"adjoint": "checkpoint", "checkpoints": 12}})
     assert config.solver.build_adjoint().max_states == 12
-    assert "checkpoints" not in ExperimentConfig().to_dict()["solver"]
+    assert ExperimentConfig().solver.adjoint == {"name": "checkpoint"}
     assert ExperimentConfig.from_dict({"solver": {"adjoint": "checkpoint"}}).solver.build_adjoint().max_states is None

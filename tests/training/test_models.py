@@ -85,7 +85,7 @@ def test_a_configuration_is_complete_with_the_models_own_solver(name):
     assert type(built) is type(own)
     assert (built.rtol, built.atol, built.max_steps) == (own.rtol, own.atol, own.max_steps)
     assert type(solver.build_adjoint()) is type(cls.default_adjoint)
-    assert "auto" not in (solver.algorithm, solver.adjoint)
+    assert "auto" not in (solver.algorithm["name"], solver.adjoint["name"])
 
 
 def test_the_baseline_has_the_size_of_homoode():

@@ -216,7 +216,7 @@ def test_installed_packages_bring_models_and_datasets(package):
     called("evaluate", "run")
     assert hj.load_dataset("their-data").name == "mine"
     solver = ExperimentConfig.from_dict({"model": {"name": "their-deq"}, "solver": {"algorithm": "broyden"}}).solver
-    assert solver.algorithm == "broyden"
+    assert solver.algorithm["name"] == "broyden"
     for command, name in (("models", "their-net"), ("datasets", "their-data")):
         assert f"{name}" in CliRunner().invoke(cli, [command]).output
     with pytest.raises(hj.ConfigError, match="unknown model 'their-nett'"):

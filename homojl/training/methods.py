@@ -1,0 +1,188 @@
+"""Algorithms and adjoints as tables of plain values: a name, and options of that method's own constructor.
+
+Nothing here loads PyTorch, so that a configuration is read, and what cannot be is refused, at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from homojl.algorithms import (
+    CONTROLLERS,
+    FIXED_POINT_ALGORITHMS,
+    ODE_ALGORITHMS,
+    AbstractErrorControlled,
+    AbstractFixedPointAlgorithm,
+    AbstractODEAlgorithm,
+    PIController,
+    StepMemory,
+)
+from homojl.choices import FIXED_POINT_ADJOINTS, ODE_ADJOINTS
+from homojl.errors import ConfigError
+from homojl.names import did_you_mean
+from homojl.training.values import converted, in_bounds
+
+if TYPE_CHECKING:
+    from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
+
+Table = dict[str, Any]  # "name", and options
+Kind = type[AbstractODEAlgorithm] | type[AbstractFixedPointAlgorithm]
+
+METHODS: dict[str, Kind] = dict([*ODE_ALGORITHMS.items(), *FIXED_POINT_ALGORITHMS.items()])
+
+_OF_ADJOINTS: dict[str, dict[str, Any]] = {
+    "checkpoint": {"max_states": int},
+    "backsolve": {"seminorm": bool},
+    "gauss": {"nodes": int},
+    "phantom": {"steps": int, "damping": float},
+}
+
+HELP = {
+    "name": "which one; its options are those of its class",
+    "rtol": "relative tolerance",
+    "atol": "absolute tolerance",
+    "controller": "step-size control",
+    "first_step": 'a size, or "remember": that of earlier solves; absent: estimated',
+    "max_steps": "steps or iterations before a solve fails",
+    "step_size": "of equal steps",
+    "memory": "iterates that are combined, or updates that are kept",
+    "krylov_steps": "products for one linear system",
+    "max_states": "states that are kept at a time",
+}
+"""Of the options that are used most; the classes have the others'."""
+
+_OLD_NAMES = {"checkpoints": "max_states"}
+_MOST = {"memory": 1000}
+
+
+def _plain(kind: type[Any]) -> dict[str, Any]:
+    """The options of a class that a file can hold, with the type of each."""
+    types: dict[str, Any] = {"StepMemory": float | str, "PIController": PIController}
+    types |= {kind.__name__: kind for kind in (float, int, str, bool)}
+    found = {f.name: [types[name] for name in str(f.type).split(" | ") if name in types] for f in fields(kind)}
+    return {name: kinds[-1] for name, kinds in found.items() if kinds}
+
+
+_OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
+    "algorithm": {name: _plain(kind) for name, kind in METHODS.items()},
+    "adjoint": {name: _OF_ADJOINTS.get(name, {}) for name in (*ODE_ADJOINTS, *FIXED_POINT_ADJOINTS)},
+}
+PARTS = tuple(_OPTIONS)
+"""The parts of [solver] that are tables of a method."""
+
+_ALL: dict[str, dict[str, Any]] = {part: {} for part in PARTS}
+for _part in PARTS:
+    for _options in reversed(_OPTIONS[_part].values()):  # an adaptive method's first step may be a word
+        _ALL[_part] |= _options
+
+
+def options_of(part: str, name: object) -> dict[str, Any]:
+    """The options of an algorithm or an adjoint, by its name, with their types; of an unknown one, as "auto", none."""
+    return _OPTIONS[part].get(name.lower(), {}) if isinstance(name, str) else {}
+
+
+def option_names() -> list[str]:
+    """Those of any algorithm or adjoint."""
+    return sorted({key for part in PARTS for key in _ALL[part]})
+
+
+def owner_of(key: str, where: str, others: tuple[str, ...]) -> tuple[str, str]:
+    """Which part of [solver] has an option that stands there by itself, and its name.
+
+    Args:
+        where: the section.
+        others: what else it has, for the message.
+
+    Raises:
+        ConfigError: no algorithm and no adjoint has it.
+    """
+    name = _OLD_NAMES.get(key, key)
+    for part in PARTS:
+        if name in _ALL[part]:
+            return part, name
+    raise ConfigError(f"unknown key {where}.{key}; {did_you_mean(key, (*others, *PARTS, *option_names()))}")
+
+
+def checked_table(part: str, table: Mapping[str, Any], where: str) -> Table:
+    """A table with values of the right types; whether they are for its method is for `complete_table`.
+
+    Raises:
+        ConfigError: an option that no method has, or a value of another type.
+    """
+    result = {}
+    for key, value in table.items():
+        if key == "name":
+            result[key] = converted(value, str, f"{where}.{part}")
+        elif key in _ALL[part]:
+            result[key] = _checked_option(_ALL[part][key], key, value, f"{where}.{key}")
+        else:
+            raise ConfigError(f"unknown key {where}.{part}.{key}; {did_you_mean(key, ('name', *_ALL[part]))}")
+    return result
+
+
+def _checked_option(kind: Any, key: str, value: Any, where: str) -> Any:
+    if kind is PIController:
+        return _checked_controller(value, where)
+    low = 1 if kind is int and key in _ALL["adjoint"] else None
+    return in_bounds(converted(value, kind, where), where, low=low, high=_MOST.get(key))
+
+
+def _checked_controller(value: Any, where: str) -> str | Table:
+    """A controller by its name, or as a table with its gains."""
+    table = value if isinstance(value, dict) else {"name": value}
+    name = in_bounds(converted(table.get("name"), str, where), where, choices=tuple(CONTROLLERS))
+    known = _plain(CONTROLLERS[name])
+    for key in table:
+        if key != "name" and key not in known:
+            raise ConfigError(f"unknown key {where}.{key}; {did_you_mean(key, known)}")
+    options = {key: converted(x, known[key], f"{where}.{key}") for key, x in table.items() if key != "name"}
+    return {"name": name, **options} if options else name
+
+
+def check_options(part: str, table: Table) -> None:
+    """Refuse options that the method of a table has not.
+
+    Raises:
+        ConfigError: for the first of them.
+    """
+    for key in table:
+        if key != "name" and key not in options_of(part, table["name"]):
+            raise ConfigError(f"solver.{key} is not for {part} {table['name']!r}; leave it out")
+
+
+def build_algorithm(table: Table) -> AbstractODEAlgorithm | AbstractFixedPointAlgorithm:
+    """The algorithm of a table, by its own constructor.
+
+    Raises:
+        ConfigError: there is none of that name, or it cannot have these options.
+    """
+    kind: type[Any] | None = METHODS.get(table["name"].lower())
+    if kind is None:
+        raise ConfigError(f"unknown algorithm {table['name']!r}; {did_you_mean(table['name'].lower(), METHODS)}")
+    options = {key: value for key, value in table.items() if key != "name"}
+    if (control := options.get("controller")) is not None:
+        gains = dict(control) if isinstance(control, dict) else {"name": control}
+        options["controller"] = CONTROLLERS[gains.pop("name")](**gains)
+    if isinstance(first := options.get("first_step"), str):
+        if first not in ("remember", "estimate") or not issubclass(kind, AbstractErrorControlled):
+            raise ConfigError(
+                'solver.first_step must be a number, or for an adaptive ODE method "remember" or "estimate", got '
+                f"{first!r} for {table['name']}"
+            )
+        options["first_step"] = StepMemory() if first == "remember" else None
+    built: AbstractODEAlgorithm | AbstractFixedPointAlgorithm = kind(**options)
+    return built
+
+
+def build_adjoint(table: Table) -> AbstractODEAdjoint | AbstractFixedPointAdjoint:
+    """The adjoint of a table, by its own constructor; loads PyTorch."""
+    from homojl.adjoints import equilibrium, ode
+
+    options = {key: value for key, value in table.items() if key != "name"}
+    if table["name"] == "implicit":
+        options["throw"] = False  # as a forward solve's, its failures are counted: training goes on
+    kinds: dict[str, type[Any]] = {**ode.ODE_ADJOINTS, **equilibrium.FIXED_POINT_ADJOINTS}
+    built: AbstractODEAdjoint | AbstractFixedPointAdjoint = kinds[table["name"]](**options)
+    return built
