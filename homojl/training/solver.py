@@ -63,7 +63,8 @@ class SolverConfig:
         if values.get("training") is not None:
             if "training" in values["training"]:
                 raise ConfigError(f"unknown key {where}.training.training")
-            values["training"] = SolverConfig.from_dict(values["training"], f"{where}.training").given()
+            otherwise = SolverConfig.from_dict(values["training"], f"{where}.training")
+            values["training"] = {key: getattr(otherwise, key) for key in values["training"]}
         for part in PARTS:
             values[part] = checked_table(part, values.get(part, {}), where)
         return SolverConfig(**values)
