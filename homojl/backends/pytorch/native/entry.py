@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
+import logging
 import threading
 import types
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -156,9 +158,10 @@ class Entry:
 
     def _opened_anew(self, *call: Any) -> None:
         try:
-            self._open(*call)
-            before = self._backend.opened
-            self._open(*call)
+            with _quietly():
+                self._open(*call)
+                before = self._backend.opened
+                self._open(*call)
         except Exception as error:
             raise_postponed(error)
             if type(error).__module__.startswith(("torch._dynamo", "torch._inductor", "torch.fx")):
@@ -167,6 +170,17 @@ class Entry:
             raise
         if self._backend.opened != before:  # as where it writes into what it depends on
             raise Unsupported("a field that is another one at every call")
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without the pages that PyTorch logs of an operation that cannot be traced, as of shapes that do not fit."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 _entries: weakref.WeakKeyDictionary[Any, tuple[Entry, Entry]] = weakref.WeakKeyDictionary()
