@@ -162,7 +162,7 @@ def van_der_pol() -> Work:
 
 def layer() -> Work:
     """HomoODE's field forward and backward."""
-    from homojl.benchmark.problems import layer_problem
+    from peers.problems import layer_problem
 
     problem = layer_problem(batch=16, channels=64, size=14)
     field = problem.torch_field(problem.batch)
