@@ -22,7 +22,7 @@ def run_argument(function: Function) -> Function:
 
 def backend_option(note: str = "", **options: Any) -> Callable[[Function], Function]:
     """--backend, with further words of help and options of Click's."""
-    what = "Where to solve; pytorch-compiled first compiles an ODE's steps, for a minute or so."
+    what = "Where to solve; pytorch-compiled first compiles a small ODE's solve, for some seconds, once."
     return click.option("--backend", type=click.Choice(BACKENDS), help=f"{what} {note}".rstrip(), **options)
 
 

@@ -177,8 +177,8 @@ class History:
     def combine(self, base: Tensor, weights: Numbers) -> Tensor:
         """base + sum_j weights[:, j] x_j, where weights is (b, len) on any device."""
         if self._array is not None and isinstance(weights, np.ndarray):
-            w = weights.astype(self._array.dtype)[:, None]
-            return torch.from_numpy(np.matmul(w, self._array[:, : len(self)])[:, 0]).add_(base)
+            rows = weights.astype(self._array.dtype)[:, None]
+            return torch.from_numpy(np.matmul(rows, self._array[:, : len(self)])[:, 0]).add_(base)
         w = weights if isinstance(weights, Tensor) else torch.from_numpy(weights)
         w = w.to(base.device, base.dtype, non_blocking=True)
         return torch.baddbmm(base[:, None], w[:, None], self.stacked())[:, 0]

@@ -115,7 +115,7 @@ class Samples:
 class _Piece(NamedTuple):
     """Rows that have ended at one time: their places in the batch, iterates, norms of the residual and of f(z)."""
 
-    index: np.ndarray
+    places: np.ndarray
     z: Tensor
     residual: np.ndarray
     norm: np.ndarray
@@ -228,7 +228,7 @@ class Progress:
     def result(self) -> FixedPoint:
         """The result, once no row is at work."""
         pieces = self._pieces
-        index = np.concatenate([piece.index for piece in pieces])
+        index = np.concatenate([piece.places for piece in pieces])
         value = pieces[0].z if len(pieces) == 1 else torch.cat([piece.z for piece in pieces])
         if len(pieces) > 1:
             value = value.index_select(0, torch.from_numpy(np.argsort(index)).to(value.device))
@@ -236,8 +236,8 @@ class Progress:
         statuses = np.empty(len(index), dtype=object)
         with np.errstate(divide="ignore", invalid="ignore"):
             for piece in pieces:
-                residuals[piece.index] = np.where(piece.residual == 0, 0.0, piece.residual / piece.norm)
-                iterations[piece.index], statuses[piece.index] = piece.iteration, piece.status
+                residuals[piece.places] = np.where(piece.residual == 0, 0.0, piece.residual / piece.norm)
+                iterations[piece.places], statuses[piece.places] = piece.iteration, piece.status
         self._residuals, self._iterations, self._statuses = residuals, iterations, statuses
         converged = statuses == Status.SUCCESS
         status, message = self._verdict(converged)
