@@ -181,8 +181,8 @@ class UserFunction(Dependent):
 
 def _differ(a: Tensor, others: Tensor, rows: Tensor) -> bool:
     """Whether some of `others` (k, B, ...) differ from a (B, ...) at their rows (k, B), by more than rounding."""
-    change = (others - a).abs().nan_to_num().flatten(2).amax(2)
-    scale = a.abs().nan_to_num().flatten(1).amax(1)
+    change = (others - a).abs().nan_to_num().reshape(*others.shape[:2], -1).amax(2)
+    scale = a.abs().nan_to_num().reshape(len(a), -1).amax(1)
     return bool((rows & (change > 64 * torch.finfo(a.dtype).eps * scale)).any())
 
 

@@ -11,8 +11,8 @@ from homojl.backends.pytorch.rows import Compaction
 
 Tensor = torch.Tensor
 
-# Products between two looks at whether they are enough: on a CPU this part of those that seem to be missing, but no more
-# than this part of those so far, and where looking means to wait as many as so far.
+# Products between two looks at whether they are enough: on a CPU this part of those that seem to be missing, but not
+# more than this part of those so far; and where looking means to wait, as many as so far.
 LOOKS, MOST_LOOKS, WAITS = 0.8, 0.7, 1.0
 FIRST_WAIT = 4
 
@@ -159,9 +159,10 @@ def gmres(
     """Solve A x = right for every row, without restarts.
 
     The iteration of all rows goes on until each has met its tolerance; a row's answer uses only the steps it needed, so
-    it does not depend on the others. Whether that is so is looked at every few steps on a CPU, the more the further off
-    the goal is at the rate so far; on other devices, where looking means to wait, after as many as the last system with this deflation took, or few, and then twice as many.
-    The small least-squares problems are solved on the host, in float64.
+    it does not depend on the others. Whether that is so is looked at every few steps on a CPU, less often the further
+    off the goal is at the rate so far; on other devices, where looking means to wait, after as many as the last system
+    with this deflation took, or few, and then twice as many. The small least-squares
+    problems are solved on the host, in float64.
 
     Args:
         product: the matrices times vectors, (b, n) -> (b, n).
