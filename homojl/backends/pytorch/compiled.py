@@ -53,8 +53,8 @@ class CompiledBackend(TorchBackend):
     seconds to a minute; the field must be one graph (no data-dependent branches, no calls out of PyTorch). What is not
     such a step, as the backward solve of a continuous adjoint, runs as in the PyTorch backend.
 
-    Of equilibria the iterations of `Picard`, `Anderson` and `Broyden` between two evaluations of the map are compiled,
-    once for all maps, for float32 and float64 on the CPU.
+    Of equilibria the iterations of `Anderson` and `Broyden` between two evaluations of the map are compiled, once for all
+    maps, for float32 and float64 on the CPU.
 
     Of small states, several steps are then computed at a time where no gradient is recorded. The last of them may turn
     out not to be needed: `stats.nfe` counts the evaluations of the steps that the solve has tried.

@@ -22,6 +22,7 @@ from homojl.solution import Status
 Tensor = torch.Tensor
 
 PATIENCE = 30  # iterations in which there has to be progress; a tenth of max_steps if more
+LEAST = np.finfo(float).tiny
 FAR = 5.0  # norm(f(z)) relative to where it began, from which on a residual may be small by growth alone
 
 
@@ -101,8 +102,8 @@ class Samples:
             size = np.where(far, np.minimum(norm, self._largest), norm)
             left = np.where(far, np.maximum(residual, self._eps * norm), residual)
         self.allowed = self._algorithm.atol + self._algorithm.rtol * size
-        score = left / self.allowed
-        return score if self._algorithm.atol > 0 else np.where(left == 0, 0.0, score)
+        # Where nothing is left and nothing is allowed, that is enough.
+        return left / (self.allowed if self._algorithm.atol > 0 else np.maximum(self.allowed, LEAST))
 
     def keep(self, compaction: Compaction) -> None:
         order = compaction.order
@@ -163,12 +164,13 @@ class Progress:
 
     def update(self, iteration: int, z: Tensor, residual: np.ndarray, norm: np.ndarray) -> None:
         """Take note of the iterates z (b, n), where norm(f(z) - z) and norm(f(z)), both (b,), have been found."""
-        count, resting = len(residual), self.some_rest
+        count, sound, finite = len(residual), math.isfinite(residual.dot(norm)), self.active
         with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
-            finite, score = np.isfinite(residual + norm), self._samples.score(residual, norm)
-        sound = np.count_nonzero(finite) == count
+            score = self._samples.score(residual, norm)
+            if not sound:  # or the product of the two is too large
+                finite = np.isfinite(residual + norm)
         better = score < self._score
-        if resting or not sound:
+        if self._working < count or not sound:
             better &= self.active & finite
         improved = np.count_nonzero(better)
         if iteration == 0 or improved == count:

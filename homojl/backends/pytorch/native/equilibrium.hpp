@@ -6,8 +6,6 @@
 #include <cstdint>
 #include <vector>
 
-#define TEXT(x) #x
-#define SUMMED(x, y) _Pragma(TEXT(omp simd reduction(+ : x, y)))
 #define SIDE_BY_SIDE _Pragma("omp simd")
 
 constexpr int64_t BLOCK = 512;
@@ -24,24 +22,55 @@ struct Iteration {
     double weight, floor;                       // of f(z) in a step without history; of the scaled diagonal
 };
 
-// Sums of the products of two vectors with each of the first `count` of a ring.
+// Elements side by side: 64 bytes of them.
+template <class R> struct Lanes {
+    typedef R Type __attribute__((vector_size(64)));
+    typedef R Half __attribute__((vector_size(32)));
+    typedef R Quarter __attribute__((vector_size(16)));
+    static constexpr int COUNT = 64 / sizeof(R);
+
+    static Type load(const R *x, int64_t count = COUNT) {
+        Type v = {};
+        __builtin_memcpy(&v, x, count * sizeof(R));
+        return v;
+    }
+
+    static double sum(Type v) {
+        Half h[2];
+        Quarter q[2];
+        __builtin_memcpy(h, &v, 64);
+        h[0] += h[1];
+        __builtin_memcpy(q, h, 32);
+        q[0] += q[1];
+        double total = 0;
+        for (int k = 0; k < COUNT / 4; ++k) total += q[0][k];
+        return total;
+    }
+};
+
+template <class R> static inline double product(const R *x, const R *v, int64_t count) {
+    typedef Lanes<R> L;
+    typename L::Type sum = {};
+    int64_t i = 0;
+    for (; i + L::COUNT <= count; i += L::COUNT) sum += L::load(x + i) * L::load(v + i);
+    if (i < count) sum += L::load(x + i, count - i) * L::load(v + i, count - i);
+    return L::sum(sum);
+}
+
+// Sums of the products of two vectors with each of the first `count` of a ring, of its elements from ... to.
 template <class R>
 static void products(const R *ring, const R *x, const R *y, int64_t n, int64_t from, int64_t to, int64_t count, double *xs, double *ys) {
     for (int64_t j = 0; j < count; ++j) {
         const R *v = ring + j * n + from;
-        R a = 0, b = 0;
-        SUMMED(a, b)
-        for (int64_t i = 0; i < to - from; ++i) {
-            a += x[i] * v[i];
-            b += y[i] * v[i];
-        }
-        xs[j] += a;
-        ys[j] += b;
+        xs[j] += product(x, v, to - from);
+        ys[j] += product(y, v, to - from);
     }
 }
 
-// x of A x = b in the place of b, by elimination with the largest pivots; A (m, m) is overwritten.
-static void solve(double *a, double *b, int64_t m) {
+// x of A x = b in the place of b, by elimination with the largest pivots; A (m, m) is overwritten. M is m where the
+// compiler is to know it, else 0.
+template <int M> static void eliminate(double *a, double *b, int64_t size) {
+    const int64_t m = M ? M : size;
     for (int64_t k = 0; k < m; ++k) {
         int64_t p = k;
         for (int64_t i = k + 1; i < m; ++i)
@@ -50,8 +79,9 @@ static void solve(double *a, double *b, int64_t m) {
             for (int64_t j = k; j < m; ++j) std::swap(a[k * m + j], a[p * m + j]);
             std::swap(b[k], b[p]);
         }
+        double inverse = 1.0 / a[k * m + k];
         for (int64_t i = k + 1; i < m; ++i) {
-            double factor = a[i * m + k] / a[k * m + k];
+            double factor = a[i * m + k] * inverse;
             for (int64_t j = k + 1; j < m; ++j) a[i * m + j] -= factor * a[k * m + j];
             b[i] -= factor * b[k];
         }
@@ -62,28 +92,37 @@ static void solve(double *a, double *b, int64_t m) {
     }
 }
 
+static void solve(double *a, double *b, int64_t m) {
+    switch (m) {
+        case 2: return eliminate<2>(a, b, m);
+        case 3: return eliminate<3>(a, b, m);
+        case 4: return eliminate<4>(a, b, m);
+        case 5: return eliminate<5>(a, b, m);
+        default: return eliminate<0>(a, b, m);
+    }
+}
+
 // f(z) - z into r, and the squares of its norm and of that of f(z).
 template <class R> static void residual(const R *z, const R *fz, R *r, int64_t count, double *squares) {
-    R left = 0, whole = 0;
-    SUMMED(left, whole)
-    for (int64_t i = 0; i < count; ++i) {
-        R d = fz[i] - z[i];
-        r[i] = d;
-        left += d * d;
-        whole += fz[i] * fz[i];
-    }
-    squares[0] += left;
-    squares[1] += whole;
+    SIDE_BY_SIDE
+    for (int64_t i = 0; i < count; ++i) r[i] = fz[i] - z[i];
+    squares[0] += product(r, r, count);
+    squares[1] += product(fz, fz, count);
 }
 
 // start + sum_j weights[j] ring[j], in the place of start, of the elements from ... to.
 template <class R>
 static void combine(const R *ring, const double *weights, int64_t n, int64_t from, int64_t to, int64_t count, R *start) {
-    for (int64_t j = 0; j < count; ++j) {
-        const R *v = ring + j * n + from;
-        R w = (R)weights[j];
-        SIDE_BY_SIDE
-        for (int64_t i = 0; i < to - from; ++i) start[i] += w * v[i];
+    typedef Lanes<R> L;
+    for (int64_t i = from; i < to; i += L::COUNT) {
+        int64_t some = std::min<int64_t>(L::COUNT, to - i);
+        R *place = start + (i - from);
+        typename L::Type sum = some == L::COUNT ? L::load(place) : L::load(place, some);
+        for (int64_t j = 0; j < count; ++j) {
+            const R *v = ring + j * n + i;
+            sum += (R)weights[j] * (some == L::COUNT ? L::load(v) : L::load(v, some));
+        }
+        __builtin_memcpy(place, &sum, some * sizeof(R));
     }
 }
 
@@ -108,7 +147,8 @@ template <class R> struct Row {
 
     R image(const R *z, const R *fz, int64_t i) const { return fz[i] - (R)(1.0 - job.weight) * (fz[i] - z[i]); }
 
-    void picard() {
+    // Anderson's first step, without a history.
+    void first() {
         R r[BLOCK];
         for (int64_t from = 0; from < job.n; from += BLOCK) {
             int64_t to = std::min(from + BLOCK, job.n);
@@ -194,7 +234,7 @@ template <class R> struct Row {
     }
 };
 
-enum Method { PICARD, ANDERSON, BROYDEN };
+enum Method { ANDERSON, BROYDEN };
 
 template <class R> static void iterate(const Iteration &job, int64_t method, int64_t first, int64_t stop) {
     std::vector<double> work((job.memory + 4) * (job.memory + 4));
@@ -202,10 +242,10 @@ template <class R> static void iterate(const Iteration &job, int64_t method, int
         Row<R> at(job, row);
         if (method == BROYDEN)
             at.broyden(work.data(), job.starts[row]);
-        else if (method == ANDERSON && job.count > 0)
+        else if (job.count > 0)
             at.anderson(work.data());
         else
-            at.picard();
+            at.first();
         for (int k = 0; k < 2; ++k) job.norms[2 * row + k] = std::sqrt(at.squares[k]);
     }
 }

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson, Broyden, Picard
+from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson, Broyden
 from homojl.backends.pytorch.history import AbstractMethod, Advance, Seen
 from homojl.backends.pytorch.native.build import HERE, compile_source, key_of, known
 from homojl.backends.pytorch.native.operations import Unsupported
@@ -25,7 +25,7 @@ from homojl.backends.pytorch.samples import Samples
 Tensor = torch.Tensor
 _log = logging.getLogger(__name__)
 
-_PICARD, _ANDERSON, _BROYDEN = range(3)
+_ANDERSON, _BROYDEN = range(2)
 _ENTRIES = {torch.float32: "iterate32", torch.float64: "iterate64"}
 _SHARED = 2**16  # elements of the iterates, from which on PyTorch's threads share the rows
 
@@ -62,7 +62,7 @@ def methods_for(z0: Tensor) -> dict[type[AbstractFixedPointAlgorithm], type[Abst
     """Compiled methods for iterates like z0, where no gradient is recorded; none where they are elsewhere."""
     if z0.device.type != "cpu" or z0.dtype not in _ENTRIES or torch.is_grad_enabled() or _library() is None:
         return {}
-    return {Picard: CompiledPicard, Anderson: CompiledAnderson, Broyden: CompiledBroyden}
+    return {Anderson: CompiledAnderson, Broyden: CompiledBroyden}
 
 
 class _Compiled(AbstractMethod[Any]):
@@ -137,18 +137,6 @@ class _Compiled(AbstractMethod[Any]):
         self._residuals, self._images = (None if x is None else compaction.shrink(x) for x in rings)
         assert self._before is not None
         self._before, self._job = (compaction.take(self._before[0]), compaction.take(self._before[1])), None
-
-
-class CompiledPicard(_Compiled):
-    """See `homojl.backends.pytorch.history.PicardMethod`."""
-
-    kind = _PICARD
-
-    def __init__(self, algorithm: Picard, samples: Samples) -> None:
-        super().__init__(algorithm, samples, 0, 0)
-
-    def _numbers(self, dtype: torch.dtype) -> tuple[float, float]:
-        return 1.0 - self.algorithm.damping, 0.0
 
 
 class CompiledAnderson(_Compiled):
