@@ -53,11 +53,11 @@ class CompiledBackend(TorchBackend):
     seconds to a minute; the field must be one graph (no data-dependent branches, no calls out of PyTorch). What is not
     such a step, as the backward solve of a continuous adjoint, runs as in the PyTorch backend.
 
-    Of equilibria the iterations of `Anderson` and `Broyden` between two evaluations of the map are compiled, once for all
-    maps, for float32 and float64 on the CPU.
-
     Of small states, several steps are then computed at a time where no gradient is recorded. The last of them may turn
     out not to be needed: `stats.nfe` counts the evaluations of the steps that the solve has tried.
+
+    Of equilibria the iterations of `Anderson` and `Broyden` between two evaluations of the map are compiled, once for
+    all maps, for float32 and float64 on the CPU.
 
     Args:
         cuda_graphs: replay each step as a CUDA graph, for states on a GPU. It has not been run on one.
