@@ -24,6 +24,7 @@ from homojl.backends.pytorch.steps import ExplicitStepper, Step, on
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
 from homojl.functions.user import Mixes
+from homojl.monitor import Told
 from homojl.solution import Samples, Status
 
 Tensor = torch.Tensor
@@ -131,9 +132,11 @@ class _Batch:
     def run(self) -> Integration:
         self.k = k = self.evaluate(on(self.y, self.t), self.y)
         self.first_steps(k)
+        told = Told("solve", len(self.going))
         while True:
             moves = self.proposal()
             live = self.live()
+            told.reached(len(self.going) - int(np.count_nonzero(self.going)))
             if not live.any():
                 self.may_leave(np.array([s is not None and s.ok for s in self.status[self.index]]))
                 return self.result()

@@ -29,6 +29,7 @@ from homojl.backends.pytorch.record import Record
 from homojl.backends.pytorch.rows import RowLayout
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
+from homojl.monitor import Told
 from homojl.solution import Samples, StackedStates, Status
 
 Tensor = torch.Tensor
@@ -174,7 +175,12 @@ def _made(call: Call, y0: Tensor, inputs: Sequence[Tensor]) -> Found:
     ys = y0.new_empty((len(call.ts), *y0.shape))
     times, counts = np.empty((len(y0), 2)), np.empty((len(y0), 3), dtype=np.int64)
     job, held = _job(call, y0, inputs, ys, times, counts)
-    _in_parts(len(y0), lambda _, start, stop: call.program.solve(ctypes.byref(job), start, stop))
+    told, at = Told("solve", len(y0)), ctypes.byref(job)
+
+    def work(_: int, start: int, stop: int) -> None:
+        told.in_slices(start, stop, WIDEST, lambda a, b: call.program.solve(at, a, b))
+
+    _in_parts(len(y0), work)
     del held
     return Found(ys, times, counts)
 
@@ -213,6 +219,7 @@ def _gradient(ctx: Any, y0: Tensor, inputs: Sequence[Tensor], cotangent: Tensor)
     by_y = torch.empty_like(y0)
     at_a_time = max(_AT_A_TIME // (64 * (y0.numel() // len(y0))), WIDEST)
     ys, parts = y0.new_empty((len(call.ts), *y0.shape)), list[Any]()
+    told = Told("gradient", len(y0))
     rows = {i: torch.zeros_like(inputs[i], memory_format=torch.contiguous_format) for i in program.rows}
 
     def work(_: int, start: int, stop: int) -> None:
@@ -221,7 +228,7 @@ def _gradient(ctx: Any, y0: Tensor, inputs: Sequence[Tensor], cotangent: Tensor)
         by = [rows.get(i, torch.zeros(inputs[i].shape, dtype=inputs[i].dtype)) for i in program.wanted]
         out = pointers(by)
         job.cotangents, job.by_y, job.by = cotangent.data_ptr(), by_y.data_ptr(), ctypes.addressof(out)
-        program.pull(ctypes.byref(job), start, stop, at_a_time)
+        told.in_slices(start, stop, at_a_time, lambda a, b: program.pull(ctypes.byref(job), a, b, at_a_time))
         parts.append((by, job.products, job.evaluations, held))
 
     _in_parts(len(y0), work)
