@@ -13,7 +13,7 @@ own worst residual is equal or smaller. Inputs: normal numbers, alike for all sa
 so that samples converge at different times.
 
 A small layer, tanh(z W + x) of 64 samples and 32 units, at 1e-4: there it is the solver's own work that takes time, and
-processor time for each evaluation is compared, by Anderson's, Broyden's and Picard's methods.
+processor time for each evaluation is compared, and that for a solve, by Anderson's, Broyden's and Picard's methods.
 
 Compaction: a batch of 64 in which a tenth of the samples converges ten times slower, Picard's iteration at 1e-4. Cost
 is counted in samples: rows that the map was evaluated on, over those of a solver that carries the whole batch to the
@@ -32,6 +32,7 @@ from torch import nn
 import homojl as hj
 
 CHANNELS, INNER, SIZE, BATCH = 48, 64, 16, 32
+COMPILED = "pytorch-compiled"
 
 
 class Layer(nn.Module):
@@ -62,9 +63,13 @@ def worst_residual(f: Layer, z: torch.Tensor, x: torch.Tensor) -> float:
     return ((fz - z).flatten(1).norm(dim=1) / fz.flatten(1).norm(dim=1)).max().item()
 
 
-def by_homojl(f: Layer, x: torch.Tensor, rtol: float) -> torch.Tensor:
+def by_homojl(f: Layer, x: torch.Tensor, rtol: float, backend: str = "pytorch") -> torch.Tensor:
     problem = hj.FixedPointProblem(f, torch.zeros_like(x), args=(x,))
-    return hj.solve(problem, hj.Anderson(rtol=rtol, atol=0.0, memory=6, max_steps=50), backend="pytorch").value
+    return hj.solve(problem, hj.Anderson(rtol=rtol, atol=0.0, memory=6, max_steps=50), backend=backend).value
+
+
+def by_compiled(f: Layer, x: torch.Tensor, rtol: float) -> torch.Tensor:
+    return by_homojl(f, x, rtol, COMPILED)
 
 
 def by_torchdeq(f: Layer, x: torch.Tensor, rtol: float) -> torch.Tensor:
@@ -99,6 +104,8 @@ def one(title: str, f: Layer, x: torch.Tensor, repetitions: int) -> None:
         "torchdeq": (by_torchdeq, 1e-3),
         "homojl": (by_homojl, 1e-3),
         "homojl, same residual": (by_homojl, reached),
+        "compiled": (by_compiled, 1e-3),
+        "compiled, same residual": (by_compiled, reached),
     }
     measured: dict[str, list[dict[str, float]]] = {name: [] for name in contenders}
     evaluation = []
@@ -132,24 +139,30 @@ def small(repetitions: int) -> None:
         calls[0] += 1
         return torch.tanh(z @ w + x)
 
-    def seconds(run) -> float:
+    def at_x(z: torch.Tensor) -> torch.Tensor:
+        return f(z, x)
+
+    def seconds(run) -> tuple[float, int]:
         calls[0], started = 0, time.process_time()
         run()
-        return (time.process_time() - started) / calls[0]
+        return time.process_time() - started, calls[0]
 
     problem = hj.FixedPointProblem(f, torch.zeros(64, 32), args=(hj.PerSample(x),))
     peers = {"anderson": hj.Anderson, "broyden": hj.Broyden, "fixed_point_iter": hj.Picard}
     for name, algorithm in peers.items():
         method, ours = get_solver(name), algorithm(rtol=1e-4, atol=0.0, max_steps=50)
-        ratios = []
+        ratios: dict[str, list[tuple[float, float]]] = {"pytorch": [], COMPILED: []}
         for _ in range(10 * repetitions):
-            theirs = seconds(
-                lambda m=method: m(lambda z: f(z, x), torch.zeros(64, 32), max_iter=50, tol=1e-4, stop_mode="rel")
+            theirs = seconds(lambda m=method: m(at_x, torch.zeros(64, 32), max_iter=50, tol=1e-4, stop_mode="rel"))
+            for backend, found in ratios.items():
+                own = seconds(lambda a=ours, b=backend: hj.solve(problem, a, backend=b))
+                found.append((own[0] / theirs[0], own[0] / own[1] / (theirs[0] / theirs[1])))
+        for backend, found in ratios.items():
+            whole, each = (statistics.median(x) for x in zip(*found, strict=True))
+            print(
+                f"small layer, {algorithm.__name__}, {backend}: time for an evaluation over torchdeq's {each:.2f}, "
+                f"for a solve {whole:.2f}"
             )
-            ratios.append(seconds(lambda a=ours: hj.solve(problem, a, backend="pytorch")) / theirs)
-        print(
-            f"small layer, {algorithm.__name__}: time for an evaluation over torchdeq's {statistics.median(ratios):.2f}"
-        )
 
 
 @torch.no_grad()
