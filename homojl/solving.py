@@ -233,6 +233,8 @@ def _solve_ode(job: _Job, adjoint: Any, batch: str, dense: bool) -> Solution:
     _require("algorithm", algorithm, AbstractODEAlgorithm, "ODEs such as Tsit5()")
     adjoint = DirectAdjoint() if adjoint is None else adjoint
     _require("adjoint", adjoint, AbstractODEAdjoint, "ODEs such as CheckpointAdjoint()")
+    if batch != "joint" and problem.native:
+        return _solve_ensemble(job)
     chosen = choose_backend(job.backend, algorithm, job.start.device, adjoint, batch=batch)
     if batch != "joint":
         _check_samples(problem)
@@ -266,6 +268,37 @@ def _solve_ode(job: _Job, adjoint: Any, batch: str, dense: bool) -> Solution:
         samples=course.samples,
         events=tuple(course.events),
         interpolant=interpolant,
+    )
+
+
+def _solve_ensemble(job: _Job) -> Solution:
+    """A function in Julia of one sample, for each row of the batch with steps of its own."""
+    from homojl.backends.julia.backend import JuliaBackend
+
+    problem, algorithm = job.problem, job.algorithm
+    _check_samples(problem)
+    if job.backend not in ("julia", "auto"):
+        raise ConfigError(f"batch='per-sample' with a {problem.native} needs backend='julia', got {job.backend!r}")
+    chosen = get_backend("julia")
+    assert isinstance(chosen, JuliaBackend)
+    stats = Stats(backend=chosen.name, algorithm=algorithm.name)
+    f = job.function(VectorField, stats, problem.f, state="y0")
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (job.start, *f.arguments.tensors)):
+        raise ConfigError(
+            f"batch='per-sample' with a {problem.native} gives values, and no gradients: solve under torch.no_grad()"
+        )
+    started = time.perf_counter()
+    result = chosen.integrate_samples(f, job.start, problem.ts, algorithm)
+    stats.seconds, stats.nfe, stats.n_rejected = time.perf_counter() - started, result.nfe, result.n_rejected
+    assert result.samples is not None
+    stats.n_accepted = int(result.samples.n_accepted.max())
+    return Solution(
+        ts=torch.tensor(problem.ts, dtype=torch.float64),
+        states=tuple(result.ys),
+        status=result.status,
+        stats=stats,
+        message=result.message,
+        samples=result.samples,
     )
 
 
@@ -305,9 +338,8 @@ def _check_samples(problem: ODEProblem) -> None:
     what = "batch='per-sample'"
     if any(len(shape) == 0 for shape in problem.form.shapes):
         raise ConfigError(f"{what} needs a first dimension of y0 that counts samples; write y0[None] for one sample")
-    if problem.native:
-        raise ConfigError(f"{what} needs a field in PyTorch, got a {problem.native}")
     refused = {
+        "events, where the field is not PyTorch's": bool(problem.native) and problem.event is not None,
         "discontinuities": bool(problem.discontinuities),
         "gradients with respect to ts": bool(problem.times) and torch.is_grad_enabled(),
     }

@@ -44,4 +44,7 @@ def test_the_package_is_whole():
         if folder == "src" and file != "HomoJL.jl":
             assert f'include("{file}")' in included, name
         if folder == "ext":
-            assert file.removesuffix(".jl") in project["extensions"], name
+            extension, _, part = file.removesuffix(".jl").partition("/")
+            assert extension in project["extensions"], name
+            if part not in ("", extension):
+                assert f'include("{part}.jl")' in (JULIA / "ext" / extension / f"{extension}.jl").read_text(), name

@@ -15,6 +15,6 @@ function HomoJL.device_vector(::Type{T}, address::Int, n::Int) where {T}
     return unsafe_wrap(CUDA.CuArray, CUDA.CuPtr{T}(UInt(address)), n; own = false)
 end
 
-HomoJL.on_device_stream(action) = CUDA.stream!(action, CUDA.legacy_stream())
+HomoJL.on_device(action, device::Int) = CUDA.device!(() -> CUDA.stream!(action, CUDA.legacy_stream()), device)
 
 end

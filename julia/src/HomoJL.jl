@@ -10,7 +10,6 @@ module HomoJL
 
 using LinearAlgebra: I, mul!
 using PrecompileTools: @compile_workload, @setup_workload
-using Printf: @sprintf
 using SciMLBase: HomotopyProblem, NonlinearProblem, ReturnCode, SteadyStateProblem, init, remake, solve, solve!, step!,
     successful_retcode
 

@@ -20,12 +20,8 @@ function (field::CountedField{T})(du, u, p, t) where {T}
 end
 
 """
-    Derivatives(field, jvp!, u, rtol, atol)
-
-Derivatives of `field` at states like `u`, as OrdinaryDiffEq calls them: by the product `jvp!(Jv, v, u, t)`, or by finite
-differences where that is `nothing`; counted.
-
-The type of `jvp!` is deliberately unknown to the compiler, as that of the field in [`CountedField`](@ref HomoJL.CountedField).
+Derivatives of `field` at states like `u`, as OrdinaryDiffEq calls them: by the product `jvp!(Jv, v, u, t)`, whose type is unknown to
+the compiler as the field's is, or by finite differences where that is `nothing`; counted.
 
 # Fields
 - `floor`: an element smaller than this is perturbed as if it were this large: where `atol` takes over from `rtol`.
@@ -47,11 +43,8 @@ mutable struct Derivatives{T, A <: AbstractArray{T}}
 end
 
 function Derivatives(field::CountedField{T}, jvp!, u::A, rtol, atol) where {T, A <: AbstractArray{T}}
-    floor = T(atol / max(rtol, sqrt(eps(Float64))))
-    buffers = ntuple(_ -> similar(u), 5)
-    return Derivatives{T, A}(
-        field, jvp!, 0, floor, 0.0, buffers[1], buffers[2], NaN, buffers[3], buffers[4], buffers[5]
-    )
+    floor, buffer = T(atol / max(rtol, sqrt(eps(Float64)))), () -> similar(u)
+    return Derivatives{T, A}(field, jvp!, 0, floor, 0.0, buffer(), buffer(), NaN, buffer(), buffer(), buffer())
 end
 
 "The field at the point of linearisation, evaluated once for all the products there."
@@ -94,17 +87,11 @@ function smallest_scale(u::AbstractArray{T}) where {T}
     return iszero(largest) ? one(T) : sqrt(eps(T)) * largest
 end
 
-"A Jacobian-vector product as Krylov methods ask for it: with flat vectors."
-struct JacobianVector{D <: Derivatives}
-    derivatives::D
-end
-
-function (product::JacobianVector)(Jv, v, u, p, t)
-    d = product.derivatives
-    if Jv isa typeof(d.base) && v isa typeof(d.base)
+"The product as Krylov methods ask for it: with flat vectors, of any type; the field sees the state's own."
+function flat_product!(Jv, d::Derivatives{T, A}, v, u, p, t) where {T, A}
+    if Jv isa A && v isa A
         jacobian_vector!(Jv, d, v, u, p, t)
     else
-        # The products see arrays of the state's own type, whatever a linear solver's vectors are.
         copyto!(d.direction, v)
         copyto!(Jv, jacobian_vector!(d.product, d, d.direction, u, p, t))
     end
@@ -112,18 +99,12 @@ function (product::JacobianVector)(Jv, v, u, p, t)
 end
 
 "The Jacobian as a matrix over the flat state, column by column."
-struct Jacobian{D <: Derivatives}
-    derivatives::D
-end
-
-function (jacobian::Jacobian)(J, u, p, t)
-    d = jacobian.derivatives
+function jacobian!(J, d::Derivatives, u, p, t)
     for i in 1:length(u)
         fill!(d.direction, 0)
         # Broadcast over a view, since some kinds of array refuse access to single elements.
         view(vec(d.direction), i:i) .= 1
-        column = jacobian_vector!(d.product, d, d.direction, u, p, t)
-        view(J, :, i) .= vec(column)
+        view(J, :, i) .= vec(jacobian_vector!(d.product, d, d.direction, u, p, t))
     end
     all(isfinite, J) || throw(NotFinite())
     return nothing
@@ -136,13 +117,7 @@ struct NotFinite <: Exception end
 The derivative of the field in time, by finite differences of order 2 that lie within the step which is being tried, so that the field
 is not evaluated before the initial time or after the last one.
 """
-struct TimeDerivative{D <: Derivatives}
-    derivatives::D
-end
-
-function (derivative::TimeDerivative)(dT, u, p, t)
-    d = derivative.derivatives
-    T = eltype(u)
+function time_derivative!(dT, d::Derivatives{T}, u, p, t) where {T}
     base = base!(d, u, p, t)
     # The field sees times of type T: the difference is that of what it sees, and not smaller than it can tell apart.
     t0 = T(t)
@@ -174,3 +149,39 @@ The `method` is `Val(:ForwardDiff)`, whose cost grows with the number of element
 `Val(:Mooncake)`, whose does not; each is defined once its package is loaded.
 """
 function pullback! end
+
+# ---- layers, for the bridge: the extension of LuxCore adds the method for Lux's ----
+
+"A layer with all its parameters in one vector: a field `f(u, p, t)` that does not depend on time, or a map `f(z, p)`."
+struct LayerFunction{F, S} <: Function
+    apply::F
+    first::S
+end
+
+(f::LayerFunction)(u, p) = f.apply(u, p)
+(f::LayerFunction)(u, p, t) = f.apply(u, p)
+
+"A function from what Julia source ends in: itself, or a layer's."
+as_function(value) = value
+
+first_parameters(f::LayerFunction, seed::Int) = f.first(seed)
+first_parameters(f, seed::Int) = throw(ArgumentError("a function has no parameters of its own: only a layer of Lux has"))
+
+flattened(x::AbstractArray) = vec(x)
+flattened(x) = reduce(vcat, map(flattened, values(x)); init = Float32[])
+
+"Parameters of a template's structure from a vector."
+unflattened(template, p) = first(unflattened(template, p, 0))
+unflattened(x::AbstractArray, p, from::Int) = reshape(p[(from + 1):(from + length(x))], size(x)), from + length(x)
+unflattened(x::Tuple{}, p, from::Int) = (), from
+
+function unflattened(x::Tuple, p, from::Int)
+    head, next = unflattened(first(x), p, from)
+    rest, last = unflattened(Base.tail(x), p, next)
+    return (head, rest...), last
+end
+
+function unflattened(x::NamedTuple{names}, p, from::Int) where {names}
+    values, last = unflattened(Tuple(x), p, from)
+    return NamedTuple{names}(values), last
+end

@@ -12,9 +12,5 @@ The vector of length n at an address in CUDA memory, which is not copied and mus
 """
 function device_vector end
 
-"""
-    on_device_stream(action)
-
-`action()` with every kernel on the stream that PyTorch uses by default, so that neither side waits for the other.
-"""
-function on_device_stream end
+"`action()` on the device of that number, with every kernel on the stream that PyTorch uses by default: neither side waits for the other."
+function on_device end

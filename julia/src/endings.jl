@@ -1,4 +1,4 @@
-# How solves end: symbols inside, SciML's return codes outside, and a sentence for each.
+# How solves end: symbols inside, SciML's return codes outside.
 
 require(condition::Bool, message::String) = condition || throw(ArgumentError(message))
 
@@ -6,18 +6,6 @@ const RETURN_CODES = Dict(
     :success => ReturnCode.Success, :event => ReturnCode.Terminated, :diverged => ReturnCode.Unstable,
     :step_too_small => ReturnCode.DtLessThanMin, :max_steps => ReturnCode.MaxIters, :stalled => ReturnCode.Stalled,
     :left_bounds => ReturnCode.Failure, :returned => ReturnCode.Failure, :fold => ReturnCode.ConvergenceFailure,
-)
-
-const SENTENCES = Dict(
-    :success => "the solve reached its end",
-    :event => "an event ended the solve",
-    :diverged => "the state or its derivative is no longer finite",
-    :step_too_small => "the step size fell below its smallest value",
-    :max_steps => "the largest number of steps was taken",
-    :stalled => "the residual no longer falls",
-    :left_bounds => "the path left its bounds",
-    :returned => "the path came back to lambda = 0",
-    :fold => "the path turns back in lambda",
 )
 
 function require_tolerances(reltol, abstol, maxiters)

@@ -64,7 +64,7 @@ function search!(algorithm::Samplewise{<:SciMLBase.AbstractNonlinearAlgorithm}, 
     method = algorithm.method
     require(
         !holds_matrix(method) || length(z) <= MOST_UNKNOWNS,
-        "$(progress.name) holds a matrix of $(length(z)) x $(length(z)), more than $MOST_UNKNOWNS each way; " *
+        "$(nameof(typeof(method))) holds a matrix of $(length(z)) x $(length(z)), more than $MOST_UNKNOWNS each way; " *
             "use LimitedMemoryBroyden() or NewtonKrylov()",
     )
     start!(map, z, progress) || return nothing

@@ -1,14 +1,8 @@
-# Path tracking: predictor, corrector, step control and the event at lambda = 1, step by step as homojl's PyTorch
-# backend does it.
+# Path tracking: predictor, corrector, step control and the event at lambda = 1, step by step as homojl's PyTorch backend does it.
 #
-# A point of the path is one vector w = (z, lambda); lengths, angles and step sizes are Float64. Both algorithms are one
-# loop. Their linear systems are bordered,
-#
-#     [ H_z      H_lambda  ]        [ right-hand side ]
-#     [ border, a row      ]  dw  = [ one number      ]
-#
-# with the last tangent as border where the path is followed by its length, and the unit vector of lambda where it is
-# followed by lambda: that alone makes the one regular at folds and the other not.
+# A point of the path is one vector w = (z, lambda); lengths, angles and step sizes are Float64. The border of the linear systems is
+# the last tangent where the path is followed by its length, and the unit vector of lambda where it is followed by lambda: that
+# alone makes the one regular at folds and the other not.
 
 # What a step should cost: the angle that the path turns by, the distance corrected relative to the step's length, and
 # the factor that one correction reduces the residual by. A step where any is so large that it should have been less
@@ -30,8 +24,7 @@ A path that was followed.
 - `residuals`: root mean square of H there.
 - `folds`: how often the path turned round in lambda.
 - `ending`: how it ended: `:success`, `:max_steps`, `:step_too_small`, `:stalled`, `:diverged`, `:left_bounds`, `:returned` or `:fold`.
-- `message`: one line on what happened and what to try; empty on success.
-- `nfe`, `n_jvp`, `n_rejected`: evaluations, products with the Jacobian, and steps tried in vain.
+- `nfe`, `n_jvp`, `n_rejected`, `step`: evaluations, products with the Jacobian, steps tried in vain, and the last step size.
 """
 struct ZeroPath{Z <: AbstractArray}
     s::Vector{Float64}
@@ -40,17 +33,17 @@ struct ZeroPath{Z <: AbstractArray}
     residuals::Vector{Float64}
     folds::Int
     ending::Symbol
-    message::String
     nfe::Int
     n_jvp::Int
     n_rejected::Int
+    step::Float64
 end
 
 "Follow the path of r! from z0; `kind` is `:fixed_point`, `:newton` or `:general`, as in [`Homotopy`](@ref HomoJL.Homotopy)."
 function follow(@nospecialize(r!), z0::AbstractArray, algorithm::ZeroPathTracker, kind::Symbol, @nospecialize(jvp!))
     require_state(z0)
     tracker = Tracker(Homotopy(r!, jvp!, z0, kind), algorithm)
-    return finish(tracker, follow!(tracker)...)
+    return finish(tracker, follow!(tracker))
 end
 
 function SciMLBase.solve(prob::HomotopyProblem, algorithm::ZeroPathTracker)
@@ -111,13 +104,12 @@ function follow!(tracker::Tracker{T}) where {T}
         tangent, tracker.sign = tangent_at(tracker, tracker.points[1], tracker.along_lambda)
     catch failure
         failure isa StepFailed || rethrow()
-        return failure.ending, "the Jacobian at z0 is singular or not finite: start elsewhere"
+        return failure.ending
     end
     failed = :success
     while true
         point = tracker.points[end]
-        length(tracker.points) - 1 + tracker.rejected >= algorithm.maxiters &&
-            return :max_steps, "raise max_steps (now $(algorithm.maxiters)), loosen rtol and atol, or start elsewhere"
+        length(tracker.points) - 1 + tracker.rejected >= algorithm.maxiters && return :max_steps
         failed !== :success && tracker.h <= smallest_step(tracker, point) && return why_stuck(tracker, failed, tangent)
         h = min(tracker.h, algorithm.max_step)
         to_go = 1 - Float64(point.lambda)
@@ -140,18 +132,15 @@ function follow!(tracker::Tracker{T}) where {T}
         failed = :success
         if !isnan(fraction)
             accept!(tracker, last, len * fraction)
-            return :success, ""
+            return :success
         end
         accept!(tracker, new, len)
         lands && return at_the_end(tracker, new)
         tracker.folds += lambda_of(tangent) * lambda_of(turned) < 0
         tangent, tracker.sign = turned, sign
         tracker.h = h / max(0.5, quotient)
-        if by_length && root_mean_square_64(flat_state(new.w)) > algorithm.bound
-            return :left_bounds, "raise bound (now $(algorithm.bound)), start elsewhere, or try the other kind"
-        elseif by_length && new.lambda <= 0
-            return :returned, "this path has no root: start elsewhere, or try the other kind"
-        end
+        by_length && root_mean_square_64(flat_state(new.w)) > algorithm.bound && return :left_bounds
+        by_length && new.lambda <= 0 && return :returned
     end
     return
 end
@@ -279,37 +268,21 @@ function accept!(tracker::Tracker, point::Point, len::Float64)
 end
 
 function why_stuck(tracker::Tracker, failed::Symbol, tangent)
-    failed === :diverged &&
-        return failed, "the residual or its derivative is NaN or infinite near this point; look at it there"
-    !follows_length(tracker.algorithm) && 1 / euclidean(tangent) < VERTICAL &&
-        return :fold, "ArcLength() follows the path round it"
-    failed === :stalled &&
-        return failed, "loosen rtol and atol, use Float64, or look for a singular Jacobian near this point"
-    return failed, "the path may branch or end near this point: start elsewhere, or try the other kind"
+    turns_back = !follows_length(tracker.algorithm) && 1 / euclidean(tangent) < VERTICAL
+    return failed !== :diverged && turns_back ? :fold : failed
 end
 
 function at_the_end(tracker::Tracker, last::Point)
-    last.size <= tolerance(tracker, last) && return :success, ""
-    isfinite(last.size) || return :diverged, "take a smaller first_step"
-    residual = @sprintf("%.2g", last.size)
-    return :stalled, "norm(r) is $residual at lambda = 1: allow max_corrections, or take a smaller first_step"
+    last.size <= tolerance(tracker, last) && return :success
+    return isfinite(last.size) ? :stalled : :diverged
 end
 
-function finish(tracker::Tracker, ending::Symbol, advice::String)
+function finish(tracker::Tracker, ending::Symbol)
     (; homotopy, points) = tracker
-    last, accepted = points[end], length(points) - 1
-    norm_z = root_mean_square_64(flat_state(last.w))
-    place = @sprintf("at lambda = %.6g, s = %.6g, norm(z) = %.3g", last.lambda, tracker.s, norm_z)
-    counts = @sprintf("%d accepted and %d rejected steps, step %.2g", accepted, tracker.rejected, tracker.h)
-    message = "$(name(tracker.algorithm)): $(SENTENCES[ending]) ($place after $counts); $advice"
-    states = map(points) do p
-        z = similar(homotopy.z)
-        vec(z) .= flat_state(p.w)
-        z
-    end
+    states = [reshape(copy(flat_state(p.w)), size(homotopy.z)) for p in points]
     return ZeroPath(
         tracker.lengths, [Float64(p.lambda) for p in points], states, [p.size for p in points], tracker.folds, ending,
-        ending === :success ? "" : message, homotopy.nfe, homotopy.n_jvp, tracker.rejected,
+        homotopy.nfe, homotopy.n_jvp, tracker.rejected, tracker.h,
     )
 end
 

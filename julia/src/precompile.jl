@@ -1,14 +1,15 @@
 # Compiles, when the package is installed, what a first solve on the CPU needs.
 
+const STEPPERS = (OrdinaryDiffEqLowOrderRK.Euler(), OrdinaryDiffEqLowOrderRK.RK4(), OrdinaryDiffEqLowOrderRK.DP5(), OrdinaryDiffEqTsit5.Tsit5())
+
 @setup_workload begin
     decay!(du, u, t) = (du .= -u)
     halve!(out, z) = (out .= z ./ 2 .+ 1)
-    steppers = (OrdinaryDiffEqLowOrderRK.Euler(), OrdinaryDiffEqLowOrderRK.RK4(), OrdinaryDiffEqLowOrderRK.DP5(), OrdinaryDiffEqTsit5.Tsit5())
     @compile_workload begin
         for T in (Float32, Float64)
-            for method in steppers
+            for method in STEPPERS
                 adaptive = OrdinaryDiffEqCore.isadaptive(method)
-                request = Request("a method"; controller = adaptive ? TorchController() : nothing)
+                request = Request(; controller = adaptive ? TorchController() : nothing)
                 watch = adaptive ? ((values, u, t) -> (values[1] = t - 0.75; nothing), 0, 1, nothing) : nothing
                 record(decay!, T[1, 2], [0.0, 0.5, 1.0], method, request; keep = sum)
                 record(decay!, T[1, 2], [1.0, 0.0], method, request; parts = [1:1], watch, out = [T[0, 0]])
@@ -26,7 +27,7 @@ function warm_up_stiff(Method, linear)
     decay!(du, u, t) = (du .= -u)
     for T in (Float32, Float64), (dense, linsolve) in ((true, linear.LUFactorization()), (false, linear.KrylovJL_GMRES()))
         method = Method(; autodiff = ADTypes.AutoFiniteDiff(), linsolve)
-        record(decay!, T[1, 2], [0.0, 0.5, 1.0], method, Request("a method"); dense, keep = sum)
+        record(decay!, T[1, 2], [0.0, 0.5, 1.0], method, Request(); dense, keep = sum)
     end
     return nothing
 end

@@ -1,11 +1,10 @@
 # A solve whose accepted steps are recorded, on OrdinaryDiffEq's integrators: what PyTorch's adjoints are computed from.
 
 """
-What is asked of a recorded solve beside the field, the times and the method.
+What is asked of a recorded solve beside the field, the times and the method: `rtol` and `atol` of a method that estimates its error,
+and the steps.
 
 # Fields
-- `name`: of the method, for messages.
-- `rtol`, `atol`: tolerances of a method that estimates its error.
 - `first_step`: size of the first step; `nothing`: Hairer's estimate, one more evaluation.
 - `min_step`, `max_step`: smallest step before the solve stops (0: what rounding of the time allows) and largest one.
 - `max_steps`: accepted and rejected steps together before the solve stops.
@@ -16,28 +15,24 @@ What is asked of a recorded solve beside the field, the times and the method.
 
 Throws an `ArgumentError` for a value outside its range.
 """
-struct Request
-    name::String
-    rtol::Float64
-    atol::Float64
-    first_step::Union{Nothing, Float64}
-    min_step::Float64
-    max_step::Float64
-    max_steps::Int
-    step_size::Union{Nothing, Float64}
-    controller::Union{Nothing, TorchController}
-    mass_matrix::Any
+Base.@kwdef struct Request
+    rtol::Float64 = 1.0e-3
+    atol::Float64 = 1.0e-6
+    first_step::Union{Nothing, Float64} = nothing
+    min_step::Float64 = 0.0
+    max_step::Float64 = Inf
+    max_steps::Int = 10_000
+    step_size::Union{Nothing, Float64} = nothing
+    controller::Union{Nothing, TorchController} = nothing
+    mass_matrix::Any = nothing
 
-    function Request(
-            name; rtol = 1.0e-3, atol = 1.0e-6, first_step = nothing, min_step = 0.0, max_step = Inf, max_steps = 10_000,
-            step_size = nothing, controller = nothing, mass_matrix = nothing
-        )
+    function Request(rtol, atol, first_step, min_step, max_step, max_steps, step_size, controller, mass_matrix)
         require_tolerances(rtol, atol, max_steps)
         for (what, step) in (("first_step", first_step), ("step_size", step_size))
             require(isnothing(step) || (isfinite(step) && step > 0), "$what must be positive and finite, got $step")
         end
         require(0 <= min_step < max_step, "min_step must be >= 0 and below max_step, got $min_step")
-        return new(name, rtol, atol, first_step, min_step, max_step, max_steps, step_size, controller, mass_matrix)
+        return new(rtol, atol, first_step, min_step, max_step, max_steps, step_size, controller, mass_matrix)
     end
 end
 
@@ -46,37 +41,31 @@ What is written down of a solve.
 
 # Fields
 - `save_times`: asked for, the first of them the initial time.
-- `ts`: times that were saved; after a solve that stopped early, also the time that it stopped at.
-- `us`: the states there; those after the first in the caller's arrays, if it gave any.
+- `ts`, `us`: times and states that were saved; after a solve that stopped early, also those that it stopped at.
 - `starts`, `sizes`: of the accepted steps, exactly as they were taken.
 - `save_steps`, `save_fractions`: for each saved time after the first the step that it lies in, and where in it, in
   (0, 1]; exactly 1 means the end of the step.
-- `ending`, `message`: how it ended, and one line on what happened and what to try, empty on success.
-- `n_rejected`: steps tried in vain.
-- `nfe`, `n_jvp`: evaluations of the field, and products with its Jacobian.
+- `ending`, `step`: how it ended, and the size of the step that stopped it.
+- `n_rejected`, `nfe`, `n_jvp`: steps tried in vain, evaluations of the field, and products with its Jacobian.
 - `event`: the position of the condition that ended it, 0 where it was not a number, `nothing`: none.
 """
-mutable struct Record{A}
+Base.@kwdef mutable struct Record{A}
     save_times::Vector{Float64}
     out::Union{Nothing, Vector{A}}
     keep::Any
     ts::Vector{Float64}
     us::Vector{A}
-    starts::Vector{Float64}
-    sizes::Vector{Float64}
-    save_steps::Vector{Int}
-    save_fractions::Vector{Float64}
-    ending::Symbol
-    message::String
-    n_rejected::Int
-    nfe::Int
-    n_jvp::Int
-    event::Union{Nothing, Int}
+    starts::Vector{Float64} = Float64[]
+    sizes::Vector{Float64} = Float64[]
+    save_steps::Vector{Int} = Int[]
+    save_fractions::Vector{Float64} = Float64[]
+    ending::Symbol = :success
+    step::Float64 = 0.0
+    n_rejected::Int = 0
+    nfe::Int = 0
+    n_jvp::Int = 0
+    event::Union{Nothing, Int} = nothing
 end
-
-Record(times, u0::A, out, keep) where {A} = Record{A}(
-    times, out, keep, times[1:1], A[u0], Float64[], Float64[], Int[], Float64[], :success, "", 0, 0, 0, nothing
-)
 
 reached(record::Record) = length(record.ts) == length(record.save_times)
 next_save(record::Record) = record.save_times[length(record.ts) + 1]
@@ -99,10 +88,13 @@ function save!(record::Record, integrator, t::Float64, s::Float64, u = next_arra
 end
 
 "Write down the step that was just taken from `t`, and save the states in it, up to an event; whether there was one."
-function record_step!(record::Record, integrator, watch, request::Request, t::Float64)
+function record_step!(record::Record, integrator, watch, t::Float64)
     event = isnothing(watch) ? nothing : event_in(watch, integrator, t)
     if !isnothing(watch) && watch.which === 0
-        return not_a_number!(record, integrator, request, t)
+        # The end is the start of the step in which a condition is no longer a number.
+        record.ending, record.event = :diverged, 0
+        save_last!(record, t, integrator.uprev)
+        return true
     end
     push!(record.starts, t)
     push!(record.sizes, integrator.dt)
@@ -122,29 +114,16 @@ function record_step!(record::Record, integrator, watch, request::Request, t::Fl
     return !isnothing(event)
 end
 
-"End at the start of the step from `t`, in which a condition is no longer a number."
-function not_a_number!(record::Record, integrator, request::Request, t::Float64)
-    if record.ts[end] != t
-        push!(record.ts, t)
-        push!(record.us, copy(integrator.uprev))
-    end
-    record.ending = :diverged
-    at = @sprintf("at t = %.6g after %d steps", t, length(record.starts))
-    record.message = "$(request.name): $(SENTENCES[:diverged]) ($at); the event's condition is NaN in the next step"
-    return true
-end
-
 """
-    record(f!, u0, ts, alg, request; jvp! = nothing, parts = nothing, watch = nothing, out = nothing, keep = nothing) -> Record
+    record(f!, u0, ts, alg, request; options...) -> Record
 
 Integrate du/dt = f(u, t) from u(ts[1]) = u0 by a method of OrdinaryDiffEq, and write down what it did.
 
 # Arguments
 - `f!`: in-place vector field `f!(du, u, t)`; `du` and `u` are arrays of u0's type and shape that belong to the solver, `t`
   is a number of u0's element type.
-- `u0`: initial state with elements of type `Float32` or `Float64`, in any kind of array; no element is accessed singly.
+- `u0`: initial state of type `Float32` or `Float64`, in any kind of array; no element is accessed singly.
 - `ts`: at least two times to save the state at, finite and strictly monotone; the first is the initial time.
-- `alg`, `request`: how; see [`Request`](@ref HomoJL.Request).
 - `jvp!`: for methods that ask for the Jacobian, its product with a vector, `jvp!(Jv, v, u, t)`; `nothing`: finite differences.
 - `dense`: whether such a method gets the Jacobian as a matrix, rather than its products with vectors.
 - `parts`: ranges of positions whose largest root mean square is the norm of the error; `nothing`: the whole state.
@@ -160,7 +139,7 @@ function record(
     )
     require_state(u0)
     u, times = copy(u0), checked_times(ts)
-    record = Record(times, isnothing(out) ? copy(u0) : u0, out, keep)
+    record = Record(; save_times = times, out, keep, ts = times[1:1], us = [isnothing(out) ? copy(u0) : u0])
     norm = error_norm(parts, length(u0))
     field = CountedField{eltype(u0)}(f!)
     derivatives = asks_for_jacobian(alg) ? Derivatives(field, jvp!, u, request.rtol, request.atol) : nothing
@@ -224,14 +203,13 @@ function start(field, derivatives, dense::Bool, u, record, alg, request::Request
     return SciMLBase.init(problem, alg; common..., options..., controller = request.controller)
 end
 
-ode_function(field, ::Nothing, dense::Bool, ::Nothing) = SciMLBase.ODEFunction{true, SciMLBase.FullSpecialize}(field)
-
-function ode_function(field, derivatives, dense::Bool, mass_matrix)
+function ode_function(field, d, dense::Bool, mass_matrix)
     F = SciMLBase.ODEFunction{true, SciMLBase.FullSpecialize}
     more = isnothing(mass_matrix) ? (;) : (; mass_matrix)
-    isnothing(derivatives) && return F(field; more...)
-    tgrad = TimeDerivative(derivatives)
-    return dense ? F(field; tgrad, jac = Jacobian(derivatives), more...) : F(field; tgrad, jvp = JacobianVector(derivatives), more...)
+    isnothing(d) && return F(field; more...)
+    tgrad = (dT, u, p, t) -> time_derivative!(dT, d, u, p, t)
+    dense && return F(field; tgrad, jac = (J, u, p, t) -> jacobian!(J, d, u, p, t), more...)
+    return F(field; tgrad, jvp = (Jv, v, u, p, t) -> flat_product!(Jv, d, v, u, p, t), more...)
 end
 
 # The small allowance keeps 0.3 / 0.1 from becoming four steps.
@@ -249,16 +227,11 @@ function equal_steps!(record::Record, integrator, watch, request::Request)
             i == 1 && SciMLBase.set_proposed_dt!(integrator, h)
             SciMLBase.step!(integrator)
             integrator.dt = integrator.t - t
-            integrator.t == t && return stop!(record, integrator, request, :diverged, h)
-            record_step!(record, integrator, watch, request, t) && return nothing
+            integrator.t == t && return stop!(record, integrator, :diverged, h)
+            record_step!(record, integrator, watch, t) && return nothing
         end
     end
-    bad = findfirst(u -> !all(isfinite, u), record.us)
-    isnothing(bad) && return nothing
-    place = bad == 1 ? @sprintf("at t = %.6g", times[1]) : @sprintf("in t = %.6g .. %.6g", record.ts[bad - 1], record.ts[bad])
-    record.ending = :diverged
-    record.message = "$(request.name): $(SENTENCES[:diverged]) ($place, after $(length(record.starts)) steps); " *
-        "try a smaller step_size or an adaptive method"
+    all(u -> all(isfinite, u), record.us) || (record.ending = :diverged)
     return nothing
 end
 
@@ -271,7 +244,7 @@ function controlled_steps!(record::Record, integrator, watch, field, derivatives
     else
         copysign(request.first_step, span)
     end
-    isnan(h) && return stop!(record, integrator, request, :diverged, h)
+    isnan(h) && return stop!(record, integrator, :diverged, h)
     h = copysign(min(abs(h), request.max_step), span)
     integrator.dt = h
     SciMLBase.set_proposed_dt!(integrator, h)
@@ -280,18 +253,18 @@ function controlled_steps!(record::Record, integrator, watch, field, derivatives
         t = integrator.t
         smallest = max(request.min_step, 8 * eps(t))
         h = abs(SciMLBase.get_proposed_dt(integrator))
-        h <= smallest && h < abs(t_end - t) && return stop!(record, integrator, request, :step_too_small, h)
+        h <= smallest && h < abs(t_end - t) && return stop!(record, integrator, :step_too_small, h)
         integrator.opts.dtmin = smallest
         isnothing(derivatives) || (derivatives.h = copysign(min(h, abs(t_end - t)), span))
-        step_once!(integrator) || return stop!(record, integrator, request, :diverged, h)
+        step_once!(integrator) || return stop!(record, integrator, :diverged, h)
         if !SciMLBase.successful_retcode(integrator.sol)
-            return stop!(record, integrator, request, failure(integrator, field), integrator.dt)
+            return stop!(record, integrator, failure(integrator, field), integrator.dt)
         end
         # The last step may have been cut short.
         integrator.t == t_end && (integrator.dt = t_end - t)
-        record_step!(record, integrator, watch, request, t) && break
+        record_step!(record, integrator, watch, t) && break
     end
-    all(isfinite, integrator.u) || return stop!(record, integrator, request, :diverged, integrator.dt)
+    all(isfinite, integrator.u) || return stop!(record, integrator, :diverged, integrator.dt)
     record.n_rejected = n_rejected(record, integrator)
     return nothing
 end
@@ -336,25 +309,16 @@ function failure(integrator, field)
     return all(isfinite, k) ? :step_too_small : :diverged
 end
 
-"Save the last accepted state, and say what happened and what to try."
-function stop!(record::Record, integrator, request::Request, ending::Symbol, h)
-    t = integrator.t
-    record.ending, record.n_rejected = ending, n_rejected(record, integrator)
-    if record.ts[end] != t
-        push!(record.ts, t)
-        # A rejected step has already overwritten the state, but not the one before it.
-        push!(record.us, copy(integrator.accept_step ? integrator.u : integrator.uprev))
-    end
-    last_resort = asks_for_jacobian(integrator.alg) ? "check the Jacobian, or suspect a field that is not smooth here" :
-        "suspect a stiff field, for which there are Rodas5P, TRBDF2 and FBDF"
-    advice = if ending === :max_steps
-        "raise max_steps (now $(request.max_steps)), loosen rtol and atol, or $last_resort"
-    elseif ending === :step_too_small
-        "loosen rtol and atol, use Float64, or $last_resort"
-    else
-        "the field returns NaN or infinity near this state; look at it there"
-    end
-    counts = @sprintf("%d accepted and %d rejected steps, step %.2g", length(record.starts), record.n_rejected, abs(h))
-    record.message = "$(request.name): $(SENTENCES[ending]) ($(@sprintf("at t = %.6g", t)) after $counts); $advice"
+"End at the last accepted state."
+function stop!(record::Record, integrator, ending::Symbol, h)
+    record.ending, record.step, record.n_rejected = ending, abs(h), n_rejected(record, integrator)
+    # A rejected step has already overwritten the state, but not the one before it.
+    return save_last!(record, integrator.t, integrator.accept_step ? integrator.u : integrator.uprev)
+end
+
+function save_last!(record::Record, t::Float64, u)
+    record.ts[end] == t && return nothing
+    push!(record.ts, t)
+    push!(record.us, copy(u))
     return nothing
 end

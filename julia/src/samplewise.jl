@@ -1,6 +1,7 @@
 # Equilibria of a batch, each sample to its own end: what all methods share.
 
-const PATIENCE = 30  # iterations in which the best residual has to fall by a thousandth; a tenth of maxiters if more
+const PATIENCE = 30  # iterations in which there has to be progress; a tenth of maxiters if more
+const FAR = 5.0  # norm(g(z)) relative to where it began, from which on a residual may be small by growth alone
 
 """
     SamplewisePicard(; samples = 1, damping = 0)
@@ -43,15 +44,23 @@ end
 """
     SamplewiseAnderson(; samples = 1, memory = 6, mixing = 1, regularization = 1e-8)
 
-Anderson acceleration, each sample by itself: the combination of the last iterates whose residuals cancel best. Problems,
-keywords and solutions are those of [`SamplewisePicard`](@ref).
-
-# Fields
-- `memory`: how many iterates are combined.
-- `mixing`: in (0, 1]; how much of u + f(u) rather than u enters.
-- `regularization`: added to the diagonal of the scaled least-squares problem.
+Anderson acceleration, each sample by itself: the combination of the last `memory` iterates whose residuals cancel best.
+`mixing`, in (0, 1], is how much of u + f(u) rather than u enters; `regularization` is added to the diagonal of the scaled
+least-squares problem. Problems, keywords and solutions are those of [`SamplewisePicard`](@ref).
 
 References: Anderson (1965), J. ACM 12(4); Walker, Ni (2011), SIAM J. Numer. Anal. 49(4).
+
+# Example
+```jldoctest
+julia> using HomoJL
+
+julia> cosine(u, p) = cos.(u) .- u;
+
+julia> sol = solve(NonlinearProblem(cosine, [1.0 0.5]), SamplewiseAnderson(samples = 2); reltol = 1e-8);
+
+julia> successful_retcode(sol), maximum(sol.original.iterations) < 10
+(true, true)
+```
 """
 Base.@kwdef struct SamplewiseAnderson <: SciMLBase.AbstractNonlinearAlgorithm
     samples::Int = 1
@@ -75,6 +84,18 @@ best iterate, when it has converged by itself. Problems, keywords and solutions 
 
 Methods with a dense Jacobian ask for it block by block, of which one product gives a column of every sample, up to 4,096
 unknowns; those with a matrix-free linear solver ask for products. The products are the problem's `jvp`, or finite differences.
+
+# Example
+```jldoctest
+julia> using HomoJL, NonlinearSolve
+
+julia> prob = NonlinearProblem((u, p) -> cos.(u) .- u, [1.0 0.5]);
+
+julia> sol = solve(prob, Samplewise(NewtonRaphson(); samples = 2); reltol = 1e-10);
+
+julia> sol.retcode, length(sol.original.iterations)
+(SciMLBase.ReturnCode.Success, 2)
+```
 """
 struct Samplewise{M} <: SciMLBase.AbstractNonlinearAlgorithm
     method::M
@@ -83,10 +104,8 @@ end
 
 Samplewise(method; samples = 1) = Samplewise(method, samples)
 
-const AnySamplewise = Union{SamplewisePicard, SamplewiseAnderson, Samplewise}
-
-name(algorithm::AnySamplewise) = String(nameof(typeof(algorithm)))
-name(algorithm::Samplewise) = String(nameof(typeof(algorithm.method)))
+const Stepwise = Union{SamplewisePicard, SamplewiseAnderson}
+const AnySamplewise = Union{Stepwise, Samplewise}
 
 """
 How the samples of a batch ended.
@@ -95,16 +114,15 @@ How the samples of a batch ended.
 - `residuals`: norm(f) / norm(u + f) of each sample at its value.
 - `iterations`: of each sample.
 - `converged`: which samples met the tolerance.
-- `ending`: the worst of the samples' ends: `:success`, `:max_steps`, `:stalled`, `:step_too_small` or `:diverged`.
-- `message`: one line on what happened and what to try; empty on success.
+- `endings`: how each ended: `:success`, `:max_steps`, `:stalled`, `:step_too_small` or `:diverged`; `ending`: the worst of them.
 - `n_jvp`: Jacobian-vector products.
 """
 struct SampleReport
     residuals::Vector{Float64}
     iterations::Vector{Int}
     converged::Vector{Bool}
+    endings::Vector{Symbol}
     ending::Symbol
-    message::String
     n_jvp::Int
 end
 
@@ -148,58 +166,75 @@ column_norms(x) = Float64.(Array(vec(sqrt.(sum(abs2, x; dims = 1)))))
 "A row of Bool where the matrix x is, to broadcast with it."
 row_like(x, flags) = copyto!(similar(x, Bool, 1, length(flags)), Vector{Bool}(flags))
 
-"Residuals, best iterates and ends of all samples."
+"""
+Residuals, best iterates and ends of all samples.
+
+A sample makes progress when its best score, the residual over what is tolerated, falls by a thousandth, and also when
+norm(g(z)) grows by as much beyond all that it has been: a small start may have a long way to go.
+"""
 mutable struct Progress{M <: AbstractMatrix}
-    name::String
     rtol::Float64
     atol::Float64
     maxiters::Int
     best::M
     active::Vector{Bool}
-    score::Vector{Float64}  # residual over what is tolerated, at the best iterate
-    ratio::Vector{Float64}  # residual over norm(g(z)), there
-    mark::Vector{Float64}   # the score that has to be undercut to count as progress
+    score::Vector{Float64}    # at the best iterate
+    ratio::Vector{Float64}    # residual over norm(g(z)), there
+    mark::Vector{Float64}     # the score that has to be undercut to count as progress
+    largest::Vector{Float64}  # norm(g(z)) that has to be exceeded to count as progress
     marked_at::Vector{Int}
+    far::Vector{Float64}      # norm(g(z)) from which on growth makes residuals small; NaN before the first
+    residual::Vector{Float64} # the largest so far
     iterations::Vector{Int}
     endings::Vector{Symbol}
 end
 
-function Progress(name::String, z::AbstractMatrix, rtol, atol, maxiters)
+function Progress(z::AbstractMatrix, rtol, atol, maxiters)
     require_tolerances(rtol, atol, maxiters)
-    count = size(z, 2)
+    all_of(x) = fill(x, size(z, 2))
     return Progress(
-        name, Float64(rtol), Float64(atol), Int(maxiters), copy(z), fill(true, count), fill(Inf, count), fill(NaN, count),
-        fill(Inf, count), zeros(Int, count), zeros(Int, count), fill(:max_steps, count),
+        Float64(rtol), Float64(atol), Int(maxiters), copy(z), all_of(true), all_of(Inf), all_of(NaN), all_of(Inf),
+        all_of(0.0), all_of(0), all_of(NaN), all_of(0.0), all_of(0), all_of(:max_steps),
     )
 end
 
 finished(progress::Progress) = !any(progress.active)
 
 """
-    update!(progress, iteration, z, residual, norm)
+The residual of sample i as a multiple of what it may come to where norm(g(z)) is `norm`.
 
-Take note of the iterates `z`, a matrix, where norm(g(z) - z) and norm(g(z)) of each sample have been found.
+Far from where it began, g(z) may be large only because nothing holds it: growth makes any residual small beside it. There the
+largest residual so far is what others are compared with, and none is smaller than what rounding leaves.
 """
+function score!(progress::Progress, i::Int, residual::Float64, norm::Float64)
+    isnan(progress.far[i]) && (progress.far[i] = FAR * (residual + norm))
+    progress.residual[i] = max(progress.residual[i], residual)
+    if norm > progress.far[i]
+        residual = max(residual, eps(eltype(progress.best)) * norm)
+        norm = min(norm, progress.residual[i])
+    end
+    return residual == 0 ? 0.0 : residual / (progress.atol + progress.rtol * norm)
+end
+
+"Take note of the iterates `z`, a matrix, where norm(g(z) - z) and norm(g(z)) of each sample have been found."
 function update!(progress::Progress, iteration::Int, z, residual::Vector{Float64}, norm::Vector{Float64})
-    (; active, score, ratio, mark, marked_at) = progress
+    (; active, score, ratio, mark, largest, marked_at) = progress
     better = falses(length(active))
     for i in eachindex(active)
         active[i] || continue
-        if !(isfinite(residual[i]) && isfinite(norm[i]))
+        if !isfinite(residual[i] + norm[i])
             stop!(progress, i, :diverged, iteration)
             continue
         end
-        new_score = residual[i] == 0 ? 0.0 : residual[i] / (progress.atol + progress.rtol * norm[i])
+        new_score = score!(progress, i, residual[i], norm[i])
         better[i] = new_score < score[i]
         if better[i]
             score[i], ratio[i] = new_score, residual[i] == 0 ? 0.0 : residual[i] / norm[i]
             new_score < 0.999 * mark[i] && ((mark[i], marked_at[i]) = (new_score, iteration))
         end
-        if score[i] <= 1
-            stop!(progress, i, :success, iteration)
-        elseif iteration - marked_at[i] >= max(PATIENCE, progress.maxiters ÷ 10)
-            stop!(progress, i, :stalled, iteration)
-        end
+        norm[i] > 1.001 * largest[i] && ((largest[i], marked_at[i]) = (norm[i], iteration))
+        score[i] <= 1 && stop!(progress, i, :success, iteration)
+        iteration - marked_at[i] >= max(PATIENCE, progress.maxiters ÷ 10) && stop!(progress, i, :stalled, iteration)
     end
     if all(better)
         copyto!(progress.best, z)
@@ -219,35 +254,10 @@ end
 stop!(progress::Progress, ending::Symbol, iteration::Int) =
     foreach(i -> stop!(progress, i, ending, iteration), eachindex(progress.active))
 
-"The report; `first` is the number of the first sample in its message."
-function report(progress::Progress, map::CountedMap, first::Int = 1)
+function report(progress::Progress, map::CountedMap)
     (; endings, ratio, iterations) = progress
-    converged = Vector{Bool}(endings .== :success)
-    made(ending, message) = SampleReport(ratio, iterations, converged, ending, message, map.products)
-    all(converged) && return made(:success, "")
-    grave = (:diverged, :step_too_small, :stalled, :max_steps)
-    ending = grave[something(findfirst(in(endings), grave), length(grave))]
-    missed = findall(!, converged)
-    place = if ending === :diverged
-        worst = something(findfirst(==(:diverged), endings), 1)
-        at = iterations[worst] == 0 ? "at z0" : "after $(iterations[worst]) iterations"
-        "NaN or infinity in z or f(z) of sample $(worst + first - 1), $at"
-    else
-        worst = missed[argmax([isnan(ratio[i]) ? Inf : ratio[i] for i in missed])]
-        @sprintf(
-            "sample %d is the worst, with residual %.2g after %d iterations, rtol %.2g",
-            worst + first - 1, ratio[worst], iterations[worst], progress.rtol
-        )
-    end
-    other = progress.name in ("NewtonKrylov", "NewtonRaphson") ? "Relaxation()" : "NewtonKrylov()"
-    advice = Dict(
-        :diverged => "look at the map there, or try Anderson(), more damping or another z0",
-        :step_too_small => "loosen rtol and atol, use Float64, or suspect a map that is not smooth",
-        :stalled => "loosen rtol and atol, use Float64, or try another algorithm such as $other",
-        :max_steps => "raise max_steps (now $(progress.maxiters)), loosen rtol and atol, or try another algorithm",
-    )[ending]
-    counts = "$(length(missed)) of $(length(endings)) samples"
-    return made(ending, "$(progress.name): $(SENTENCES[ending]) ($counts; $place); $advice")
+    worst = first(e for e in (:diverged, :step_too_small, :stalled, :max_steps, :success) if e in endings)
+    return SampleReport(ratio, iterations, endings .== :success, endings, worst, map.products)
 end
 
 """
@@ -277,55 +287,89 @@ function search!(algorithm::Samplewise, map, z, progress)
     throw(ArgumentError("no way to solve with a $kind: say `using NonlinearSolve`, or `using SteadyStateDiffEq` for DynamicSS"))
 end
 
-"Find the equilibria of a map g!(out, z) from z0 on; returns where the samples ended, like z0, and their report."
-function equilibrium(
-        @nospecialize(g!), z0::AbstractArray, algorithm::AnySamplewise, name::String = HomoJL.name(algorithm);
-        jvp! = nothing, reltol = 1.0e-4, abstol = 1.0e-6, maxiters = 100, first_sample::Int = 1
-    )
-    map, z, progress = prepared(g!, jvp!, z0, algorithm, name, reltol, abstol, maxiters)
-    search!(algorithm, map, z, progress)
-    return reshape(progress.best, size(z0)), report(progress, map, first_sample), map.calls
-end
-
-function prepared(@nospecialize(g!), jvp!, z0::AbstractArray, algorithm, name::String, reltol, abstol, maxiters)
-    require_state(z0)
-    samples = algorithm.samples
-    ok = samples >= 1 && length(z0) % samples == 0
-    require(ok, "samples must divide the $(length(z0)) elements of u0, got $samples")
-    z = copyto!(similar(z0, length(z0) ÷ samples, samples), z0)
-    return CountedMap(g!, jvp!, size(z0), samples, 0, 0, nothing), z, Progress(name, z, reltol, abstol, maxiters)
+"Find the equilibria of a map g!(out, z) from z0 on; returns where the samples ended, like z0, their report, and the calls."
+function equilibrium(@nospecialize(g!), z0::AbstractArray, algorithm::AnySamplewise; jvp! = nothing, tolerances...)
+    return found!(SamplewiseCache(nothing, g!, jvp!, z0, algorithm; tolerances...), z0)
 end
 
 # ---- SciML's problems ----
 
 const EquilibriumProblem = Union{NonlinearProblem, SteadyStateProblem}
 
+arguments(prob::NonlinearProblem) = (prob.p,)
+arguments(prob::SteadyStateProblem) = (prob.p, Inf)
+
 "The residual of a problem, in place."
 function residual!(prob::EquilibriumProblem, du, u)
-    arguments = prob isa SteadyStateProblem ? (prob.p, Inf) : (prob.p,)
-    SciMLBase.isinplace(prob) ? prob.f(du, u, arguments...) : copyto!(du, prob.f(u, arguments...))
+    SciMLBase.isinplace(prob) ? prob.f(du, u, arguments(prob)...) : copyto!(du, prob.f(u, arguments(prob)...))
     return du
 end
 
-image(prob::EquilibriumProblem) = (out, z) -> (residual!(prob, out, z); out .+= z; nothing)
-
-function image_product(prob::EquilibriumProblem)
-    isnothing(prob.f.jvp) && return nothing
-    arguments = prob isa SteadyStateProblem ? (prob.p, Inf) : (prob.p,)
-    return (out, v, z) -> (prob.f.jvp(out, v, z, arguments...); out .+= v; nothing)
+"A search for equilibria on its way, for `step!` and `solve!`: see [`SamplewisePicard`](@ref)."
+mutable struct SamplewiseCache{P, A, M <: CountedMap, Z <: AbstractMatrix, H}
+    prob::P
+    algorithm::A
+    map::M
+    z::Z
+    gz::Z
+    r::Z
+    memory::H
+    progress::Progress{Z}
+    iteration::Int
 end
 
-function SciMLBase.solve(
-        prob::EquilibriumProblem, algorithm::AnySamplewise; reltol = 1.0e-4, abstol = 1.0e-6, maxiters = 100
+function SamplewiseCache(
+        prob, @nospecialize(g!), @nospecialize(jvp!), z0::AbstractArray, algorithm;
+        reltol = 1.0e-4, abstol = 1.0e-6, maxiters = 100
     )
-    value, report, calls = equilibrium(image(prob), prob.u0, algorithm; jvp! = image_product(prob), reltol, abstol, maxiters)
-    return solution(prob, algorithm, value, report, calls)
+    require_state(z0)
+    samples = algorithm.samples
+    ok = samples >= 1 && length(z0) % samples == 0
+    require(ok, "samples must divide the $(length(z0)) elements of u0, got $samples")
+    z = copyto!(similar(z0, length(z0) ÷ samples, samples), z0)
+    map, progress = CountedMap(g!, jvp!, size(z0), samples, 0, 0, nothing), Progress(z, reltol, abstol, maxiters)
+    return SamplewiseCache(prob, algorithm, map, z, similar(z), similar(z), Memory(algorithm, z), progress, 0)
 end
 
-function solution(prob, algorithm, value, report::SampleReport, calls::Int)
-    resid = residual!(prob, similar(value), value)
-    stats = SciMLBase.NLStats(calls, 0, 0, 0, maximum(report.iterations))
+function SciMLBase.init(prob::EquilibriumProblem, algorithm::AnySamplewise; tolerances...)
+    image!(out, z) = (residual!(prob, out, z); out .+= z; nothing)
+    product!(out, v, z) = (prob.f.jvp(out, v, z, arguments(prob)...); out .+= v; nothing)
+    return SamplewiseCache(prob, image!, isnothing(prob.f.jvp) ? nothing : product!, prob.u0, algorithm; tolerances...)
+end
+
+SciMLBase.solve(prob::EquilibriumProblem, algorithm::AnySamplewise; tolerances...) = solve!(init(prob, algorithm; tolerances...))
+
+function SciMLBase.solve!(cache::SamplewiseCache)
+    prob = cache.prob
+    value, report, calls = found!(cache, prob.u0)
     return SciMLBase.build_solution(
-        prob, algorithm, value, resid; retcode = RETURN_CODES[report.ending], original = report, stats
+        prob, cache.algorithm, value, residual!(prob, similar(value), value); retcode = RETURN_CODES[report.ending],
+        original = report, stats = SciMLBase.NLStats(calls, 0, 0, 0, maximum(report.iterations)),
     )
+end
+
+function found!(cache::SamplewiseCache, z0)
+    search!(cache)
+    return reshape(cache.progress.best, size(z0)), report(cache.progress, cache.map), cache.map.calls
+end
+
+search!(cache::SamplewiseCache) = search!(cache.algorithm, cache.map, cache.z, cache.progress)
+
+function search!(cache::SamplewiseCache{<:Any, <:Stepwise})
+    while !finished(cache.progress)
+        SciMLBase.step!(cache)
+    end
+    return nothing
+end
+
+function SciMLBase.step!(cache::SamplewiseCache{<:Any, <:Stepwise})
+    (; map, z, gz, r, progress) = cache
+    finished(progress) && return nothing
+    cache.iteration > 0 && advance!(cache.memory, cache.algorithm, z, gz, r)
+    apply!(map, gz, z)
+    r .= gz .- z
+    update!(progress, cache.iteration, z, column_norms(r), column_norms(gz))
+    cache.iteration == progress.maxiters && stop!(progress, :max_steps, cache.iteration)
+    cache.iteration += 1
+    return nothing
 end

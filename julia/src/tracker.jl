@@ -95,9 +95,6 @@ end
 
 follows_length(tracker::ZeroPathTracker) = tracker.by === :length
 
-"What messages call it: the names that homojl has for the two."
-name(tracker::ZeroPathTracker) = follows_length(tracker) ? "ArcLength" : "NaturalParameter"
-
 "Whether linear systems of a state of `n` elements are solved by a factorisation."
 solves_densely(tracker::ZeroPathTracker, n::Int) =
     tracker.linear_solver === :dense || (tracker.linear_solver === :auto && n <= 64)

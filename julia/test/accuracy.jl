@@ -14,7 +14,7 @@
     ts = direction === :forward ? [0.0, 0.3, 0.35, 1.1, 2.0] : [2.0, 1.1, 0.35, 0.3, 0.0]
     u0 = T.(problem.exact(ts[1]))
     sol = integrate(problem.f!, u0, ts, algorithm)
-    @test sol.status === SUCCESS && isempty(sol.message)
+    @test sol.status === SUCCESS
     @test sol.ts == ts
     @test sol.us isa Vector{Vector{T}} && length(sol.us) == length(ts)
     @test sol.us[1] == u0

@@ -37,13 +37,13 @@ for name in keys(MAKERS)
     @eval $name(; options...) = Named($(String(name)), MAKERS[$(QuoteNode(name))], (; options...))
 end
 
-function fixed_point(f!, z0, how::Named; samples = 1, jvp! = nothing, first_sample = 1)
+function fixed_point(f!, z0, how::Named; samples = 1, jvp! = nothing)
     (; rtol, atol, max_steps) = (; rtol = 1.0e-4, atol = 1.0e-6, max_steps = how.name == "Relaxation" ? 1000 : 100, how.options...)
     value, report, nfe = HomoJL.equilibrium(
-        f!, z0, how.make(samples), how.name; jvp!, reltol = rtol, abstol = atol, maxiters = max_steps, first_sample
+        f!, z0, how.make(samples); jvp!, reltol = rtol, abstol = atol, maxiters = max_steps
     )
     return (;
-        value, report.residuals, report.iterations, report.converged, status = report.ending, report.message,
+        value, report.residuals, report.iterations, report.converged, status = report.ending, report.endings,
         stats = (; nfe, report.n_jvp),
     )
 end
@@ -86,7 +86,7 @@ const COUPLED = (Broyden, LimitedMemoryBroyden, NewtonKrylov, TrustRegion, DFSan
     f! = TanhMap{T}(8, 12)
     z0 = zeros(T, 8, 12)
     sol = fixed_point(f!, z0, A(; rtol, atol = 0.0); samples = 12, jvp! = isnothing(product) ? nothing : product(f!))
-    @test sol.status === SUCCESS && sol.message == "" && all(sol.converged)
+    @test sol.status === SUCCESS && all(sol.converged)
     @test sol.value isa Matrix{T} && iszero(z0)
     @test all(sol.residuals .<= rtol)
     @test sol.residuals ≈ residuals(f!, sol.value) rtol = 0.05 atol = 10 * eps(T)
@@ -147,16 +147,14 @@ end
     f! = TanhMap{Float64}(8, 4)
     for A in (OWN..., COUPLED...)
         sol = fixed_point(f!, zeros(8, 4), A(rtol = 1.0e-12, atol = 0.0, max_steps = 2); samples = 4)
-        @test sol.status === MAX_STEPS && occursin("raise max_steps (now 2)", sol.message)
+        @test sol.status === MAX_STEPS && all(==(MAX_STEPS), sol.endings)
         @test sol.residuals ≈ residuals(f!, sol.value) rtol = 1.0e-6
     end
     for A in (OWN..., NewtonKrylov, LimitedMemoryBroyden)
         broken!(out, z) = (out .= z ./ 2 .+ [1.0 NaN 2.0])
         sol = fixed_point(broken!, zeros(1, 3), A(); samples = 3)
         @test sol.status === DIVERGED && sol.converged == [true, false, true]
-        @test occursin("NaN or infinity in z or f(z) of sample 2, at z0", sol.message)
-        from_zero = fixed_point(broken!, zeros(1, 3), A(); samples = 3, first_sample = 0)
-        @test occursin("of sample 1, at z0", from_zero.message)
+        @test sol.endings == [SUCCESS, DIVERGED, SUCCESS] && sol.iterations[2] == 0
     end
     none!(out, z) = (out .= z .+ 1 .+ z .^ 2)
     for A in (OWN..., NewtonKrylov)

@@ -19,7 +19,7 @@ const CROSSING = π - atan(2)
     ts = [0.0, 0.5, 1.0, 3.0, 4.0]
     event = Event(first_element)
     sol = integrate(rotation.f!, rotation.u0, ts, algorithm; jvp!, events = event)
-    @test sol.status === ENDED && isempty(sol.message)
+    @test sol.status === ENDED
     @test sol.ts[1:3] == ts[1:3] && length(sol.ts) == length(sol.us) == 4
     @test sol.ts[end] ≈ CROSSING atol = tolerance
     @test abs(sol.us[end][1]) < tolerance
@@ -68,13 +68,11 @@ end
     end
 end
 
-@testset "arguments of events" begin
-    @test_throws "direction must be" Event(first_element; direction = 2)
-    @test_throws "Event(condition)" integrate(decay!, [1.0], [0.0, 1.0], Tsit5(); events = (first_element,))
+@testset "an exception in a condition is kept" begin
     @test_throws FieldError integrate(decay!, [1.0], [0.0, 1.0], Tsit5(); events = Event((u, t) -> throw(FieldError())))
 end
 
 @testset "a condition that is no number ends the solve before it" begin
     sol = integrate(decay!, [1.0], [0.0, 1.0], Tsit5(); events = Event((u, t) -> t > 0.5 ? NaN : -1.0))
-    @test sol.status === DIVERGED && occursin("condition is NaN", sol.message) && sol.ts[end] <= 0.5
+    @test sol.status === DIVERGED && sol.event === 0 && sol.ts[end] <= 0.5
 end

@@ -1,7 +1,6 @@
 function failed(f!, u0, ts, algorithm; options...)
     sol = integrate(f!, u0, ts, algorithm; options...)
-    @test sol.status !== SUCCESS && !isempty(sol.message) && !occursin('\n', sol.message)
-    @test occursin(HomoJL.SENTENCES[sol.status], sol.message)
+    @test sol.status !== SUCCESS
     # The stored states are finite and end where the solve stopped.
     @test length(sol.ts) == length(sol.us)
     @test !SciMLBase.successful_retcode(HomoJL.RETURN_CODES[sol.status])
@@ -23,7 +22,7 @@ end
     stiff!(du, u, t) = (du[1] = u[2]; du[2] = 50 * (1 - u[1]^2) * u[2] - u[1])
     sol = failed(stiff!, [2.0, 1.0], ts, Tsit5(rtol = 1.0e-8, atol = 1.0e-8, min_step = 0.02))
     @test sol.status === STEP_TOO_SMALL
-    @test occursin("loosen rtol and atol", sol.message)
+    @test 0 < sol.step <= 0.02
     refused = failed(decay!, [1.0], ts, Tsit5(first_step = 1.0e-3, min_step = 1.0e-2))
     @test refused.status === STEP_TOO_SMALL && refused.stats.n_accepted == 0
 end
@@ -32,7 +31,6 @@ end
     sol = failed(rotation.f!, [1.0, 0.0], [0.0, 1.0, 1000.0], Dopri5(max_steps = 20))
     @test sol.status === MAX_STEPS
     @test sol.stats.n_accepted + sol.stats.n_rejected == 20
-    @test occursin("raise max_steps (now 20)", sol.message)
     @test sol.ts[end] ≈ sol.steps.starts[end] + sol.steps.sizes[end]
     @test relative_error(sol.us[end], [cos(sol.ts[end]), -sin(sol.ts[end])]) < 0.01
     enough = integrate(decay!, [1.0], [0.0, 1.0], Dopri5())
@@ -52,7 +50,7 @@ end
     @test failed(hidden!, [1.0, 0.0], [0.0, 1.0], Dopri5(); parts = [1:1]).status === DIVERGED
     fixed = failed(from_half!, [0.0], [0.0, 0.4, 0.8, 1.0], Euler(step_size = 0.1))
     @test fixed.status === DIVERGED
-    @test occursin("in t = 0.4 .. 0.8", fixed.message) && occursin("smaller step_size", fixed.message)
+    @test fixed.us[2] == [0.4] && !isfinite(only(fixed.us[3]))
 end
 
 @testset "a trial step out of the field's domain is retried" begin

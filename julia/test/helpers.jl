@@ -23,7 +23,7 @@ struct How
     dense::Union{Nothing, Bool}
 end
 
-how(name, make; dense = nothing, options...) = How(name, make, HomoJL.Request(name; options...), dense)
+how(name, make; dense = nothing, options...) = How(name, make, HomoJL.Request(; options...), dense)
 
 Euler(; options...) = how("Euler", d -> OrdinaryDiffEqLowOrderRK.Euler(); options...)
 Midpoint(; options...) = how("Midpoint", d -> OrdinaryDiffEqLowOrderRK.Midpoint(); options...)
@@ -68,7 +68,7 @@ function integrate(
     keeping = keep_states ? u -> push!(states, keep(u)) : nothing
     r = HomoJL.record(f!, u0, ts, how.make(dense), how.request; jvp!, dense, parts, watch = watch(events), out, keep = keeping)
     return (;
-        r.ts, r.us, status = r.ending, r.message, r.event, states = identity.(states),
+        r.ts, r.us, status = r.ending, r.step, r.event, states = identity.(states),
         steps = Steps(r.starts, r.sizes, r.save_steps, r.save_fractions),
         stats = (; r.nfe, r.n_jvp, r.n_rejected, n_accepted = length(r.starts)),
     )

@@ -220,12 +220,12 @@ class TestHowSolvesEnd:
         # norm(f(z)) grows, so that norm(f(z) - z) is soon small beside it, which is no equilibrium.
         assert not solution.status.ok
 
-    def test_a_small_start_has_time_to_grow(self):
+    def test_a_small_start_has_time_to_grow(self, backend):
         """Positive and concave: Picard's iterates double from 1e-15 on, their relative residual 1/2 all the way."""
         z0 = torch.zeros(3, 1, dtype=torch.float64)
         x = torch.tensor([[1e-15], [1e-5], [1.0]], dtype=torch.float64)
         problem = hj.FixedPointProblem(lambda z, x: torch.tanh(2 * z + x), z0, args=(x,))
-        solution = hj.solve(problem, hj.Picard(rtol=1e-6, atol=0.0, max_steps=200), backend="pytorch")
+        solution = hj.solve(problem, hj.Picard(rtol=1e-6, atol=0.0, max_steps=200), backend=backend)
         assert solution.iterations[0] > 45
         torch.testing.assert_close(torch.tanh(2 * solution.value + x), solution.value, rtol=2e-6, atol=0.0)
 
@@ -380,7 +380,7 @@ class TestRowsAreSaidNotGuessed:
 
     @pytest.mark.parametrize("start", [0.0, 1.0])
     @each_method
-    def test_a_batch_whose_samples_mix_converges_as_a_whole(self, cls, start):
+    def test_a_batch_whose_samples_mix_converges_as_a_whole(self, cls, start, backend):
         """BatchNorm from rows that are all alike, where mixing shows in nothing; a mean from others."""
         torch.manual_seed(0)
         norm = torch.nn.BatchNorm1d(2).double()
@@ -394,7 +394,7 @@ class TestRowsAreSaidNotGuessed:
         algorithm = cls(rtol=1e-6, max_steps=500)
         with torch.no_grad(), warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
-            solution = hj.solve(hj.FixedPointProblem(f, z0, (x,)), algorithm, throw=False, backend="pytorch")
+            solution = hj.solve(hj.FixedPointProblem(f, z0, (x,)), algorithm, throw=False, backend=backend)
         told = [w for w in caught if "mixes the samples" in str(w.message)]
         assert len(told) <= 1
         with torch.no_grad():
@@ -417,9 +417,9 @@ class TestRowsAreSaidNotGuessed:
 class TestEquilibriaThatAreNone:
     @each_method
     @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-    def test_growth_alone_is_not_convergence(self, cls, dtype):
+    def test_growth_alone_is_not_convergence(self, cls, dtype, backend):
         problem = hj.FixedPointProblem(lambda z: z + 1, torch.zeros(2, 3, dtype=dtype))
-        solution = hj.solve(problem, cls(max_steps=3000), throw=False, backend="pytorch")
+        solution = hj.solve(problem, cls(max_steps=3000), throw=False, backend=backend)
         assert not solution.status.ok
         assert not solution.converged.any()
 
@@ -435,13 +435,13 @@ class TestEquilibriaThatAreNone:
 
     @pytest.mark.parametrize("cls", [hj.Picard, hj.Anderson, hj.Broyden, hj.Relaxation])
     @pytest.mark.parametrize("far", [1e3, 1e6])
-    def test_an_equilibrium_far_away_is_found(self, cls, far):
+    def test_an_equilibrium_far_away_is_found(self, cls, far, backend):
         problem = hj.FixedPointProblem(lambda z: 0.5 * z + far / 2, torch.zeros(2, 1, dtype=torch.float64))
-        value = hj.solve(problem, cls(rtol=1e-6, atol=0.0), backend="pytorch").value
+        value = hj.solve(problem, cls(rtol=1e-6, atol=0.0), backend=backend).value
         torch.testing.assert_close(value, torch.full_like(value, far), rtol=1e-5, atol=0.0)
         if cls in (hj.Picard, hj.Relaxation):  # the others find the one that repels, near zero
             small = hj.FixedPointProblem(lambda z: far * torch.tanh(2 * z / far + 1e-12), torch.zeros(2, 1).double())
-            value = hj.solve(small, cls(rtol=1e-6, atol=0.0, max_steps=300), backend="pytorch").value
+            value = hj.solve(small, cls(rtol=1e-6, atol=0.0, max_steps=300), backend=backend).value
             torch.testing.assert_close(value, torch.full_like(value, 0.9575 * far), rtol=1e-3, atol=0.0)
 
 

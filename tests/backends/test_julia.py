@@ -403,6 +403,31 @@ class TestInAProcessOfItsOwn:
         assert done.stdout.strip().endswith("done"), done.stderr[-2000:]
         assert done.returncode == 0
 
+    @pytest.mark.parametrize("first_use", ["main", "worker"])
+    def test_garbage_is_collected_during_a_solve_in_a_worker_thread(self, first_use):
+        """The derivative is how often Julia has collected since the solve began."""
+        code = f"""
+        import threading, torch, homojl as hj
+        SOURCE = (
+            "const before = Ref(-1); function f(u, p, t); x = fill(t, 50_000); n = Base.gc_num().pause; "
+            "before[] < 0 && (before[] = n); 0 .* u .+ (n - before[]) .+ 0 * x[1]; end"
+        )
+        values = []
+        def solve():
+            problem = hj.ODEProblem(hj.JuliaField(SOURCE), torch.zeros(1), (0.0, 1.0))
+            values.append(hj.solve(problem, hj.Euler(step_size=5e-4), backend="julia").value.item())
+        if {first_use == "main"}:
+            solve()
+        thread = threading.Thread(target=solve)
+        thread.start()
+        thread.join()
+        solve()
+        print("collected", all(v > 0 for v in values), values)
+        """
+        done = run_python(code)
+        assert "collected True" in done.stdout, done.stdout + done.stderr[-2000:]
+        assert done.returncode == 0
+
     def test_ten_thousand_solves_do_not_grow(self):
         code = """
         import gc, torch, homojl as hj

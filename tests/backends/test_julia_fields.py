@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import homojl as hj
+from homojl.backends.julia import runtime
 from tests.backends.test_julia import run_python
 
 pytestmark = [pytest.mark.needs("julia"), pytest.mark.slow]
@@ -170,3 +171,91 @@ def test_the_brusselators_gradient(own):
         for i, step in enumerate(torch.diag(1e-5 * p)):
             difference = (loss(p + step) - loss(p - step)) / (2 * step[i])
             assert found[i].item() == pytest.approx(difference.item(), rel=1e-5)
+
+
+class TestEnsembles:
+    SOURCE = "f!(du, u, p, t) = (du[1] = -p[1] * u[1] + t; du[2] = p[1] * u[1] - u[2]; nothing)"
+
+    def test_each_sample_has_steps_of_its_own(self):
+        rates = torch.tensor([[0.1], [1.0], [40.0]], dtype=torch.float64)
+        y0 = torch.tensor([[1.0, 0.0], [0.5, 0.2], [2.0, 1.0]], dtype=torch.float64)
+        ts = (0.0, 0.3, 1.0)
+        problem = hj.ODEProblem(hj.JuliaField(self.SOURCE), y0, ts, args=(hj.PerSample(rates),))
+        solution = hj.solve(problem, hj.Tsit5(**TIGHT), batch="per-sample", backend="julia")
+
+        def f(t, y, k):
+            return torch.stack([-k[:, 0] * y[:, 0] + t, k[:, 0] * y[:, 0] - y[:, 1]], 1)
+
+        reference = hj.ODEProblem(f, y0, ts, args=(hj.Shared(rates),))
+        expected = hj.solve(reference, hj.Tsit5(rtol=1e-11, atol=1e-11), backend="pytorch").ys
+        torch.testing.assert_close(solution.ys, expected, rtol=1e-6, atol=1e-8)
+        assert solution.samples.n_accepted[2] > solution.samples.n_accepted[0]
+        assert solution.stats.backend == "julia"
+
+    def test_stiff_methods_shared_arguments_and_samples_that_fail(self):
+        y0 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+        field = hj.JuliaField("f(u, p, t) = p .* u .^ 2")
+        problem = hj.ODEProblem(field, y0, (0.0, 2.0), args=(torch.ones(1, dtype=torch.float64),))
+        solution = hj.solve(problem, hj.Rodas5P(), batch="per-sample", backend="julia", throw=False)
+        assert not solution.status.ok
+        assert [status.ok for status in solution.samples.statuses] == [False, True]
+        assert "1 of 2 samples; sample 0" in solution.message
+        assert solution.value[1].item() == pytest.approx(-1 / 3, rel=1e-3)
+
+    def test_what_it_does_not_do_is_refused(self):
+        y0 = torch.ones(2, 2, dtype=torch.float64, requires_grad=True)
+        problem = hj.ODEProblem(hj.JuliaField("f(u, p, t) = -u"), y0, (0.0, 1.0))
+        with pytest.raises(hj.ConfigError, match="values, and no gradients"):
+            hj.solve(problem, hj.Tsit5(), batch="per-sample", backend="julia")
+        with pytest.raises(hj.ConfigError, match="needs backend='julia'"), torch.no_grad():
+            hj.solve(problem, hj.Tsit5(), batch="per-sample", backend="pytorch")
+        own = hj.ODEProblem(hj.JuliaField('f(u, p, t) = t > 0.5 ? error("my own") : -u'), y0.detach(), (0.0, 1.0))
+        with pytest.raises(hj.JuliaCodeError, match="my own"):
+            hj.solve(own, hj.Tsit5(), batch="per-sample", backend="julia")
+
+
+class TestLux:
+    @pytest.fixture(autouse=True)
+    def _lux(self):
+        try:
+            runtime.require(runtime.start(), "Lux")
+        except hj.ConfigError as error:
+            pytest.skip(str(error))
+
+    LAYERS = "using Lux; Chain(Dense(2 => 5, tanh), Dense(5 => 2))"
+
+    @staticmethod
+    def torchs(z, p):
+        """The same layers in PyTorch; Julia's weights are (outputs, inputs), column by column."""
+        w1, b1, w2, b2 = p.split([10, 5, 10, 2])
+        hidden = torch.tanh(z @ w1.view(2, 5) + b1)
+        return hidden @ w2.view(5, 2) + b2
+
+    def test_layers_as_a_field(self):
+        field = hj.JuliaField(self.LAYERS)
+        p = field.first_parameters(dtype=torch.float64).requires_grad_()
+        assert p.shape == (27,)
+        assert not torch.equal(p, field.first_parameters(seed=1, dtype=torch.float64))
+        y0 = torch.randn(3, 2, dtype=torch.float64, requires_grad=True)
+        fields = {"julia": field, "pytorch": lambda t, y, p: self.torchs(y, p)}
+        found = {}
+        for backend, f in fields.items():
+            problem = hj.ODEProblem(f, y0, (0.0, 0.5, 1.0), args=(p,))
+            ys = hj.solve(problem, hj.Tsit5(**TIGHT), adjoint=hj.GaussAdjoint(), backend=backend).ys
+            found[backend] = (ys, *torch.autograd.grad(ys.square().sum(), (y0, p)))
+        for ours, theirs in zip(*found.values(), strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+    def test_a_layer_as_a_map(self):
+        field = hj.JuliaField("using Lux; Dense(2 => 2, tanh)")
+        p = (0.3 * field.first_parameters(dtype=torch.float64)).requires_grad_()
+        problem = hj.FixedPointProblem(field, torch.zeros(4, 2, dtype=torch.float64), args=(p,))
+        value = hj.solve(problem, hj.Anderson(rtol=1e-10, atol=1e-12), backend="julia").value
+        w, b = p.split([4, 2])
+        torch.testing.assert_close(torch.tanh(value @ w.view(2, 2) + b), value, rtol=1e-8, atol=1e-9)
+        (gradient,) = torch.autograd.grad(value.sum(), p)
+        assert gradient.isfinite().all()
+
+    def test_a_function_has_no_parameters(self):
+        with pytest.raises(hj.ConfigError, match="only a layer of Lux has"):
+            hj.JuliaField("f(u, p, t) = -u").first_parameters()

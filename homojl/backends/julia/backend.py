@@ -8,6 +8,7 @@ from collections.abc import Callable, Sequence
 from types import SimpleNamespace as Job
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 
 from homojl.algorithms import (
@@ -29,16 +30,19 @@ from homojl.backends.base import (
     Integration,
     Path,
 )
-from homojl.backends.julia import methods, runtime
+from homojl.backends.julia import endings, methods, runtime
 from homojl.backends.julia.field import BoundJuliaField, JuliaField
 from homojl.backends.julia.tensors import Callback, Conditions, StateForm
+from homojl.backends.pytorch.fixed_point import find_fixed_point
 from homojl.backends.pytorch.record import Record
+from homojl.backends.pytorch.rows import RowLayout
+from homojl.backends.pytorch.samples import verdict
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError
 from homojl.functions import AbstractField, AbstractMap, UserFunction
 from homojl.functions.base import DerivedField
 from homojl.functions.products import Linearisation
-from homojl.solution import StackedStates, Status, StepSequence
+from homojl.solution import Samples, StackedStates, Status, StepSequence
 
 Tensor = torch.Tensor
 
@@ -113,7 +117,7 @@ class JuliaBackend(AbstractBackend):
         states: list[Tensor] = []
         keep = _keeper(form, states) if keep_states else None
         job = Job(
-            on_device=form.device.type == "cuda",
+            device=_device(form),
             field=field,
             jvp=product,
             u0=form.flat(y0),
@@ -128,18 +132,86 @@ class JuliaBackend(AbstractBackend):
         )
         answer = self._run("integrate", job)
         times, starts, sizes, fractions = (tuple(array("d", packed)) for packed in answer[:4])
-        indices, status, message, nfe, n_rejected, which = array("q", answer[4]), *answer[5:]
+        indices, name, step, nfe, n_rejected, which = array("q", answer[4]), *answer[5:]
+        status, ys = Status[name], saved[: len(times)]
+        message = endings.of_integration(
+            algorithm,
+            status,
+            times,
+            ys,
+            accepted=len(starts),
+            rejected=n_rejected,
+            step=step,
+            condition_is_nan=which == -1,
+        )
         return Integration(
             ts=times,
-            ys=saved[: len(times)],
+            ys=ys,
             record=Record.of(
                 StepSequence(starts, sizes, tuple(zip(indices, fractions, strict=True))), states, jumps, len(times) - 1
             ),
-            status=Status[status],
+            status=status,
             message=message,
             nfe=nfe,
             n_rejected=n_rejected,
-            event=which,
+            event=None if which == -1 else which,
+        )
+
+    @torch.no_grad()
+    def integrate_samples(
+        self,
+        f: UserFunction,
+        y0: Tensor,
+        ts: tuple[float, ...],
+        algorithm: AbstractODEAlgorithm,
+    ) -> Integration:
+        """An ensemble of small systems: a `JuliaField` of one sample, solved for each row of y0 with steps of its own.
+
+        Only values come of it. Arguments marked `PerSample` have a row for each sample, all others are shared. Julia's
+        threads, whose number PYTHON_JULIACALL_THREADS sets before the start, share the samples.
+        """
+        assert isinstance(f.f, JuliaField), f.f
+        form, count = _batch_form(y0), len(y0)
+        out, saved = _room_for_saves(form, y0, len(ts) - 1)
+        times = array("d", ts)
+        job = Job(
+            device=_device(form),
+            field=f.f.bind(f.args).for_state(torch.empty(y0.shape[1:], device="meta")),
+            rows=tuple(mark is True for mark in f.arguments.marks),
+            u0=form.flat(y0),
+            out=out,
+            ts=times.buffer_info(),
+            samples=count,
+            method=methods.chosen(methods.spelled_out(algorithm)),
+            request=methods.requested(algorithm),
+        )
+        reached, *counts, names = self._run("ensemble", job)
+        accepted, rejected, nfe = (torch.tensor(array("q", packed)) for packed in counts)
+        statuses = tuple(Status[name] for name in names)
+        bad = [i for i, status in enumerate(statuses) if not status.ok]
+        message = ""
+        if bad:
+            last = array("d", reached)[bad[0]]
+            message = (
+                f"{algorithm.name}: {statuses[bad[0]].value} ({len(bad)} of {count} samples; sample {bad[0]} at "
+                f"t = {last:.6g}); loosen rtol and atol, raise max_steps, or look at the field there"
+            )
+        return Integration(
+            ts=ts,
+            ys=saved,
+            record=Record(layout=RowLayout(y0)),
+            status=statuses[bad[0]] if bad else Status.SUCCESS,
+            message=message,
+            nfe=int(nfe.max()),
+            n_rejected=int(rejected.max()),
+            samples=Samples(
+                statuses=statuses,
+                times=torch.tensor(array("d", reached), dtype=torch.float64),
+                n_accepted=accepted,
+                n_rejected=rejected,
+                nfe=nfe,
+                events=torch.full((count,), -1),
+            ),
         )
 
     def _product(
@@ -165,6 +237,14 @@ class JuliaBackend(AbstractBackend):
     def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
         if isinstance(algorithm, NewtonKrylov) and algorithm.preconditioner is not None:
             raise ConfigError("NewtonKrylov with a preconditioner needs backend='pytorch'")
+        return find_fixed_point(f, z0, algorithm, self._search)
+
+    def _search(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
+        """Every row to its own end; all of them are evaluated all the time.
+
+        Raises:
+            Mixes: if rows that ended before others depend on them.
+        """
         form = _batch_form(z0)
         function = _native(f, form) or Callback(f, form, timed=False)
         method = methods.chosen(methods.spelled_out(algorithm, form.n))
@@ -173,26 +253,30 @@ class JuliaBackend(AbstractBackend):
             product = self._product(f, form, z0)
         value = form.empty()
         job = Job(
-            on_device=form.device.type == "cuda",
+            device=_device(form),
             map=function,
             jvp=product,
             z0=form.flat(z0),
             out=form.flat(value),
             method=method,
             samples=len(z0),
-            name=algorithm.name,
             rtol=algorithm.rtol,
             atol=algorithm.atol,
             max_steps=algorithm.max_steps,
         )
-        answer = self._run("fixed_point", job)
-        residuals, iterations, converged, status, message, nfe, n_jvp = answer
+        residuals, iterations, names, nfe, n_jvp = self._run("fixed_point", job)
+        statuses = np.array([Status[name] for name in names], dtype=object)
+        status, message = verdict(algorithm, statuses, np.array(residuals), np.array(iterations))
+        value = StateForm(z0).laid_out(value)
+        parted = len(set(iterations)) > 1 and isinstance(f, UserFunction) and f.separates is None
+        if parted and (isinstance(function, Callback) or z0.device.type == "cpu"):
+            f.separable((value,), f(value), torch.arange(max(1, len(z0) // 2), device=z0.device))
         return FixedPoint(
-            value=StateForm(z0).laid_out(value),
+            value=value,
             residuals=torch.tensor(residuals, dtype=torch.float64),
             iterations=torch.tensor(iterations, dtype=torch.int64),
-            converged=torch.tensor(converged, dtype=torch.bool),
-            status=Status[status],
+            converged=torch.tensor([s is Status.SUCCESS for s in statuses], dtype=torch.bool),
+            status=status,
             message=message,
             nfe=nfe,
             n_jvp=n_jvp,
@@ -205,7 +289,7 @@ class JuliaBackend(AbstractBackend):
         product = self._product(r, form, z0)
         states: list[Tensor] = []
         job = Job(
-            on_device=form.device.type == "cuda",
+            device=_device(form),
             map=function,
             jvp=product,
             z0=form.flat(z0),
@@ -214,19 +298,35 @@ class JuliaBackend(AbstractBackend):
             keep=_keeper(form, states),
         )
         answer = self._run("trace_path", job)
-        s, lambdas, residuals, folds, status, message, nfe, n_jvp, n_rejected = answer
+        s, lambdas, residuals, folds, name, nfe, n_jvp, n_rejected, step = answer
+        status = Status[name]
         return Path(
             s=torch.tensor(s, dtype=torch.float64),
             lambdas=torch.tensor(lambdas, dtype=torch.float64),
             states=states,
             residuals=torch.tensor(residuals, dtype=torch.float64),
             folds=folds,
-            status=Status[status],
-            message=message,
+            status=status,
+            message=endings.of_path(
+                algorithm, status, s, lambdas, residuals, states[-1], rejected=n_rejected, step=step
+            ),
             nfe=nfe,
             n_jvp=n_jvp,
             n_rejected=n_rejected,
         )
+
+
+def _device(form: StateForm) -> int | None:
+    """The number of the CUDA device that a solve runs on; None: on the CPU.
+
+    Raises:
+        ConfigError: on a stream that is not PyTorch's default one, which Julia's kernels are queued on.
+    """
+    if form.device.type != "cuda":
+        return None
+    if torch.cuda.current_stream(form.device) != torch.cuda.default_stream(form.device):
+        raise ConfigError("backend='julia' works on PyTorch's default stream: leave `torch.cuda.stream(...)` first")
+    return torch.cuda.current_device() if form.device.index is None else form.device.index
 
 
 def _native(f: AbstractField | AbstractMap, form: StateForm) -> BoundJuliaField | None:

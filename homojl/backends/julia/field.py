@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from array import array
 from types import SimpleNamespace as Job
 from typing import Any
 
@@ -27,7 +28,8 @@ class JuliaField:
         source: Julia source that ends in a function: `f!(du, u, p, t)`, which writes the derivative into `du`, or
             `f(u, p, t)`, which returns it, for an `ODEProblem`; `f!(out, z, p)` or `f(z, p)` for a `FixedPointProblem`
             or a `HomotopyProblem`. It may begin with `using` lines, define helpers, or just name a function of a
-            package: "import MyPackage; MyPackage.rhs!".
+            package: "import MyPackage; MyPackage.rhs!". Or a layer of Lux, as "using Lux; Dense(2 => 2, tanh)", on
+            states (batch, features), with all its parameters in one vector as `args`: `first_parameters` makes it.
         differentiation: how gradients are made in Julia: "forward", dual numbers of ForwardDiff.jl, whose cost grows
             with the number of elements; "reverse", by Mooncake.jl or ReverseDiff.jl, whichever is installed
             (`homojl julia add Mooncake`); "auto": "reverse" for more than 32 numbers in state and arguments, where
@@ -81,6 +83,20 @@ class JuliaField:
             kind = "forward" if state.numel() + sum(a.numel() for a in args) <= FORWARD_UP_TO else "reverse"
         wanted = DIFFERENTIATIONS[kind] + (("ForwardDiff",) if self.differentiation == "auto" else ())
         return runtime.require(runtime.start(), *wanted)
+
+    def first_parameters(self, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
+        """The first parameters of a layer of Lux, all in one vector (n,): the layer's `args`, and what is trained.
+
+        Args:
+            seed: of Julia's random numbers.
+            dtype: float32 or float64.
+
+        Raises:
+            ConfigError: if the source ends in a function, which has no parameters of its own.
+        """
+        julia = runtime.start()
+        with runtime.calling(julia):
+            return torch.tensor(array("d", julia.bridge.first_parameters(self._function, seed)), dtype=dtype)
 
     def bind(self, args: tuple[Any, ...]) -> BoundJuliaField:
         """The function with its arguments, as the backend and autograd use it."""
@@ -151,7 +167,7 @@ class _Evaluate(torch.autograd.Function):
         bound = field.bind(args).for_state(state)
         out = torch.empty(state.numel(), dtype=state.dtype)
         with runtime.calling(julia):
-            julia.bridge.evaluate(Job(on_device=False, field=bound, out=out, state=_contiguous(state), t=t))
+            julia.bridge.evaluate(Job(device=None, field=bound, out=out, state=_contiguous(state), t=t))
         return StateForm(state).laid_out(out.reshape(state.shape))
 
     @staticmethod
@@ -195,6 +211,4 @@ def _job(ctx: Any, out: Tensor, direction: Tensor) -> Job:
     """A product of a saved evaluation with a direction."""
     state, *args = ctx.saved_tensors
     bound = ctx.field.bind(tuple(args)).for_state(state)
-    return Job(
-        on_device=False, field=bound, out=out, state=_contiguous(state), direction=_contiguous(direction), t=ctx.t
-    )
+    return Job(device=None, field=bound, out=out, state=_contiguous(state), direction=_contiguous(direction), t=ctx.t)

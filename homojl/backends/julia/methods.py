@@ -196,7 +196,7 @@ def requested(algorithm: AbstractODEAlgorithm) -> Any:
         if isinstance(algorithm, SciML) and algorithm.mass_matrix is not None:
             rows = algorithm.mass_matrix.detach().double().tolist()
             options["mass_matrix"] = julia.bridge.matrix(Job(rows=rows))
-        return julia.bridge.request(Job(name=algorithm.name, options=tuple(options.items()), controller=control))
+        return julia.bridge.request(Job(options=tuple(options.items()), controller=control))
 
 
 @functools.lru_cache(maxsize=256)

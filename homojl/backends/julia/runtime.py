@@ -195,11 +195,17 @@ class _Running:
         self.homojl = self.jl.HomoJL
         self.bridge = self.jl.seval("Base.get_extension(HomoJL, :HomoJLPythonCallExt)")
         self.loaded: set[str] = set()
-        self.solves = {name: getattr(self.bridge, name) for name in ("integrate", "fixed_point", "trace_path")}
+        self.solves = {
+            name: getattr(self.bridge, name) for name in ("integrate", "ensemble", "fixed_point", "trace_path")
+        }
         self.library = ctypes.CDLL(juliacall.CONFIG["libpath"])
         self.library.jl_get_pgcstack.restype = ctypes.c_void_p
         self.internals = ctypes.CDLL(str(self.jl.seval('import Libdl; Libdl.dlpath("libjulia-internal")')))
         self.owner = threading.main_thread().ident if started_before else threading.get_ident()
+        self.owner_rests = self.owner == threading.get_ident()
+        if self.owner_rests:
+            # Outside of Julia this thread is no obstacle to a collection; every way into Julia ends that for a while.
+            self.internals.jl_gc_safe_enter()
 
 
 @contextlib.contextmanager
@@ -289,8 +295,9 @@ def require(julia: _Running, *names: str) -> str:
 def _visiting(julia: _Running) -> Iterator[None]:
     """Make a thread other than the one that started Julia fit to call it.
 
-    Julia's garbage collector stops every thread that it knows of. The thread that started Julia may be waiting in
-    PyTorch's autograd engine for this one, and would never stop: so nothing is collected while a visitor is here.
+    Julia's garbage collector stops every thread that it knows of, unless it rests outside of Julia. The thread that
+    started Julia may be waiting in PyTorch's autograd engine for this one; where it could not be told to rest, since
+    another program started Julia on it, nothing is collected while a visitor is here.
     """
     if threading.get_ident() == julia.owner or getattr(_thread, "visiting", False):
         yield
@@ -299,13 +306,15 @@ def _visiting(julia: _Running) -> Iterator[None]:
     if not library.jl_get_pgcstack():  # Julia does not know this thread yet
         library.jl_adopt_thread()
         julia.internals.jl_gc_safe_enter()  # between visits it is no obstacle to a collection
-    library.jl_gc_enable(0)
+    if not julia.owner_rests:
+        library.jl_gc_enable(0)
     _thread.visiting = True
     try:
         yield
     finally:
         _thread.visiting = False
-        library.jl_gc_enable(1)
+        if not julia.owner_rests:
+            library.jl_gc_enable(1)
 
 
 def cuda_state(julia: _Running) -> str:

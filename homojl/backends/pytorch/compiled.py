@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import logging
 import types
@@ -23,7 +24,7 @@ from homojl.algorithms import (
 from homojl.backends.base import EventCondition, FixedPoint, Integration
 from homojl.backends.pytorch.ahead import Ahead
 from homojl.backends.pytorch.backend import TorchBackend
-from homojl.backends.pytorch.fixed_point import METHODS, find_fixed_point
+from homojl.backends.pytorch.fixed_point import METHODS, each_sample, find_fixed_point
 from homojl.backends.pytorch.native import EVALUATIONS, STATES
 from homojl.backends.pytorch.native.operations import Postponed
 from homojl.backends.pytorch.steps import AbstractStepper, ExplicitStepper, Number, Step
@@ -152,7 +153,8 @@ class CompiledBackend(TorchBackend):
     def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
         from homojl.backends.pytorch.native.equilibrium import methods_for
 
-        return find_fixed_point(f, z0, algorithm, {**METHODS, **methods_for(z0)})
+        methods = {**METHODS, **methods_for(z0)}
+        return find_fixed_point(f, z0, algorithm, functools.partial(each_sample, methods=methods))
 
     def stepper(
         self, f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm

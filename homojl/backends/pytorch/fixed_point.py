@@ -9,7 +9,7 @@ instead of writing to buffers. Which samples stop when is decided on values alon
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -51,23 +51,27 @@ METHODS: Methods = {
 }
 
 
+# One search for the equilibria of all rows, each to its own end.
+Search = Callable[[AbstractMap, Tensor, AbstractFixedPointAlgorithm], FixedPoint]
+
+
 def find_fixed_point(
-    f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, methods: Methods = METHODS
+    f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, search: Search | None = None
 ) -> FixedPoint:
     """Solve z = f(z) for every row of z0; see `AbstractBackend.find_fixed_point`.
 
     Args:
         f, z0, algorithm: as there.
-        methods: what is at work for each kind of algorithm.
+        search: another than `each_sample`, as of another backend.
     """
-    method = methods[type(algorithm)]
+    search = search or each_sample
     if len(z0) == 0:
         none = torch.zeros(0, dtype=torch.int64)
         return FixedPoint(z0, none.double(), none, none.bool(), Status.SUCCESS, "", nfe=0, n_jvp=0)
     started = f.calls
     if not f.mixes:
         try:
-            found = _each(f, z0, algorithm, method)
+            found = search(f, z0, algorithm)
             if found.status.ok or len(z0) == 1:
                 return found
             # It may be that they depend on each other, of which nothing has shown.
@@ -78,7 +82,7 @@ def find_fixed_point(
         except Mixes as error:
             if str(error):
                 warn_caller(f"{error}; the batch converges as a whole")
-    return _together(f, z0, algorithm, method, started)
+    return _together(f, z0, algorithm, started, search)
 
 
 class _OneRow(AbstractMap):
@@ -99,14 +103,10 @@ class _OneRow(AbstractMap):
 
 
 def _together(
-    f: AbstractMap,
-    z0: Tensor,
-    algorithm: AbstractFixedPointAlgorithm,
-    method: type[AbstractMethod[Any]],
-    started: int,
+    f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, started: int, search: Search
 ) -> FixedPoint:
     """The whole batch as one sample."""
-    found = _each(_OneRow(f, z0.shape), z0.reshape(1, -1), algorithm, method)
+    found = search(_OneRow(f, z0.shape), z0.reshape(1, -1), algorithm)
     count = len(z0)
     return replace(
         found,
@@ -121,13 +121,13 @@ def _together(
     )
 
 
-def _each(
-    f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, kind: type[AbstractMethod[Any]]
+def each_sample(
+    f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, methods: Methods = METHODS
 ) -> FixedPoint:
-    """Row by row."""
+    """Row by row, by the method that there is for an algorithm's kind."""
     samples = Samples(f, z0, algorithm)
     progress = Progress(algorithm, samples)
-    method = kind(algorithm, samples)
+    method = methods[type(algorithm)](algorithm, samples)
     z = samples.layout.flatten(z0)
     fz = samples.evaluate(z)
     iteration = -1

@@ -240,9 +240,10 @@ class Progress:
             for piece in pieces:
                 residuals[piece.places] = np.where(piece.residual == 0, 0.0, piece.residual / piece.norm)
                 iterations[piece.places], statuses[piece.places] = piece.iteration, piece.status
-        self._residuals, self._iterations, self._statuses = residuals, iterations, statuses
         converged = statuses == Status.SUCCESS
-        status, message = self._verdict(converged)
+        status, message = verdict(self._algorithm, statuses, residuals, iterations)
+        if status in (Status.STALLED, Status.MAX_STEPS):
+            message += rough_products(self._best, self._algorithm.rtol)
         return FixedPoint(
             value=self._samples.layout.restore(value),
             residuals=torch.from_numpy(residuals),
@@ -254,36 +255,43 @@ class Progress:
             n_jvp=self._samples.n_jvp,
         )
 
-    def _verdict(self, converged: np.ndarray) -> tuple[Status, str]:
-        """The worst status among the samples, and one line on what happened and what to try."""
-        if converged.all():
-            return Status.SUCCESS, ""
-        worst_first = (Status.DIVERGED, Status.STEP_TOO_SMALL, Status.RETURNED, Status.STALLED, Status.MAX_STEPS)
-        status = next(s for s in worst_first if s in self._statuses)
-        missed, algorithm = np.flatnonzero(~converged), self._algorithm
-        if status is Status.DIVERGED:
-            worst = int(np.flatnonzero(self._statuses == status)[0])
-            at = "at z0" if self._iterations[worst] == 0 else f"after {self._iterations[worst]} iterations"
-            where = f"NaN or infinity in z or f(z) of sample {worst}, {at}"
-        else:
-            worst = int(missed[np.argmax(np.nan_to_num(self._residuals[missed], nan=math.inf))])
-            where = (
-                f"sample {worst} is the worst, with residual {self._residuals[worst]:.2g} "
-                f"after {self._iterations[worst]} iterations, rtol {algorithm.rtol:.2g}"
-            )
-        other = "Relaxation()" if isinstance(algorithm, NewtonKrylov) else "NewtonKrylov()"
-        advice = {
-            Status.DIVERGED: "look at the map there, or try Anderson(), more damping or another z0",
-            Status.RETURNED: "try Homotopy() with the other kind, or another z0",
-            Status.STEP_TOO_SMALL: "loosen rtol and atol, use float64, or suspect a map that is not smooth",
-            Status.STALLED: f"loosen rtol and atol, use float64, or try another algorithm such as {other}",
-            Status.MAX_STEPS: f"raise max_steps (now {algorithm.max_steps}), loosen rtol and atol, or try another "
-            "algorithm",
-        }[status]
-        if status in (Status.STALLED, Status.MAX_STEPS):
-            advice += rough_products(self._best, algorithm.rtol)
-        count = f"{len(missed)} of {len(converged)} samples"
-        return status, f"{algorithm.name}: {status.value} ({count}; {where}); {advice}"
+
+def verdict(
+    algorithm: AbstractFixedPointAlgorithm, statuses: np.ndarray, residuals: np.ndarray, iterations: np.ndarray
+) -> tuple[Status, str]:
+    """The worst status among the samples, and one line on what happened and what to try.
+
+    Args:
+        algorithm: what was iterated.
+        statuses, residuals, iterations: of each sample, (b,).
+    """
+    converged = np.array([status is Status.SUCCESS for status in statuses])
+    if converged.all():
+        return Status.SUCCESS, ""
+    worst_first = (Status.DIVERGED, Status.STEP_TOO_SMALL, Status.RETURNED, Status.STALLED, Status.MAX_STEPS)
+    status = next(s for s in worst_first if s in statuses)
+    missed = np.flatnonzero(~converged)
+    if status is Status.DIVERGED:
+        worst = int(np.flatnonzero(statuses == status)[0])
+        at = "at z0" if iterations[worst] == 0 else f"after {iterations[worst]} iterations"
+        where = f"NaN or infinity in z or f(z) of sample {worst}, {at}"
+    else:
+        worst = int(missed[np.argmax(np.nan_to_num(residuals[missed], nan=math.inf))])
+        where = (
+            f"sample {worst} is the worst, with residual {residuals[worst]:.2g} "
+            f"after {iterations[worst]} iterations, rtol {algorithm.rtol:.2g}"
+        )
+    other = "Relaxation()" if isinstance(algorithm, NewtonKrylov) else "NewtonKrylov()"
+    advice = {
+        Status.DIVERGED: "look at the map there, or try Anderson(), more damping or another z0",
+        Status.RETURNED: "try Homotopy() with the other kind, or another z0",
+        Status.STEP_TOO_SMALL: "loosen rtol and atol, use float64, or suspect a map that is not smooth",
+        Status.STALLED: f"loosen rtol and atol, use float64, or try another algorithm such as {other}",
+        Status.MAX_STEPS: f"raise max_steps (now {algorithm.max_steps}), loosen rtol and atol, or try another "
+        "algorithm",
+    }[status]
+    count = f"{len(missed)} of {len(converged)} samples"
+    return status, f"{algorithm.name}: {status.value} ({count}; {where}); {advice}"
 
 
 def rough_products(z: Tensor, rtol: float) -> str:

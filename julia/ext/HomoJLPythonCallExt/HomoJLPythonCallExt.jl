@@ -1,0 +1,24 @@
+"""
+Solves for homojl's Python side: HomoJL's functions on memory that PyTorch owns.
+
+States cross the border as flat vectors: tensors are borrowed for the time of a solve, functions in Python are called with buffers that
+PyTorch owns (small states) or with views of Julia's own vectors (large ones), and results are written into tensors that were
+made for them. Nothing here computes.
+"""
+module HomoJLPythonCallExt
+
+import DLPack
+import HomoJL
+using HomoJL: SciMLBase
+using PythonCall: PythonCall, C, Py, pybuiltins, pyconvert, pydel!, pyis, pytuple
+
+include("loans.jl")
+include("callbacks.jl")
+include("natives.jl")
+include("algorithms.jl")
+include("solves.jl")
+include("ensemble.jl")
+include("autograd.jl")
+include("precompile.jl")
+
+end

@@ -1,0 +1,114 @@
+# Algorithms by their names.
+
+"""
+An algorithm of an installed package, by its name and its arguments; made for a state of a kind when it is asked for.
+
+# Fields
+- `maker`: what makes it, a type or a function.
+- `arguments`, `options`: of `maker`; among their values may be others like this.
+- `plain`: whether nothing is to be added to the options, as to those of a linear solver.
+- `made`: what has been made, for dense linear systems and for others.
+"""
+struct Chosen
+    maker::Any
+    arguments::Vector{Any}
+    options::Vector{Pair{Symbol, Any}}
+    plain::Bool
+    made::Dict{Bool, Any}
+end
+
+"The module of a package that the active environment has, loaded; `nothing` if it has none. `id` is its UUID, or empty."
+function load(package::String, id::String)
+    for (known, loaded) in Base.loaded_modules
+        known.name == package && return loaded
+    end
+    found = isempty(id) ? Base.identify_package(package) : Base.PkgId(Base.UUID(id), package)
+    isnothing(found) || isnothing(Base.locate_package(found)) ? nothing : Base.require(found)
+end
+
+"The value called `name` in a module, or in any that is loaded and exports it where the module is `nothing`; or `nothing`."
+function lookup(home, name::String)
+    symbol = Symbol(name)
+    isnothing(home) || return isdefined(home, symbol) ? getfield(home, symbol) : nothing
+    for loaded in values(Base.loaded_modules)
+        loaded === Base || loaded === Core || !Base.isexported(loaded, symbol) || !isdefined(loaded, symbol) || return getfield(loaded, symbol)
+    end
+    return nothing
+end
+
+"What an algorithm, or a part of one, is made by: `job.arguments` are values, `job.options` pairs of a name and a value."
+chosen(maker, job::Py) =
+    Chosen(maker, Any[value_of(x) for x in job.arguments], options_of(job.options), pyis(job.plain, pybuiltins.True), Dict())
+
+"""
+    made(choice, dense::Bool)
+
+The algorithm. Where it takes a linear solver and none was chosen, it gets an LU factorisation, or GMRES; its derivatives are
+HomoJL's own, and finite differences keep the package from preparing automatic differentiation of the field.
+"""
+function made(choice::Chosen, dense::Bool)
+    return get!(choice.made, dense) do
+        arguments = [made(x, dense) for x in choice.arguments]
+        options = Pair{Symbol, Any}[name => made(x, dense) for (name, x) in choice.options]
+        more = choice.plain ? [Pair{Symbol, Any}[]] : additions(choice.maker, options, dense)
+        make(choice.maker, arguments, with_finite_differences(options), more)
+    end
+end
+
+made(x, dense::Bool) = x
+
+finite_differences() = HomoJL.ADTypes.AutoFiniteDiff()
+
+"`autodiff = false` means finite differences, as in SciML's older versions; `true` is the default."
+with_finite_differences(options) = Pair{Symbol, Any}[
+    name => name === :autodiff && value isa Bool ? finite_differences() : value for (name, value) in options
+]
+
+"What may be added to an algorithm's options, the most that it takes first."
+function additions(maker, options, dense::Bool)
+    # Explicit methods, which are types, take none of it.
+    maker isa Type && isdisjoint(fieldnames(Base.unwrap_unionall(maker)), (:autodiff, :linsolve)) && return [[]]
+    differences = Pair{Symbol, Any}[:autodiff => finite_differences()]
+    products = Pair{Symbol, Any}[:jvp_autodiff => finite_differences(), :vjp_autodiff => finite_differences()]
+    sets = [[differences; products], differences, Pair{Symbol, Any}[]]
+    linear = get(Dict(id.name => m for (id, m) in Base.loaded_modules), "LinearSolve", nothing)
+    if !isnothing(linear)
+        linsolve = dense ? linear.LUFactorization() : linear.KrylovJL_GMRES()
+        pushfirst!(sets, [differences; Pair{Symbol, Any}(:linsolve, linsolve)])
+    end
+    return [filter(pair -> !(first(pair) in first.(options)), set) for set in sets]
+end
+
+function make(maker, arguments, options, additions)
+    for (i, more) in enumerate(additions)
+        try
+            return maker(arguments...; options..., more...)
+        catch e
+            e isa MethodError || rethrow()
+            i < length(additions) || throw(ArgumentError("$(nameof(maker)) does not take these arguments: $(message_of(e))"))
+        end
+    end
+    return
+end
+
+"The request of a solve, from `job.options`; a controller's options stand in `job.controller`, or `None`."
+function request(job::Py)
+    options = options_of(job.options)
+    if !pyis(job.controller, pybuiltins.None)
+        push!(options, :controller => HomoJL.TorchController(pyconvert(NTuple{6, Float64}, job.controller)...))
+    end
+    return HomoJL.Request(; options...)
+end
+
+"The matrix with `job.rows`."
+matrix(job::Py) = permutedims(reduce(hcat, [pyconvert(Vector{Float64}, row) for row in job.rows]))
+
+"A tracker of zero paths, from `job.options`; `job.predictor` is the name of one of OrdinaryDiffEq's tableaus."
+function tracker(job::Py)
+    as_julia(name, value) = name in (:by, :linear_solver) ? Symbol(value) : value
+    as_julia(name, value::Py) = s -> pyconvert(Float64, value(s))
+    options = [name => as_julia(name, value) for (name, value) in options_of(job.options)]
+    predictor = Symbol(pyconvert(String, job.predictor))
+    tableau = predictor === :Midpoint ? HomoJL.midpoint() : getfield(HomoJL.Tableaus, predictor)()
+    return HomoJL.ZeroPathTracker(; predictor = tableau, options...)
+end

@@ -1,0 +1,22 @@
+# No workload can run here, since Python is not there while packages are compiled: signatures are named instead.
+for solve in (integrate, fixed_point, trace_path, evaluate, request, tracker, ensemble)
+    precompile(solve, (Py,))
+    precompile(PythonCall.JlWrap.pyjlany_call, (typeof(solve), Py, Py))
+end
+precompile(chosen, (Any, Py))
+precompile(made, (Chosen, Bool))
+precompile(load, (String, String))
+precompile(lookup, (Module, String))
+for T in (Float32, Float64)
+    V = Vector{T}
+    for K in 1:2
+        precompile(PyFunction, (Loans, Py, V, NTuple{K, V}))
+        precompile(PyFunction, (Loans, Py, Nothing, NTuple{K, V}))
+        precompile(Tuple{PyFunction{T, V, K}, Vararg{V, K + 1}})
+    end
+    precompile(Tuple{PyFunction{T, V, 1}, V, V, T})
+    precompile(Tuple{PyFunction{T, V, 2}, V, V, V, T})
+    for method in HomoJL.STEPPERS
+        precompile(integrate_on, (Any, Any, V, V, Vector{Float64}, typeof(method), HomoJL.Request, Bool, Nothing, Any, Py))
+    end
+end
