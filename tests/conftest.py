@@ -102,7 +102,14 @@ def _julia_is_usable() -> bool:
     return runtime.usable()
 
 
+def _lux_is_there() -> bool:
+    from homojl.backends.julia import runtime
+
+    return runtime.usable() and "Lux" in runtime.find().packages
+
+
 AVAILABLE["julia"] = _julia_is_usable
+AVAILABLE["lux"] = _lux_is_there
 
 
 @pytest.fixture

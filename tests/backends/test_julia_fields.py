@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import homojl as hj
-from homojl.backends.julia import runtime
 from tests.backends.test_julia import run_python
 
 pytestmark = [pytest.mark.needs("julia"), pytest.mark.slow]
@@ -214,14 +213,8 @@ class TestEnsembles:
             hj.solve(own, hj.Tsit5(), batch="per-sample", backend="julia")
 
 
+@pytest.mark.needs("lux")
 class TestLux:
-    @pytest.fixture(autouse=True)
-    def _lux(self):
-        try:
-            runtime.require(runtime.start(), "Lux")
-        except hj.ConfigError as error:
-            pytest.skip(str(error))
-
     LAYERS = "using Lux; Chain(Dense(2 => 5, tanh), Dense(5 => 2))"
 
     @staticmethod

@@ -37,7 +37,7 @@ PAGES = {
     path.relative_to(ROOT).as_posix(): path
     for path in (ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")))
 }
-NEEDS = ("network", "julia", "cuda", "a clone", "a cluster", "optuna")
+NEEDS = ("network", "julia", "lux", "cuda", "a clone", "a cluster", "optuna")
 _BLOCK = re.compile(
     r"(?:<!-- needs (?P<needs>[\w ]+) -->\n|(?P<hidden><!-- hidden)\n)?"
     r"^```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<code>.*?)^```$",
