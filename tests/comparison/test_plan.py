@@ -69,7 +69,7 @@ def test_a_variation_of_another_preset_is_where_there_is_one():
     runs = {run.label: run.config for run in plan(read_experiment("fast")).runs}
     assert "homoode, fast" in runs
     assert "deq, fast" not in runs
-    assert runs["homoode, fast"].training_solver.algorithm["name"] == "midpoint"
+    assert runs["homoode, fast"].training_solver.algorithm["name"] == "rk4"
     assert runs["homoode, as published"].solver.training is None
     assert "homoode, fast" not in plan(read_experiment("fast"), dataset="cifar100").labels
 
