@@ -229,8 +229,8 @@ def moved(batch: Any, model: AbstractImplicitModel) -> tuple[Any, Tensor]:
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise ConfigError(
-            f"a batch must be a pair (inputs, targets), got {_described(batch)}; for tensors x and y of all samples give "
-            "torch.utils.data.TensorDataset(x, y)"
+            f"a batch must be a pair (inputs, targets), got {_described(batch)}; for tensors x and y of all samples "
+            "give torch.utils.data.TensorDataset(x, y)"
         )
     device = next(model.parameters()).device
     inputs, targets = pytree.tree_map(lambda x: x.to(device) if isinstance(x, Tensor) else x, tuple(batch))
