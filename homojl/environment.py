@@ -1,4 +1,4 @@
-"""What numbers may depend on: versions, machine, threads, commit."""
+"""What the numbers of a run may depend on: versions, machine, threads, commit."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Models and datasets of a user's own: functions and classes in Python files, named as `path/to/file.py:name`, and
+"""A user's own models and datasets: functions and classes in Python files, named as `path/to/file.py:name`, and
 those that installed packages bring under a name, as entry points.
 
 Code is loaded only where a user has named it in the same process: on the command line, by `allow`, or in the

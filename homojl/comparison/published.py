@@ -1,4 +1,4 @@
-"""Published test accuracies to set beside ours; no figure that is not printed in the papers named here."""
+"""Published test accuracies to set beside ours; each is printed in a paper that is named here."""
 
 from __future__ import annotations
 

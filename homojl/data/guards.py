@@ -1,4 +1,4 @@
-"""Parts of every reader of files from outside.
+"""What all readers of files from outside share: limits of size, and errors of one line.
 
 Files come from anywhere, so nothing in them is trusted: the sizes that a header promises are held against the
 size of the file before memory is taken, unpacking stops at the size that was promised, nothing is unpickled,

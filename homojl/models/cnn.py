@@ -1,4 +1,4 @@
-"""A plain residual CNN of HomoODE's size: what a comparison has without an implicit layer."""
+"""A plain residual CNN of HomoODE's size: the baseline of comparisons, without an implicit layer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""DEQ: the equilibrium of the very block that HomoODE follows for a while."""
+"""DEQ: the equilibrium of the block that HomoODE follows as an ODE."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Neural ODE and its augmented form: the image itself flows, and a linear head reads where it ends."""
+"""Neural ODE and its augmented form: the image is the initial state, and a linear head reads the final one."""
 
 from __future__ import annotations
 

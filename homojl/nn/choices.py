@@ -1,4 +1,4 @@
-"""What the layers may be told, for settings and command lines that need no PyTorch."""
+"""What some options of the layers choose between, for settings and the command line; loads no PyTorch."""
 
 from __future__ import annotations
 

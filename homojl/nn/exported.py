@@ -1,4 +1,4 @@
-"""Solves written out, for `torch.export`: a fixed number of operations, without what is decided by numbers.
+"""Unrolled solves for `torch.export`: a fixed number of operations, which does not depend on the numbers.
 
 What is exported is what the layer does in evaluation, to rounding for equal steps, and for equilibria to the tolerance:
 all iterations are in the graph, and a sample that has converged keeps its value in those that follow.

@@ -1,4 +1,4 @@
-"""What all layers are: a module around a solve that never stops a training run, and says what it did."""
+"""The base of all layers: a module around a solve, whose failure does not stop training, with a report on each call."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The first figures of a run, as the Markdown report and the HTML page both show them."""
+"""The most important figures of a run, as the Markdown report and the HTML page both show them."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ MEANING = (
 
 @dataclass(frozen=True)
 class Fact:
-    """One of the first figures of a run: a value, a few words on it, and a number to sort by, NaN without one."""
+    """One of these figures: a value, a few words on it, and a number to sort by, NaN without one."""
 
     label: str
     value: str
@@ -41,7 +41,7 @@ class Fact:
 
 
 def facts(record: RunRecord) -> list[Fact]:
-    """The figures that a reader looks for first; in the same order for every run, only what chose its epoch differs."""
+    """The most important figures, in the same order for every run; only what chose the best epoch differs."""
     return [
         _test(record),
         _validation(record),

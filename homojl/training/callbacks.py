@@ -1,4 +1,4 @@
-"""What is told how training goes: the protocol of callbacks, and those that show it on a terminal."""
+"""Callbacks of training: their base class, and those that show its progress on a terminal."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class Start:
 
 
 class Callback:
-    """Does nothing; the base of all that is told how training goes.
+    """The base of callbacks, whose methods do nothing.
 
     `step` and `line` may return True: then training ends there, and the run is evaluated as any that has ended. An
     exception that they raise ends training too, and leaves the last checkpoint.
@@ -118,7 +118,7 @@ class LineProgress(Callback):
 
 
 class TerminalProgress(LineProgress):
-    """The same, and on a terminal also a bar for each epoch with the figures so far on stderr."""
+    """As `LineProgress`, and on a terminal also a bar for each epoch, with the figures so far, on stderr."""
 
     def __init__(self) -> None:
         self._bar: Any = None  # tqdm's, from the first epoch on

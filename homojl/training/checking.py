@@ -1,4 +1,4 @@
-"""What would stop a run at its start, found before there is one."""
+"""Checks before a run is made: its data are loaded, and its model is built, once."""
 
 from __future__ import annotations
 

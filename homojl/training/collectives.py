@@ -1,4 +1,4 @@
-"""PyTorch's collectives, with an error in words where another process is gone, and what is computed by them."""
+"""PyTorch's collectives, with a clear error where another process is gone, and batch normalisation by them."""
 
 from __future__ import annotations
 

@@ -119,7 +119,7 @@ def classified(
     batch_size: int,
     index: Tensor | None = None,
 ) -> Evaluation:
-    """Answers of logits as the record of an evaluation; arguments as of `evaluate`."""
+    """The record of an evaluation, from answers that are logits; arguments as of `evaluate`."""
     scores = torch.cat([answer.outputs.float() for answer in answers])
     labels = torch.cat([answer.targets for answer in answers])
     predictions = scores.argmax(dim=1)

@@ -1,4 +1,4 @@
-"""What a model and its inputs look like, as checkpoints keep it."""
+"""The form of a model's inputs and outputs, as checkpoints keep it: image shape, classes, normalisation."""
 
 from __future__ import annotations
 

@@ -136,7 +136,7 @@ class _Loop:
         self.start_memory = peak_memory(self.device)
 
     def _found(self) -> Position:
-        """Where the last checkpoint stands, with its state put back; else the start."""
+        """The position of the last checkpoint, whose state is put back; without one, the start."""
         path, start = self.run.last_checkpoint, self.run.start_checkpoint
         found = self.ranks.from_main(lambda: read_checkpoint(path) if path.exists() else None)
         if found is not None:

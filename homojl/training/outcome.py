@@ -1,4 +1,4 @@
-"""What a finished run leaves behind: answers on the test set, results.h5, report.md, figures."""
+"""The results of a finished run: answers on the test set, results.h5, report.md, figures."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def publish(run: Run, evaluation: Evaluation) -> None:
 
 
 def sentence_on_test(evaluation: Evaluation | None, test: dict[str, Any] | None = None) -> str:
-    """What the test set said, in a line or two; empty where it was not asked."""
+    """The result on the test set in a line or two; empty where there is none."""
     if evaluation is None:
         if test is None:
             return ""

@@ -1,4 +1,4 @@
-"""Where a run stands, and what follows from it alone: lines, budgets, learning rates, seeds."""
+"""A run's position in its training, and what depends on it alone: lines, budgets, learning rates, seeds."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a run's model says of pictures, or of any inputs that it takes."""
+"""Predictions of a run's model, for pictures or for any inputs that it takes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `homojl report` gathers of runs before it writes them down: metrics, answers, and images to look at."""
+"""The content of `homojl report`, gathered from runs: metrics, answers, and images to look at."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`homojl.train`: from a model and data, one's own or by name, to a run, in Python."""
+"""`homojl.train`: trains a model on data, each given in Python or by name, and makes a run."""
 
 from __future__ import annotations
 
@@ -142,7 +142,7 @@ def _criteria(loss: object, metric: object, select: str | None) -> dict[str, Any
 
 
 def _form(model: object, data: object) -> dict[str, Any]:
-    """What a model and data that are given say of themselves, as settings."""
+    """Settings that follow from a given model and given data: the batch size and the type of numbers."""
     size = getattr(data, "batch_size", None)
     form: dict[str, Any] = {"batch_size": size} if isinstance(size, int) else {}
     if isinstance(model, nn.Module) and (first := next(model.parameters(), None)) is not None:

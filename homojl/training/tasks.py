@@ -1,4 +1,4 @@
-"""What is trained on: batches of an image dataset, or of any iterable; and their validation."""
+"""Tasks: batches to train on, of an image dataset or of any iterable, and their validation."""
 
 from __future__ import annotations
 

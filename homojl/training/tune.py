@@ -1,4 +1,4 @@
-"""Which method and tolerance answer a trained run's validation images with the fewest evaluations."""
+"""The search for a method and tolerance that answer a run's validation images with the fewest evaluations."""
 
 from __future__ import annotations
 

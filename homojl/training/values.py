@@ -1,4 +1,4 @@
-"""Settings as fields of dataclasses, and plain values held against them."""
+"""Settings as fields of dataclasses, and checks of plain values against them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A checkpoint's form and weights, held against the model that they are for."""
+"""A checkpoint's form and weights, checked against the model that they are for."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def checked_form(path: Path, header: dict[str, Any], config: ExperimentConfig) -
 
 
 def check_weights(tensors: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor], path: Path) -> None:
-    """Hold a checkpoint's weights against the model's, of which only the forms are needed.
+    """Check a checkpoint's weights against the model's, of which only the shapes and types are needed.
 
     Raises:
         CheckpointError: if names, shapes or types differ.
