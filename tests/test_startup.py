@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import json
+import re
 import subprocess
 import sys
 
@@ -24,6 +25,7 @@ from homojl.choices import (
 )
 from homojl.data import dataset_info
 from homojl.models import count_parameters, create_model, model_class
+from homojl.models.base import PublishedModel
 from homojl.models.settings import MODELS, PRESET_PARAMETERS
 from homojl.precision import PRECISIONS
 from homojl.results import style
@@ -239,9 +241,14 @@ def test_the_names_are_those_of_what_they_name():
 @pytest.mark.parametrize("name", MODELS)
 def test_a_models_settings_are_those_of_its_class(name):
     settings, cls = MODELS[name], model_class(name)
+    assert cls.settings is settings
     arguments = inspect.signature(cls).parameters
-    given_elsewhere = {"input_shape", "n_classes", "algorithm", "adjoint", "backend"}
-    assert {key: p.default for key, p in arguments.items() if key not in given_elsewhere} == settings.defaults()
+    if not issubclass(cls, PublishedModel):  # which takes its settings' fields
+        assert {
+            key: p.default for key, p in arguments.items() if key not in ("input_shape", "n_classes")
+        } == settings.defaults()
+    for key in settings.defaults():
+        assert re.search(rf"^ +(\w+, )*{key}(, \w+)*: ", cls.__doc__, re.MULTILINE), key
     assert inspect.cleandoc(cls.__doc__).splitlines()[0] == settings.summary
     assert cls.default_algorithm == settings.algorithm
     assert type(cls.default_adjoint) is (ODE_ADJOINTS | FIXED_POINT_ADJOINTS)[settings.adjoint]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -190,6 +191,48 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
     def set_origin(self, **changes: Any) -> None:
         """Change what is known of where the model comes from, if anything is."""
         self.origin = None if self.origin is None else replace(self.origin, **changes)
+
+
+class PublishedModel(AbstractImplicitModel):
+    """A model that is built from its settings.
+
+    Args:
+        input_shape: channels, height and width of one image.
+        n_classes: number of classes.
+        algorithm, adjoint, backend: how the layer solves; None: as the settings say.
+        options: fields of `settings`.
+
+    Raises:
+        ConfigError: for options that no such model can have.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_shape: tuple[int, int, int],
+        n_classes: int,
+        algorithm: Any = None,
+        adjoint: Any = None,
+        backend: str = "auto",
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        how = {
+            "algorithm": algorithm or self.default_algorithm,
+            "adjoint": adjoint or self.default_adjoint,
+            "backend": backend,
+            "strict": True,
+        }
+        self.build(self.settings(**options), input_shape, n_classes, how)
+
+    @abc.abstractmethod
+    def build(self, settings: Any, input_shape: tuple[int, int, int], n_classes: int, how: Mapping[str, Any]) -> None:
+        """Make `encoder`, `layer` and `decoder`.
+
+        Args:
+            settings: of the class `settings`.
+            how: arguments of the layer.
+        """
 
 
 def lay_out(module: nn.Module, memory_format: torch.memory_format = torch.channels_last) -> None:

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from homojl.adjoints import AbstractFixedPointAdjoint
-from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError
-from homojl.models.base import AbstractImplicitModel
+from homojl.models.base import PublishedModel
 from homojl.models.settings import MonDEQSettings
 from homojl.nn.mondeq import MonDEQ as Layer
 
 Tensor = torch.Tensor
 
 
-class MonDEQ(AbstractImplicitModel):
+class MonDEQ(PublishedModel):
     """z = relu(W z + U x + b), W = (1 - m) I - A^T A + B - B^T.
 
     Args:
-        input_shape: channels, height and width of one image.
-        n_classes: number of classes.
         form: "linear": a dense layer on the flat image; "single": a convolutional one; "multi": one on three scales.
         channels: width of each scale, the finest first: three for "multi", else one.
         m: monotonicity, positive.
         tune_alpha: whether `begin_epoch` chooses a splitting method's alpha; else it is the algorithm's own.
-        algorithm, adjoint, backend: how the equilibrium is found; the default is the paper's Peaceman-Rachford
-            splitting at 1e-2, at most 300 times, forward and backward.
+        input_shape, n_classes, algorithm, adjoint, backend: as of `PublishedModel`.
 
     References: Winston, Kolter (2020), arXiv 2006.08591.
     """
@@ -36,31 +34,13 @@ class MonDEQ(AbstractImplicitModel):
 
     settings = MonDEQSettings
 
-    def __init__(
-        self,
-        *,
-        input_shape: tuple[int, int, int],
-        n_classes: int,
-        form: str = MonDEQSettings.form,
-        channels: tuple[int, ...] = MonDEQSettings.channels,
-        m: float = MonDEQSettings.m,
-        tune_alpha: bool = MonDEQSettings.tune_alpha,
-        algorithm: AbstractFixedPointAlgorithm | None = None,
-        adjoint: AbstractFixedPointAdjoint | None = None,
-        backend: str = "auto",
+    def build(
+        self, settings: MonDEQSettings, input_shape: tuple[int, int, int], n_classes: int, how: Mapping[str, Any]
     ) -> None:
-        super().__init__()
-        MonDEQSettings(form=form, channels=channels, m=m)  # refuses what cannot be
-        self.tune_alpha = tune_alpha
-        self.layer = Layer(
-            channels if form == "multi" else channels[0],
-            algorithm or self.default_algorithm,
-            convolution=form != "linear",
-            m=m,
-            adjoint=adjoint or self.default_adjoint,
-            backend=backend,
-            strict=True,
-        )
+        form, channels = settings.form, settings.channels
+        self.tune_alpha = settings.tune_alpha
+        widths = channels if form == "multi" else channels[0]
+        self.layer = Layer(widths, convolution=form != "linear", m=settings.m, **how)
         in_channels, height, width = input_shape
         if form == "linear":
             self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * height * width, channels[0]))

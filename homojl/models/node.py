@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from homojl.adjoints import AbstractODEAdjoint
-from homojl.algorithms import AbstractODEAlgorithm
-from homojl.models.base import AbstractImplicitModel, lay_out
+from homojl.models.base import PublishedModel, lay_out
 from homojl.models.blocks import Layout
 from homojl.models.settings import ANODESettings, NeuralODESettings
 from homojl.nn.ode import ODE
@@ -53,76 +54,38 @@ class AppendZeros(Layout):
         return super().forward(F.pad(image, (0, 0, 0, 0, 0, self.count)))
 
 
-class ANODE(AbstractImplicitModel):
+class ANODE(PublishedModel):
     """dz/dt = F(z, t) for t in [0, 1] from z(0) = the image with zero channels appended, logits = linear(z(1)).
 
     Args:
-        input_shape: channels, height and width of one image.
-        n_classes: number of classes.
         filters: of the field's convolutions.
         augment: how many zero channels are appended; 0 is a Neural ODE.
         time: whether the field sees the time.
-        algorithm, adjoint, backend: how the ODE is solved; the default is dopri5 at 1e-3.
+        input_shape, n_classes, algorithm, adjoint, backend: as of `PublishedModel`.
 
     References: Dupont, Doucet, Teh (2019), arXiv 1904.01681.
     """
 
-    settings = ANODESettings
+    settings: ClassVar[type[ANODESettings | NeuralODESettings]] = ANODESettings
 
-    def __init__(
-        self,
-        *,
-        input_shape: tuple[int, int, int],
-        n_classes: int,
-        filters: int = ANODESettings.filters,
-        augment: int = ANODESettings.augment,
-        time: bool = ANODESettings.time,
-        algorithm: AbstractODEAlgorithm | None = None,
-        adjoint: AbstractODEAdjoint | None = None,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__()
-        ANODESettings(filters=filters, augment=augment)  # refuses what cannot be
+    def build(self, settings: Any, input_shape: tuple[int, int, int], n_classes: int, how: Mapping[str, Any]) -> None:
         channels, height, width = input_shape
-        self.augment = augment
-        self.encoder = AppendZeros(augment)
-        self.layer = ODE(
-            ImageField(channels + augment, filters, time=time),
-            algorithm or self.default_algorithm,
-            adjoint=adjoint or self.default_adjoint,
-            backend=backend,
-            strict=True,
-        )
-        self.decoder = nn.Sequential(nn.Flatten(), nn.Linear((channels + augment) * height * width, n_classes))
+        self.augment = getattr(settings, "augment", 0)
+        channels += self.augment
+        self.encoder = AppendZeros(self.augment)
+        self.layer = ODE(ImageField(channels, settings.filters, time=settings.time), **how)
+        self.decoder = nn.Sequential(nn.Flatten(), nn.Linear(channels * height * width, n_classes))
         lay_out(self)
 
 
 class NeuralODE(ANODE):
     """dz/dt = F(z, t) for t in [0, 1] from z(0) = the image, logits = linear(z(1)).
 
-    Arguments as of `ANODE`, without `augment`.
+    Args:
+        filters, time: as of `ANODE`, of which this has no `augment`.
+        input_shape, n_classes, algorithm, adjoint, backend: as of `PublishedModel`.
 
     References: Chen, Rubanova, Bettencourt, Duvenaud (2018), arXiv 1806.07366.
     """
 
-    def __init__(
-        self,
-        *,
-        input_shape: tuple[int, int, int],
-        n_classes: int,
-        filters: int = NeuralODESettings.filters,
-        time: bool = NeuralODESettings.time,
-        algorithm: AbstractODEAlgorithm | None = None,
-        adjoint: AbstractODEAdjoint | None = None,
-        backend: str = "auto",
-    ) -> None:
-        super().__init__(
-            input_shape=input_shape,
-            n_classes=n_classes,
-            filters=filters,
-            augment=0,
-            time=time,
-            algorithm=algorithm,
-            adjoint=adjoint,
-            backend=backend,
-        )
+    settings = NeuralODESettings

@@ -2,67 +2,45 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import nn
 
-from homojl.adjoints import AbstractFixedPointAdjoint
-from homojl.algorithms import AbstractFixedPointAlgorithm
 from homojl.errors import ConfigError
-from homojl.models.base import AbstractImplicitModel, lay_out
+from homojl.models.base import PublishedModel, lay_out
 from homojl.models.blocks import Layout
 from homojl.models.settings import PcDEQSettings
 from homojl.nn.pcdeq import PcDEQ as Layer
 
 
-class PcDEQ(AbstractImplicitModel):
+class PcDEQ(PublishedModel):
     """z = sigma(W z + x), W >= 0: pcDEQ-1 with tanh, softsign or relu6 and x > 0; pcDEQ-2 with sigmoid and x >= 0.
 
     The equilibrium is unique and z <- sigma(W z + x) converges to it geometrically from every z >= 0.
 
     Args:
-        input_shape: channels, height and width of one image.
-        n_classes: number of classes.
         form: "linear": a dense layer on the flat image; "single": a convolutional one; "multi": three of these with
             convolutions of stride 2, not padded, between.
         channels: width of each layer: three for "multi", else one.
         activation: sigma: "tanh", "softsign", "relu6" (pcDEQ-1) or "sigmoid" (pcDEQ-2).
         constraint: how W is kept >= 0: "projection" after each step, or "absolute" values for all parameters.
-        algorithm, adjoint, backend: how the fixed points are solved for; the default is the paper's plain iteration
-            at 1e-4, at most 200 times, forward and backward.
+        input_shape, n_classes, algorithm, adjoint, backend: as of `PublishedModel`.
 
     References: Gabor, Piotrowski, Cavalcante (2024), arXiv 2402.04029.
     """
 
     settings = PcDEQSettings
 
-    def __init__(
-        self,
-        *,
-        input_shape: tuple[int, int, int],
-        n_classes: int,
-        form: str = PcDEQSettings.form,
-        channels: tuple[int, ...] = PcDEQSettings.channels,
-        activation: str = PcDEQSettings.activation,
-        constraint: str = PcDEQSettings.constraint,
-        algorithm: AbstractFixedPointAlgorithm | None = None,
-        adjoint: AbstractFixedPointAdjoint | None = None,
-        backend: str = "auto",
+    def build(
+        self, settings: PcDEQSettings, input_shape: tuple[int, int, int], n_classes: int, how: Mapping[str, Any]
     ) -> None:
-        super().__init__()
-        PcDEQSettings(form=form, channels=channels, activation=activation, constraint=constraint)  # refuses others
+        form, channels = settings.form, settings.channels
+        options = {"activation": settings.activation, "constraint": settings.constraint, **how}
 
         def layer(width: int) -> Layer:
-            return Layer(
-                width,
-                algorithm or self.default_algorithm,
-                activation=activation,
-                convolution=form != "linear",
-                norm=False,
-                constraint=constraint,
-                adjoint=adjoint or self.default_adjoint,
-                backend=backend,
-                strict=True,
-            )
+            return Layer(width, convolution=form != "linear", norm=False, **options)
 
         in_channels, *size = input_shape
         if form == "linear":
