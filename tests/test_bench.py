@@ -14,7 +14,7 @@ from homojl.bench import bench_table, cases, run_bench, write_bench
 from homojl.choices import BENCH_PROBLEMS
 from homojl.environment import environment
 from homojl.errors import ConfigError
-from homojl.results.measurements import COLUMNS, SCHEMA, Measurement
+from homojl.results.measurements import SCHEMA, Measurement
 from homojl.results.schema import DatasetSpec, Records, Schema, text
 from tests.results.netcdf import assert_netcdf
 
@@ -50,7 +50,8 @@ def test_every_problem_has_cases_of_both_sizes(problem):
 
 
 def test_the_columns_are_the_measurements():
-    assert sorted(COLUMNS) == sorted(field.name for field in dataclasses.fields(Measurement))
+    columns = SCHEMA.records["/measurements"].columns
+    assert sorted(columns) == sorted(field.name for field in dataclasses.fields(Measurement))
 
 
 def test_the_file_holds_what_was_measured_and_describes_itself(measured, tmp_path):
@@ -58,7 +59,7 @@ def test_the_file_holds_what_was_measured_and_describes_itself(measured, tmp_pat
     assert [file.name for file in files] == ["bench.h5", "bench.md"]
     arrays, attributes = SCHEMA.load(files[0])
     assert attributes == {"quick": 1, "seed": 3}
-    for name in COLUMNS:
+    for name in SCHEMA.records["/measurements"].columns:
         np.testing.assert_array_equal(arrays[f"/measurements/{name}"], [getattr(m, name) for m in measured])
     assert_netcdf(files[0])
     with h5py.File(files[0]) as file:

@@ -7,7 +7,8 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import Any
 
 from homojl.results.schema import Column, DatasetSpec, Records, Schema, text
 from homojl.results.tables import Table
@@ -16,68 +17,47 @@ NAN = float("nan")
 _SHORTEST = 0.02  # seconds; a shorter solve is repeated within one timing
 _MOST_CALLS = 20
 
-COLUMNS: dict[str, Column] = {
-    "experiment": text("name of the experiment"),
-    "group": text("what was measured together, its solves in turn"),
-    "problem": text("name of the problem"),
-    "dtype": text("type of the state's numbers"),
-    "solver": text("homojl and its backend, or another library"),
-    "variant": text("adjoint or function that was used; empty where there is one"),
-    "method": text("name of the method"),
-    "message": text("why numbers are missing; empty if none are"),
-    "tolerance": Column("1", "relative and absolute tolerance asked for; NaN with equal steps"),
-    "batch": Column("samples", "samples solved at once"),
-    "gradient": Column("1", "1: with the gradient's backward pass, 0: the solve alone"),
-    "seconds": Column("s", "wall time of a solve, median of the repetitions"),
-    "seconds_min": Column("s", "shortest of the repetitions"),
-    "seconds_max": Column("s", "longest of the repetitions"),
-    "repetitions": Column("1", "how often the solve was timed, in turn with the others of its group"),
-    "first_seconds": Column("s", "compiling and the first solve, which is in no repetition"),
-    "nfe": Column("evaluations", "evaluations of the field by the forward solve, each on the batch; NaN: not counted"),
-    "steps": Column("steps", "accepted and rejected steps of the forward solve; iterations of an equilibrium"),
-    "error": Column(
-        "1",
-        "largest |y - reference| / (1 + |reference|) at any save time; of an equilibrium norm(f(z) - z) / norm(f(z))",
-    ),
-    "gradient_error": Column("1", "Euclidean distance of dL/dy0 from the reference's over its norm"),
-    "memory": Column("MiB", "growth of a fresh process's peak resident memory over one solve with gradient"),
-}
 
-SCHEMA = Schema.of_records(
-    "homojl-bench",
-    1,
-    "solves measured side by side",
-    {"/measurements": Records("measurement", COLUMNS, "one element for each solve; NaN where not measured")},
-    entries={"/environment": DatasetSpec("text", (), "1", "versions, processor, threads and command, JSON")},
-    attributes={"quick": "1: small sizes, 0: full ones", "seed": "of starts and weights"},
-)
+def _text(description: str, default: Any = MISSING) -> Any:
+    """A field that is a column of texts."""
+    return field(default=default, metadata={"column": text(description)})
+
+
+def _number(unit: str, description: str, default: float = NAN) -> Any:
+    """A field that is a column of numbers."""
+    return field(default=default, metadata={"column": Column(unit, description)})
 
 
 @dataclass(frozen=True)
 class Measurement:
-    """One solve. The attributes are `COLUMNS`; numbers are NaN where they were not measured."""
+    """One solve; numbers are NaN where they were not measured."""
 
-    experiment: str
-    group: str
-    problem: str
-    dtype: str
-    solver: str
-    variant: str
-    method: str
-    message: str = ""
-    tolerance: float = NAN
-    batch: float = NAN
-    gradient: float = 0.0
-    seconds: float = NAN
-    seconds_min: float = NAN
-    seconds_max: float = NAN
-    repetitions: float = 0.0
-    first_seconds: float = NAN
-    nfe: float = NAN
-    steps: float = NAN
-    error: float = NAN
-    gradient_error: float = NAN
-    memory: float = NAN
+    experiment: str = _text("name of the experiment")
+    group: str = _text("what was measured together, its solves in turn")
+    problem: str = _text("name of the problem")
+    dtype: str = _text("type of the state's numbers")
+    solver: str = _text("homojl and its backend, or another library")
+    variant: str = _text("adjoint or function that was used; empty where there is one")
+    method: str = _text("name of the method")
+    message: str = _text("why numbers are missing; empty if none are", "")
+    tolerance: float = _number("1", "relative and absolute tolerance asked for; NaN with equal steps")
+    batch: float = _number("samples", "samples solved at once")
+    gradient: float = _number("1", "1: with the gradient's backward pass, 0: the solve alone", 0.0)
+    seconds: float = _number("s", "wall time of a solve, median of the repetitions")
+    seconds_min: float = _number("s", "shortest of the repetitions")
+    seconds_max: float = _number("s", "longest of the repetitions")
+    repetitions: float = _number("1", "how often the solve was timed, in turn with the others of its group", 0.0)
+    first_seconds: float = _number("s", "compiling and the first solve, which is in no repetition")
+    nfe: float = _number(
+        "evaluations", "evaluations of the field by the forward solve, each on the batch; NaN: not counted"
+    )
+    steps: float = _number("steps", "accepted and rejected steps of the forward solve; iterations of an equilibrium")
+    error: float = _number(
+        "1",
+        "largest |y - reference| / (1 + |reference|) at any save time; of an equilibrium norm(f(z) - z) / norm(f(z))",
+    )
+    gradient_error: float = _number("1", "Euclidean distance of dL/dy0 from the reference's over its norm")
+    memory: float = _number("MiB", "growth of a fresh process's peak resident memory over one solve with gradient")
 
     @property
     def label(self) -> str:
@@ -91,6 +71,22 @@ class Measurement:
     @property
     def error_over_tolerance(self) -> float:
         return self.error / self.tolerance
+
+
+SCHEMA = Schema.of_records(
+    "homojl-bench",
+    1,
+    "solves measured side by side",
+    {
+        "/measurements": Records(
+            "measurement",
+            {f.name: f.metadata["column"] for f in fields(Measurement)},
+            "one element for each solve; NaN where not measured",
+        )
+    },
+    entries={"/environment": DatasetSpec("text", (), "1", "versions, processor, threads and command, JSON")},
+    attributes={"quick": "1: small sizes, 0: full ones", "seed": "of starts and weights"},
+)
 
 
 @dataclass
