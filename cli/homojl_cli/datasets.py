@@ -29,18 +29,10 @@ def command(data_root: Path | None) -> None:
     for name in dataset_names():
         info = dataset_info(name)
         folders = [root / folder for folder in info.folders]
-        missing = [file for file in info.files if find_file(file, folders) is None]
-        state = (
-            "embedded"
-            if not info.files
-            else "here"
-            if not missing
-            else f"{len(missing)} of {len(info.files)} files missing"
-        )
+        missing = sum(find_file(file, folders) is None for file in info.files)
+        state = f"{missing} of {len(info.files)} files missing" if missing else "here" if info.files else "embedded"
         shape = " x ".join(str(n) for n in info.input_shape)
-        print(
-            f"{name:<14} {shape:<11} {info.n_classes:>3} classes  {info.n_train:>6,} + {info.n_test:>6,} images  "
-            f"{state}  ({info.terms})"
-        )
+        images = f"{info.n_train:>7,} + {info.n_test:>6,} images"
+        print(f"{name:<14} {shape:<11} {info.n_classes:>3} classes  {images}  {state}  ({info.terms})")
     for name, value in registered(DATASETS).items():
         print(f"{name:<14} of an installed package, {value}")

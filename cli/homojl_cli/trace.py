@@ -90,7 +90,8 @@ def command(
         speed = {} if v == 1 else {"velocity": v}  # lambda's own path has none
         chosen[f"v = {v:g}"] = path_algorithm(algorithm, **options, **speed)
 
-    from homojl.results.paths import draw_paths, hausdorff_distance
+    from homojl.results.paths import draw_paths, hausdorff_distance, path_row
+    from homojl.results.tables import Table
     from homojl.solving import solve
 
     example = gallery.get(problem)
@@ -101,12 +102,17 @@ def command(
     }
     first = next(iter(paths.values()))
     print(f"{example.name}: {example.summary}")
-    print(f"{'velocity':<10}{'ended':<16}{'s':>9}{'points':>8}{'folds':>7}{'nfe':>7}{'norm(H)':>10}{'apart':>10}  z")
-    for name, path in paths.items():
-        print(
-            f"{name:<10}{path.status.name:<16}{path.s[-1]:>9.4g}{len(path.s):>8}{path.folds:>7}{path.stats.nfe:>7}"
-            f"{path.residuals[-1]:>10.1e}{hausdorff_distance(first, path):>10.1e}  {_short(path.value)}"
+    head = ("velocity", "ended", "s", "points", "folds", "nfe", "norm(H)", "apart", "z")
+    rows = [
+        (
+            *path_row(name, path),
+            f"{path.residuals[-1]:.1e}",
+            f"{hausdorff_distance(first, path):.1e}",
+            _short(path.value),
         )
+        for name, path in paths.items()
+    ]
+    print(Table(head, rows, words=2).text(), end="")
     if out is not None:
         kind = example.kind if homotopy is None else homotopy
         for file in draw_paths(paths, out, title=f"{example.name}: {kind} homotopy"):

@@ -49,6 +49,7 @@ def _read_trajectories(
     from homojl.correspondence import recover_from_model
     from homojl.results.paths import draw_correspondence
     from homojl.results.plots import bend
+    from homojl.results.tables import Table
 
     read = recover_from_model(model, image, velocity=velocity, augmented=augmented)
     what = "its appended channels" if augmented else "its state"
@@ -64,10 +65,8 @@ def _read_trajectories(
         "f(z0) off": off,
         "(12)": read.tangent_residuals[1:].amax(dim=0),
     }
-    widths = {title: max(9, len(title) + 2) for title in columns}
-    print(f"{'sample':<18}" + "".join(f"{title:>{width}}" for title, width in widths.items()))
-    for i, name in enumerate(names):
-        print(f"{name:<18}" + "".join(f"{columns[title][i]:>{width}.4g}" for title, width in widths.items()))
+    rows = [(name, *(f"{column[i]:.4g}" for column in columns.values())) for i, name in enumerate(names)]
+    print(Table(("sample", *columns), rows).text(), end="")
     if out is not None:
         for file in draw_correspondence(read, out, title=f"{title}: {what} read as a zero path", names=names):
             print(file)
@@ -95,13 +94,13 @@ def _follow_paths(
 
     from homojl.algorithms import ArcLength
     from homojl.problems import FixedPointProblem, HomotopyProblem
-    from homojl.results.paths import draw_paths
+    from homojl.results.paths import draw_paths, path_row
+    from homojl.results.tables import Table
     from homojl.solving import solve
 
     algorithm = ArcLength(rtol=1e-4 if rtol is None else rtol, atol=1e-6)
     paths = {}
     print(f"{title}: the zero path of z - f(z) from the model's own start")
-    print(f"{'sample':<18}{'ended':<16}{'s':>9}{'points':>8}{'folds':>7}{'nfe':>7}{'jvp':>7}{'norm(H)':>10}")
     for i, name in enumerate(names):
         with torch.no_grad():
             problem = model.problem(model.encode(image[i : i + 1]))
@@ -112,11 +111,10 @@ def _follow_paths(
             return z - f(z, *args)
 
         with torch.no_grad():
-            path = paths[name] = solve(HomotopyProblem(residual, problem.z0), algorithm, backend="pytorch", throw=False)
-        print(
-            f"{name:<18}{path.status.name:<16}{path.s[-1]:>9.4g}{len(path.s):>8}{path.folds:>7}{path.stats.nfe:>7}"
-            f"{path.stats.n_jvp:>7}{path.residuals[-1]:>10.1e}"
-        )
+            paths[name] = solve(HomotopyProblem(residual, problem.z0), algorithm, backend="pytorch", throw=False)
+    head = ("sample", "ended", "s", "points", "folds", "nfe", "jvp", "norm(H)")
+    rows = [(*path_row(name, p), f"{p.stats.n_jvp}", f"{p.residuals[-1]:.1e}") for name, p in paths.items()]
+    print(Table(head, rows, words=2).text(), end="")
     if out is not None:
         for file in draw_paths(paths, out, title=f"{title}: zero paths to the equilibria"):
             print(file)

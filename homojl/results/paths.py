@@ -27,6 +27,12 @@ def points_of(path: PathSolution) -> np.ndarray:
     return np.concatenate([states, path.lambdas.numpy()[:, None]], axis=1)
 
 
+def path_row(name: str, path: PathSolution) -> tuple[str, ...]:
+    """A path in a table: its name, how it ended, its length, points, folds and evaluations."""
+    numbers = (f"{path.s[-1]:.4g}", f"{len(path.s)}", f"{path.folds}", f"{path.stats.nfe}")
+    return (name, path.status.name, *numbers)
+
+
 def hausdorff_distance(a: PathSolution, b: PathSolution) -> float:
     """The largest distance from a point of either path to the other, each path as the polyline through its points."""
     p, q = points_of(a), points_of(b)
