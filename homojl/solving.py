@@ -29,7 +29,7 @@ from homojl.algorithms import (
     ErrorNorm,
     SciML,
 )
-from homojl.backends import AbstractBackend, TorchBackend, announce, get_backend
+from homojl.backends import AbstractBackend, Task, TorchBackend, announce, get_backend
 from homojl.course import Course
 from homojl.dense import DenseOutput
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
@@ -273,14 +273,11 @@ def _solve_ode(job: _Job, adjoint: Any, batch: str, dense: bool) -> Solution:
 
 def _solve_ensemble(job: _Job) -> Solution:
     """A function in Julia of one sample, for each row of the batch with steps of its own."""
-    from homojl.backends.julia.backend import JuliaBackend
-
     problem, algorithm = job.problem, job.algorithm
     _check_samples(problem)
     if job.backend not in ("julia", "auto"):
         raise ConfigError(f"batch='per-sample' with a {problem.native} needs backend='julia', got {job.backend!r}")
     chosen = get_backend("julia")
-    assert isinstance(chosen, JuliaBackend)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name)
     f = job.function(VectorField, stats, problem.f, state="y0")
     if torch.is_grad_enabled() and any(x.requires_grad for x in (job.start, *f.arguments.tensors)):
@@ -288,7 +285,7 @@ def _solve_ensemble(job: _Job) -> Solution:
             f"batch='per-sample' with a {problem.native} gives values, and no gradients: solve under torch.no_grad()"
         )
     started = time.perf_counter()
-    result = chosen.integrate_samples(f, job.start, problem.ts, algorithm)
+    result = chosen.integrate(Task(f, problem.ts, algorithm, each=True), job.start)
     stats.seconds, stats.nfe, stats.n_rejected = time.perf_counter() - started, result.nfe, result.n_rejected
     assert result.samples is not None
     stats.n_accepted = int(result.samples.n_accepted.max())

@@ -13,14 +13,12 @@ import numpy as np
 import torch
 
 from homojl.algorithms import (
-    AbstractAdaptive,
     AbstractErrorControlled,
     AbstractODEAlgorithm,
     ErrorNorm,
     with_first_step,
 )
-from homojl.backends.base import AbstractBackend, EventCondition, Integration, note_first_step
-from homojl.backends.pytorch.backend import TorchBackend
+from homojl.backends.base import AbstractBackend, EventCondition, Integration, Task, note_first_step
 from homojl.backends.pytorch.record import Record, Replay, Round
 from homojl.backends.pytorch.steppers import stepper_for
 from homojl.backends.pytorch.steps import on, time_like
@@ -57,19 +55,7 @@ class Solve:
 
     def run(self, y0: Tensor, *, keep_states: bool = False) -> Integration:
         """Integrate, in the present grad mode; the algorithm's `StepMemory` is asked, and told."""
-        algorithm = with_first_step(self.algorithm, self.ts)
-        keep_states = keep_states or self.keep_states
-        if self.each:
-            assert isinstance(self.backend, TorchBackend), self.backend
-            assert isinstance(algorithm, AbstractAdaptive), algorithm
-            result = self.backend.integrate_samples(
-                self.f, y0, self.ts, algorithm, keep_states=keep_states, event=self.event, starts=self.starts
-            )
-        else:
-            norm = algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm()
-            result = self.backend.integrate(
-                self.f, y0, self.ts, algorithm, norm=norm, keep_states=keep_states, event=self.event, jumps=self.jumps
-            )
+        result = self.backend.integrate(self.task(keep_states=keep_states or self.keep_states), y0)
         note_first_step(self.algorithm, self.ts, result)
         self.f.finish()
         return result
@@ -78,13 +64,17 @@ class Solve:
         """`run` with a gradient of the backend's own that evaluates again; None: it has none."""
         if self.event is not None or self.jumps or self.keep_states or self.starts is not None:
             return None
-        algorithm = with_first_step(self.algorithm, self.ts)
-        norm = algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm()
-        result = self.backend.integrate_whole(self.f, y0, self.ts, algorithm, norm=norm, recompute=True, each=self.each)
+        result = self.backend.integrate_whole(self.task(), y0, recompute=True)
         if result is not None:
             note_first_step(self.algorithm, self.ts, result)
             self.f.finish()
         return result
+
+    def task(self, *, keep_states: bool = False) -> Task:
+        """What the backend is given."""
+        algorithm = with_first_step(self.algorithm, self.ts)
+        norm = algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm()
+        return Task(self.f, self.ts, algorithm, norm, keep_states, self.event, self.jumps, self.each, self.starts)
 
     def replay(self, f: VectorField, result: Integration, y0: Tensor) -> Replay:
         """The accepted steps, to be taken again from another field."""

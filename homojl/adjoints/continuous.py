@@ -23,7 +23,7 @@ from homojl.algorithms import (
     ErrorNorm,
     with_first_step,
 )
-from homojl.backends.base import Integration, note_first_step
+from homojl.backends.base import Integration, Task, note_first_step
 from homojl.backends.pytorch.record import OTHER
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError, SolveError
@@ -129,7 +129,7 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         if self.algorithm is None and isinstance(algorithm, AbstractErrorControlled) and algorithm.first_step is None:
             algorithm = replace(algorithm, first_step=min(abs(ts[-1] - ts[0]), back.step_at(ts[0])))
         first = with_first_step(algorithm, ts)
-        result = solve.backend.integrate(DerivedField(rhs), y, ts, first, norm=norm, jumps=solve.jumps)
+        result = solve.backend.integrate(Task(DerivedField(rhs), ts, first, norm, jumps=solve.jumps), y)
         note_first_step(algorithm, ts, result)
         if not result.status.ok:
             raise SolveError(f"the backward solve of {self.name} failed: {result.message}; or use CheckpointAdjoint()")

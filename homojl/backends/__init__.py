@@ -5,12 +5,21 @@ from __future__ import annotations
 import logging
 
 from homojl.algorithms import ErrorNorm
-from homojl.backends.base import AbstractBackend, Integration
+from homojl.backends.base import AbstractBackend, Integration, Task
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 
-__all__ = ["BACKEND_NAMES", "AbstractBackend", "ErrorNorm", "Integration", "TorchBackend", "announce", "get_backend"]
+__all__ = [
+    "BACKEND_NAMES",
+    "AbstractBackend",
+    "ErrorNorm",
+    "Integration",
+    "Task",
+    "TorchBackend",
+    "announce",
+    "get_backend",
+]
 
 BACKEND_NAMES = ("auto", "pytorch", "pytorch-compiled", "julia")
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
 
+import numpy as np
 import torch
 
 from homojl.algorithms import (
@@ -40,6 +41,34 @@ class EventCondition:
     condition: Callable[[Tensor, Tensor, Tensor | None], Tensor]
     direction: int = 0
     passed: Any = None
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """What a backend integrates: dy/dt = f(t, y) from ts[0], saved at ts[1:].
+
+    Attributes:
+        f: the field.
+        ts: strictly monotone save times in either direction.
+        algorithm: method, tolerances and step control.
+        norm: what the step-size control looks at.
+        keep_states: whether to record the state at the start of every accepted step.
+        event: where to end early; its time is then the last of the saved times. Where samples end one by one, the state
+            of one there is saved at the save times that follow.
+        jumps: times that adaptive steps end on, and where the field is evaluated anew.
+        each: whether every sample, a row of the state, has steps, an error and an end of its own.
+        starts: times from which the samples go on, (B,); None: all from ts[0]. One that starts at the end is done.
+    """
+
+    f: AbstractField
+    ts: tuple[float, ...]
+    algorithm: AbstractODEAlgorithm
+    norm: ErrorNorm = ErrorNorm()
+    keep_states: bool = False
+    event: EventCondition | None = None
+    jumps: Sequence[float] = ()
+    each: bool = False
+    starts: np.ndarray | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -126,49 +155,15 @@ class AbstractBackend(abc.ABC):
         """Whether this backend runs `algorithm` on tensors of `device`."""
 
     @abc.abstractmethod
-    def integrate(
-        self,
-        f: AbstractField,
-        y0: Tensor,
-        ts: tuple[float, ...],
-        algorithm: AbstractODEAlgorithm,
-        *,
-        norm: ErrorNorm = ErrorNorm(),
-        keep_states: bool = False,
-        event: EventCondition | None = None,
-        jumps: Sequence[float] = (),
-    ) -> Integration:
-        """Integrate dy/dt = f(t, y) from y0 at ts[0] and save at ts[1:].
+    def integrate(self, task: Task, y0: Tensor) -> Integration:
+        """Integrate from the initial state y0."""
 
-        Args:
-            f: the field.
-            y0: initial state.
-            ts: strictly monotone save times in either direction.
-            algorithm: method, tolerances and step control.
-            norm: what the step-size control looks at.
-            keep_states: whether to record the state at the start of every accepted step.
-            event: where to end early; its time is then the last of the saved times.
-            jumps: times that adaptive steps end on, and where the field is evaluated anew.
-        """
-
-    def integrate_whole(
-        self,
-        f: AbstractField,
-        y0: Tensor,
-        ts: tuple[float, ...],
-        algorithm: AbstractODEAlgorithm,
-        *,
-        norm: ErrorNorm,
-        keep_states: bool = False,
-        recompute: bool = False,
-        each: bool = False,
-    ) -> Integration | None:
+    def integrate_whole(self, task: Task, y0: Tensor, *, recompute: bool = False) -> Integration | None:
         """`integrate` where the backend knows the solve's gradient, in the present grad mode; None: it does not.
 
         Args:
-            f, y0, ts, algorithm, norm, keep_states: as in `integrate`.
+            task, y0: as there.
             recompute: whether the gradient keeps only the states that the steps start from, and evaluates again.
-            each: whether every sample has steps of its own.
         """
         return None
 

@@ -17,19 +17,12 @@ from homojl.algorithms import (
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
     Anderson,
-    ErrorNorm,
     NewtonKrylov,
     Picard,
     SciML,
 )
 from homojl.algorithms.control import PIDController
-from homojl.backends.base import (
-    AbstractBackend,
-    EventCondition,
-    FixedPoint,
-    Integration,
-    Path,
-)
+from homojl.backends.base import AbstractBackend, FixedPoint, Integration, Path, Task
 from homojl.backends.julia import endings, methods, runtime
 from homojl.backends.julia.field import BoundJuliaField, JuliaField
 from homojl.backends.julia.tensors import Callback, Conditions, StateForm
@@ -86,18 +79,10 @@ class JuliaBackend(AbstractBackend):
             vars(job).clear()
 
     @torch.no_grad()
-    def integrate(
-        self,
-        f: AbstractField,
-        y0: Tensor,
-        ts: tuple[float, ...],
-        algorithm: AbstractODEAlgorithm,
-        *,
-        norm: ErrorNorm = ErrorNorm(),
-        keep_states: bool = False,
-        event: EventCondition | None = None,
-        jumps: Sequence[float] = (),
-    ) -> Integration:
+    def integrate(self, task: Task, y0: Tensor) -> Integration:
+        if task.each:
+            return self._integrate_samples(task, y0)
+        f, ts, algorithm, norm, event, jumps = task.f, task.ts, task.algorithm, task.norm, task.event, task.jumps
         beyond = "a complex state" if y0.is_complex() else _beyond_julia(algorithm)
         if jumps or norm.function is not None:
             beyond = "a discontinuity or a norm of one's own"
@@ -115,7 +100,7 @@ class JuliaBackend(AbstractBackend):
         out, saved = _room_for_saves(form, y0, len(ts) - 1)
         save_times = array("d", ts)
         states: list[Tensor] = []
-        keep = _keeper(form, states) if keep_states else None
+        keep = _keeper(form, states) if task.keep_states else None
         job = Job(
             device=_device(form),
             field=field,
@@ -158,18 +143,14 @@ class JuliaBackend(AbstractBackend):
         )
 
     @torch.no_grad()
-    def integrate_samples(
-        self,
-        f: UserFunction,
-        y0: Tensor,
-        ts: tuple[float, ...],
-        algorithm: AbstractODEAlgorithm,
-    ) -> Integration:
+    def _integrate_samples(self, task: Task, y0: Tensor) -> Integration:
         """An ensemble of small systems: a `JuliaField` of one sample, solved for each row of y0 with steps of its own.
 
         Only values come of it. Arguments marked `PerSample` have a row for each sample, all others are shared. Julia's
         threads, whose number PYTHON_JULIACALL_THREADS sets before the start, share the samples.
         """
+        f, ts, algorithm = task.f, task.ts, task.algorithm
+        assert isinstance(f, UserFunction), f
         assert isinstance(f.f, JuliaField), f.f
         form, count = _batch_form(y0), len(y0)
         out, saved = _room_for_saves(form, y0, len(ts) - 1)

@@ -8,10 +8,9 @@ import logging
 import types
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, ClassVar, TypeGuard
 
-import numpy as np
 import torch
 
 from homojl.algorithms import (
@@ -21,7 +20,7 @@ from homojl.algorithms import (
     AbstractODEAlgorithm,
     ErrorNorm,
 )
-from homojl.backends.base import EventCondition, FixedPoint, Integration
+from homojl.backends.base import FixedPoint, Integration, Task
 from homojl.backends.pytorch.ahead import Ahead
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.backends.pytorch.fixed_point import METHODS, each_sample, find_fixed_point
@@ -29,7 +28,7 @@ from homojl.backends.pytorch.native import EVALUATIONS, STATES
 from homojl.backends.pytorch.native.operations import Postponed
 from homojl.backends.pytorch.steps import AbstractStepper, ExplicitStepper, Number, Step
 from homojl.errors import ConfigError
-from homojl.functions import AbstractField, AbstractMap, VectorField
+from homojl.functions import AbstractMap, VectorField
 from homojl.tableaus import ButcherTableau
 
 try:
@@ -69,86 +68,35 @@ class CompiledBackend(TorchBackend):
     def __init__(self, *, cuda_graphs: bool = False) -> None:
         self._cuda_graphs = cuda_graphs
 
-    def integrate(
-        self,
-        f: AbstractField,
-        y0: Tensor,
-        ts: tuple[float, ...],
-        algorithm: AbstractODEAlgorithm,
-        *,
-        norm: ErrorNorm = ErrorNorm(),
-        keep_states: bool = False,
-        event: EventCondition | None = None,
-        jumps: Sequence[float] = (),
-    ) -> Integration:
-        if event is None and not jumps:
+    def integrate(self, task: Task, y0: Tensor) -> Integration:
+        alone = task.each and torch.is_grad_enabled()  # a replay has the gradient, if there is one
+        if task.event is None and not task.jumps and task.starts is None and not (task.each and task.keep_states):
             try:
-                whole = self._whole(f, y0, ts, algorithm, norm=norm, keep_states=keep_states)
+                with torch.no_grad() if alone else nullcontext():
+                    whole = self._whole(task, y0)
             except Postponed:  # nothing can be compiled now
-                return TorchBackend().integrate(f, y0, ts, algorithm, norm=norm, keep_states=keep_states)
+                return TorchBackend().integrate(task, y0)
             if whole is not None:
                 return whole
-        return super().integrate(f, y0, ts, algorithm, norm=norm, keep_states=keep_states, event=event, jumps=jumps)
+        return super().integrate(task, y0)
 
-    def integrate_whole(
-        self,
-        f: AbstractField,
-        y0: Tensor,
-        ts: tuple[float, ...],
-        algorithm: AbstractODEAlgorithm,
-        *,
-        norm: ErrorNorm,
-        keep_states: bool = False,
-        recompute: bool = False,
-        each: bool = False,
-    ) -> Integration | None:
+    def integrate_whole(self, task: Task, y0: Tensor, *, recompute: bool = False) -> Integration | None:
         """See `AbstractBackend.integrate_whole`."""
         try:
-            return self._whole(f, y0, ts, algorithm, norm=norm, keep_states=keep_states, recompute=recompute, each=each)
+            return self._whole(task, y0, keep=STATES if recompute else EVALUATIONS)
         except Postponed:
             return None
 
     @staticmethod
-    def _whole(
-        f: AbstractField,
-        y0: Tensor,
-        ts: tuple[float, ...],
-        algorithm: AbstractODEAlgorithm,
-        *,
-        norm: ErrorNorm,
-        keep_states: bool = False,
-        recompute: bool = False,
-        each: bool = False,
-    ) -> Integration | None:
-        if not _is_explicit(algorithm) or not isinstance(f, VectorField):
+    def _whole(task: Task, y0: Tensor, *, keep: int = EVALUATIONS) -> Integration | None:
+        if not _is_explicit(task.algorithm) or not isinstance(task.f, VectorField):
             return None
         from homojl.backends.pytorch.native import ensemble, solve  # they load what traces fields
 
-        if each:
-            assert isinstance(algorithm, AbstractAdaptive), algorithm
-            return ensemble.integrate(_owner(f.f), f, y0, ts, algorithm)
-        if not solve.serves(f, y0, algorithm, norm):
-            return None
-        keep = STATES if recompute else EVALUATIONS
-        return solve.integrate(_owner(f.f), f, y0, ts, algorithm, keep=keep, keep_states=keep_states)
-
-    def integrate_samples(
-        self,
-        f: VectorField,
-        y0: Tensor,
-        ts: tuple[float, ...],
-        algorithm: AbstractAdaptive,
-        *,
-        keep_states: bool,
-        event: EventCondition | None = None,
-        starts: np.ndarray | None = None,
-    ) -> Integration:
-        if event is None and starts is None and not keep_states:
-            with torch.no_grad():
-                whole = self.integrate_whole(f, y0, ts, algorithm, norm=ErrorNorm(), each=True)
-            if whole is not None:
-                return whole
-        return super().integrate_samples(f, y0, ts, algorithm, keep_states=keep_states, event=event, starts=starts)
+        owner = _owner(task.f.f)
+        if task.each:
+            return ensemble.integrate(owner, task, y0)
+        return solve.integrate(owner, task, y0, keep=keep) if solve.serves(task, y0) else None
 
     def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
         from homojl.backends.pytorch.native.equilibrium import methods_for
@@ -156,13 +104,14 @@ class CompiledBackend(TorchBackend):
         methods = {**METHODS, **methods_for(z0)}
         return find_fixed_point(f, z0, algorithm, functools.partial(each_sample, methods=methods))
 
-    def stepper(
-        self, f: AbstractField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractODEAlgorithm, norm: ErrorNorm
-    ) -> AbstractStepper:
+    def stepper(self, task: Task, y0: Tensor) -> AbstractStepper:
+        f = task.f
         watched = torch._C._len_torch_dispatch_stack() > 0  # PyTorch compiles nothing where a mode sees all operations
-        if not (_is_explicit(algorithm) and isinstance(f, VectorField) and f.opens) or y0.is_complex() or watched:
-            return super().stepper(f, y0, ts, algorithm, norm)
-        return CompiledStepper(f, y0, ts[-1], algorithm, norm, cuda_graphs=self._cuda_graphs and y0.is_cuda)
+        if not _is_explicit(task.algorithm) or not isinstance(f, VectorField) or not f.opens:
+            return super().stepper(task, y0)
+        if y0.is_complex() or watched:
+            return super().stepper(task, y0)
+        return CompiledStepper(f, task, y0, cuda_graphs=self._cuda_graphs and y0.is_cuda)
 
 
 def _is_explicit(algorithm: AbstractODEAlgorithm) -> TypeGuard[AbstractAdaptive | AbstractFixedStep]:
@@ -175,23 +124,14 @@ class CompiledStepper(ExplicitStepper):
     """An explicit Runge-Kutta method whose step from one field is one compiled function.
 
     Args:
-        field: the right-hand side.
+        field: the task's.
+        task: the solve.
         y0: what the states look like.
-        end: the time at which the solve ends.
-        algorithm, norm: method and error norm.
         cuda_graphs: whether steps are CUDA graphs.
     """
 
-    def __init__(
-        self,
-        field: VectorField,
-        y0: Tensor,
-        end: float,
-        algorithm: AbstractODEAlgorithm,
-        norm: ErrorNorm,
-        *,
-        cuda_graphs: bool,
-    ) -> None:
+    def __init__(self, field: VectorField, task: Task, y0: Tensor, *, cuda_graphs: bool) -> None:
+        algorithm, norm = task.algorithm, task.norm
         tableau = algorithm.explicit_tableau
         super().__init__(tableau)
         self._field, self._cuda_graphs, self._started = field, cuda_graphs, False
@@ -217,7 +157,7 @@ class CompiledStepper(ExplicitStepper):
             # A field's numbers are compiled in: PyTorch 2.13 gets them wrong as inputs of a loop in a graph.
             attempts = Ahead.function(step, algorithm)
             run = _compiled(field.f, ("ahead", control, *key), attempts, dynamic=False)
-            self._ahead = Ahead(run, end, self._tolerances)
+            self._ahead = Ahead(run, task.ts[-1], self._tolerances)
 
     def step(self, f: Any, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True) -> Step:
         # The problem's function is checked at its first evaluation, and may turn out to be more than its operations.

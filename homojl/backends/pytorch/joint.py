@@ -13,8 +13,8 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep, ErrorNorm
-from homojl.backends.base import EventCondition, Integration
+from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep
+from homojl.backends.base import Integration, Task
 from homojl.backends.pytorch.events import EventWatch
 from homojl.backends.pytorch.record import Record, Round
 from homojl.backends.pytorch.sizes import Controlled, Move, Planned, Stop, which_sample
@@ -116,24 +116,15 @@ class Saved:
             self.ys.append(y)
 
 
-def integrate(
-    f: AbstractField,
-    y0: Tensor,
-    ts: tuple[float, ...],
-    algorithm: AbstractErrorControlled | AbstractFixedStep,
-    stepper: AbstractStepper,
-    *,
-    norm: ErrorNorm,
-    keep_states: bool,
-    event: EventCondition | None,
-    jumps: Sequence[float],
-) -> Integration:
+def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
     """See `AbstractBackend.integrate`."""
-    saved = Saved(ts, y0, stepper, keep_states=keep_states)
+    f, ts, algorithm, event = task.f, task.ts, task.algorithm, task.event
+    saved = Saved(ts, y0, stepper, keep_states=task.keep_states)
     sizes: Planned | Controlled
     if isinstance(algorithm, AbstractErrorControlled):
-        sizes = Controlled(algorithm, stepper, ts, y0, norm, jumps)
+        sizes = Controlled(algorithm, stepper, ts, y0, task.norm, task.jumps)
     else:
+        assert isinstance(algorithm, AbstractFixedStep), algorithm
         sizes = Planned(algorithm, ts)
     t, y, step, which, started = sizes.t, y0, None, None, f.calls
     status, message = Status.SUCCESS, ""

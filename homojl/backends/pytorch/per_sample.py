@@ -15,7 +15,7 @@ import torch
 
 from homojl.algorithms import AbstractAdaptive, StepMemory
 from homojl.algorithms.step_memory import SMALLEST_CHANGE
-from homojl.backends.base import EventCondition, Integration
+from homojl.backends.base import Integration, Task
 from homojl.backends.pytorch import control
 from homojl.backends.pytorch.record import Record, Round
 from homojl.backends.pytorch.row_events import RowEvents
@@ -48,32 +48,17 @@ class Moves(NamedTuple):
 
 
 @torch.no_grad()
-def integrate_samples(
-    f: VectorField,
-    y0: Tensor,
-    ts: tuple[float, ...],
-    algorithm: AbstractAdaptive,
-    *,
-    keep_states: bool,
-    event: EventCondition | None = None,
-    starts: np.ndarray | None = None,
-) -> Integration:
-    """Integrate dy/dt = f(t, y) from y0 at ts[0] and save at ts[1:], under step control of each sample's own.
+def integrate_samples(task: Task, y0: Tensor) -> Integration:
+    """`AbstractBackend.integrate` under step control of each sample's own.
 
     Args:
-        f: the field, which may be given fewer rows than y0 has.
+        task: its field may be given fewer rows than y0 has, and so may the condition of its event.
         y0: initial states (B, ...).
-        ts: strictly monotone save times in either direction, common to all samples.
-        algorithm: method, tolerances and step control; each sample has its own steps to count.
-        keep_states: whether to record the states at which the accepted steps start.
-        event: where a sample ends early: its state there is saved at the save times that follow. The condition, of a
-            batch, has a row for each of its samples.
-        starts: times from which the samples go on, (B,); None: all from ts[0]. One that starts at the end is done.
 
     Returns:
         The solve; a sample that stopped early has its last accepted state at the save times that it did not reach.
     """
-    return _Batch(f, y0, ts, algorithm, keep_states, event, starts).run()
+    return _Batch(task, y0).run()
 
 
 class _Batch:
@@ -83,18 +68,12 @@ class _Batch:
     to move together, and take steps of size zero.
     """
 
-    def __init__(
-        self,
-        f: VectorField,
-        y0: Tensor,
-        ts: tuple[float, ...],
-        algorithm: AbstractAdaptive,
-        keep: bool,
-        event: EventCondition | None,
-        starts: np.ndarray | None,
-    ) -> None:
+    def __init__(self, task: Task, y0: Tensor) -> None:
+        f, algorithm, ts, starts, event = task.f, task.algorithm, task.ts, task.starts, task.event
+        assert isinstance(f, VectorField), f
+        assert isinstance(algorithm, AbstractAdaptive), algorithm
         count = len(y0)
-        self.f, self.algorithm, self.keep = f, algorithm, keep
+        self.f, self.algorithm, self.keep = f, algorithm, task.keep_states
         self.stepper = ExplicitStepper(algorithm.explicit_tableau)
         self.ts, self.direction = np.array(ts), 1.0 if ts[-1] > ts[0] else -1.0
         self.y0, self.layout = y0, RowLayout(y0)

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch.utils import _pytree as pytree
 
-from homojl.algorithms import AbstractAdaptive, ErrorNorm
-from homojl.backends.base import Integration
+from homojl.algorithms import AbstractAdaptive
+from homojl.backends.base import Integration, Task
 from homojl.backends.pytorch.native.entry import Opened, entry_of
 from homojl.backends.pytorch.native.operations import Unsupported
 from homojl.backends.pytorch.native.program import (
@@ -60,17 +60,18 @@ class Found(NamedTuple):
     counts: np.ndarray
 
 
-def integrate(
-    owner: Any, f: VectorField, y0: Tensor, ts: tuple[float, ...], algorithm: AbstractAdaptive
-) -> Integration | None:
+def integrate(owner: Any, task: Task, y0: Tensor) -> Integration | None:
     """A whole solve, in the present grad mode; None: it is to be made step by step.
 
     Args:
         owner: of what is compiled for the field.
-        f, y0, ts, algorithm: as in `AbstractBackend.integrate`.
+        task, y0: as in `AbstractBackend.integrate`.
     """
-    if owner in refused or not serves(f, y0, algorithm, ErrorNorm()) or y0.ndim == 0:
+    f, ts, algorithm = task.f, task.ts, task.algorithm
+    if owner in refused or not serves(task, y0) or y0.ndim == 0:
         return None
+    assert isinstance(f, VectorField), f
+    assert isinstance(algorithm, AbstractAdaptive), algorithm
     try:
         opened, inputs, rows, t = _opened(owner, f, y0, ts)
         recording = torch.is_grad_enabled()

@@ -15,7 +15,7 @@ import torch
 
 from homojl.algorithms import AbstractAdaptive, AbstractFixedStep, ErrorNorm
 from homojl.algorithms.step_memory import StepMemory
-from homojl.backends.base import Integration
+from homojl.backends.base import Integration, Task
 from homojl.backends.pytorch.native import EVALUATIONS, NOTHING, STATES
 from homojl.backends.pytorch.native.entry import Opened, entry_of
 from homojl.backends.pytorch.native.operations import Postponed, Unsupported
@@ -58,11 +58,14 @@ def refuse(owner: Any, reason: Unsupported) -> None:
     refused.add(owner)
 
 
-def serves(f: VectorField, y0: Tensor, algorithm: Algorithm, norm: ErrorNorm) -> bool:
+def serves(task: Task, y0: Tensor) -> bool:
     """Whether a solve may be made whole, as far as can be seen without tracing the field."""
+    f, algorithm = task.f, task.algorithm
+    if not isinstance(f, VectorField) or not isinstance(algorithm, Algorithm):
+        return False
     if isinstance(algorithm, AbstractAdaptive):
         tensors = isinstance(algorithm.rtol, Tensor) or isinstance(algorithm.atol, Tensor)
-        if tensors or norm != ErrorNorm():
+        if tensors or task.norm != ErrorNorm():
             return False
     return (
         y0.device.type == "cpu"
@@ -78,26 +81,19 @@ def serves(f: VectorField, y0: Tensor, algorithm: Algorithm, norm: ErrorNorm) ->
     )
 
 
-def integrate(
-    owner: Any,
-    f: VectorField,
-    y0: Tensor,
-    ts: tuple[float, ...],
-    algorithm: Algorithm,
-    *,
-    keep: int,
-    keep_states: bool,
-) -> Integration | None:
+def integrate(owner: Any, task: Task, y0: Tensor, *, keep: int) -> Integration | None:
     """A whole solve, in the present grad mode; None: it is to be made step by step.
 
     The field's are not made whole, or it does not reach its end, which steps one by one say more of.
 
     Args:
         owner: of what is compiled for the field.
-        f, y0, ts, algorithm: as in `AbstractBackend.integrate`.
+        task, y0: as in `AbstractBackend.integrate`, which this `serves`.
         keep: what a gradient is to be computed from.
-        keep_states: whether the record is to have the states that its steps start from.
     """
+    f, ts, algorithm, keep_states = task.f, task.ts, task.algorithm, task.keep_states
+    assert isinstance(f, VectorField), f
+    assert isinstance(algorithm, Algorithm), algorithm
     if owner in refused:
         return None
     try:
