@@ -104,10 +104,13 @@ class NewtonKrylov(AbstractFixedPointAlgorithm):
         krylov_steps: most products for one linear system, beside six for those directions.
         preconditioner: (v, z) -> about (I - df/dz)^-1 v, linear in v; v and z are (b, ...), the samples still at work,
             on their device, and so is what it returns. On the PyTorch backend alone.
+        differences: products by forward differences of f, which cost one evaluation each and need no derivative of it,
+            in the place of exact ones; for float64, on the PyTorch backend alone.
     """
 
     krylov_steps: int = 30
     preconditioner: Callable[[Tensor, Tensor], Tensor] | None = None
+    differences: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -169,6 +169,37 @@ def test_preconditioned_samples_leave_one_by_one():
     assert len(set(sizes)) > 1
 
 
+def test_differences_in_the_place_of_products():
+    """Bratu's problem by evaluations alone; a map without derivatives; float32 is too coarse."""
+    start = torch.zeros(2, 16, 16, dtype=torch.float64)
+    factors = torch.tensor([6.0, 3.0], dtype=torch.float64).view(2, 1, 1)
+
+    def bratu(z: Tensor, factor: Tensor) -> Tensor:
+        p = torch.nn.functional.pad(z, (1, 1, 1, 1))
+        around = p[:, 2:, 1:-1] + p[:, :-2, 1:-1] + p[:, 1:-1, 2:] + p[:, 1:-1, :-2]
+        return 0.25 * (around + factor / 17**2 * torch.exp(z))
+
+    problem = hj.FixedPointProblem(bratu, start, args=(hj.PerSample(factors),))
+    exact, differences = (
+        hj.solve(problem, hj.NewtonKrylov(rtol=0, atol=1e-11, differences=d), backend="pytorch") for d in (False, True)
+    )
+    assert differences.stats.n_jvp == 0
+    assert differences.stats.nfe <= 1.3 * (exact.stats.nfe + exact.stats.n_jvp)
+    torch.testing.assert_close(differences.value, exact.value, rtol=0, atol=1e-8)
+
+    def outside(z: Tensor) -> Tensor:
+        return torch.from_numpy(np.cos(z.detach().numpy()))
+
+    for dtype, z0 in ((torch.float64, 0.5), (torch.float32, 0.5)):
+        alone = hj.FixedPointProblem(outside, torch.full((3, 1), z0, dtype=dtype))
+        algorithm = hj.NewtonKrylov(rtol=1e-12, atol=0, differences=True)
+        if dtype == torch.float64:
+            assert hj.solve(alone, algorithm, backend="pytorch").value[0].item() == pytest.approx(0.7390851332151607)
+        else:
+            with pytest.raises(hj.ConfigError, match="float64"):
+                hj.solve(alone, algorithm, backend="pytorch")
+
+
 def test_a_preconditioner_is_a_function():
     with pytest.raises(hj.ConfigError, match="preconditioner must be a function"):
         hj.NewtonKrylov(preconditioner=torch.eye(2))

@@ -216,8 +216,8 @@ class JuliaBackend(AbstractBackend):
 
     @torch.no_grad()
     def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
-        if isinstance(algorithm, NewtonKrylov) and algorithm.preconditioner is not None:
-            raise ConfigError("NewtonKrylov with a preconditioner needs backend='pytorch'")
+        if isinstance(algorithm, NewtonKrylov) and (algorithm.preconditioner is not None or algorithm.differences):
+            raise ConfigError("NewtonKrylov with a preconditioner or differences needs backend='pytorch'")
         return find_fixed_point(f, z0, algorithm, self._search)
 
     def _search(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:

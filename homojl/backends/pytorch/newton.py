@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from homojl.backends.pytorch.gmres import Deflation, column_of, gmres, host
 from homojl.backends.pytorch.history import AbstractMethod, Advance
 from homojl.backends.pytorch.rows import Compaction
 from homojl.backends.pytorch.samples import Samples
+from homojl.errors import ConfigError
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -51,6 +53,10 @@ class NewtonKrylovMethod(_AbstractNewton[NewtonKrylov]):
 
     def __init__(self, algorithm: NewtonKrylov, samples: Samples) -> None:
         super().__init__(algorithm, samples)
+        if algorithm.differences and samples.dtype != torch.float64:
+            raise ConfigError(
+                f"NewtonKrylov with differences needs states in float64, got {samples.dtype}: rounding would spoil them"
+            )
         self._before: np.ndarray | None = None
         self._forcing = np.full(len(samples.index), 0.3)
 
@@ -66,11 +72,13 @@ class NewtonKrylovMethod(_AbstractNewton[NewtonKrylov]):
         with np.errstate(divide="ignore", invalid="ignore"):  # nor better than what ends the solve
             forcing = np.fmax(self._forcing, np.minimum(0.5 * self.samples.allowed / residual, 0.5))
         relative = np.where(active, forcing, np.inf)
-        return self._search(z, fz, residual, self._step(z, r, relative), active)
+        return self._search(z, fz, residual, self._step(z, fz, r, relative), active)
 
-    def _step(self, z: Tensor, r: Tensor, relative: np.ndarray) -> Tensor:
+    def _step(self, z: Tensor, fz: Tensor, r: Tensor, relative: np.ndarray) -> Tensor:
+        push = self._differences(z, fz) if self.algorithm.differences else functools.partial(self.samples.push, z)
+
         def product(v: Tensor) -> Tensor:
-            return v - self.samples.push(z, v)
+            return v - push(v)
 
         if (preconditioner := self.algorithm.preconditioner) is None:
             return self._solved(product, r, relative)
@@ -81,6 +89,17 @@ class NewtonKrylovMethod(_AbstractNewton[NewtonKrylov]):
             return layout.flatten(preconditioner(layout.unflatten(v), at))
 
         return nearly(self._solved(lambda v: product(nearly(v)), r, relative))
+
+    def _differences(self, z: Tensor, fz: Tensor) -> Callable[[Tensor], Tensor]:
+        """About v -> (df/dz) v, where rounding and curvature weigh the same for a map of the state's own size."""
+        size = torch.finfo(z.dtype).eps ** 0.5 * (1 + torch.linalg.vector_norm(z, dim=1, keepdim=True))
+        least = torch.finfo(z.dtype).tiny
+
+        def push(v: Tensor) -> Tensor:
+            h = size / torch.linalg.vector_norm(v, dim=1, keepdim=True).clamp_min(least)
+            return (self.samples.evaluate(torch.addcmul(z, v, h)) - fz) / h
+
+        return push
 
     def _search(self, z: Tensor, fz: Tensor, residual: np.ndarray, step: Tensor, active: np.ndarray) -> Advance:
         """Along the step, each row by itself; rows that are done, or find nothing, stay where they are."""

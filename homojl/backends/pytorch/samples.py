@@ -31,6 +31,7 @@ class Samples:
 
     Attributes:
         layout: of the rows.
+        dtype: of the states.
         nfe, n_jvp: evaluations and Jacobian-vector products so far.
         index: the position in the batch of each row, (b,), int64 on the host.
         alone: whether rows are known not to need each other.
@@ -42,7 +43,7 @@ class Samples:
         self._rows: Tensor | None = None
         self._point: tuple[Tensor, Linearisation] | None = None  # where the map was linearised last
         self._asked = len(z0) + 1  # rows at work when it was last asked whether they need each other
-        self.layout = RowLayout(z0)
+        self.layout, self.dtype = RowLayout(z0), z0.dtype
         self.index = np.arange(len(z0))
         self.nfe = self.n_jvp = 0
         self.alone = False
