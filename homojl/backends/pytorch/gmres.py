@@ -11,9 +11,9 @@ from homojl.backends.pytorch.rows import Compaction
 
 Tensor = torch.Tensor
 
-# Products between two looks at whether they are enough: on a CPU this part of those that seem to be missing, but not
-# more than this part of those so far; and where looking means to wait, as many as so far.
-LOOKS, MOST_LOOKS, WAITS = 0.8, 0.7, 1.0
+# Products between two looks at whether they are enough, over those that seem to be missing: on a CPU, but not more than
+# the next number over those so far; and where looking means to wait.
+LOOKS, MOST_LOOKS, WAITS = 0.8, 0.7, 1.3
 FIRST_WAIT = 4
 
 
@@ -161,8 +161,8 @@ def gmres(
     The iteration of all rows goes on until each has met its tolerance; a row's answer uses only the steps it needed, so
     it does not depend on the others. Whether that is so is looked at every few steps on a CPU, less often the further
     off the goal is at the rate so far; on other devices, where looking means to wait, after as many as the last system
-    with this deflation took, or few, and then twice as many. The small least-squares
-    problems are solved on the host, in float64.
+    with this deflation took, or few, and then once they should be enough. The small least-squares problems are solved
+    on the host, in float64.
 
     Args:
         product: the matrices times vectors, (b, n) -> (b, n).
@@ -199,8 +199,8 @@ def gmres(
             seen.clear()
             if not search.working.any():
                 break
-            further = WAITS * j if waits else min(LOOKS * search.missing(), MOST_LOOKS * j)
-            look = min(space.size, j + 2 + int(further))
+            further = WAITS * search.missing() if waits else min(LOOKS * search.missing(), MOST_LOOKS * j)
+            look = j + 2 + int(min(further, space.size - j - 2))
     weights, left = search.answer()
     if deflation is not None:
         deflation.note(space, search.hessenberg)
