@@ -137,10 +137,17 @@ function record(
         @nospecialize(f!), u0::AbstractArray, ts, alg, request::Request; jvp! = nothing, dense::Bool = length(u0) <= 64,
         parts = nothing, watch = nothing, out = nothing, keep = nothing
     )
+    return record(f!, jvp!, u0, checked_times(ts), alg, request, dense, error_norm(parts, length(u0)), watch, out, keep)
+end
+
+# Compiled for the types of state and method alone.
+function record(
+        @nospecialize(f!), @nospecialize(jvp!), u0::AbstractArray, times::Vector{Float64}, alg, request::Request, dense::Bool,
+        norm::ErrorNorm, @nospecialize(watch), out, @nospecialize(keep)
+    )
     require_state(u0)
-    u, times = copy(u0), checked_times(ts)
+    u = copy(u0)
     record = Record(; save_times = times, out, keep, ts = times[1:1], us = [isnothing(out) ? copy(u0) : u0])
-    norm = error_norm(parts, length(u0))
     field = CountedField{eltype(u0)}(f!)
     derivatives = asks_for_jacobian(alg) ? Derivatives(field, jvp!, u, request.rtol, request.atol) : nothing
     watched = isnothing(watch) ? nothing : Watch(watch..., u, times[1])

@@ -71,7 +71,7 @@ class JuliaBackend(AbstractBackend):
     def _run(self, solve: str, job: Job) -> tuple[Any, ...]:
         try:
             with runtime.calling(self._julia):
-                return self._julia.solves[solve](job)
+                return getattr(self._julia.calls, solve)(job)
         finally:
             for value in vars(job).values():
                 if isinstance(value, Callback | Conditions):

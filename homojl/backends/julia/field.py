@@ -65,8 +65,8 @@ class JuliaField:
         self.source, self.differentiation, self.vjp_source = source, differentiation, vjp
         julia = runtime.start()
         with runtime.calling(julia):
-            self._function = julia.bridge.evaluate_source(source)
-            self._vjp = None if vjp is None else julia.bridge.evaluate_source(vjp)
+            self._function = julia.calls.evaluate_source(source)
+            self._vjp = None if vjp is None else julia.calls.evaluate_source(vjp)
 
     def __repr__(self) -> str:
         return f"JuliaField({self.source!r})"
@@ -96,7 +96,7 @@ class JuliaField:
         """
         julia = runtime.start()
         with runtime.calling(julia):
-            return torch.tensor(array("d", julia.bridge.first_parameters(self._function, seed)), dtype=dtype)
+            return torch.tensor(array("d", julia.calls.first_parameters(self._function, seed)), dtype=dtype)
 
     def bind(self, args: tuple[Any, ...]) -> BoundJuliaField:
         """The function with its arguments, as the backend and autograd use it."""
@@ -167,7 +167,7 @@ class _Evaluate(torch.autograd.Function):
         bound = field.bind(args).for_state(state)
         out = torch.empty(state.numel(), dtype=state.dtype)
         with runtime.calling(julia):
-            julia.bridge.evaluate(Job(device=None, field=bound, out=out, state=_contiguous(state), t=t))
+            julia.calls.evaluate(Job(device=None, field=bound, out=out, state=_contiguous(state), t=t))
         return StateForm(state).laid_out(out.reshape(state.shape))
 
     @staticmethod
@@ -187,7 +187,7 @@ class _Evaluate(torch.autograd.Function):
         job.differentiation = ctx.field.differentiated_by(state, tuple(args))
         julia = runtime.start()
         with runtime.calling(julia):
-            julia.bridge.vjp(job)
+            julia.calls.vjp(job)
         gradients = [o.reshape(arg.shape) for o, arg in zip(outs, args, strict=True)]
         return None, None, out.reshape(state.shape), *gradients
 
@@ -203,7 +203,7 @@ class _Evaluate(torch.autograd.Function):
         runtime.require(julia, "ForwardDiff")
         out = torch.empty(state.numel(), dtype=state.dtype)
         with runtime.calling(julia):
-            julia.bridge.jvp(_job(ctx, out, tangent))
+            julia.calls.jvp(_job(ctx, out, tangent))
         return out.reshape(state.shape)
 
 

@@ -127,7 +127,7 @@ def chosen(method: SciML) -> Any:
     home = packages().get(homes().get(method.method, ""))
     plain = home is not None and home.kind == "part"
     with runtime.calling(julia):
-        return julia.bridge.chosen(maker, Job(arguments=values, options=keywords, plain=plain))
+        return julia.calls.chosen(maker, Job(arguments=values, options=keywords, plain=plain))
 
 
 def _value(julia: Any, value: object) -> object:
@@ -141,13 +141,13 @@ def _maker(julia: Any, name: str) -> Any:
         home = package or homes().get(name, "")
         if home:
             known = packages().get(home)
-            module = julia.bridge.load(home, known.uuid if known else "")
-            maker = None if module is None else julia.bridge.lookup(module, short)
+            module = julia.calls.load(home, known.uuid if known else "")
+            maker = None if module is None else julia.calls.lookup(module, short)
         else:
-            maker = julia.bridge.lookup(None, short)
+            maker = julia.calls.lookup(None, short)
             for other, entry in packages().items() if maker is None else ():
-                module = julia.bridge.load(other, entry.uuid)
-                maker = None if module is None else julia.bridge.lookup(module, short)
+                module = julia.calls.load(other, entry.uuid)
+                maker = None if module is None else julia.calls.lookup(module, short)
                 if maker is not None:
                     break
     if maker is None:
@@ -195,8 +195,8 @@ def requested(algorithm: AbstractODEAlgorithm) -> Any:
     with runtime.calling(julia):
         if isinstance(algorithm, SciML) and algorithm.mass_matrix is not None:
             rows = algorithm.mass_matrix.detach().double().tolist()
-            options["mass_matrix"] = julia.bridge.matrix(Job(rows=rows))
-        return julia.bridge.request(Job(options=tuple(options.items()), controller=control))
+            options["mass_matrix"] = julia.calls.matrix(Job(rows=rows))
+        return julia.calls.request(Job(options=tuple(options.items()), controller=control))
 
 
 @functools.lru_cache(maxsize=256)
@@ -215,5 +215,5 @@ def tracker(algorithm: AbstractPathAlgorithm) -> Any:
         options |= {"predictor_reltol": predictor.rtol, "predictor_abstol": predictor.atol}
     with runtime.calling(julia):
         if algorithm.linear_solver != "dense":
-            julia.bridge.load("Krylov", "ba0b0d4f-ebba-5204-a429-3ac8c609bfb7")
-        return julia.bridge.tracker(Job(options=tuple(options.items()), predictor=PREDICTORS[type(predictor)]))
+            julia.calls.load("Krylov", "ba0b0d4f-ebba-5204-a429-3ac8c609bfb7")
+        return julia.calls.tracker(Job(options=tuple(options.items()), predictor=PREDICTORS[type(predictor)]))

@@ -21,6 +21,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace as Namespace
 from typing import Any
 
 from homojl.errors import BackendUnavailable, ConfigError, JuliaCodeError
@@ -169,7 +170,7 @@ class _Running:
     Attributes:
         jl: Julia's module `Main`.
         homojl: the package HomoJL.
-        bridge: its extension for Python; solves: the functions there that solve, by name.
+        bridge: its extension for Python; calls: the functions there that are called from here.
         loaded: packages that were asked for and are loaded.
         library, internals: Julia's C interface, in its two libraries.
         owner: the thread that started Julia.
@@ -196,9 +197,7 @@ class _Running:
         self.homojl = self.jl.HomoJL
         self.bridge = self.jl.seval("Base.get_extension(HomoJL, :HomoJLPythonCallExt)")
         self.loaded: set[str] = set()
-        self.solves = {
-            name: getattr(self.bridge, name) for name in ("integrate", "ensemble", "fixed_point", "trace_path")
-        }
+        self.calls = Namespace(**{name: getattr(self.bridge.calls, name) for name in str(self.bridge.names).split()})
         self.library = ctypes.CDLL(juliacall.CONFIG["libpath"])
         self.library.jl_get_pgcstack.restype = ctypes.c_void_p
         self.internals = ctypes.CDLL(str(self.jl.seval('import Libdl; Libdl.dlpath("libjulia-internal")')))
@@ -266,7 +265,7 @@ def calling(julia: _Running) -> Iterator[None]:
 
 def translated(error: Any, julia: _Running) -> BaseException:
     """A `juliacall.JuliaError` in Python's terms."""
-    kind, message = julia.bridge.describe(error.exception)
+    kind, message = julia.calls.describe(error.exception)
     if kind == "ArgumentError":
         return ConfigError(message.removeprefix("ArgumentError: "))
     if kind == "InterruptException":
@@ -286,7 +285,7 @@ def require(julia: _Running, *names: str) -> str:
         if name in julia.loaded:
             return name
         with calling(julia):
-            if julia.bridge.load(name, "") is not None:
+            if julia.calls.load(name, "") is not None:
                 julia.loaded.add(name)
                 return name
     raise ConfigError(f"this needs the Julia package {' or '.join(names)}; run `homojl julia add {names[0]}`")

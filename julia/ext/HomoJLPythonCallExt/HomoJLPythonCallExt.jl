@@ -19,6 +19,15 @@ include("algorithms.jl")
 include("solves.jl")
 include("ensemble.jl")
 include("autograd.jl")
+
+const calls = map(
+    Direct, (;
+        integrate, ensemble, fixed_point, trace_path, evaluate, vjp, jvp, evaluate_source, first_parameters, describe,
+        load, lookup, chosen, request, matrix, tracker,
+    ),
+)
+const names = join(keys(calls), ' ')
+
 include("precompile.jl")
 
 end

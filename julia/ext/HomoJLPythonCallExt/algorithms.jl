@@ -91,13 +91,17 @@ function make(maker, arguments, options, additions)
     return
 end
 
-"The request of a solve, from `job.options`; a controller's options stand in `job.controller`, or `None`."
+"The request of a solve, from `job.options`; a controller's numbers stand in `job.controller`, or `None`."
 function request(job::Py)
-    options = options_of(job.options)
-    if !pyis(job.controller, pybuiltins.None)
-        push!(options, :controller => HomoJL.TorchController(pyconvert(NTuple{6, Float64}, job.controller)...))
-    end
-    return HomoJL.Request(; options...)
+    given = Dict{Symbol, Any}(options_of(job.options))
+    number(name, default::Float64) = Float64(get(given, name, default))::Float64
+    maybe(name) = (x = get(given, name, nothing); isnothing(x) ? nothing : Float64(x)::Float64)
+    values = pyis(job.controller, pybuiltins.None) ? Float64[] : Float64[pyconvert(Float64, x) for x in job.controller]
+    controller = isempty(values) ? nothing : HomoJL.TorchController(ntuple(i -> values[i], 6)...)
+    return HomoJL.Request(
+        number(:rtol, 1.0e-3), number(:atol, 1.0e-6), maybe(:first_step), number(:min_step, 0.0), number(:max_step, Inf),
+        Int(get(given, :max_steps, 10_000))::Int, maybe(:step_size), controller, get(given, :mass_matrix, nothing),
+    )
 end
 
 "The matrix with `job.rows`."

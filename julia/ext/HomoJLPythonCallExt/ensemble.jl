@@ -10,7 +10,7 @@ ensemble(job::Py) = with_loans(ensemble, job)
 
 function ensemble(job::Py, loans::Loans)
     times, samples = numbers_at(job.ts), pyconvert(Int, job.samples)
-    method, request = made(pyconvert(Chosen, job.method), true), pyconvert(HomoJL.Request, job.request)
+    method, request = made(PythonCall.pyjlvalue(job.method)::Chosen, true), PythonCall.pyjlvalue(job.request)::HomoJL.Request
     f = borrow_native(loans, job.field, true)
     start, out = borrow(loans, job.u0), borrow(loans, job.out)
     parameters, rows = f.p isa Tuple ? f.p : isnothing(f.p) ? () : (f.p,), pyconvert(Vector{Bool}, job.rows)

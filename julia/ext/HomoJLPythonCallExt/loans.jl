@@ -53,7 +53,31 @@ end
 vector_at(::Vector{T}, address::Int, n::Int) where {T} = unsafe_wrap(Array, Ptr{T}(address), n)
 vector_at(::AbstractVector{T}, address::Int, n::Int) where {T} = HomoJL.device_vector(T, address, n)
 
-value_of(x::Py) = pyis(x, pybuiltins.None) ? nothing : pyconvert(Any, x)
+"""
+A function of the bridge, as Python calls it: numbers, strings and Julia's own values come as they are, and all else as a `Py`.
+
+PythonCall's own way through its rules of conversion would have to be compiled at every start, which takes a second.
+"""
+struct Direct
+    f::Any
+end
+
+function PythonCall.JlWrap.pyjlany_call(direct::Direct, arguments::Py, _::Py)
+    return Py(direct.f(Any[simple(arguments[i]) for i in 0:(PythonCall.pylen(arguments) - 1)]...))::Py
+end
+
+"A value of one of the simple kinds; any other as it is."
+function simple(x::Py)
+    pyis(x, pybuiltins.None) && return nothing
+    PythonCall.pyisjl(x) && return PythonCall.pyjlvalue(x)
+    pyis(x, pybuiltins.True) && return true
+    pyis(x, pybuiltins.False) && return false
+    PythonCall.Core.pyisint(x) && return pyconvert(Int, x)
+    PythonCall.Core.pyisfloat(x) && return pyconvert(Float64, x)
+    return PythonCall.Core.pyisstr(x) ? pyconvert(String, x) : x
+end
+
+value_of(x::Py) = (value = simple(x); value isa Py ? pyconvert(Any, value) : value)
 size_of(dims::Py) = Tuple(pyconvert(Vector{Int}, dims))
 
 "What the pairs of a name and a value say, as keyword arguments."

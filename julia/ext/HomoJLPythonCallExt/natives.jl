@@ -118,7 +118,6 @@ end
 
 "The first parameters of a layer, all in one vector, as the bytes of doubles."
 first_parameters(f!, seed::Int) = packed(convert(Vector{Float64}, HomoJL.first_parameters(f!, seed)))
-first_parameters(f!, seed::Py) = first_parameters(f!, pyconvert(Int, seed))
 
 """
     borrow_native(loans, field::Py, timed) -> NativeFunction
@@ -130,7 +129,7 @@ function borrow_native(loans::Loans, field::Py, timed::Bool)
     vectors = Tuple(borrow(loans, Py(x)) for x in field.parameters)
     arrays = map((v, dims) -> reshape(v, size_of(dims)), vectors, Tuple(field.parameter_dims))
     p = isempty(arrays) ? nothing : length(arrays) == 1 ? only(arrays) : arrays
-    native = NativeFunction(pyconvert(Any, field.julia), p, size_of(field.dims), timed)
+    native = NativeFunction(PythonCall.pyjlvalue(field.julia), p, size_of(field.dims), timed)
     push!(loans.natives, native)
     return native
 end

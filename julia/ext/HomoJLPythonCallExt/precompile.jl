@@ -1,9 +1,9 @@
 # No workload can run here, since Python is not there while packages are compiled: signatures are named instead.
+precompile(PythonCall.JlWrap.pyjlany_call, (Direct, Py, Py))
 for solve in (integrate, fixed_point, trace_path, evaluate, request, tracker, ensemble)
     precompile(solve, (Py,))
-    precompile(PythonCall.JlWrap.pyjlany_call, (typeof(solve), Py, Py))
 end
-precompile(chosen, (Any, Py))
+precompile(chosen, (Type, Py))
 precompile(made, (Chosen, Bool))
 precompile(load, (String, String))
 precompile(lookup, (Module, String))

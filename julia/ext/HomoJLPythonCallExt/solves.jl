@@ -40,7 +40,7 @@ integrate(job::Py) = with_loans(integrate, job)
 
 function integrate(job::Py, loans::Loans)
     times, dense = numbers_at(job.ts), pyis(job.dense, pybuiltins.True)
-    method, request = made(pyconvert(Chosen, job.method), dense), pyconvert(HomoJL.Request, job.request)
+    method, request = made(PythonCall.pyjlvalue(job.method)::Chosen, dense), PythonCall.pyjlvalue(job.request)::HomoJL.Request
     parts = pyis(job.parts, pybuiltins.None) ? nothing :
         [(start + 1):stop for (start, stop) in pyconvert(Vector{Tuple{Int, Int}}, job.parts)]
     f!, jvp! = borrow_functions(loans, job.field, job.jvp, true)
@@ -58,11 +58,12 @@ function integrate_on(
     out = V[view_block(block, i, n) for i in 1:(length(times) - 1)]
     keep = pyis(keep_address, pybuiltins.None) ? nothing :
         u -> copyto!(vector_at(start, call_for_address(keep_address), n), u)
-    record = HomoJL.record(f!, start, times, method, request; jvp!, dense, parts, watch, out, keep)
+    norm = HomoJL.error_norm(parts, n)
+    record = HomoJL.record(f!, jvp!, start, HomoJL.checked_times(times), method, request, dense, norm, watch, out, keep)::HomoJL.Record{V}
     # A solve that stopped early ends in a state that belongs to no save time.
     n_saved = length(record.save_steps)
     length(record.us) > n_saved + 1 && copyto!(out[n_saved + 1], record.us[end])
-    event = isnothing(record.event) ? pybuiltins.None : record.event - 1
+    event = isnothing(record.event) ? pybuiltins.None : Py(record.event - 1)
     return pytuple(
         (
             packed(record.ts), packed(record.starts), packed(record.sizes), packed(record.save_fractions),
@@ -97,7 +98,7 @@ number of `samples`, `rtol`, `atol` and `max_steps`.
 fixed_point(job::Py) = with_loans(fixed_point, job)
 
 function fixed_point(job::Py, loans::Loans)
-    algorithm = samplewise(made(pyconvert(Any, job.method), true), pyconvert(Int, job.samples))
+    algorithm = samplewise(made(PythonCall.pyjlvalue(job.method), true), pyconvert(Int, job.samples))
     tolerances = (; reltol = value_of(job.rtol), abstol = value_of(job.atol), maxiters = value_of(job.max_steps))
     f!, jvp! = borrow_functions(loans, job.map, job.jvp, false)
     best, report, calls = HomoJL.equilibrium(f!, borrow(loans, job.z0), algorithm; jvp!, tolerances...)
@@ -120,7 +121,7 @@ for the address of a new state for each point of the path.
 trace_path(job::Py) = with_loans(trace_path, job)
 
 function trace_path(job::Py, loans::Loans)
-    tracker, kind = pyconvert(HomoJL.ZeroPathTracker, job.tracker), Symbol(replace(pyconvert(String, job.kind), '-' => '_'))
+    tracker, kind = PythonCall.pyjlvalue(job.tracker)::HomoJL.ZeroPathTracker, Symbol(replace(pyconvert(String, job.kind), '-' => '_'))
     r!, jvp! = borrow_functions(loans, job.map, job.jvp, false)
     start = borrow(loans, job.z0)
     path = HomoJL.follow(r!, start, tracker, kind, jvp!)
