@@ -16,6 +16,9 @@ class Layout(nn.Module):
     memory_format = torch.channels_last
 
     def forward(self, image: Tensor) -> Tensor:
+        if self.memory_format == torch.contiguous_format:
+            # A copy: with one channel an image is in both layouts, and convolutions go by its strides.
+            return image.clone(memory_format=self.memory_format)
         return image.contiguous(memory_format=self.memory_format)
 
 

@@ -25,3 +25,11 @@ def test_states_are_laid_out_as_the_parameters(name):
     if name not in ("mondeq", "cnn"):  # which work on contiguous images, and without an encoder
         assert [x.is_contiguous(memory_format=torch.channels_last) for x in seen] == [True, False]
         assert seen[1].is_contiguous()
+
+
+def test_images_of_one_channel_are_laid_out_too():
+    """They are in both layouts at once, and convolutions go by the strides."""
+    model = create_model("homoode", input_shape=(1, 8, 8), n_classes=3, channels=4)
+    lay_out(model, torch.contiguous_format)
+    image = torch.randn(2, 1, 8, 8).to(memory_format=torch.channels_last)
+    assert not model.encode(image).is_contiguous(memory_format=torch.channels_last)
