@@ -118,16 +118,23 @@ def command(
     if estimate:
         return
 
+    if not quiet:
+        budget = f"{epochs} epochs" if seconds is None else f"{seconds:g} s of training"
+        print(
+            f"{chosen.title} on {short(dataset)}: {len(plan.runs)} runs of {budget} "
+            f"({', '.join(plan.labels)}; seeds {seeds}), {jobs} at a time -> {plan.folder}",
+            flush=True,
+        )
+    _run(plan, jobs, quiet=quiet)
+
+
+def _run(plan: Plan, jobs: int, *, quiet: bool) -> None:
+    """Train and compare; exits with 130 where it was stopped, and with 1 where a run broke off."""
     from homojl.comparison.record import collect
     from homojl.comparison.report import plain_tables, publish_comparison
     from homojl.comparison.runner import run_all
 
     say = (lambda _: None) if quiet else (lambda line: print(line, flush=True))
-    budget = f"{epochs} epochs" if seconds is None else f"{seconds:g} s of training"
-    say(
-        f"{chosen.title} on {short(dataset)}: {len(plan.runs)} runs of {budget} "
-        f"({', '.join(plan.labels)}; seeds {seeds}), {jobs} at a time -> {plan.folder}"
-    )
     if not run_all(plan, jobs=jobs, say=say):
         print("stopped and saved; the same command goes on")
         sys.exit(130)

@@ -32,18 +32,12 @@ if TYPE_CHECKING:
 def command(
     run: str | None,
     problem: str | None,
-    homotopy: str | None,
     velocity: str | None,
-    start: str | None,
-    algorithm: str,
-    predictor: str,
     samples: int | None,
     augmented: bool,
-    max_step: float,
     rtol: float | None,
-    atol: float | None,
-    backend: str,
     out: Path | None,
+    **how: Any,
 ) -> None:
     """Follow the zero path of a problem in the gallery to its root, or those of a trained model.
 
@@ -80,13 +74,32 @@ def command(
             print(f"{name:<18} {gallery.SUMMARIES[name]}")
         return
 
+    gallery.check(problem)
+    _follow(problem, velocity=velocity or "1", rtol=rtol, out=out, **how)
+
+
+def _follow(
+    problem: str,
+    *,
+    homotopy: str | None,
+    velocity: str,
+    start: str | None,
+    algorithm: str,
+    predictor: str,
+    max_step: float,
+    rtol: float | None,
+    atol: float | None,
+    backend: str,
+    out: Path | None,
+) -> None:
+    """Print, and draw, the paths of a problem in the gallery; arguments as of the command."""
+    from homojl import gallery
     from homojl.algorithms import ode_algorithm, path_algorithm
 
-    gallery.check(problem)
     options: dict[str, Any] = {"predictor": ode_algorithm(predictor), "max_step": max_step, "rtol": rtol, "atol": atol}
     options["max_steps"] = max(2000, int(200 / max_step)) if max_step > 0 else None
     chosen = {}
-    for v in _numbers("velocity", "1" if velocity is None else velocity):
+    for v in _numbers("velocity", velocity):
         speed = {} if v == 1 else {"velocity": v}  # lambda's own path has none
         chosen[f"v = {v:g}"] = path_algorithm(algorithm, **options, **speed)
 
