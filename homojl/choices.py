@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 BACKENDS = ("auto", "pytorch", "pytorch-compiled", "julia")
-ODE_ADJOINTS = ("direct", "checkpoint", "backsolve", "gauss")
-FIXED_POINT_ADJOINTS = ("implicit", "phantom", "one-step", "unrolled")
+ODE_ADJOINT_NAMES = ("direct", "checkpoint", "backsolve", "gauss")
+FIXED_POINT_ADJOINT_NAMES = ("implicit", "phantom", "one-step", "unrolled")
 BATCHES = ("joint", "per-sample")
 TRAINING_PRECISIONS = ("full", "bfloat16")
 """Of a configuration. float16 is not among them: its gradients want the loss scaled."""

@@ -19,8 +19,8 @@ from homojl.choices import (
     BACKENDS,
     BATCHES,
     FIGURE_FORMATS,
-    FIXED_POINT_ADJOINTS as FIXED_POINT_NAMES,
-    ODE_ADJOINTS as ODE_NAMES,
+    FIXED_POINT_ADJOINT_NAMES,
+    ODE_ADJOINT_NAMES,
     TRAINING_PRECISIONS,
 )
 from homojl.data import dataset_info
@@ -232,8 +232,8 @@ assert not {"torch._dynamo", "torch._inductor"} & set(sys.modules)
 def test_the_names_are_those_of_what_they_name():
     assert BACKENDS == BACKEND_NAMES
     assert BATCHES == SOLVED_BATCHES
-    assert tuple(ODE_ADJOINTS) == ODE_NAMES
-    assert tuple(FIXED_POINT_ADJOINTS) == FIXED_POINT_NAMES
+    assert tuple(ODE_ADJOINTS) == ODE_ADJOINT_NAMES
+    assert tuple(FIXED_POINT_ADJOINTS) == FIXED_POINT_ADJOINT_NAMES
     assert set(TRAINING_PRECISIONS) < set(PRECISIONS)
     assert tuple(style._OPTIONS) == FIGURE_FORMATS
 

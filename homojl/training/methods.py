@@ -19,7 +19,7 @@ from homojl.algorithms import (
     PIController,
     StepMemory,
 )
-from homojl.choices import FIXED_POINT_ADJOINTS, ODE_ADJOINTS
+from homojl.choices import FIXED_POINT_ADJOINT_NAMES, ODE_ADJOINT_NAMES
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 from homojl.training.values import converted, in_bounds
@@ -67,7 +67,7 @@ def _plain(kind: type[Any]) -> dict[str, Any]:
 
 _OPTIONS: dict[str, dict[str, dict[str, Any]]] = {
     "algorithm": {name: _plain(kind) for name, kind in METHODS.items()},
-    "adjoint": {name: _OF_ADJOINTS.get(name, {}) for name in (*ODE_ADJOINTS, *FIXED_POINT_ADJOINTS)},
+    "adjoint": {name: _OF_ADJOINTS.get(name, {}) for name in (*ODE_ADJOINT_NAMES, *FIXED_POINT_ADJOINT_NAMES)},
 }
 PARTS = tuple(_OPTIONS)
 """The parts of [solver] that are tables of a method."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from homojl.algorithms import FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS, AbstractErrorControlled, AbstractSplitting
-from homojl.choices import BACKENDS, BATCHES, FIXED_POINT_ADJOINTS, ODE_ADJOINTS, TRAINING_PRECISIONS
+from homojl.choices import BACKENDS, BATCHES, FIXED_POINT_ADJOINT_NAMES, ODE_ADJOINT_NAMES, TRAINING_PRECISIONS
 from homojl.errors import ConfigError
 from homojl.models import model_settings
 from homojl.training.methods import (
@@ -107,10 +107,10 @@ class SolverConfig:
         algorithm = _named(self.algorithm, own.name)
         adjoint = _named(self.adjoint, settings.adjoint)
         build_algorithm({"name": algorithm["name"]})  # refuses a name that there is not
-        in_bounds(adjoint["name"], "solver.adjoint", choices=("auto", *ODE_ADJOINTS, *FIXED_POINT_ADJOINTS))
+        in_bounds(adjoint["name"], "solver.adjoint", choices=("auto", *ODE_ADJOINT_NAMES, *FIXED_POINT_ADJOINT_NAMES))
         for part, name, names in (
             ("algorithm", algorithm["name"], tuple(ODE_ALGORITHMS if ode else FIXED_POINT_ALGORITHMS)),
-            ("adjoint", adjoint["name"], ODE_ADJOINTS if ode else FIXED_POINT_ADJOINTS),
+            ("adjoint", adjoint["name"], ODE_ADJOINT_NAMES if ode else FIXED_POINT_ADJOINT_NAMES),
         ):
             if name not in names:
                 raise ConfigError(
