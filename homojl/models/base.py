@@ -14,7 +14,7 @@ from torch import nn
 from homojl.adjoints import fixed_point_adjoint, ode_adjoint
 from homojl.algorithms import AbstractODEAlgorithm
 from homojl.errors import ConfigError
-from homojl.models.blocks import Layout
+from homojl.models.blocks import MemoryFormat
 from homojl.models.settings import AbstractModelSettings, NoLayer
 from homojl.nn.layer import AbstractLayer, regularization, solutions, unmarked
 from homojl.problems import FixedPointProblem, ODEProblem
@@ -244,7 +244,7 @@ def lay_out(module: nn.Module, memory_format: torch.memory_format = torch.channe
     convert: Any = module.to  # whose annotations leave this use out
     convert(memory_format=memory_format)
     for part in module.modules():
-        if isinstance(part, Layout):
+        if isinstance(part, MemoryFormat):
             part.memory_format = memory_format
 
 

@@ -10,8 +10,8 @@ from homojl.nn.parts import group_norm
 Tensor = torch.Tensor
 
 
-class Layout(nn.Module):
-    """Images in the layout of the model's parameters, which `homojl.models.base.lay_out` sets."""
+class MemoryFormat(nn.Module):
+    """Images in the memory format of the model's parameters, which `homojl.models.base.lay_out` sets."""
 
     memory_format = torch.channels_last
 
@@ -27,7 +27,7 @@ class Features(nn.Sequential):
 
     def __init__(self, in_channels: int, channels: int) -> None:
         super().__init__(
-            Layout(),
+            MemoryFormat(),
             nn.Conv2d(in_channels, channels, 3, padding=1),
             nn.BatchNorm2d(channels),
             nn.ReLU(inplace=True),

@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from homojl.models.base import PublishedModel, lay_out
-from homojl.models.blocks import Layout
+from homojl.models.blocks import MemoryFormat
 from homojl.models.settings import ANODESettings, NeuralODESettings
 from homojl.nn.ode import ODE
 
@@ -43,7 +43,7 @@ class ImageField(nn.Module):
         return torch.cat([t.expand_as(z[:, :1]), z], dim=1) if self.time else z
 
 
-class AppendZeros(Layout):
+class AppendZeros(MemoryFormat):
     """Images (B, C, H, W) with zero channels appended, in the layout of the parameters."""
 
     def __init__(self, count: int) -> None:

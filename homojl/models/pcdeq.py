@@ -10,7 +10,7 @@ from torch import nn
 
 from homojl.errors import ConfigError
 from homojl.models.base import PublishedModel, lay_out
-from homojl.models.blocks import Layout
+from homojl.models.blocks import MemoryFormat
 from homojl.models.settings import PcDEQSettings
 from homojl.nn.pcdeq import PcDEQ as Layer
 
@@ -64,7 +64,7 @@ class PcDEQ(PublishedModel):
         height, width = (min(8 if form == "single" else 4, length) for length in size)
         left = (size[0] // height) * (size[1] // width)
         injection, *between, after = parts
-        self.encoder = nn.Sequential(Layout(), injection)
+        self.encoder = nn.Sequential(MemoryFormat(), injection)
         self.layer = between[0] if len(between) == 1 else nn.Sequential(*between)
         self.decoder = nn.Sequential(
             after, nn.AvgPool2d((height, width)), nn.Flatten(), nn.Linear(in_channels * left, n_classes)
