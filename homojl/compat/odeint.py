@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypeVar, overload
+from typing import Any, TypedDict, TypeVar, Unpack, overload
 
 import torch
 
@@ -32,31 +32,38 @@ class OdeintError(SolveError, AssertionError):
     """A solve that did not reach its end; an AssertionError too, which torchdiffeq raises then."""
 
 
+class _Method(TypedDict, total=False):
+    """Arguments of a call that its overloads share."""
+
+    rtol: Tolerance
+    atol: Tolerance
+    method: str | None
+    options: dict[str, Any] | None
+
+
+class _AdjointMethod(_Method, total=False):
+    """Those of `odeint_adjoint`."""
+
+    adjoint_rtol: Tolerance | None
+    adjoint_atol: Tolerance | None
+    adjoint_method: str | None
+    adjoint_options: dict[str, Any] | None
+    adjoint_params: Sequence[Tensor] | None
+
+
+Func = Callable[[Tensor, AnyState], AnyState]
+EventFunction = Callable[[Tensor, AnyState], Tensor]
+
+
 @overload
 def odeint(
-    func: Callable[[Tensor, AnyState], AnyState],
-    y0: AnyState,
-    t: Tensor,
-    *,
-    rtol: Tolerance = 1e-7,
-    atol: Tolerance = 1e-9,
-    method: str | None = None,
-    options: dict[str, Any] | None = None,
-    event_fn: None = None,
+    func: Func[AnyState], y0: AnyState, t: Tensor, *, event_fn: None = None, **how: Unpack[_Method]
 ) -> AnyState: ...
 
 
 @overload
 def odeint(
-    func: Callable[[Tensor, AnyState], AnyState],
-    y0: AnyState,
-    t: Tensor,
-    *,
-    rtol: Tolerance = 1e-7,
-    atol: Tolerance = 1e-9,
-    method: str | None = None,
-    options: dict[str, Any] | None = None,
-    event_fn: Callable[[Tensor, AnyState], Tensor],
+    func: Func[AnyState], y0: AnyState, t: Tensor, *, event_fn: EventFunction[AnyState], **how: Unpack[_Method]
 ) -> tuple[Tensor, AnyState]: ...
 
 
@@ -98,39 +105,13 @@ def odeint(
 
 @overload
 def odeint_adjoint(
-    func: Callable[[Tensor, AnyState], AnyState],
-    y0: AnyState,
-    t: Tensor,
-    *,
-    rtol: Tolerance = 1e-7,
-    atol: Tolerance = 1e-9,
-    method: str | None = None,
-    options: dict[str, Any] | None = None,
-    event_fn: None = None,
-    adjoint_rtol: Tolerance | None = None,
-    adjoint_atol: Tolerance | None = None,
-    adjoint_method: str | None = None,
-    adjoint_options: dict[str, Any] | None = None,
-    adjoint_params: Sequence[Tensor] | None = None,
+    func: Func[AnyState], y0: AnyState, t: Tensor, *, event_fn: None = None, **how: Unpack[_AdjointMethod]
 ) -> AnyState: ...
 
 
 @overload
 def odeint_adjoint(
-    func: Callable[[Tensor, AnyState], AnyState],
-    y0: AnyState,
-    t: Tensor,
-    *,
-    rtol: Tolerance = 1e-7,
-    atol: Tolerance = 1e-9,
-    method: str | None = None,
-    options: dict[str, Any] | None = None,
-    event_fn: Callable[[Tensor, AnyState], Tensor],
-    adjoint_rtol: Tolerance | None = None,
-    adjoint_atol: Tolerance | None = None,
-    adjoint_method: str | None = None,
-    adjoint_options: dict[str, Any] | None = None,
-    adjoint_params: Sequence[Tensor] | None = None,
+    func: Func[AnyState], y0: AnyState, t: Tensor, *, event_fn: EventFunction[AnyState], **how: Unpack[_AdjointMethod]
 ) -> tuple[Tensor, AnyState]: ...
 
 
