@@ -45,13 +45,29 @@ HELP = {
     "atol": "absolute tolerance",
     "controller": "step-size control",
     "first_step": 'a size, or "remember": that of earlier solves; absent: estimated',
+    "min_step": "smallest step before a solve fails",
+    "max_step": "largest step",
     "max_steps": "steps or iterations before a solve fails",
     "step_size": "of equal steps",
+    "linear_solver": "dense, krylov, or auto: by the size of the state",
+    "max_order": "one more than the number of derivatives used, at most",
+    "max_iter": "most corrections of a step",
+    "solver": "SciPy's name of the method",
     "memory": "iterates that are combined, or updates that are kept",
+    "mixing": "how much of f(z) rather than z enters",
+    "damping": "how much of z rather than f(z) enters",
+    "regularization": "of the least-squares problem",
     "krylov_steps": "products for one linear system",
+    "kind": "the homotopy: fixed-point or newton",
+    "alpha": "step of a splitting; where it is tuned, the largest",
     "max_states": "states that are kept at a time",
+    "seminorm": "whether the parameters' gradients stay out of the error",
+    "nodes": "quadrature nodes per forward step",
+    "steps": "iterations that are recorded",
+    **dict.fromkeys(("safety", "min_factor", "max_factor", "floor", "beta1", "beta2"), "of the step-size control"),
+    **dict.fromkeys(("integral", "proportional", "derivative", "prediction"), "gain of the step-size control"),
 }
-"""Of the options that are used most; the classes have the others'."""
+"""One line on each option."""
 
 _OLD_NAMES = {"checkpoints": "max_states"}
 _MOST = {"memory": 1000}

@@ -12,7 +12,7 @@ from hypothesis import given, strategies as st
 import homojl as hj
 from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
 from homojl.adjoints.ode import ODE_ADJOINTS
-from homojl.algorithms import FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS, RK4, AbstractErrorControlled
+from homojl.algorithms import CONTROLLERS, FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS, RK4, AbstractErrorControlled
 from homojl.errors import ConfigError, HomoJLError
 from homojl.models import MODELS, count_parameters, create_model
 from homojl.training.config import (
@@ -25,7 +25,7 @@ from homojl.training.config import (
     read_toml,
     with_solver,
 )
-from homojl.training.methods import METHODS, options_of
+from homojl.training.methods import HELP, METHODS, option_names, options_of
 from homojl.training.run import Run
 
 
@@ -243,6 +243,7 @@ def test_a_setting_reaches_the_algorithm_or_is_refused(algorithm):
     adaptive = issubclass(kind, AbstractErrorControlled)
     without = ExperimentConfig.from_dict({"model": model, "solver": {"algorithm": algorithm}})
     assert set(GIVEN) - {"batch"} == {key for name in METHODS for key in options_of("algorithm", name)}
+    assert {*option_names(), *(f.name for kind in CONTROLLERS.values() for f in dataclasses.fields(kind))} < set(HELP)
     for key, value in GIVEN.items():
         values = {"model": model, "solver": {"algorithm": algorithm, key: value}}
         if adaptive if key == "batch" else key in {field.name for field in dataclasses.fields(kind)}:
