@@ -56,7 +56,7 @@ def test_trains_and_its_loss_falls(name, tmp_path):
     evaluation = evaluate_run(run)
     assert (evaluation.failed == "") == (set(evaluation.status) == {"SUCCESS"})
     assert evaluation.accuracy > 0.15
-    assert evaluation.solver.get("rtol") == run.config.solver.rtol
+    assert evaluation.solver.get("rtol") == run.config.solver.algorithm.get("rtol")
     publish(run, evaluation)
     assert run.results_path.exists()
     images = torch.zeros(2, 1, 8, 8)
