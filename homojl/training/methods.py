@@ -58,6 +58,7 @@ HELP = {
     "damping": "how much of z rather than f(z) enters",
     "regularization": "of the least-squares problem",
     "krylov_steps": "products for one linear system",
+    "differences": "whether those are differences of the map; float64 alone",
     "kind": "the homotopy: fixed-point or newton",
     "alpha": "step of a splitting; where it is tuned, the largest",
     "max_states": "states that are kept at a time",

@@ -233,7 +233,7 @@ def test_later_layers_win_setting_by_setting():
 GIVEN = {"rtol": 0.5, "atol": 0.25, "controller": "pid", "first_step": 0.125, "batch": "joint", "max_steps": 7,
          "step_size": 0.25, "memory": 3, "mixing": 0.5, "damping": 0.5, "alpha": 0.5, "krylov_steps": 5,
          "min_step": 1e-3, "max_step": 0.5, "linear_solver": "dense", "max_order": 4, "max_iter": 9, "solver": "BDF",
-         "regularization": 1e-3, "kind": "newton"}  # fmt: skip
+         "regularization": 1e-3, "kind": "newton", "differences": True}  # fmt: skip
 
 
 @pytest.mark.parametrize("algorithm", [*ODE_ALGORITHMS, *FIXED_POINT_ALGORITHMS])
