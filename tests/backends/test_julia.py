@@ -51,7 +51,7 @@ class TestMemory:
             "function (bridge, job); bridge.with_loans(job) do job, loans; v = bridge.borrow(loans, job.tensor); "
             "(Int(pointer(v)), string(eltype(v))) end end"
         )
-        address, kind = pointer_and_type(julia.bridge, SimpleNamespace(tensor=tensor, on_device=False))
+        address, kind = pointer_and_type(julia.bridge, SimpleNamespace(tensor=tensor, device=None))
         assert address == tensor.data_ptr()
         assert kind == {torch.float32: "Float32", torch.float64: "Float64"}[dtype]
 
@@ -61,7 +61,7 @@ class TestMemory:
         sevens = julia.jl.seval(
             "(bridge, job) -> bridge.with_loans((job, loans) -> (bridge.borrow(loans, job.tensor) .= 7; nothing), job)"
         )
-        job = SimpleNamespace(tensor=tensor, on_device=False)
+        job = SimpleNamespace(tensor=tensor, device=None)
         sevens(julia.bridge, job)
         del job.tensor
         assert tensor.tolist() == [7.0] * 4
@@ -107,7 +107,7 @@ class TestMemory:
             calls.append(t)
             return y if len(calls) < 5 else y[:1]
 
-        with pytest.raises(hj.ConfigError, match="at every call"):
+        with pytest.raises(hj.ConfigError, match="must return what y0 is"):
             hj.solve(hj.ODEProblem(field, torch.ones(3), (0.0, 1.0)), hj.Tsit5(), backend="julia")
 
 
