@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from array import array
 from types import SimpleNamespace as Job
 from typing import Any
@@ -63,6 +64,7 @@ class JuliaField:
         if differentiation not in (kinds := ("auto", *DIFFERENTIATIONS)):
             raise ConfigError(f"unknown differentiation {differentiation!r}; {did_you_mean(differentiation, kinds)}")
         self.source, self.differentiation, self.vjp_source = source, differentiation, vjp
+        self.checked = False  # whether a call has shown that it writes all of its result
         julia = runtime.start()
         with runtime.calling(julia):
             self._function = julia.calls.evaluate_source(source)
@@ -121,6 +123,7 @@ class BoundJuliaField:
 
     Attributes:
         julia: the function, a Julia object.
+        checked: whether it is known to write all of its result.
         parameters: flat tensors of the arguments.
         parameter_dims, dims: sizes in which Julia sees the arguments, and the state.
     """
@@ -130,7 +133,7 @@ class BoundJuliaField:
             if not isinstance(arg, Tensor):
                 raise ConfigError(f"the arguments of a JuliaField must be tensors; args[{i}] is {type(arg).__name__}")
         self.field, self.args = field, args
-        self.julia = field._function
+        self.julia, self.checked = field._function, field.checked
         self.parameters = [_contiguous(arg) for arg in args]
         self.parameter_dims = [_reversed(arg) for arg in args]
         self.dims: tuple[int, ...] = ()
@@ -168,6 +171,7 @@ class _Evaluate(torch.autograd.Function):
         out = torch.empty(state.numel(), dtype=state.dtype)
         with runtime.calling(julia):
             julia.calls.evaluate(Job(device=None, field=bound, out=out, state=_contiguous(state), t=t))
+        field.checked = True
         return StateForm(state).laid_out(out.reshape(state.shape))
 
     @staticmethod
@@ -205,6 +209,10 @@ class _Evaluate(torch.autograd.Function):
         with runtime.calling(julia):
             julia.calls.jvp(_job(ctx, out, tangent))
         return out.reshape(state.shape)
+
+
+# PyTorch asks for the signature at every call, and would derive it each time.
+_Evaluate.forward.__signature__ = inspect.signature(_Evaluate.forward)  # type: ignore[attr-defined]
 
 
 def _job(ctx: Any, out: Tensor, direction: Tensor) -> Job:

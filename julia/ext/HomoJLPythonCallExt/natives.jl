@@ -130,6 +130,7 @@ function borrow_native(loans::Loans, field::Py, timed::Bool)
     arrays = map((v, dims) -> reshape(v, size_of(dims)), vectors, Tuple(field.parameter_dims))
     p = isempty(arrays) ? nothing : length(arrays) == 1 ? only(arrays) : arrays
     native = NativeFunction(PythonCall.pyjlvalue(field.julia), p, size_of(field.dims), timed)
+    native.checked = pyis(field.checked, pybuiltins.True)
     push!(loans.natives, native)
     return native
 end
