@@ -12,6 +12,7 @@ import functools
 import hashlib
 import importlib
 import importlib.util
+import inspect
 import os
 import re
 import sys
@@ -143,3 +144,31 @@ def _from_file(path: Path) -> Any:
         del sys.modules[alias]
         raise
     return module
+
+
+_OF_DATA = ("input_shape", "n_classes")  # what a network is given
+_RESERVED = ("name", "options", "algorithm", "adjoint", "backend")
+
+
+def options_of(name: str) -> dict[str, Any]:
+    """The settings that a class or function takes beside the form of the data, with their defaults.
+
+    They are its arguments whose defaults are numbers, text or tuples of whole numbers.
+
+    Raises:
+        ConfigError: for an argument without a default, or of a name that homojl needs.
+    """
+    options = {}
+    for key, parameter in inspect.signature(load(name)).parameters.items():
+        if key in _OF_DATA or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
+            continue
+        if key in _RESERVED:
+            raise ConfigError(f"{name} must have another name for {key}, which is a setting of homojl's")
+        if parameter.default is parameter.empty:
+            raise ConfigError(
+                f"{name} needs {key}: beside {' and '.join(_OF_DATA)}, its arguments must have defaults, which "
+                f"--set model.{key}=... then changes"
+            )
+        if isinstance(parameter.default, bool | int | float | str | tuple):
+            options[key] = parameter.default
+    return options

@@ -19,7 +19,6 @@ from homojl.names import did_you_mean
 if TYPE_CHECKING:
     import numpy as np
 
-    from homojl.data.readers import Arrays
 
 TEST_FRACTION = 0.2
 SPLIT_SEED = 0
@@ -59,7 +58,7 @@ class DatasetInfo:
     name_reader: str = ""
     files: tuple[RemoteFile, ...] = ()
 
-    def read(self, paths: list[Path]) -> tuple[Arrays, tuple[str, ...]]:
+    def read(self, paths: list[Path]) -> tuple[Any, tuple[str, ...]]:
         """The arrays in the files, and the classes' names."""
         return _function(self.reader)(paths), self.class_names or tuple(_function(self.name_reader)(paths))
 

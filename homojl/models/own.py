@@ -17,8 +17,6 @@ from homojl.models.settings import GivenSettings
 from homojl.solution import EquilibriumSolution, Samples, Solution, Stats, Status, TotalStats
 
 Tensor = torch.Tensor
-GIVEN = ("input_shape", "n_classes")
-RESERVED = ("name", "options", "algorithm", "adjoint", "backend")
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,27 +115,3 @@ class OwnModel(AbstractImplicitModel):
 def _rows(inputs: Any) -> int:
     """Samples in a batch of inputs."""
     return next((len(x) for x in pytree.tree_leaves(inputs) if isinstance(x, Tensor) and x.ndim), 0)
-
-
-def options_of(name: str) -> dict[str, Any]:
-    """The settings that a class or function takes beside the form of the data, with their defaults.
-
-    They are its arguments whose defaults are numbers, text or tuples of whole numbers.
-
-    Raises:
-        ConfigError: for an argument without a default, or of a name that homojl needs.
-    """
-    options = {}
-    for key, parameter in inspect.signature(own.load(name)).parameters.items():
-        if key in GIVEN or parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL):
-            continue
-        if key in RESERVED:
-            raise ConfigError(f"{name} must have another name for {key}, which is a setting of homojl's")
-        if parameter.default is parameter.empty:
-            raise ConfigError(
-                f"{name} needs {key}: beside {' and '.join(GIVEN)}, its arguments must have defaults, which "
-                f"--set model.{key}=... then changes"
-            )
-        if isinstance(parameter.default, bool | int | float | str | tuple):
-            options[key] = parameter.default
-    return options

@@ -10,7 +10,7 @@ import functools
 import importlib
 import math
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from homojl.algorithms import (
     AbstractFixedPointAlgorithm,
@@ -23,10 +23,7 @@ from homojl.algorithms import (
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 from homojl.nn.choices import ACTIVATIONS, CONSTRAINTS, INITIAL_POINTS, groups_of
-from homojl.own import MODELS as OF_PACKAGES, is_given, is_own, load, registered
-
-if TYPE_CHECKING:
-    from homojl.models.base import AbstractImplicitModel
+from homojl.own import MODELS as OF_PACKAGES, is_given, is_own, load, options_of, registered
 
 FORMS = {"linear": 1, "single": 1, "multi": 3}
 """Forms of a monDEQ's or a pcDEQ's layer, and how many widths each has."""
@@ -73,7 +70,7 @@ class AbstractModelSettings:
         return asdict(cls())
 
     @classmethod
-    def model(cls) -> type[AbstractImplicitModel]:
+    def model(cls) -> type[Any]:
         """The model's class; loads PyTorch."""
         module, name = cls.implementation
         return getattr(importlib.import_module(module), name)
@@ -323,8 +320,6 @@ def _own_settings(name: str) -> type[AbstractModelSettings]:
     found = load(name)
     if isinstance(found, type) and issubclass(found, AbstractModelSettings):
         return found
-
-    from homojl.models.own import options_of
 
     options = options_of(name)
 
