@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.autograd import forward_ad
 
 import homojl as hj
 from tests.backends.test_julia import run_python
@@ -170,6 +171,15 @@ def test_the_brusselators_gradient(own):
         for i, step in enumerate(torch.diag(1e-5 * p)):
             difference = (loss(p + step) - loss(p - step)) / (2 * step[i])
             assert found[i].item() == pytest.approx(difference.item(), rel=1e-5)
+
+
+def test_tangents_by_the_state_alone():
+    field, t, rates = hj.JuliaField("f(u, p, t) = p .* u"), torch.tensor(0.0), torch.tensor([3.0, 4.0])
+    with forward_ad.dual_level():
+        y = forward_ad.make_dual(torch.ones(2), torch.tensor([1.0, 0.5]))
+        assert forward_ad.unpack_dual(field(t, y, rates)).tangent.tolist() == [3.0, 2.0]
+        with pytest.raises(hj.ConfigError, match="tangents by its state alone"):
+            field(t, y, forward_ad.make_dual(rates, torch.ones(2)))
 
 
 class TestEnsembles:

@@ -179,11 +179,14 @@ class _Evaluate(torch.autograd.Function):
         ctx.field, ctx.t, state, *args = inputs
         ctx.save_for_backward(state, *args)
         ctx.save_for_forward(state, *args)
+        ctx.set_materialize_grads(False)  # what has no tangent is told from what has one of zero
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, cotangent: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
         state, *args = ctx.saved_tensors
+        if cotangent is None:
+            return (None,) * (3 + len(args))
         out = torch.empty(state.numel(), dtype=state.dtype)
         outs = [torch.empty(arg.numel(), dtype=arg.dtype) for arg in args]
         job = _job(ctx, out, cotangent)
