@@ -172,7 +172,7 @@ class Dependent(Evaluated):
         if ends is None:
             return
         own = {_memory(x) for x in (y, self._given) if x is not None}
-        for node, _ in _graph(value, set()):
+        for node, _ in _graph(value, set() if y.grad_fn is None else {y.grad_fn}):  # not behind the state
             variable = getattr(node, "variable", None)
             if variable is not None and id(variable) not in ends and _memory(variable) not in own:
                 raise ConfigError(
