@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import homojl as hj
 
@@ -588,3 +589,44 @@ class TestEvents:
         )
         with pytest.raises(hj.SolveError, match="ever faster"):
             hj.solve(problem, hj.Tsit5(rtol=1e-6, atol=1e-6))
+
+
+class TestWhatWatchesOrTraces:
+    @staticmethod
+    def end(y):
+        return hj.solve(hj.ODEProblem(lambda t, y: -y * y, y, (0.0, 1.0)), hj.Tsit5(), backend="pytorch").value
+
+    @pytest.mark.filterwarnings("ignore")
+    def test_a_trace_is_refused(self):
+        """Its steps would be those of the example at any other value."""
+        from torch.fx.experimental.proxy_tensor import make_fx
+
+        y = torch.tensor([0.1])
+        with pytest.raises(hj.ConfigError, match="which a trace would fix"):
+            torch.jit.trace(self.end, y, check_trace=False)
+        with pytest.raises(hj.ConfigError, match="which a trace would fix"):
+            make_fx(self.end)(y)
+
+    @pytest.mark.parametrize("backend", ["pytorch", "pytorch-compiled"])
+    @pytest.mark.parametrize("adjoint", [hj.DirectAdjoint(), hj.CheckpointAdjoint(), hj.GaussAdjoint()], ids=repr)
+    def test_operations_are_counted_forward_and_backward(self, adjoint, backend):
+        net = torch.nn.Linear(3, 3)
+        problem = hj.ODEProblem(lambda t, y: torch.tanh(net(y)), torch.ones(2, 3), (0.0, 1.0))
+        with FlopCounterMode(display=False) as forward:
+            value = hj.solve(problem, hj.RK4(), adjoint=adjoint, backend=backend).value
+        with FlopCounterMode(display=False) as backward:
+            value.sum().backward()
+        assert forward.get_total_flops() >= 4 * 2 * 2 * 3 * 3
+        assert backward.get_total_flops() > forward.get_total_flops()
+
+    def test_operations_of_a_layer_are_counted(self):
+        net = torch.nn.Sequential(torch.nn.ReLU(inplace=True), torch.nn.Linear(3, 3))
+        layer = hj.nn.Equilibrium(lambda z, x: torch.tanh(0.2 * net(z) + x), jacobian_weight=0.1)
+        with FlopCounterMode(display=False) as counter:
+            (layer(torch.ones(2, 3)).sum() + hj.nn.regularization(layer)).backward()
+        assert counter.get_total_flops() > 0
+
+    def test_a_block_that_returns_a_pair(self):
+        attention = torch.nn.MultiheadAttention(6, 2, batch_first=True)
+        with pytest.raises(hj.ConfigError, match=r"must return a torch.Tensor, got tuple"):
+            hj.nn.Equilibrium(lambda z, x: attention(z, z, z))(torch.randn(2, 3, 6))

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from homojl.backends.pytorch.native.operations import Unsupported, raise_postponed
+from homojl.backends.pytorch.native.operations import Postponed, Unsupported, raise_postponed
 
 Tensor = torch.Tensor
 
@@ -141,6 +141,8 @@ class Entry:
         Raises:
             Unsupported: if it cannot be, or changes with every call.
         """
+        if torch._C._len_torch_dispatch_stack() > 0:  # PyTorch compiles nothing where a mode sees all operations
+            raise Postponed("watched by a mode")
         found: list[tuple[Opened, list[Tensor]]] = []
         backend = self._backend
         backend.use.tell = found.append

@@ -23,10 +23,9 @@ class Postponed(Unsupported):
 
 def raise_postponed(error: Exception) -> None:
     """Raise Postponed if that was why tracing failed."""
-    # torch.func's transforms have been set aside and PyTorch misses them, tensors that graphs keep go through hooks, or
-    # something watches every operation.
-    if any(what in str(error) for what in ("dynamicLayerStack", "saved tensor hooks", "dispatch mode present")):
-        raise Postponed("inside a transform of torch.func, under hooks, or watched") from error
+    # torch.func's transforms have been set aside and PyTorch misses them, or tensors that graphs keep go through hooks.
+    if any(what in str(error) for what in ("dynamicLayerStack", "saved tensor hooks")):
+        raise Postponed("inside a transform of torch.func, or under hooks") from error
 
 
 def literal(x: object) -> str:
