@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shlex
 import shutil
@@ -55,7 +56,9 @@ def test_a_block_that_needs_more(block):
         if command.startswith("homojl "):
             check_options(command)
     if not _is_run(block):
-        pytest.skip(f"needs {block.needs}")
+        if block.needs in os.environ.get("HOMOJL_REQUIRE", "").split(","):
+            pytest.fail(f"HOMOJL_REQUIRE names {block.needs}, which is not here")
+        pytest.skip(f"needs {block.needs}, which is not here")
 
 
 def _outputs(block) -> list[str]:
