@@ -27,7 +27,7 @@ from homojl.backends.base import Integration, Task, note_first_step
 from homojl.backends.pytorch.record import OTHER
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError, SolveError
-from homojl.functions import DerivedField, VectorField
+from homojl.functions import DerivedField, VectorField, dense_zeros
 from homojl.layout import Layout
 
 Tensor = torch.Tensor
@@ -80,7 +80,7 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         for cotangent in cotangents:
             refuse_batched(cotangent, self.name, "CheckpointAdjoint()")
         self._check_sameness(f, time_like(times[0], saved[0]), saved[0].detach())
-        totals = [torch.zeros_like(w) for w in wrt]
+        totals = [dense_zeros(w) for w in wrt]
         places, kicks = self._kicks(back, saved, [None, *cotangents], totals)
         costate = kicks[0]
         for (i, j), kick in zip(itertools.pairwise(places), kicks[1:], strict=True):
@@ -206,20 +206,29 @@ class BacksolveAdjoint(AbstractContinuousAdjoint):
     def segment(
         self, back: Backward, t1: float, t0: float, y1: Tensor, costate: Tensor, totals: list[Tensor]
     ) -> tuple[Tensor, list[Tensor]]:
-        layout, dtype = Layout([y1, costate, *totals]), y1.dtype
+        real = not y1.is_complex()
+        # In a real state a complex gradient travels as two real ones, in a complex state a real one as a complex one.
+        parts = [torch.view_as_real(x) if real and x.is_complex() else x for x in totals]
+        layout, dtype = Layout([y1, costate, *parts]), y1.dtype
 
         def rhs(t: Tensor, flat: Tensor) -> Tensor:
             y, a = layout.unpack(flat, 2)
-            dy, grads = back.f.vjp(_real(t), y, a, back.wrt)
-            return layout.pack([dy, *(g.neg() for g in grads)], dtype)
+            dy, (turned, *grads) = back.f.vjp(_real(t), y, a, back.wrt)
+            grads = [torch.view_as_real(g.resolve_conj()) if real and g.is_complex() else g for g in grads]
+            return layout.pack([dy, turned.neg(), *(g.neg() for g in grads)], dtype)
 
         norm = self._norm(back.solve, layout, 2 if self.seminorm else len(layout.parts))
-        flat = layout.pack([y1, costate, *totals], dtype)
+        flat = layout.pack([y1, costate, *parts], dtype)
         end = self._integrate(back, layout, rhs, flat, (t1, t0), norm)[-1]
         _, costate, *ends = layout.unpack(end)
-        # In a complex state the real gradients of real tensors travel as complex numbers.
-        pairs = zip(ends, totals, strict=True)
-        return costate, [(e if total.is_complex() else e.real).to(total.dtype) for e, total in pairs]
+        return costate, [_as_total(gradient, total) for gradient, total in zip(ends, totals, strict=True)]
+
+
+def _as_total(gradient: Tensor, total: Tensor) -> Tensor:
+    """A gradient as the augmented state held it, in the dtype of its tensor."""
+    if total.is_complex() and not gradient.is_complex():
+        gradient = torch.view_as_complex(gradient.contiguous())
+    return (gradient if total.is_complex() else gradient.real).to(total.dtype)
 
 
 class _Moved(NamedTuple):
@@ -291,7 +300,7 @@ class GaussAdjoint(AbstractContinuousAdjoint):
             values, derivatives = anchors.hermite([nodes[m] for m in near], times[i])
             for m, value, derivative in zip(near, values.tolist(), derivatives.tolist(), strict=True):
                 kicks[m], slopes[m] = add(kicks[m], c * value), add(slopes[m], c * derivative)
-        gains = [torch.zeros_like(w) for w in back.wrt]
+        gains = [dense_zeros(w) for w in back.wrt]
         norms = []
         for m, slope in enumerate(slopes):
             if slope is None:

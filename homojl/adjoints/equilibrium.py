@@ -258,7 +258,9 @@ class _Equilibrium(AbstractRelation):
         value = result.value
         # Autograd wants an output that is no input, as a start that is the answer or what f returns as it is.
         # Nor a view, which could not be written into.
-        if value._is_view() or any(value.data_ptr() == x.data_ptr() for x in (z0, *tensors)):
+        if value._is_view() or any(
+            value.data_ptr() == x.data_ptr() for x in (z0, *tensors) if x.layout == torch.strided
+        ):
             value = value.clone()
         self.found.append(replace(result, value=value.detach()))
         return value

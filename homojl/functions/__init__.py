@@ -2,6 +2,7 @@
 
 from homojl.functions.base import AbstractField, AbstractMap, DerivedField
 from homojl.functions.evaluated import WrittenOver
+from homojl.functions.products import dense_zeros
 from homojl.functions.states import Form
 from homojl.functions.user import MapFunction, UserFunction, VectorField
 
@@ -14,4 +15,5 @@ __all__ = [
     "UserFunction",
     "VectorField",
     "WrittenOver",
+    "dense_zeros",
 ]

@@ -24,6 +24,11 @@ def transformed() -> bool:
     return forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None
 
 
+def dense_zeros(x: Tensor) -> Tensor:
+    """Zeros for a gradient with respect to x, dense for a sparse matrix too, as PyTorch's own gradients may be."""
+    return torch.zeros_like(x) if x.layout == torch.strided else x.new_zeros(x.shape, layout=torch.strided)
+
+
 class Linearisation:
     """A function linearised at a point; what is recorded there once serves any number of products.
 

@@ -100,11 +100,14 @@ class Form:
 
 
 def _check_leaves(leaves: Sequence[Any], name: str, state: Any, *, batched: bool) -> None:
-    if len(leaves) == 1 and leaves[0] is state and state.dtype in FLOATS and not (batched and state.ndim == 0):
+    plain = len(leaves) == 1 and leaves[0] is state and state.dtype in FLOATS and state.layout == torch.strided
+    if plain and not (batched and state.ndim == 0):
         return  # as most are
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         wrong = next((type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)), type(state).__name__)
         raise ConfigError(f"{name} must be a torch.Tensor, or a tuple, list or dict of them, got {wrong}")
+    if any(leaf.layout != torch.strided for leaf in leaves):
+        raise ConfigError(f"{name} must be dense, got a sparse tensor; convert it with {name}.to_dense()")
     if len({(leaf.dtype, leaf.device) for leaf in leaves}) > 1:
         kinds = ", ".join(sorted({f"{leaf.dtype} on {leaf.device}" for leaf in leaves}))
         raise ConfigError(f"the tensors of {name} must have one dtype and device, got {kinds}; convert them with .to()")

@@ -19,7 +19,7 @@ import torch
 from homojl.errors import ConfigError
 from homojl.functions.base import AbstractField, AbstractMap
 from homojl.functions.dependent import Dependent
-from homojl.functions.products import Linearisation, gradients
+from homojl.functions.products import Linearisation, dense_zeros, gradients
 
 Tensor = torch.Tensor
 
@@ -244,7 +244,7 @@ class VectorField(UserFunction, AbstractField):
         self.look_behind(dy, y)
         wrt = [y, *wrt]
         grads = gradients([dy], wrt, [cotangent], again=again)
-        zeroed = [torch.zeros_like(x) if g is None else g for g, x in zip(grads, wrt, strict=True)]
+        zeroed = [dense_zeros(x) if g is None else g.to_dense() for g, x in zip(grads, wrt, strict=True)]
         return dy if again else dy.detach(), zeroed
 
 

@@ -61,3 +61,14 @@ def test_the_field_receives_real_times_and_the_state_keeps_its_dtype():
     solution = hj.solve(hj.ODEProblem(f, z0, (0.0, 1.0)), hj.Tsit5(rtol=1e-5, atol=1e-5), batch="per-sample")
     assert solution.value.dtype is torch.complex64
     torch.testing.assert_close(solution.value, z0 * torch.exp(torch.tensor(1j)), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=lambda a: a.name)
+def test_gradient_with_respect_to_a_complex_parameter_of_a_real_state(adjoint):
+    """y' = -|w|^2 y; the gradient of exp(-w w*) is -2 w exp(-w w*) by PyTorch's convention."""
+    w = torch.tensor(-0.3 + 1j, dtype=torch.complex128, requires_grad=True)
+    problem = hj.ODEProblem(lambda t, y: -(w * w.conj()).real * y, torch.ones(1, dtype=torch.float64), [0.0, 1.0])
+    value = hj.solve(problem, hj.Dopri5(rtol=1e-8, atol=1e-8), adjoint=adjoint).value
+    (grad,) = torch.autograd.grad(value.sum(), w)
+    expected = -2 * w.detach() * torch.exp(torch.tensor(-1.09, dtype=torch.float64))
+    torch.testing.assert_close(grad, expected, rtol=1e-6, atol=0)
