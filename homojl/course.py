@@ -120,10 +120,21 @@ class Course:
             if not ahead:
                 break
             start, y, passed = ahead.pop(0), ys[-1], None
+            if _number(start) == _number(self._times[len(saved)]):
+                saved_ts, saved = [*saved_ts, self._times[len(saved)]], [*saved, self._after_jump(start, y, len(saved))]
+                saves.append((len(starts) - 1, 1.0))
         if self.status is Status.EVENT and not (self._problem.event is not None and self._problem.event.terminal):
             self.status = Status.SUCCESS
         self.ts, self.states = _stacked(saved_ts), tuple(saved)
         self.steps = StepSequence(tuple(starts), tuple(sizes), tuple(saves))
+
+    def _after_jump(self, jump: Tensor, y: Tensor, i: int) -> Tensor:
+        """The state at the save time with index i where the field jumps, with the gradients by both times."""
+        time, beside = self._times[i], self._beside(_number(jump), self._problem.ts[-1])
+        state = follow(self._solve.f, -1.0, jump, y, beside)
+        if isinstance(time, Tensor) and time.requires_grad:
+            state = follow(self._solve.f, 1.0, time, state, beside)
+        return state
 
     def _each_in_parts(self, y0: Tensor) -> None:
         """Integrate from event to event, every sample from its own; those that have no other wait at the end."""

@@ -104,6 +104,11 @@ class AbstractErrorControlled(AbstractODEAlgorithm):
             ends = (value.min().item(), value.max().item()) if hasattr(value, "min") else (value, value)
             ok = math.isfinite(ends[0] + ends[1]) and ends[0] >= 0
             require(ok, f"{name} must be a finite number >= 0, got {value}")
+        shapes = [getattr(x, "shape", ()) for x in (rtol, atol)]
+        fit = all(n == m or 1 in (n, m) for n, m in zip(*(reversed(shape) for shape in shapes), strict=False))
+        require(
+            fit, f"rtol and atol must fit each other, got tensors of shapes {tuple(shapes[0])} and {tuple(shapes[1])}"
+        )
         both = rtol + atol
         require((both.min().item() if hasattr(both, "min") else both) > 0, "rtol and atol must not both be zero")
         if not isinstance(self.first_step, StepMemory | None):

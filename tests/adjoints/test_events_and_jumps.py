@@ -105,6 +105,27 @@ def test_a_jump_s_time_receives_its_gradient(adjoint):
     assert gradient.item() == pytest.approx(3 * exact, rel=1e-6)
 
 
+@pytest.mark.parametrize("adjoint", ADJOINTS, ids=lambda a: a.name)
+def test_a_jump_at_a_save_time_receives_its_gradient(adjoint):
+    """y' = 1 before the jump and 3 after it: y(0.5) and y(1) lose 2 for each unit that the jump is later."""
+    jump = _number(0.5)
+    times = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64, requires_grad=True)
+    problem = hj.ODEProblem(
+        lambda t, y: torch.where(t < jump.detach(), 1.0, 3.0) * torch.ones_like(y),
+        torch.zeros(1, dtype=torch.float64),
+        times,
+        discontinuities=(jump,),
+    )
+    solution = hj.solve(problem, hj.Dopri5(rtol=1e-9, atol=1e-9), adjoint=adjoint)
+    torch.testing.assert_close(solution.ys[:, 0].detach(), torch.tensor([0.0, 0.5, 2.0], dtype=torch.float64))
+    for i in (1, 2):
+        by_jump, by_times = torch.autograd.grad(solution.ys[i, 0], (jump, times), retain_graph=True)
+        expected = torch.zeros(3, dtype=torch.float64)
+        expected[0], expected[i] = -1.0, 3.0
+        assert by_jump.item() == pytest.approx(-2.0)
+        torch.testing.assert_close(by_times, expected)
+
+
 def test_a_condition_that_is_no_longer_a_number_is_never_passed_unseen():
     def solved(condition):
         problem = hj.ODEProblem(lambda t, y: torch.ones_like(y), torch.zeros(1), (0.0, 3.0), event=hj.Event(condition))

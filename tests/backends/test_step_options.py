@@ -145,6 +145,15 @@ class TestControl:
             assert solution.value[0].item() == pytest.approx(math.exp(-3), abs=1e-7)
         assert counts["each"] < counts["first"]
 
+    @pytest.mark.parametrize("batch", ["joint", "per-sample"])
+    def test_one_that_does_not_fit_the_state_is_refused(self, batch):
+        problem = hj.ODEProblem(lambda t, y: -y, torch.ones(2, 1), (0.0, 1.0))
+        for shape in ((3,), (1, 2, 1)):
+            with pytest.raises(hj.ConfigError, match="tolerances in tensors|does not fit a state of"):
+                hj.solve(problem, hj.Tsit5(atol=torch.ones(shape)), batch=batch, backend="pytorch")
+        with pytest.raises(hj.ConfigError, match="rtol and atol must fit each other"):
+            hj.Tsit5(rtol=torch.ones(2), atol=torch.ones(3))
+
     @pytest.mark.parametrize("adjoint", [hj.BacksolveAdjoint(), hj.GaussAdjoint()], ids=lambda a: a.name)
     @pytest.mark.parametrize("shape", [(2, 3), (2, 1), (3,), (1,)])
     def test_continuous_adjoints_take_them_too(self, adjoint, shape):

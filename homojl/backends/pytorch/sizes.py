@@ -14,6 +14,7 @@ from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep, ErrorN
 from homojl.backends.pytorch import control
 from homojl.backends.pytorch.steppers import stepper_for
 from homojl.backends.pytorch.steps import AbstractStepper, Step, time_like
+from homojl.errors import ConfigError
 from homojl.functions import AbstractField
 from homojl.solution import Status
 
@@ -119,7 +120,8 @@ class Controlled:
         self._direction = 1.0 if ts[-1] > ts[0] else -1.0
         dtype = y0.dtype.to_real()
         self._rtol, self._atol = (
-            torch.as_tensor(x, dtype=dtype, device=y0.device) for x in (algorithm.rtol, algorithm.atol)
+            _fitting(name, torch.as_tensor(x, dtype=dtype, device=y0.device), y0)
+            for name, x in (("rtol", algorithm.rtol), ("atol", algorithm.atol))
         )
         # A tensor may have zeros, which are not looked for: that would wait for the device.
         self._relative = isinstance(algorithm.atol, Tensor) or algorithm.atol == 0
@@ -253,6 +255,14 @@ class Controlled:
     def flaw(self, f: AbstractField, ts: tuple[float, ...], states: Sequence[Tensor]) -> str:
         """As of planned steps: every step of these has been looked at."""
         return ""
+
+
+def _fitting(name: str, tolerance: Tensor, y0: Tensor) -> Tensor:
+    """A tolerance, which must broadcast to the state's shape."""
+    own = tolerance.shape
+    if len(own) > y0.ndim or any(n not in (1, m) for n, m in zip(reversed(own), reversed(y0.shape), strict=False)):
+        raise ConfigError(f"{name} is a tensor of shape {tuple(own)}, which does not fit a state of {tuple(y0.shape)}")
+    return tolerance
 
 
 def _sides_of(jumps: Sequence[float], t0: float, t1: float, dtype: torch.dtype) -> list[tuple[float, float]]:
