@@ -149,12 +149,12 @@ class SolverConfig:
     def _of_layers(self, model: str) -> SolverConfig:
         """As it is, once nothing is set that the layers of a network of a user's own have themselves."""
         for name, value in self.given().items():
-            if name != "backend":
+            if name != "backend" and value != {"name": "auto"}:  # as files of schema 1 have it
                 options = [key for key in value if key != "name"] if name in PARTS else []
                 raise ConfigError(f"solver.{(*options, name)[0]} is not for {model}: {LAYERS_KNOW}")
         if self.backend not in ("auto", "pytorch"):
             raise ConfigError(f"solver.backend is not for {model}: {LAYERS_KNOW}")
-        return self
+        return SolverConfig(backend=self.backend)
 
 
 _OWN = tuple(f.name for f in fields(SolverConfig) if f.name not in PARTS)

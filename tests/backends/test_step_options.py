@@ -149,7 +149,7 @@ class TestControl:
     def test_one_that_does_not_fit_the_state_is_refused(self, batch):
         problem = hj.ODEProblem(lambda t, y: -y, torch.ones(2, 1), (0.0, 1.0))
         for shape in ((3,), (1, 2, 1)):
-            with pytest.raises(hj.ConfigError, match="tolerances in tensors|does not fit a state of"):
+            with pytest.raises(hj.ConfigError, match=r"tolerances in tensors|does not fit a state of"):
                 hj.solve(problem, hj.Tsit5(atol=torch.ones(shape)), batch=batch, backend="pytorch")
         with pytest.raises(hj.ConfigError, match="rtol and atol must fit each other"):
             hj.Tsit5(rtol=torch.ones(2), atol=torch.ones(3))

@@ -363,3 +363,11 @@ def test_how_many_states_the_checkpoint_adjoint_keeps():
     assert config.solver.build_adjoint().max_states == 12
     assert ExperimentConfig().solver.adjoint == {"name": "checkpoint"}
     assert ExperimentConfig.from_dict({"solver": {"adjoint": "checkpoint"}}).solver.build_adjoint().max_states is None
+
+
+def test_a_run_of_a_network_without_a_solver_is_read_though_its_file_names_automatic_ones(tmp_path):
+    text = '[model]\nname = "cnn"\n[solver]\nalgorithm = "auto"\nadjoint = "auto"\n'
+    text += 'backend = "pytorch"\nprecision = "full"\n'
+    (tmp_path / "config.toml").write_text(text + CONFIG_END)
+    config = Run.open(tmp_path).config
+    assert config == ExperimentConfig.from_dict({"model": {"name": "cnn"}, "solver": {"backend": "pytorch"}})
