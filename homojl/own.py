@@ -45,7 +45,7 @@ def is_given(name: object) -> bool:
     return isinstance(name, str) and re.fullmatch(r"<\w+>", name) is not None
 
 
-MODELS, DATASETS = "homojl.models", "homojl.datasets"
+MODEL_GROUP, DATASET_GROUP = "homojl.models", "homojl.datasets"
 """Groups of entry points in which installed packages bring models and datasets."""
 
 
@@ -54,7 +54,7 @@ def registered(group: str) -> dict[str, str]:
     """What installed packages bring, by name: `package.module:Name`. Nothing of it is loaded.
 
     Args:
-        group: `MODELS` or `DATASETS`.
+        group: `MODEL_GROUP` or `DATASET_GROUP`.
     """
     from importlib.metadata import entry_points
 
@@ -101,7 +101,7 @@ def load(name: str) -> Callable[..., Any]:
     """
     if is_given(name):
         raise ConfigError(f"{name} was given in Python, and comes back only there: give it again")
-    if (brought := registered(MODELS).get(name) or registered(DATASETS).get(name)) is not None:
+    if (brought := registered(MODEL_GROUP).get(name) or registered(DATASET_GROUP).get(name)) is not None:
         return _loaded(brought)  # of an installed package, which says itself that homojl may load it
     name = whole(name)
     given = {whole(x) for x in os.environ.get("HOMOJL_ALLOW", "").split(",") if is_own(x)}

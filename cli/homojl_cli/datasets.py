@@ -22,7 +22,7 @@ def command(data_root: Path | None) -> None:
     from homojl.data import dataset_info, dataset_names
     from homojl.data.download import find_file
     from homojl.data.places import data_root as default_root
-    from homojl.own import DATASETS, registered
+    from homojl.own import DATASET_GROUP, registered
 
     root = data_root or default_root()
     print(f"files are looked for in {root}")
@@ -34,5 +34,5 @@ def command(data_root: Path | None) -> None:
         shape = " x ".join(str(n) for n in info.input_shape)
         images = f"{info.n_train:>7,} + {info.n_test:>6,} images"
         print(f"{name:<14} {shape:<11} {info.n_classes:>3} classes  {images}  {state}  ({info.terms})")
-    for name, value in registered(DATASETS).items():
+    for name, value in registered(DATASET_GROUP).items():
         print(f"{name:<14} of an installed package, {value}")

@@ -40,18 +40,18 @@ def _beginning(names: Callable[[], Iterable[str]]) -> Completer:
 def complete_model() -> Iterable[str]:
     """Models by name."""
     from homojl.models.settings import MODELS
-    from homojl.own import MODELS as OF_PACKAGES, registered
+    from homojl.own import MODEL_GROUP, registered
 
-    return [*MODELS, *registered(OF_PACKAGES)]
+    return [*MODELS, *registered(MODEL_GROUP)]
 
 
 @_beginning
 def complete_dataset() -> Iterable[str]:
     """Datasets by name, and .npz files here."""
     from homojl.data import dataset_names
-    from homojl.own import DATASETS, registered
+    from homojl.own import DATASET_GROUP, registered
 
-    return [*dataset_names(), *registered(DATASETS), *sorted(path.name for path in Path().glob("*.npz"))]
+    return [*dataset_names(), *registered(DATASET_GROUP), *sorted(path.name for path in Path().glob("*.npz"))]
 
 
 @_beginning

@@ -8,7 +8,7 @@ from pathlib import Path
 from homojl.data.registry import DatasetInfo, dataset_info, dataset_names
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
-from homojl.own import DATASETS, is_given, is_own, registered, whole
+from homojl.own import DATASET_GROUP, is_given, is_own, registered, whole
 
 
 def data_root() -> Path:
@@ -37,7 +37,7 @@ def find_dataset(name_or_path: str | Path) -> DatasetInfo | Path | str:
         raise ConfigError(f"the dataset {name} was given in Python, and comes back only there: give it again")
     if is_own(name):
         return whole(name)
-    if name in registered(DATASETS):
+    if name in registered(DATASET_GROUP):
         return name
     path = expanded(name)
     if path.suffix == ".npz" or path.is_file() or path.is_dir():

@@ -1,4 +1,4 @@
-"""A model by its name."""
+"""Models by name."""
 
 from __future__ import annotations
 
@@ -13,6 +13,20 @@ from homojl.own import is_given
 
 if TYPE_CHECKING:
     from homojl.models.base import AbstractImplicitModel
+
+
+def model_names() -> list[str]:
+    """The names that `create_model` knows."""
+    return sorted(MODELS)
+
+
+def model_class(name: str) -> type[AbstractImplicitModel]:
+    """The class of a model's name.
+
+    Raises:
+        ConfigError: for an unknown name.
+    """
+    return model_settings(name).model()
 
 
 def create_model(

@@ -23,7 +23,7 @@ from homojl.algorithms import (
 from homojl.errors import ConfigError
 from homojl.names import did_you_mean
 from homojl.nn.choices import ACTIVATIONS, CONSTRAINTS, INITIAL_POINTS, groups_of
-from homojl.own import MODELS as OF_PACKAGES, is_given, is_own, load, options_of, registered
+from homojl.own import MODEL_GROUP, is_given, is_own, load, options_of, registered
 
 FORMS = {"linear": 1, "single": 1, "multi": 3}
 """Forms of a monDEQ's or a pcDEQ's layer, and how many widths each has."""
@@ -246,50 +246,25 @@ MODELS: dict[str, type[AbstractModelSettings]] = {
     "cnn": CNNSettings,
 }
 
-PRESET_PARAMETERS = {
-    "anode-cifar10": 171_799,
-    "anode-cifar100": 1_369_969,
-    "anode-digits": 13_520,
-    "anode-mnist": 84_816,
-    "anode-svhn": 171_799,
-    "cnn-cifar10": 132_938,
-    "cnn-cifar100": 565_988,
-    "cnn-digits": 34_154,
-    "cnn-mnist": 34_154,
-    "cnn-svhn": 132_938,
-    "cnn-tiny-imagenet": 617_288,
-    "deq-cifar10": 132_938,
-    "deq-cifar100": 565_988,
-    "deq-digits": 34_154,
-    "deq-mnist": 34_154,
-    "deq-svhn": 132_938,
-    "deq-tiny-imagenet": 617_288,
-    "homoode-cifar10": 132_938,
-    "homoode-cifar10-fast": 132_938,
-    "homoode-cifar100": 565_988,
-    "homoode-digits": 34_154,
-    "homoode-digits-fast": 34_154,
-    "homoode-mnist": 34_154,
-    "homoode-mnist-fast": 34_154,
-    "homoode-svhn": 132_938,
-    "homoode-tiny-imagenet": 617_288,
-    "mondeq-cifar10": 172_218,
-    "mondeq-cifar100": 638_868,
-    "mondeq-digits": 20_044,
-    "mondeq-mnist": 84_460,
-    "mondeq-svhn": 172_218,
-    "node-cifar10": 172_358,
-    "node-cifar100": 448_928,
-    "node-digits": 9_995,
-    "node-mnist": 84_395,
-    "node-svhn": 172_358,
-    "pcdeq-cifar10": 164_760,
-    "pcdeq-cifar100": 344_850,
-    "pcdeq-digits": 10_026,
-    "pcdeq-mnist": 69_136,
-    "pcdeq-svhn": 164_760,
-}
-"""Trained parameters of the models at the sizes of the presets, as `count_parameters` counts them."""
+PRESET_PARAMETERS: dict[str, dict[str, int]] = {
+    "anode": {"cifar10": 171_799, "cifar100": 1_369_969, "digits": 13_520, "mnist": 84_816, "svhn": 171_799},
+    "cnn": {
+        "cifar10": 132_938, "cifar100": 565_988, "digits": 34_154, "mnist": 34_154, "svhn": 132_938,
+        "tiny-imagenet": 617_288,
+    },
+    "deq": {
+        "cifar10": 132_938, "cifar100": 565_988, "digits": 34_154, "mnist": 34_154, "svhn": 132_938,
+        "tiny-imagenet": 617_288,
+    },
+    "homoode": {
+        "cifar10": 132_938, "cifar10-fast": 132_938, "cifar100": 565_988, "digits": 34_154, "digits-fast": 34_154,
+        "mnist": 34_154, "mnist-fast": 34_154, "svhn": 132_938, "tiny-imagenet": 617_288,
+    },
+    "mondeq": {"cifar10": 172_218, "cifar100": 638_868, "digits": 20_044, "mnist": 84_460, "svhn": 172_218},
+    "node": {"cifar10": 172_358, "cifar100": 448_928, "digits": 9_995, "mnist": 84_395, "svhn": 172_358},
+    "pcdeq": {"cifar10": 164_760, "cifar100": 344_850, "digits": 10_026, "mnist": 69_136, "svhn": 164_760},
+}  # fmt: skip
+"""Trained parameters at the sizes of the presets `<model>-<dataset>`, as `count_parameters` counts them."""
 
 
 def model_settings(name: str) -> type[AbstractModelSettings]:
@@ -302,7 +277,7 @@ def model_settings(name: str) -> type[AbstractModelSettings]:
         return GivenSettings
     if is_own(name):
         return _own_settings(name)
-    if name not in MODELS and name in registered(OF_PACKAGES):
+    if name not in MODELS and name in registered(MODEL_GROUP):
         return _own_settings(name)
     if name not in MODELS:
         raise ConfigError(
