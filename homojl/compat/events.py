@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from homojl.compat.conditions import State, ThroughTime
 from homojl.compat.odeint import odeint
+from homojl.compat.states import State, ThroughTime
 
 Tensor = torch.Tensor
 

@@ -8,38 +8,8 @@ from typing import Any
 
 import torch
 
-from homojl.algorithms import (
-    RK38,
-    SDIRK2,
-    AbstractErrorControlled,
-    AbstractFixedStep,
-    AbstractImplicitFixedStep,
-    AbstractODEAlgorithm,
-    AdamsBashforth,
-    AdamsMoulton,
-    AdaptiveHeun,
-    Bosh3,
-    Dopri5,
-    Dopri8,
-    ErrorNorm,
-    Euler,
-    Fehlberg2,
-    FixedTRBDF2,
-    GaussLegendre4,
-    GaussLegendre6,
-    Grid,
-    Heun2,
-    Heun3,
-    ImplicitEuler,
-    ImplicitMidpoint,
-    Midpoint,
-    PIController,
-    RadauIIA3,
-    RadauIIA5,
-    SciPy,
-    Trapezoid,
-    Tsit5,
-)
+from homojl import algorithms as alg
+from homojl.algorithms import AbstractODEAlgorithm, ErrorNorm
 from homojl.backends.pytorch.stage_equations import ITERATIONS
 from homojl.compat.states import CALLBACKS
 from homojl.errors import ConfigError
@@ -49,30 +19,30 @@ GridConstructor = Callable[[Any, Tensor, Tensor], Tensor]  # (func, y0, times to
 MakeGrid = Callable[[GridConstructor, tuple[float, ...]], list[float]]
 
 METHODS: dict[str, type[AbstractODEAlgorithm]] = {
-    "dopri8": Dopri8,
-    "dopri5": Dopri5,
-    "tsit5": Tsit5,
-    "bosh3": Bosh3,
-    "fehlberg2": Fehlberg2,
-    "adaptive_heun": AdaptiveHeun,
-    "euler": Euler,
-    "midpoint": Midpoint,
-    "heun2": Heun2,
-    "heun3": Heun3,
-    "rk4": RK38,  # torchdiffeq's rk4 is the 3/8 rule
-    "explicit_adams": AdamsBashforth,
-    "implicit_adams": AdamsMoulton,
-    "fixed_adams": AdamsMoulton,
-    "implicit_euler": ImplicitEuler,
-    "implicit_midpoint": ImplicitMidpoint,
-    "trapezoid": Trapezoid,
-    "radauIIA3": RadauIIA3,
-    "gl4": GaussLegendre4,
-    "radauIIA5": RadauIIA5,
-    "gl6": GaussLegendre6,
-    "sdirk2": SDIRK2,
-    "trbdf2": FixedTRBDF2,
-    "scipy_solver": SciPy,
+    "dopri8": alg.Dopri8,
+    "dopri5": alg.Dopri5,
+    "tsit5": alg.Tsit5,
+    "bosh3": alg.Bosh3,
+    "fehlberg2": alg.Fehlberg2,
+    "adaptive_heun": alg.AdaptiveHeun,
+    "euler": alg.Euler,
+    "midpoint": alg.Midpoint,
+    "heun2": alg.Heun2,
+    "heun3": alg.Heun3,
+    "rk4": alg.RK38,  # torchdiffeq's rk4 is the 3/8 rule
+    "explicit_adams": alg.AdamsBashforth,
+    "implicit_adams": alg.AdamsMoulton,
+    "fixed_adams": alg.AdamsMoulton,
+    "implicit_euler": alg.ImplicitEuler,
+    "implicit_midpoint": alg.ImplicitMidpoint,
+    "trapezoid": alg.Trapezoid,
+    "radauIIA3": alg.RadauIIA3,
+    "gl4": alg.GaussLegendre4,
+    "radauIIA5": alg.RadauIIA5,
+    "gl6": alg.GaussLegendre6,
+    "sdirk2": alg.SDIRK2,
+    "trbdf2": alg.FixedTRBDF2,
+    "scipy_solver": alg.SciPy,
 }
 
 # Options of the controlled methods and of the fixed ones; the others' own are ignored with a warning.
@@ -83,8 +53,8 @@ ADAPTIVE_OPTIONS = (
 FIXED_OPTIONS = ("step_size", "grid_constructor", "interp", "perturb", "norm")
 SCIPY_OPTIONS = ("solver", "min_step", "max_step", "norm", "grid_points", "eps")  # the last three say nothing to it
 OWN_OPTIONS: dict[type[AbstractODEAlgorithm], tuple[str, ...]] = {
-    AdamsBashforth: ("max_order",),
-    AdamsMoulton: ("max_order", "max_iters"),
+    alg.AdamsBashforth: ("max_order",),
+    alg.AdamsMoulton: ("max_order", "max_iters"),
 }
 MOST_EVENT_STEPS = 20_000  # of a fixed method on its way to an event, as in torchdiffeq
 MOST_STEPS = 2**31 - 1
@@ -125,11 +95,11 @@ class Options:
         self._cls: type[Any] = method_named(method)  # constructed with the options of its own kind
         self._options = dict(options or {})
         self.rtol, self.atol, self._intervals = rtol, atol, intervals
-        self.adaptive = issubclass(self._cls, AbstractErrorControlled)
+        self.adaptive = issubclass(self._cls, alg.AbstractErrorControlled)
         known: tuple[str, ...] = SCIPY_OPTIONS
-        if self._cls is not SciPy:
+        if self._cls is not alg.SciPy:
             known = (*(ADAPTIVE_OPTIONS if self.adaptive else FIXED_OPTIONS), *OWN_OPTIONS.get(self._cls, ()))
-        if issubclass(self._cls, AbstractImplicitFixedStep):
+        if issubclass(self._cls, alg.AbstractImplicitFixedStep):
             known = (*known, "max_iters")
         unused = {key: value for key, value in self._options.items() if key not in known}
         if unused:
@@ -138,14 +108,14 @@ class Options:
     @property
     def callbacks(self) -> tuple[str, ...]:
         """The callbacks that the method calls."""
-        if self._cls is SciPy:
+        if self._cls is alg.SciPy:
             return ()
         return CALLBACKS if self.adaptive else CALLBACKS[:1]
 
     @property
     def outside(self) -> bool:
         """Whether the solve leaves PyTorch, so that its operations give no gradient."""
-        return self._cls is SciPy
+        return self._cls is alg.SciPy
 
     @property
     def norm(self) -> Callable[..., Tensor] | str | None:
@@ -161,17 +131,20 @@ class Options:
         """
         if self.adaptive:
             return self._controlled(norm, **more)
-        if self._cls is SciPy:
+        if self._cls is alg.SciPy:
             settings = {"solver": self._options.get("solver", "LSODA"), "rtol": self.rtol, "atol": self.atol}
             settings |= {key: float(self._options[key]) for key in ("min_step", "max_step") if key in self._options}
-            return SciPy(**settings)
-        if issubclass(self._cls, AbstractImplicitFixedStep) and int(self._options.get("max_iters", 100)) < ITERATIONS:
+            return alg.SciPy(**settings)
+        if (
+            issubclass(self._cls, alg.AbstractImplicitFixedStep)
+            and int(self._options.get("max_iters", 100)) < ITERATIONS
+        ):
             raise ConfigError(
                 f"max_iters must be at least {ITERATIONS}: Newton's iteration here takes no more than that"
             )
-        if issubclass(self._cls, AdamsBashforth):
+        if issubclass(self._cls, alg.AdamsBashforth):
             more["max_order"] = self._max_order()
-        if self._cls is AdamsMoulton:
+        if self._cls is alg.AdamsMoulton:
             more |= {"rtol": self.rtol, "atol": self.atol, "max_iter": int(self._options.get("max_iters", 4))}
         return self._fixed(grid, **more)
 
@@ -191,18 +164,18 @@ class Options:
             raise ConfigError("`step_t` and `jump_t` must not have any repeated elements between them.")
         return tuple(times)
 
-    def _controlled(self, norm: ErrorNorm, **more: Any) -> AbstractErrorControlled:
+    def _controlled(self, norm: ErrorNorm, **more: Any) -> alg.AbstractErrorControlled:
         given = self._options
         if given.get("dtype", torch.float64) not in (torch.float32, torch.float64):
             raise ConfigError(f"dtype must be torch.float64 or torch.float32, got {given['dtype']}; times are float64")
         first = given.get("first_step")
-        control = PIController(
+        control = alg.PIController(
             safety=float(given.get("safety", 0.9)),
             max_factor=float(given.get("ifactor", 10.0)),
             min_factor=float(given.get("dfactor", 0.2)),
             floor=float(given.get("min_step", 0.0)),
         )
-        algorithm: AbstractErrorControlled = self._cls(
+        algorithm: alg.AbstractErrorControlled = self._cls(
             rtol=self.rtol,
             atol=self.atol,
             first_step=None if first is None else float(first),
@@ -214,7 +187,7 @@ class Options:
         )
         return algorithm
 
-    def _fixed(self, grid: MakeGrid, **more: Any) -> AbstractFixedStep:
+    def _fixed(self, grid: MakeGrid, **more: Any) -> alg.AbstractFixedStep:
         given = self._options
         step_size, constructor = given.get("step_size"), given.get("grid_constructor")
         if step_size is not None:
@@ -226,17 +199,17 @@ class Options:
         interp = given.get("interp", "linear")
         if interp not in ("linear", "cubic"):
             raise ConfigError(f"Unknown interpolation method {interp}")
-        points = Grid(
+        points = alg.Grid(
             points=lambda ts: grid(constructor, ts), interpolation=interp, apart=bool(given.get("perturb", False))
         )
-        algorithm: AbstractFixedStep = self._cls(grid=points, **more)
+        algorithm: alg.AbstractFixedStep = self._cls(grid=points, **more)
         return algorithm
 
     def horizon(self, t0: float, direction: float) -> float:
         """How far to look for an event.
 
         Raises:
-            ConfigError: for a fixed method without a step size, and for SciPy's.
+            ConfigError: for a fixed method without a step size, and for alg.SciPy's.
         """
         if self.outside:
             raise ConfigError(f"{self.name} finds no events; take another method, such as dopri5")

@@ -12,9 +12,8 @@ import torch
 from homojl.adjoints import BacksolveAdjoint, DirectAdjoint
 from homojl.adjoints.continuous import augmented_tolerance
 from homojl.algorithms import AbstractODEAlgorithm, ErrorNorm
-from homojl.compat.conditions import ThroughTime, starts_on_event
 from homojl.compat.methods import GridConstructor, Options
-from homojl.compat.states import Callbacks, JoinedField, JoinedState, State
+from homojl.compat.states import Callbacks, JoinedField, JoinedState, State, ThroughTime, starts_on_event
 from homojl.errors import ConfigError, SolveError
 from homojl.layout import Layout
 from homojl.problems import Event, ODEProblem

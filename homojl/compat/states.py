@@ -1,4 +1,4 @@
-"""States as torchdiffeq's users give them, tensors or tuples of tensors, and as `solve` takes them: one tensor."""
+"""States and functions of them as torchdiffeq's users give them, and as `solve` takes them: with one tensor."""
 
 from __future__ import annotations
 
@@ -121,3 +121,19 @@ class Callbacks(StepObserver):
             dtype = torch.float32 if y.device.type == "mps" else torch.float64  # of which that device has none
             time, size = torch.tensor([t, math.fabs(h)], dtype=dtype, device=y.device)
             callback(time, self._split(y), size)
+
+
+class ThroughTime:
+    """An event function whose zero determines the event's time for gradients too; without it that time is constant."""
+
+    def __init__(self, event_fn: Callable[[Tensor, State], Tensor]) -> None:
+        self._event_fn = event_fn
+
+    def __call__(self, t: Tensor, y: State) -> Tensor:
+        return self._event_fn(t, y)
+
+
+@torch.no_grad()
+def starts_on_event(condition: Callable[[Tensor, Tensor], Tensor], t0: Tensor, y0: Tensor) -> bool:
+    """Whether a value of the condition is zero at the start: torchdiffeq then stops there."""
+    return bool((condition(t0.to(y0.device, y0.dtype.to_real()), y0) == 0).any())
