@@ -21,7 +21,7 @@ import time
 import torch
 
 import homojl as hj
-from homojl.training.memory import peak_memory
+from homojl.training.measuring import peak_memory
 
 BATCH, CHANNELS = 64, 64
 ADJOINTS = {"direct": hj.DirectAdjoint(), "checkpoint": hj.CheckpointAdjoint()}

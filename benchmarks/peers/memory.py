@@ -106,7 +106,7 @@ def resident() -> float:
 def _peak(solver: str, variant: str, steps: int, seed: int, threads: int) -> float:
     import torch
 
-    from homojl.training.memory import peak_memory
+    from homojl.training.measuring import peak_memory
 
     from .experiments import steps_case
     from .solvers import SOLVERS

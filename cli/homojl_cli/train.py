@@ -95,10 +95,10 @@ def command(
     from homojl.environment import process_count
     from homojl.errors import ConfigError
     from homojl.own import allow, is_own
-    from homojl.training.tensorboard import check_installed
+    from homojl.training.loggers import check_tensorboard
 
     if tensorboard:
-        check_installed()
+        check_tensorboard()
     for name in ("model", "dataset"):  # code that is named here may be run
         if is_own(choices[name]):
             choices[name] = allow(choices[name])
@@ -130,12 +130,12 @@ def _train(
 ) -> int:
     """What one of the processes does; returns its exit code. Process 0 alone touches the folder and prints."""
     from homojl.training.callbacks import Callback, TerminalProgress
-    from homojl.training.checking import check_start
     from homojl.training.experiment import resolved
+    from homojl.training.loggers import TensorBoard
     from homojl.training.loop import train_run
     from homojl.training.outcome import evaluate_run, illustrate, sentence_on_test, store
     from homojl.training.run import Run, new_folder
-    from homojl.training.tensorboard import TensorBoard
+    from homojl.training.start import check_start
 
     data = model = None
 

@@ -14,7 +14,7 @@ from homojl.solving import solve
 from homojl.training.config import with_solver
 from homojl.training.evaluation import prepare
 from homojl.training.experiment import answered, load_data, placed, resolve_device, solve_as
-from homojl.training.memory import added_memory
+from homojl.training.measuring import added_memory
 from homojl.training.outcome import evaluate_run
 from homojl.training.run import Run
 

@@ -6,4 +6,4 @@ from homojl.training.loop import train_run as train_run
 from homojl.training.run import Run as Run
 from homojl.training.run import load_run as load_run
 from homojl.training.start import train as train
-from homojl.training.tensorboard import TensorBoard as TensorBoard
+from homojl.training.loggers import TensorBoard as TensorBoard

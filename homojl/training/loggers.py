@@ -1,14 +1,17 @@
-"""Loggers that are services: Weights & Biases, and trackio, which has the same calls."""
+"""Loggers of a run's numbers: TensorBoard's event files, Weights & Biases, and trackio, which has the same calls."""
 
 from __future__ import annotations
 
 import importlib
 import math
 from importlib.util import find_spec
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from homojl.errors import ConfigError
+from homojl.errors import ConfigError, DataError
 from homojl.training.callbacks import Callback, Numbers, Start
+
+if TYPE_CHECKING:
+    from torch.utils.tensorboard import SummaryWriter
 
 
 def scalars(group: str, numbers: Numbers) -> dict[str, float]:
@@ -30,10 +33,7 @@ class _Service(Callback):
     package: ClassVar[str]
 
     def __init__(self, project: str = "homojl", **options: Any) -> None:
-        if find_spec(self.package) is None:
-            raise ConfigError(
-                f"{type(self).__name__} needs {self.package}, which is not installed: pip install {self.package}"
-            )
+        _check_installed(type(self).__name__, self.package, self.package)
         self._options = {"project": project, **options}
         self._service: Any = None
 
@@ -61,3 +61,59 @@ class WandB(_Service):
 class Trackio(_Service):
     __doc__ = _Service.__doc__
     package = "trackio"
+
+
+class TensorBoard(Callback):
+    """Writes every step's numbers as `step/NAME` and every line of metrics as `epoch/NAME`, over the steps.
+
+    The files lie in `RUN/tensorboard`. A resumed run goes on in a file of its own, whose start has TensorBoard drop
+    what a killed run wrote beyond its last checkpoint.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+
+    def __init__(self) -> None:
+        check_tensorboard()
+        self._writer: SummaryWriter | None = None
+
+    def started(self, start: Start) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        folder = start.run / "tensorboard"
+        try:
+            self._writer = SummaryWriter(str(folder), purge_step=start.step + 1)
+        except OSError as error:
+            raise DataError(f"cannot write to {folder}: {error.strerror}") from error
+
+    def step(self, step: int, numbers: Numbers) -> None:
+        self._add("step", step, numbers)
+
+    def line(self, metrics: Numbers, best: bool) -> None:
+        self._add("epoch", int(metrics["step"]), metrics)
+        if self._writer is not None:
+            self._writer.flush()
+
+    def ended(self, complete: bool) -> None:
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def _add(self, group: str, step: int, numbers: Numbers) -> None:
+        assert self._writer is not None, "training has started"
+        for name, value in scalars(group, numbers).items():
+            self._writer.add_scalar(name, value, step)
+
+
+def check_tensorboard() -> None:
+    """Refuse `--tensorboard` before work starts.
+
+    Raises:
+        ConfigError: TensorBoard is not installed.
+    """
+    _check_installed("--tensorboard", "tensorboard", "'homojl[tensorboard]'")
+
+
+def _check_installed(what: str, package: str, name: str) -> None:
+    if find_spec(package) is None:
+        raise ConfigError(f"{what} needs {package}, which is not installed: pip install {name}")

@@ -43,7 +43,7 @@ from homojl.training.experiment import (
     resolve_device,
     solve_as,
 )
-from homojl.training.memory import peak_memory
+from homojl.training.measuring import Stopwatch, peak_memory
 from homojl.training.optimizers import AbstractOptimizer
 from homojl.training.position import (
     PHASES,
@@ -59,7 +59,6 @@ from homojl.training.position import (
 from homojl.training.ranks import ALONE, Ranks
 from homojl.training.run import Run
 from homojl.training.solver import SolverConfig
-from homojl.training.stopwatch import Stopwatch
 from homojl.training.tasks import AbstractTask, ImageTask
 from homojl.training.weights import checked_form, form_header, load_weights, start_from
 from homojl.version import __version__

@@ -11,16 +11,28 @@ from torch import nn
 
 from homojl.data.datasets import ImageDataset
 from homojl.errors import ConfigError
+from homojl.models import AbstractImplicitModel
 from homojl.own import allow, is_own, name_given
 from homojl.results.records import Evaluation
 from homojl.training.callbacks import Callback, TerminalProgress
+from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, assembled
 from homojl.training.criteria import Criteria
-from homojl.training.experiment import as_model, build_model, load_data, resolve_device, resolved
+from homojl.training.experiment import (
+    as_model,
+    backend_name,
+    build_model,
+    load_data,
+    resolve_device,
+    resolved,
+    steps_per_epoch as batches_of,
+)
+from homojl.training.form import ModelForm
 from homojl.training.loop import train_run
 from homojl.training.outcome import evaluate_run, illustrate, sentence_on_test, store
 from homojl.training.run import CONFIG, Run, new_folder
 from homojl.training.tasks import AbstractTask, BatchTask, ImageTask
+from homojl.training.weights import start_from
 
 Function = Callable[[Any, Any], torch.Tensor]
 
@@ -109,6 +121,26 @@ def train(
     train_run(run, data=task, model=built, callbacks=[*shown, *callbacks])
     _conclude(run, task, images, test, quiet=quiet)
     return run
+
+
+def check_start(config: ExperimentConfig) -> tuple[ImageDataset, AbstractImplicitModel]:
+    """Load the data and build everything once, so that what cannot work is refused before a run is made.
+
+    Returns:
+        The dataset and the model, with which `train` can begin.
+
+    Raises:
+        ConfigError, DataError, BackendUnavailable: whatever would stop the run at its start.
+    """
+    resolve_device(config.train.device)
+    backend_name(config)
+    data = load_data(config)
+    model = build_model(config, ModelForm.of(data))
+    batches_of(data, config)
+    if config.train.start is not None:
+        path = Run.open(config.train.start).best_checkpoint
+        start_from(model, read_checkpoint(path)[0], path)
+    return data, model
 
 
 def _configured(

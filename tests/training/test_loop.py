@@ -273,7 +273,7 @@ def test_failed_solves_are_counted(tiny, tmp_path):
 
 
 def test_refused_before_any_work(tiny, tmp_path):
-    from homojl.training.checking import check_start
+    from homojl.training.start import check_start
 
     for sections, message in [
         ({"train": {"batch_size": 5000}}, "only 1150 training images"),
@@ -474,7 +474,7 @@ def test_a_longer_budget_goes_on_as_if_it_had_been_there(finished, tiny, tmp_pat
 
 
 def test_a_run_starts_from_anothers_weights(finished, tiny, tmp_path):
-    from homojl.training.checking import check_start
+    from homojl.training.start import check_start
 
     config = changed(
         tiny, train={"start": str(finished.path), "epochs": 1}, optim={"lr": 1e-12, "schedule": "constant"}

@@ -11,9 +11,9 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from homojl.errors import ConfigError
 from homojl.results.records import METRICS
 from homojl.training.callbacks import Callback
+from homojl.training.loggers import TensorBoard
 from homojl.training.loop import train_run
 from homojl.training.run import Run
-from homojl.training.tensorboard import TensorBoard
 
 pytestmark = pytest.mark.slow
 

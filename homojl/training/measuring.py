@@ -1,4 +1,4 @@
-"""How much memory a process has taken at its peak, and how much a part of it does."""
+"""Time and memory of training: the phases of a step, the peak of a process, and what a part of it adds."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import ctypes
 import gc
 import resource
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -50,3 +51,29 @@ def _of_status(name: str) -> float:
     """A line of the process's status on Linux, in MiB."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.partition(f"{name}:")[2].split()[0]) / 1024
+
+
+class Stopwatch:
+    """Divides wall time among what is done one after the other.
+
+    A GPU works behind the program's back, so its queue is awaited at the end of each lap; the loop waits for the loss
+    and for the count of right answers in any case.
+
+    Args:
+        device: that does the work.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._last = self._now()
+
+    def lap(self) -> float:
+        """Seconds since the last lap, or since the start."""
+        now = self._now()
+        seconds, self._last = now - self._last, now
+        return seconds
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

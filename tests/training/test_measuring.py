@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from homojl.training.memory import added_memory, peak_memory
+from homojl.training.measuring import added_memory, peak_memory
 
 CPU = torch.device("cpu")
 
