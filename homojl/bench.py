@@ -11,21 +11,27 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from homojl.choices import BENCH_BACKENDS, BENCH_PROBLEMS
+import torch
+
+from homojl.adjoints import (
+    AbstractFixedPointAdjoint,
+    AbstractODEAdjoint,
+    CheckpointAdjoint,
+    DirectAdjoint,
+    ImplicitAdjoint,
+)
+from homojl.algorithms import AbstractErrorControlled, AbstractFixedPointAlgorithm, Anderson, Dopri5, Dopri8, Kvaerno5
+from homojl.backends import get_backend
 from homojl.errors import BackendUnavailable
 from homojl.files import make_folder, replace_file
-from homojl.names import check_known
+from homojl.names import BENCH_BACKENDS, BENCH_PROBLEMS, check_known
+from homojl.nn.parts import ConditionedField
+from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.results.measurements import SCHEMA, Measurement, Task, columns_of, take_turns, three_digits
 from homojl.results.tables import Table
-
-if TYPE_CHECKING:
-    import torch
-
-    from homojl.adjoints import AbstractFixedPointAdjoint, AbstractODEAdjoint
-    from homojl.algorithms import AbstractErrorControlled, AbstractFixedPointAlgorithm
-    from homojl.problems import FixedPointProblem, ODEProblem
+from homojl.solving import solve
 
 # ---- the cases
 
@@ -53,12 +59,6 @@ class Case:
 
 def cases(problem: str, *, quick: bool, seed: int) -> list[Case]:
     """The solves of one of `BENCH_PROBLEMS`; with `quick` smaller ones."""
-    import torch
-
-    from homojl.adjoints import CheckpointAdjoint, DirectAdjoint, ImplicitAdjoint
-    from homojl.algorithms import Anderson, Dopri5, Kvaerno5
-    from homojl.problems import FixedPointProblem, ODEProblem
-
     generator = torch.Generator().manual_seed(seed)
     if problem == "vanderpol":
         y0, ts = torch.randn(16 if quick else 256, 2, generator=generator), torch.linspace(0, 10, 200)
@@ -97,16 +97,12 @@ def cases(problem: str, *, quick: bool, seed: int) -> list[Case]:
 
 
 def _van_der_pol(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-    import torch
-
     x, v = y.unbind(-1)
     return torch.stack([v, 2 * (1 - x * x) * v - x], dim=-1)
 
 
 def _kaps(t: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
     """Dekker, Verwer (1984), 7.5: stiff with rate 1000, from (1, 1) exactly (exp(-2t), exp(-t))."""
-    import torch
-
     a, b = y.unbind(-1)
     return torch.stack([-1002 * a + 1000 * b * b, a - b - b * b], dim=-1)
 
@@ -115,10 +111,6 @@ def _layer(
     channels: int, size: int, batch: int, generator: torch.Generator
 ) -> tuple[Callable[[torch.dtype], torch.nn.Module], torch.Tensor]:
     """HomoODE's layer at its initial weights, in any type of numbers, and a condition for it."""
-    import torch
-
-    from homojl.nn.parts import ConditionedField
-
     with torch.random.fork_rng():
         torch.manual_seed(generator.initial_seed())
         weights = ConditionedField(channels)
@@ -158,8 +150,6 @@ def run_bench(
     check_known("problem", problems, BENCH_PROBLEMS)
     check_known("backend", backends, BENCH_BACKENDS)
 
-    from homojl.backends import get_backend
-
     present = []
     for name in backends:
         try:
@@ -169,29 +159,19 @@ def run_bench(
     found: list[Measurement] = []
     for problem in problems:
         say(problem)
-        tasks: list[Task] = []
-        for case in cases(problem, quick=quick, seed=seed):
-            for backend in present:
-                if backend.supports(case.algorithm, _cpu()):
-                    tasks.append(_task(case, backend.name))
+        tasks = [
+            _task(case, backend.name)
+            for case in cases(problem, quick=quick, seed=seed)
+            for backend in present
+            if backend.supports(case.algorithm, torch.device("cpu"))
+        ]
         take_turns(tasks, 3 if quick else 7, 4.0 if quick else 20.0)
         found += [task.timed for task in tasks]
     return found
 
 
-def _cpu() -> torch.device:
-    import torch
-
-    return torch.device("cpu")
-
-
 def _task(case: Case, backend: str) -> Task:
     """A solve that has been made once, with what that cost and how far its answer is from the reference."""
-    import torch
-
-    from homojl.problems import FixedPointProblem
-    from homojl.solving import solve
-
     problem = case.make(torch.float32, case.batch)
     gradient = case.adjoint is not None
 
@@ -230,10 +210,6 @@ def _task(case: Case, backend: str) -> Task:
 
 def _error(case: Case, value: torch.Tensor) -> float:
     """The relative residual of an equilibrium; else the distance from the exact or a tight solution of two samples."""
-    import torch
-
-    from homojl.problems import FixedPointProblem
-
     with torch.no_grad():
         if isinstance(problem := case.make(torch.float32, case.batch), FixedPointProblem):
             mapped = problem.f(value, *problem.args)
@@ -243,11 +219,6 @@ def _error(case: Case, value: torch.Tensor) -> float:
 
 
 def _tight(case: Case) -> torch.Tensor:
-    import torch
-
-    from homojl.algorithms import Dopri8
-    from homojl.solving import solve
-
     algorithm = Dopri8(rtol=1e-8, atol=1e-8, max_steps=10**6)
     return solve(case.make(torch.float64, 2), algorithm, backend="pytorch").value
 

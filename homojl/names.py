@@ -1,4 +1,4 @@
-"""Helpers for looking something up by a name that the user wrote."""
+"""The names that settings and options choose between, which load nothing, and what is said of an unknown one."""
 
 from __future__ import annotations
 
@@ -6,6 +6,16 @@ import difflib
 from collections.abc import Collection, Iterable
 
 from homojl.errors import ConfigError
+
+BACKENDS = ("auto", "pytorch", "pytorch-compiled", "julia")
+ODE_ADJOINT_NAMES = ("direct", "checkpoint", "backsolve", "gauss")
+FIXED_POINT_ADJOINT_NAMES = ("implicit", "phantom", "one-step", "unrolled")
+BATCHES = ("joint", "per-sample")
+TRAINING_PRECISIONS = ("full", "bfloat16")
+"""Of a configuration. float16 is not among them: its gradients want the loss scaled."""
+FIGURE_FORMATS = ("png", "svg", "pdf")
+BENCH_PROBLEMS = ("vanderpol", "kaps", "layer", "equilibrium")
+BENCH_BACKENDS = tuple(name for name in BACKENDS if name != "auto")
 
 
 def did_you_mean(name: str, known: Iterable[str]) -> str:

@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 
 from homojl.bench import bench_table, cases, run_bench, write_bench
-from homojl.choices import BENCH_PROBLEMS
 from homojl.environment import environment
 from homojl.errors import ConfigError
+from homojl.names import BENCH_PROBLEMS
 from homojl.results.measurements import SCHEMA, Measurement
 from homojl.results.schema import DatasetSpec, Records, Schema, text
 from tests.results.netcdf import assert_netcdf

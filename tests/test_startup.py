@@ -15,7 +15,11 @@ from homojl import environment
 from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
 from homojl.adjoints.ode import ODE_ADJOINTS
 from homojl.backends import BACKEND_NAMES
-from homojl.choices import (
+from homojl.data import dataset_info
+from homojl.models import count_parameters, create_model, model_class
+from homojl.models.base import PublishedModel
+from homojl.models.settings import MODELS, PRESET_PARAMETERS
+from homojl.names import (
     BACKENDS,
     BATCHES,
     FIGURE_FORMATS,
@@ -23,10 +27,6 @@ from homojl.choices import (
     ODE_ADJOINT_NAMES,
     TRAINING_PRECISIONS,
 )
-from homojl.data import dataset_info
-from homojl.models import count_parameters, create_model, model_class
-from homojl.models.base import PublishedModel
-from homojl.models.settings import MODELS, PRESET_PARAMETERS
 from homojl.precision import PRECISIONS
 from homojl.results import style
 from homojl.solving import BATCHES as SOLVED_BATCHES

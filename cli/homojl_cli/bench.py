@@ -6,8 +6,7 @@ from pathlib import Path
 
 import click
 
-from homojl.choices import BENCH_BACKENDS, BENCH_PROBLEMS
-from homojl.names import check_known
+from homojl.names import BENCH_BACKENDS, BENCH_PROBLEMS, check_known
 
 
 @click.command("bench")

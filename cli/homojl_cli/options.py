@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import click
 from click.shell_completion import CompletionItem
 
-from homojl.choices import BACKENDS, TRAINING_PRECISIONS
+from homojl.names import BACKENDS, TRAINING_PRECISIONS
 
 Function = TypeVar("Function", bound=Callable[..., Any])
 Completer = Callable[[click.Context, click.Parameter, str], list[CompletionItem]]

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import click
 
-from homojl.choices import FIGURE_FORMATS
+from homojl.names import FIGURE_FORMATS
 from homojl_cli.options import run_argument
 
 

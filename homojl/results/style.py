@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from homojl.choices import FIGURE_FORMATS
 from homojl.errors import ConfigError
 from homojl.files import make_folder, replace_file
+from homojl.names import FIGURE_FORMATS
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from homojl.algorithms import FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS
-from homojl.choices import TRAINING_PRECISIONS
 from homojl.errors import ConfigError
 from homojl.models import MODELS, model_settings
-from homojl.names import did_you_mean
+from homojl.names import TRAINING_PRECISIONS, did_you_mean
 from homojl.own import is_given, is_own, whole
 from homojl.parsing import parse_toml, read_text
 from homojl.results.records import SELECTORS

@@ -19,9 +19,8 @@ from homojl.algorithms import (
     PIController,
     StepMemory,
 )
-from homojl.choices import FIXED_POINT_ADJOINT_NAMES, ODE_ADJOINT_NAMES
 from homojl.errors import ConfigError
-from homojl.names import did_you_mean
+from homojl.names import FIXED_POINT_ADJOINT_NAMES, ODE_ADJOINT_NAMES, did_you_mean
 from homojl.training.values import converted, in_bounds
 
 if TYPE_CHECKING:

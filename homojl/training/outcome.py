@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from homojl.choices import FIGURE_FORMATS
 from homojl.data.datasets import ImageDataset
 from homojl.errors import ConfigError, DataError
 from homojl.files import remove_file
+from homojl.names import FIGURE_FORMATS
 from homojl.results.hdf5 import read_run, write_results
 from homojl.results.plots import FIGURES, draw_all
 from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories

@@ -7,9 +7,9 @@ from dataclasses import dataclass, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from homojl.algorithms import FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS, AbstractErrorControlled, AbstractSplitting
-from homojl.choices import BACKENDS, BATCHES, FIXED_POINT_ADJOINT_NAMES, ODE_ADJOINT_NAMES, TRAINING_PRECISIONS
 from homojl.errors import ConfigError
 from homojl.models import model_settings
+from homojl.names import BACKENDS, BATCHES, FIXED_POINT_ADJOINT_NAMES, ODE_ADJOINT_NAMES, TRAINING_PRECISIONS
 from homojl.training.methods import (
     METHODS,
     PARTS,
