@@ -46,7 +46,7 @@ def _read_trajectories(
     """The trajectories of a model that states an ODE, read as zero paths (equations (11) and (12))."""
     import torch
 
-    from homojl.correspondence import recover_from_model
+    from homojl.models.correspondence import recover_from_model
     from homojl.results.paths import draw_correspondence
     from homojl.results.plots import bend
     from homojl.results.tables import Table

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from homojl.correspondence import Correspondence
+    from homojl.models.correspondence import Correspondence
 
 _ELEMENTS = 3  # of a state; of a larger one the distance from the end is drawn
 
@@ -78,7 +78,7 @@ def draw_correspondence(
     v(s); and the residual of H = 0, or where that is zero by construction how far f(z(s)) is from the output.
 
     Args:
-        read: what `homojl.correspondence.recover` found.
+        read: what `homojl.models.correspondence.recover` found.
         title: above all.
         names: of the samples, for the legend; None: their positions.
     """

@@ -9,7 +9,7 @@ import torch
 
 import homojl as hj
 from homojl import gallery
-from homojl.correspondence import recover
+from homojl.models.correspondence import recover
 from homojl.results.paths import draw_correspondence, draw_paths, hausdorff_distance, points_of
 from homojl.solution import PathSolution, Stats, Status
 

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import homojl as hj
-from homojl.correspondence import recover, recover_from_model
+from homojl.models.correspondence import recover, recover_from_model
 
 A = 0.6
 
