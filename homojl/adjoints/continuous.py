@@ -28,7 +28,7 @@ from homojl.backends.pytorch.record import OTHER
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError, SolveError
 from homojl.functions import DerivedField, VectorField, dense_zeros
-from homojl.layout import Layout
+from homojl.functions.layout import Layout
 
 Tensor = torch.Tensor
 

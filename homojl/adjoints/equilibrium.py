@@ -27,9 +27,9 @@ from homojl.algorithms.checks import require
 from homojl.backends.base import AbstractBackend, FixedPoint
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.backends.pytorch.gmres import host
-from homojl.draws import draw_rows
 from homojl.errors import ConfigError, SolveError
 from homojl.functions import AbstractMap, MapFunction
+from homojl.functions.draws import draw_rows
 from homojl.functions.products import Linearisation
 from homojl.functions.user import Mixes
 from homojl.names import did_you_mean
@@ -439,7 +439,7 @@ def jacobian_regularization(
         args: further arguments of f.
         probes: random vectors to average over.
         generator: of those, on z's device.
-        part: of which larger batch the samples are a part, as in `homojl.draws.draw_rows`; None: they are all.
+        part: of which larger batch the samples are a part, as in `homojl.functions.draws.draw_rows`; None: they are all.
 
     References: Hutchinson (1990); Bai, Koltun, Kolter (2021), arXiv 2106.14342.
     """

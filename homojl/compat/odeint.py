@@ -15,7 +15,7 @@ from homojl.algorithms import AbstractODEAlgorithm, ErrorNorm
 from homojl.compat.methods import GridConstructor, Options
 from homojl.compat.states import Callbacks, JoinedField, JoinedState, State, ThroughTime, starts_on_event
 from homojl.errors import ConfigError, SolveError
-from homojl.layout import Layout
+from homojl.functions.layout import Layout
 from homojl.problems import Event, ODEProblem
 from homojl.solution import Solution, Status
 from homojl.solving import solve

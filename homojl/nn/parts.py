@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from homojl.draws import draw_rows
 from homojl.errors import ConfigError
+from homojl.functions.draws import draw_rows
 from homojl.nn.choices import groups_of
 
 Tensor = torch.Tensor

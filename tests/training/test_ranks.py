@@ -17,8 +17,8 @@ import pytest
 import torch
 
 from homojl.data.readers import DIGITS
-from homojl.draws import draw_rows
 from homojl.errors import ConfigError
+from homojl.functions.draws import draw_rows
 from homojl.training.checkpoint import read_checkpoint
 from homojl.training.config import ExperimentConfig, merge
 from homojl.training.loop import train_run

@@ -12,7 +12,7 @@ import torch
 
 from homojl.backends.base import EventCondition
 from homojl.errors import ConfigError
-from homojl.layout import is_dense
+from homojl.functions.layout import is_dense
 
 Tensor = torch.Tensor
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from homojl.functions import VectorField
-from homojl.layout import is_dense
+from homojl.functions.layout import is_dense
 
 Tensor = torch.Tensor
 
