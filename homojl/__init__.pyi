@@ -83,7 +83,7 @@ from homojl.errors import SolveError as SolveError
 from homojl.models import create_model as create_model
 from homojl.models import from_pretrained as from_pretrained
 from homojl.models import model_names as model_names
-from homojl.monitor import progress as progress
+from homojl.backends.monitor import progress as progress
 from homojl.own import allow as allow
 from homojl.problems import Event as Event
 from homojl.problems import FixedPointProblem as FixedPointProblem

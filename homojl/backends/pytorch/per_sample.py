@@ -16,6 +16,7 @@ import torch
 from homojl.algorithms import AbstractAdaptive, StepMemory
 from homojl.algorithms.step_memory import SMALLEST_CHANGE
 from homojl.backends.base import Integration, Task
+from homojl.backends.monitor import Told
 from homojl.backends.pytorch import control
 from homojl.backends.pytorch.record import Record, Round
 from homojl.backends.pytorch.row_events import RowEvents
@@ -24,7 +25,6 @@ from homojl.backends.pytorch.steps import ExplicitStepper, Step, on
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
 from homojl.functions.user import Mixes
-from homojl.monitor import Told
 from homojl.solution import Samples, Status
 
 Tensor = torch.Tensor

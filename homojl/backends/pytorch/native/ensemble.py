@@ -16,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from homojl.algorithms import AbstractAdaptive
 from homojl.backends.base import Integration, Task
+from homojl.backends.monitor import Told
 from homojl.backends.pytorch.native.entry import Opened, entry_of
 from homojl.backends.pytorch.native.operations import Unsupported
 from homojl.backends.pytorch.native.program import (
@@ -29,7 +30,6 @@ from homojl.backends.pytorch.record import Record
 from homojl.backends.pytorch.rows import RowLayout
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
-from homojl.monitor import Told
 from homojl.solution import Samples, StackedStates, Status
 
 Tensor = torch.Tensor
