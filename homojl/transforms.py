@@ -19,11 +19,11 @@ from torch.autograd import forward_ad
 from homojl.adjoints import AbstractODEAdjoint, CheckpointAdjoint, DirectAdjoint
 from homojl.adjoints.base import Solve
 from homojl.algorithms import AbstractAdaptive, AbstractODEAlgorithm
+from homojl.algorithms.tableaus import ButcherTableau
 from homojl.backends.base import Integration
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
 from homojl.functions.products import transformed
-from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
 

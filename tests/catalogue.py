@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 
 from homojl.algorithms import ODE_ALGORITHMS
-from homojl.implicit_tableaus import ImplicitTableau
-from homojl.tableaus import ButcherTableau
+from homojl.algorithms.implicit_tableaus import ImplicitTableau
+from homojl.algorithms.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
 

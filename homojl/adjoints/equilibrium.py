@@ -439,7 +439,7 @@ def jacobian_regularization(
         args: further arguments of f.
         probes: random vectors to average over.
         generator: of those, on z's device.
-        part: of which larger batch the samples are a part, as in `homojl.functions.draws.draw_rows`; None: they are all.
+        part: of which larger batch the samples are a part, as of `homojl.functions.draws.draw_rows`; None: all of it.
 
     References: Hutchinson (1990); Bai, Koltun, Kolter (2021), arXiv 2106.14342.
     """

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from homojl.algorithms.checks import require
 from homojl.algorithms.control import ErrorNorm, Grid, PIController, StepObserver
+from homojl.algorithms.implicit_tableaus import ImplicitTableau
 from homojl.algorithms.step_memory import StepMemory
-from homojl.implicit_tableaus import ImplicitTableau
-from homojl.tableaus import ButcherTableau
+from homojl.algorithms.tableaus import ButcherTableau
 
 if TYPE_CHECKING:
     from torch import Tensor

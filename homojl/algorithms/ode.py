@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-from homojl import implicit_tableaus, tableaus
+from homojl.algorithms import implicit_tableaus, tableaus
 from homojl.algorithms.base import (
     AbstractAdaptive,
     AbstractESDIRK,

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from homojl.algorithms.base import AbstractODEAlgorithm
 from homojl.algorithms.checks import by_name, methods_of, require
 from homojl.algorithms.ode import Midpoint
-from homojl.tableaus import ButcherTableau
+from homojl.algorithms.tableaus import ButcherTableau
 
 _DENSE_UP_TO = 64
 

@@ -15,9 +15,9 @@ import torch
 from torch.utils import _pytree as pytree
 
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractFixedStep, AbstractODEAlgorithm, Anderson, Picard
+from homojl.algorithms.tableaus import ButcherTableau
 from homojl.errors import ConfigError
 from homojl.problems import PerSample, Shared
-from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import homojl as hj
-from homojl import monitor
+from homojl.backends import monitor
 
 
 def problem(count: int, **options) -> hj.ODEProblem:

@@ -20,6 +20,7 @@ from homojl.algorithms import (
     AbstractODEAlgorithm,
     ErrorNorm,
 )
+from homojl.algorithms.tableaus import ButcherTableau
 from homojl.backends.base import FixedPoint, Integration, Task
 from homojl.backends.pytorch.ahead import Ahead
 from homojl.backends.pytorch.backend import TorchBackend
@@ -29,7 +30,6 @@ from homojl.backends.pytorch.native.operations import Postponed
 from homojl.backends.pytorch.steps import AbstractStepper, ExplicitStepper, Number, Step
 from homojl.errors import ConfigError
 from homojl.functions import AbstractMap, VectorField
-from homojl.tableaus import ButcherTableau
 
 try:
     from torch._inductor.custom_graph_pass import CustomGraphPass

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractImplicit, AbstractImplicitFixedStep
+from homojl.algorithms.implicit_tableaus import ImplicitTableau
 from homojl.backends.pytorch.stage_equations import StageEquations
 from homojl.backends.pytorch.steps import AbstractStepper, Field, Number, Step, combine, time_like
-from homojl.implicit_tableaus import ImplicitTableau
 from homojl.solution import Status
 
 Tensor = torch.Tensor

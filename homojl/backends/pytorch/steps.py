@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from homojl.algorithms.tableaus import ButcherTableau
 from homojl.solution import Status
-from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
 Field = Any  # (t, y) -> dy/dt, with what else a stepper asks of it

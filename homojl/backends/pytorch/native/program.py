@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 
 import torch
 
+from homojl.algorithms.tableaus import ButcherTableau
 from homojl.backends.pytorch.native import EVALUATIONS, STATES
 from homojl.backends.pytorch.native.build import HERE, compile_source, key_of, known
 from homojl.backends.pytorch.native.entry import TRACING, Opened
 from homojl.backends.pytorch.native.graph import joint_graph
 from homojl.backends.pytorch.native.lower import Functions, Lowering
 from homojl.backends.pytorch.native.operations import Unsupported, raise_postponed
-from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
 

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from homojl.backends.pytorch.implicit import predictors
+from tests.algorithms.test_tableaus import _density, _stage_weight, _trees
 from tests.catalogue import IMPLICIT
-from tests.test_tableaus import _density, _stage_weight, _trees
 
 TABLEAUS = {name: cls.tableau for name, cls in IMPLICIT.items()}
 ADAPTIVE = [name for name, tableau in TABLEAUS.items() if tableau.b_error is not None]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from homojl.tableaus import Row
+from homojl.algorithms.tableaus import Row
 
 
 @dataclass(frozen=True)
