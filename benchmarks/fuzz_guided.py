@@ -20,7 +20,7 @@ import atheris
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-with atheris.instrument_imports(include=["homojl.data", "homojl.parsing", "homojl.training.config", "tomllib"]):
+with atheris.instrument_imports(include=["homojl.data", "homojl.files", "homojl.training.config", "tomllib"]):
     from homojl.data.guards import RefusedError
     from homojl.data.tar import tar_files
     from homojl.errors import HomoJLError

@@ -11,7 +11,7 @@ from typing import Any
 from homojl.comparison.plan import Plan, PlannedRun
 from homojl.comparison.runner import last_line
 from homojl.errors import DataError
-from homojl.parsing import parse_json, read_text
+from homojl.files import parse_json, read_text
 from homojl.results.facts import highest
 from homojl.results.hdf5 import read_results
 from homojl.results.records import Evaluation, RunRecord, metrics_row

@@ -21,7 +21,7 @@ import numpy as np
 
 from homojl.data.guards import RefusedError, reading, unpacked_limit
 from homojl.data.readers import Arrays
-from homojl.parsing import read_bytes
+from homojl.files import read_bytes
 
 if TYPE_CHECKING:
     from PIL import Image

@@ -30,7 +30,7 @@ from homojl.data.mat5 import read_mat5
 from homojl.data.registry import SPLIT_SEED, TEST_FRACTION, stratified_choice
 from homojl.data.tar import tar_files
 from homojl.errors import ConfigError, DataError
-from homojl.parsing import read_bytes
+from homojl.files import read_bytes
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 """x_train, y_train, x_test, y_test."""

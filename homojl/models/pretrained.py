@@ -8,10 +8,10 @@ import torch
 from safetensors.torch import load
 
 from homojl.errors import CheckpointError, ConfigError
+from homojl.files import parse_json, read_text
 from homojl.models.base import AbstractImplicitModel
 from homojl.models.creation import create_model
 from homojl.models.saving import CONFIG, HOW, SCHEMA, WEIGHTS, rebuilt
-from homojl.parsing import parse_json, read_text
 
 
 def from_pretrained(folder: Path | str) -> AbstractImplicitModel:

@@ -15,8 +15,8 @@ import numpy as np
 import tomlkit
 
 from homojl.errors import ConfigError, DataError
+from homojl.files import parse_json, parse_toml
 from homojl.names import did_you_mean
-from homojl.parsing import parse_json, parse_toml
 from homojl.results.records import METRICS, RESULTS, Evaluation, RunRecord, Trajectories
 from homojl.results.schema import DatasetSpec, Schema
 

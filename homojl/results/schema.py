@@ -14,8 +14,7 @@ import h5py
 import numpy as np
 
 from homojl.errors import ConfigError, DataError, HomoJLError
-from homojl.files import replace_file
-from homojl.parsing import read_bytes
+from homojl.files import read_bytes, replace_file
 from homojl.results.storage import attach_scales, check_dataset, is_coordinate, is_inside
 from homojl.results.tables import Table, code
 from homojl.version import __version__

@@ -13,9 +13,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 
 from homojl.errors import CheckpointError
-from homojl.files import atomic_write
+from homojl.files import atomic_write, parse_json
 from homojl.models.earlier import renamed
-from homojl.parsing import parse_json
 from homojl.training.optimizers import AbstractOptimizer
 
 SCHEMA = 2  # 1: of models that were not yet made of layers; their weights are read

@@ -11,10 +11,10 @@ from typing import Any
 
 from homojl.algorithms import FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS
 from homojl.errors import ConfigError
+from homojl.files import parse_toml, read_text
 from homojl.models import MODELS, model_settings
 from homojl.names import TRAINING_PRECISIONS, did_you_mean
 from homojl.own import is_given, is_own, whole
-from homojl.parsing import parse_toml, read_text
 from homojl.results.records import SELECTORS
 from homojl.training.methods import HELP, option_names, owner_of
 from homojl.training.solver import SolverConfig, nested, replaced, without_idle

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from homojl.errors import CheckpointError
-from homojl.files import atomic_write
-from homojl.parsing import MAX_TEXT, parse_json, read_bytes
+from homojl.files import MAX_TEXT, atomic_write, parse_json, read_bytes
 from homojl.results.records import METRICS, metrics_row
 
 

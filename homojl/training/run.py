@@ -16,9 +16,18 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from homojl.environment import environment
 from homojl.errors import CheckpointError, ConfigError, HomoJLError
-from homojl.files import LOCK, atomic_write, file_meant, locked, make_folder, remove_leftovers, replace_file
+from homojl.files import (
+    LOCK,
+    atomic_write,
+    file_meant,
+    locked,
+    make_folder,
+    parse_json,
+    read_text,
+    remove_leftovers,
+    replace_file,
+)
 from homojl.own import is_given, is_own, name_given, short
-from homojl.parsing import parse_json, read_text
 from homojl.results.records import RESULTS, Evaluation, RunRecord
 from homojl.training.config import ExperimentConfig, is_whole, read_toml
 from homojl.training.metrics_file import MetricsFile

@@ -25,7 +25,7 @@ from types import SimpleNamespace as Namespace
 from typing import Any
 
 from homojl.errors import BackendUnavailable, ConfigError, JuliaCodeError
-from homojl.parsing import parse_toml, read_text
+from homojl.files import parse_toml, read_text
 
 INSTALL = "run `homojl julia install`"
 MEANWHILE = "backend='pytorch' solves without Julia"

@@ -10,7 +10,7 @@ import tomllib
 import pytest
 from hypothesis import example, given, settings, strategies as st
 
-from homojl.parsing import MAX_DEPTH, parse_json, parse_toml, read_bytes, read_text
+from homojl.files import MAX_DEPTH, parse_json, parse_toml, read_bytes, read_text
 from tests.fuzzing.settings import DEEP, VALUES
 
 PLAIN = st.recursive(
