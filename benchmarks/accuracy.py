@@ -20,6 +20,7 @@ from peers.experiments import ACCURACY_SAVES
 from peers.magnification import magnification
 from peers.problems import SYSTEMS, Problem, system_problem
 from peers.solvers.base import MAX_STEPS
+from rows import head, row
 
 import homojl as hj
 from homojl.algorithms import ODE_ALGORITHMS, AbstractErrorControlled, AbstractImplicit
@@ -57,17 +58,17 @@ def main() -> None:
     for name in args.systems:
         problem = system_problem(name, batch=1, saves=ACCURACY_SAVES, dtype="float64")
         factor = magnification(name, ACCURACY_SAVES)
-        print(f"{name} (magnifies errors {factor:.1f} times)")
+        head(f"{name}, which magnifies errors {factor:.1f} times", *map("{:g}".format, args.tolerances), "steps")
         for method, cls in METHODS.items():
             cells, steps = [], 0
             for tolerance in args.tolerances:
                 slow = problem.stiff and cls is hj.Fehlberg2
                 limit = TIGHTEST.get(cls.order, 1e-7 if issubclass(cls, AbstractImplicit) else 0.0)
                 if slow or tolerance < 0.99 * limit:
-                    cells.append(f"{'-':>10}")
+                    cells.append("")
                     continue
                 found, steps = ratio(problem, cls, tolerance)
-                cells.append(f"{found:>10.2f}")
+                cells.append(f"{found:.2f}")
                 if cls is hj.Fehlberg2:
                     continue
                 where = f"{name}, {method} at {tolerance:g}"
@@ -75,8 +76,8 @@ def main() -> None:
                 counted += 1
                 kept += found <= ALLOWED_ERROR
                 kept_within += found / factor <= ALLOWED_ERROR
-            print(f"  {method:<14}{''.join(cells)}{steps:>9} steps", flush=True)
-    print(f"at most {ALLOWED_ERROR:g} times the tolerance: {kept} of {counted}; worst {worst[0]:.3g}: {worst[1]}")
+            row(method, *cells, steps)
+    print(f"\nat most {ALLOWED_ERROR:g} times the tolerance: {kept} of {counted}; worst {worst[0]:.3g}: {worst[1]}")
     print(f"the same over the magnification: {kept_within} of {counted}; worst {within[0]:.3g}: {within[1]}")
 
 

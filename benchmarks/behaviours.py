@@ -24,6 +24,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from rows import head, row
 from torch import nn
 
 import homojl as hj
@@ -487,18 +488,18 @@ def main() -> int:
     libraries = (torchdiffeq, hj)
     word = " ".join(sys.argv[1:])
     counts: dict[str, Counter[str]] = {lib.__name__: Counter() for lib in libraries}
-    print("| situation | " + " | ".join(counts) + " |\n|---|---|---|")
+    head("situation", *counts)
     for name, function in SITUATIONS.items():
         if word not in name:
             continue
-        row = []
+        cells = []
         for lib in libraries:
             kind, words = outcome(function, lib)
             counts[lib.__name__][kind] += 1
-            row.append(f"{kind}: {words[:90]}".replace("|", "/") if words else kind)
-        print(f"| {name} | " + " | ".join(row) + " |", flush=True)
+            cells.append(f"{kind}: {words[:90]}".replace("|", "/") if words else kind)
+        row(name, *cells)
     for kind in KINDS:
-        print(f"| **{kind}** | " + " | ".join(str(count[kind]) for count in counts.values()) + " |")
+        row(f"**{kind}**", *(count[kind] for count in counts.values()))
     return bool(counts["homojl"]["wrong"] + counts["homojl"]["raw"])
 
 

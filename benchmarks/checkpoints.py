@@ -19,6 +19,8 @@ import sys
 import time
 from pathlib import Path
 
+from rows import head, row
+
 WAYS = ("direct", "all states", "few states")
 EVALUATIONS = 4  # of a step of RK4
 SAVED = 5  # tensors of the hidden width that an evaluation's graph keeps, about
@@ -105,10 +107,9 @@ def main() -> None:
                 command = [sys.executable, __file__, "--measure", way, "--steps", str(steps), *sizes]
                 results[way].append(json.loads(subprocess.run(command, check=True, capture_output=True).stdout))
         reference = results[ways[0]]
-        print(
-            f"{steps} steps, states of {args.batch} x {args.width}, {args.states} of them kept; ratios to {ways[0]!r}"
-        )
-        print(f"{'':12}{'memory':>12}{'ratio':>8}{'time':>10}{'ratio':>8}{'evaluations a step':>22}{'gradient':>12}")
+        what = f"{steps} steps, states of {args.batch} x {args.width}, {args.states} of them kept"
+        over = f"over {ways[0]}"
+        head(what, "memory [MiB]", over, "time [s]", over, "evaluations a step", "gradient off by")
         for way in ways:
             memory = statistics.median(r["bytes"] for r in results[way])
             seconds = statistics.median(r["seconds"] for r in results[way])
@@ -116,10 +117,8 @@ def main() -> None:
             time_ratio = seconds / statistics.median(r["seconds"] for r in reference)
             pairs = zip(results[way][0]["digest"], reference[0]["digest"], strict=True)
             difference = max(abs(a - b) / b for a, b in pairs)
-            print(
-                f"{way:12}{memory / 2**20:9.1f} MiB{memory_ratio:8.3f}{seconds:8.2f} s{time_ratio:8.2f}"
-                f"{results[way][0]['evaluations']:22.2f}{difference:12.1e}"
-            )
+            spent = (f"{memory / 2**20:.1f}", f"{memory_ratio:.3f}", f"{seconds:.2f}", f"{time_ratio:.2f}")
+            row(way, *spent, f"{results[way][0]['evaluations']:.2f}", f"{difference:.1e}")
 
 
 if __name__ == "__main__":

@@ -13,6 +13,7 @@ import math
 import time
 
 import torch
+from rows import head, row
 
 from homojl.backends.pytorch import rows, samples
 from homojl.training.outcome import evaluate_run
@@ -37,7 +38,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=2)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    print("run, images a batch: ms/image with, without; evaluations with, without")
+    head("run", "images a batch", "ms/image, with compaction", "without", "evaluations, with", "without")
     for path in options.runs:
         run = Run.open(path)
         answered(run, 64, 64, True)  # warms up
@@ -47,7 +48,7 @@ def main() -> None:
                 for compact in best:
                     best[compact] = min(best[compact], answered(run, size, options.images, compact))
             (with_ms, with_nfe), (without_ms, without_nfe) = best[True], best[False]
-            print(f"{path}, {size}: {with_ms:.3f}, {without_ms:.3f}; {with_nfe:.1f}, {without_nfe:.1f}", flush=True)
+            row(path, size, f"{with_ms:.3f}", f"{without_ms:.3f}", f"{with_nfe:.1f}", f"{without_nfe:.1f}")
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ gradients by the start and by the weights are compared with those of `DirectAdjo
 from __future__ import annotations
 
 import torch
+from rows import head, row
 from torch import nn
 
 import homojl as hj
@@ -32,15 +33,14 @@ def off(found: torch.Tensor, exact: torch.Tensor) -> float:
 
 def main() -> None:
     torch.set_num_threads(1)
-    print("interval  save times  tolerance  forward  backward  ratio  error by y0  by the weights")
+    head("interval", "save times", "tolerance", "forward", "backward", "ratio", "error by y0", "by the weights")
     for end, saves in ((2.0, 20), (20.0, 100), (2.0, 200), (2.0, 3)):
         _, y0, weights = gradients(end, saves, 1e-11, hj.Dopri8, hj.DirectAdjoint())
         for tolerance in (1e-3, 1e-5, 1e-7):
             stats, by_y0, by_weights = gradients(end, saves, tolerance, hj.Dopri5, hj.GaussAdjoint())
-            print(
-                f"[0, {end:2.0f}] {saves:12} {tolerance:10.0e} {stats.nfe:8} {stats.nfe_backward:9} "
-                f"{stats.nfe_backward / stats.nfe:6.1f} {off(by_y0, y0):12.1e} {off(by_weights, weights):15.1e}"
-            )
+            counts = (stats.nfe, stats.nfe_backward, f"{stats.nfe_backward / stats.nfe:.1f}")
+            errors = (f"{off(by_y0, y0):.1e}", f"{off(by_weights, weights):.1e}")
+            row(f"[0, {end:.0f}]", saves, f"{tolerance:g}", *counts, *errors)
 
 
 if __name__ == "__main__":

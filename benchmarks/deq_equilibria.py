@@ -19,6 +19,7 @@ import time
 from dataclasses import replace
 
 import torch
+from rows import head, row
 
 import homojl as hj
 from homojl.training.evaluation import prepare
@@ -43,7 +44,7 @@ def timed(problem: hj.FixedPointProblem, algorithm) -> tuple[hj.EquilibriumSolut
 
 
 @torch.no_grad()
-def row(f, z0: torch.Tensor, x: torch.Tensor, algorithm) -> str:
+def counted(f, z0: torch.Tensor, x: torch.Tensor, algorithm) -> tuple[str, ...]:
     found, nfe, products, alone = 0, 0, 0, 0.0
     count = len(z0)
     for i in range(count):
@@ -54,7 +55,7 @@ def row(f, z0: torch.Tensor, x: torch.Tensor, algorithm) -> str:
         nfe, products, alone = nfe + solution.stats.nfe, products + solution.stats.n_jvp, alone + ms
     together = timed(hj.FixedPointProblem(f, z0, args=(x,)), algorithm)[1]
     numbers = (nfe / count, products / count, alone / count, together / count)
-    return f"{found} of {count} | " + " | ".join(f"{number:.3g}" for number in numbers)
+    return (f"{found} of {count}", *(f"{number:.3g}" for number in numbers))
 
 
 def main() -> None:
@@ -77,12 +78,11 @@ def main() -> None:
 
     noise = torch.empty_like(problem.z0).normal_(generator=torch.Generator().manual_seed(args.seed))
     starts = {"own": problem.z0, "random": noise, f"random x {args.far:g}": args.far * noise}
-    print("| start | method | converged | evaluations | products | ms alone | ms in the batch |")
-    print("|---|---|---|---|---|---|---|")
+    head("start", "method", "converged", "evaluations", "products", "ms alone", "ms in the batch")
     for start, z0 in starts.items():
         for name, method in METHODS.items():
             algorithm = replace(method, rtol=args.rtol, atol=0.0)
-            print(f"| {start} | {name} | {row(f, z0, x, algorithm)} |", flush=True)
+            row(start, name, *counted(f, z0, x, algorithm))
 
 
 if __name__ == "__main__":

@@ -27,6 +27,7 @@ import statistics
 import time
 
 import torch
+from rows import head, row
 from torch import nn
 
 import homojl as hj
@@ -89,7 +90,9 @@ def solved(run, f: Layer, x: torch.Tensor, rtol: float) -> dict[str, float]:
 
 @torch.no_grad()
 def beside_torchdeq(repetitions: int, seeds: int) -> None:
-    print("Anderson at 1e-3                     time [ms]  evaluations  in batches  worst residual  time over torchdeq")
+    head(
+        "inputs", "Anderson at 1e-3", "time [ms]", "evaluations", "in batches", "worst residual", "time over torchdeq's"
+    )
     for inputs, spread in (("alike", 0.0), ("unlike", 1.0)):
         for seed in range(seeds):
             torch.manual_seed(seed)
@@ -120,12 +123,10 @@ def one(title: str, f: Layer, x: torch.Tensor, repetitions: int) -> None:
         own = [m["seconds"] for m in runs[1:]]
         ratio = statistics.median(a / b for a, b in zip(own, peer, strict=True))
         m = runs[-1]
-        print(
-            f"{title:<9} {name:<24} {1e3 * statistics.median(own):10.1f} {m['calls']:12.0f} {m['rows']:11.2f} "
-            f"{m['residual']:15.2e} {ratio:19.2f}"
-        )
+        spent = (f"{1e3 * statistics.median(own):.1f}", f"{m['calls']:.0f}", f"{m['rows']:.2f}")
+        row(title, name, *spent, f"{m['residual']:.2e}", f"{ratio:.2f}")
     alone = statistics.median(evaluation[1:])
-    print(f"{title:<9} {'one evaluation':<24} {1e3 * alone:10.1f}")
+    row(title, "one evaluation", f"{1e3 * alone:.1f}", 1, "1.00", "", "")
 
 
 @torch.no_grad()
@@ -148,6 +149,7 @@ def small(repetitions: int) -> None:
         return time.process_time() - started, calls[0]
 
     problem = hj.FixedPointProblem(f, torch.zeros(64, 32), args=(hj.PerSample(x),))
+    head("small layer", "backend", "an evaluation, over torchdeq's", "a solve")
     peers = {"anderson": hj.Anderson, "broyden": hj.Broyden, "fixed_point_iter": hj.Picard}
     for name, algorithm in peers.items():
         method, ours = get_solver(name), algorithm(rtol=1e-4, atol=0.0, max_steps=50)
@@ -159,10 +161,7 @@ def small(repetitions: int) -> None:
                 found.append((own[0] / theirs[0], own[0] / own[1] / (theirs[0] / theirs[1])))
         for backend, found in ratios.items():
             whole, each = (statistics.median(x) for x in zip(*found, strict=True))
-            print(
-                f"small layer, {algorithm.__name__}, {backend}: time for an evaluation over torchdeq's {each:.2f}, "
-                f"for a solve {whole:.2f}"
-            )
+            row(algorithm.__name__, backend, f"{each:.2f}", f"{whole:.2f}")
 
 
 @torch.no_grad()

@@ -31,6 +31,8 @@ from pathlib import Path
 from random import Random
 from typing import Any, TextIO
 
+from rows import head, row
+
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
@@ -249,13 +251,12 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="homojl-fuzz-log-") as folder:
         counts, slowest, worst = campaign(kinds, -(-options.inputs // len(kinds)), options.first, Path(folder) / "log")
         noise = (Path(folder) / "log").read_text(errors="replace")
-    print(f"{'kind':<24}{'hostile':>9}" + "".join(f"{name:>11}" for name in OUTCOMES) + f"{'slowest':>11}")
+    head("kind", "hostile", *OUTCOMES, "slowest [s]")
     for kind in kinds:
-        row = "".join(f"{counts[kind][name]:>11,}" for name in OUTCOMES)
         hostile = min(len(HOSTILE[kind]), max(0, sum(counts[kind].values())))
-        print(f"{kind:<24}{hostile:>9}{row}{slowest[kind]:>9.2f} s")
+        row(kind, hostile, *(f"{counts[kind][name]:,}" for name in OUTCOMES), f"{slowest[kind]:.2f}")
     total = sum(counts.values(), Counter())
-    print(f"{'all':<33}" + "".join(f"{total[name]:>11,}" for name in OUTCOMES) + f"{max(slowest.values()):>9.2f} s")
+    row("all", "", *(f"{total[name]:,}" for name in OUTCOMES), f"{max(slowest.values()):.2f}")
     for line in worst:
         print(line)
     if noise:

@@ -19,6 +19,7 @@ import sys
 import time
 
 import torch
+from rows import head, row
 
 import homojl as hj
 from homojl.training.measuring import peak_memory
@@ -67,9 +68,10 @@ def measure_time(repetitions: int, init: str) -> None:
             evaluation()
         evaluations.append((time.perf_counter() - started) / nfe)
         ratios.append(steps[-1] / (nfe * evaluations[-1]))
-    print(f"training step            {statistics.median(steps):.3f} s with {nfe} evaluations")
-    print(f"one evaluation           {1e3 * statistics.median(evaluations):.2f} ms, forward and backward")
-    print(f"step over evaluations    {statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f})")
+    head("time", "")
+    row("training step", f"{statistics.median(steps):.3f} s with {nfe} evaluations")
+    row("one evaluation, forward and backward", f"{1e3 * statistics.median(evaluations):.2f} ms")
+    row("step over evaluations", f"{statistics.median(ratios):.3f} (from {min(ratios):.3f} to {max(ratios):.3f})")
 
 
 def peak_growth(adjoint: str, init: str) -> float:
@@ -83,11 +85,11 @@ def peak_growth(adjoint: str, init: str) -> float:
 
 def measure_memory(init: str) -> None:
     growth = {}
+    head("memory", "MiB", "over direct")
     for adjoint in ADJOINTS:
         command = [sys.executable, __file__, "--memory-of", adjoint, "--init", init]
         growth[adjoint] = float(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
-        ratio = growth[adjoint] / growth["direct"]
-        print(f"memory, {adjoint:<10} {growth[adjoint]:5.0f} MiB, over direct {ratio:.3f}")
+        row(adjoint, f"{growth[adjoint]:.0f}", f"{growth[adjoint] / growth['direct']:.3f}")
 
 
 def main() -> None:

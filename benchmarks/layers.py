@@ -17,6 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+from rows import head, row
 from torch import nn
 from torch.nn.functional import cross_entropy
 
@@ -113,7 +114,9 @@ def main() -> None:
     data = hj.load_dataset("mnist", root=options.data, progress=False)
     x, x_test = (normalise(images, data.mean, data.std) for images in (data.x_train, data.x_test))
     print(f"torch {torch.__version__}, 1 thread, {options.steps} steps, mean of {options.seeds} seed(s)")
-    print(f"{'':<30}{'accuracy %':>11}{'difference':>11}{'nfe':>6}{'eval':>6}{'warnings':>10}{'time':>6}")
+    columns = ("accuracy [%]", "over the CNN alone", "evaluations, training", "evaluation", "warnings", "time, over")
+    head("", *columns)
+    said = []
     alone: tuple[float, float] | None = None
     for name, layer in LAYERS.items():
         if alone is not None and options.only not in name:
@@ -130,11 +133,11 @@ def main() -> None:
                 nfe[1] = "".join(str(report.nfe) for report in hj.nn.reports(model).values())
             told += len(caught)
             for warning in caught:
-                print(f"    {warning.message}")
+                said.append(f"{name}: {warning.message}")
         score = sum(scores) / len(scores)
         alone = (score, seconds) if alone is None else alone
-        print(f"{name:<30}{score:>11.2f}{score - alone[0]:>11.2f}{nfe[0]:>6}{nfe[1]:>6}{told:>10}"
-              f"{seconds / alone[1]:>6.1f}", flush=True)  # fmt: skip
+        row(name, f"{score:.2f}", f"{score - alone[0]:.2f}", *nfe, told, f"{seconds / alone[1]:.1f}")
+    print("", *said, sep="\n")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ import sys
 import tracemalloc
 
 from peers.memory import gradients_to_repeat, resident
+from rows import head, row
 
 
 def measure(adjoint: str, warm: int, solves: int) -> None:
@@ -42,17 +43,14 @@ def main() -> None:
     if args.measure:
         measure(args.measure, args.warm, args.solves)
         return
-    print(f"growth from solve {args.warm:,} to {args.solves:,}")
-    print(f"{'':18}{'resident':>22}{'growth':>12}{'Python':>12}{'objects':>10}")
+    what = f"growth from solve {args.warm:,} to {args.solves:,}"
+    head(what, "resident before [MiB]", "after", "growth", "Python's [bytes]", "objects")
     sizes = ["--solves", str(args.solves), "--warm", str(args.warm)]
     for adjoint in gradients_to_repeat():
         command = [sys.executable, __file__, "--measure", adjoint, *sizes]
         before, after = json.loads(subprocess.run(command, check=True, capture_output=True).stdout)
         grown = [b - a for a, b in zip(before, after, strict=True)]
-        print(
-            f"{adjoint:18}{before[0]:10.2f}{after[0]:8.2f} MiB{grown[0]:8.2f} MiB{grown[1]:10} B{grown[2]:10}",
-            flush=True,
-        )
+        row(adjoint, f"{before[0]:.2f}", f"{after[0]:.2f}", f"{grown[0]:.2f}", *grown[1:])
 
 
 if __name__ == "__main__":

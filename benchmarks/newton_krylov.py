@@ -18,6 +18,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
+from rows import head, row
 from scipy.optimize import newton_krylov
 
 import homojl as hj
@@ -86,10 +87,7 @@ def compare(m: int, tolerance: float, repetitions: int) -> None:
         )
         left = np.linalg.norm(in_numpy(found))
         spent = 1e3 * statistics.median(seconds[name][1:])
-        print(
-            f"{tolerance:.0e} {name:<26} {spent:8.1f} ms {work:5d} calls, left {left:.1e}, homojl over it {exact:.2f}, "
-            f"with differences {differences:.2f}"
-        )
+        row(f"{tolerance:g}", name, f"{spent:.1f}", work, f"{left:.1e}", f"{exact:.2f}", f"{differences:.2f}")
 
 
 def main() -> None:
@@ -99,6 +97,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
+    head("tolerance", "", "time [ms]", "calls", "residual left", "homojl over it", "with differences")
     for tolerance in (1e-4, 1e-6, 1e-8, 1e-10):
         compare(options.size, tolerance, options.repetitions)
 

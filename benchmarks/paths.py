@@ -25,6 +25,7 @@ import time
 
 import numpy as np
 import torch
+from rows import head, row
 from scipy.integrate import solve_ivp
 from scipy.optimize import root
 
@@ -65,7 +66,7 @@ def is_answer(example: gallery.Example, z: torch.Tensor | None) -> bool:
     return example.r(z).square().mean().sqrt().item() <= 10 * tolerance(z)
 
 
-def roots_from_random_starts(example: gallery.Example, count: int, backend: str) -> str:
+def roots_from_random_starts(example: gallery.Example, count: int, backend: str) -> tuple[object, ...]:
     by_path = by_newton = evaluations = products = 0
     worst = 0.0
     for z0 in example.random_starts(count):
@@ -76,7 +77,7 @@ def roots_from_random_starts(example: gallery.Example, count: int, backend: str)
         sizes = [tolerance(z) for z in solution.states]
         worst = max(worst, (solution.residuals / torch.tensor(sizes)).max().item())
         by_newton += is_answer(example, newton(example, z0))
-    return f"{by_path:>5} of {count:<5}{by_newton:>7}{evaluations / count:>9.0f}{products / count:>9.0f}{worst:>9.2f}"
+    return by_path, by_newton, f"{evaluations / count:.0f}", f"{products / count:.0f}", f"{worst:.2f}"
 
 
 def apart(example: gallery.Example, backend: str) -> float:
@@ -118,7 +119,7 @@ def found_by_scipy(example: gallery.Example) -> None:
     root(lambda z: example.r(torch.from_numpy(z).reshape(shape)).reshape(-1).numpy(), example.z0.reshape(-1).numpy())
 
 
-def times(example: gallery.Example, repetitions: int, backend: str) -> str:
+def times(example: gallery.Example, repetitions: int, backend: str) -> tuple[str, ...]:
     problem, algorithm = example.problem(), hj.ArcLength(rtol=RTOL, atol=ATOL)
     tasks = {
         "path": lambda: hj.solve(problem, algorithm, backend=backend),
@@ -134,8 +135,8 @@ def times(example: gallery.Example, repetitions: int, backend: str) -> str:
             task()
             spent[name].append(time.perf_counter() - started)
     medians = {name: statistics.median(values) for name, values in spent.items()}
-    trace = f"{medians['path'] / medians['trace']:>9.2f}" if "trace" in medians else f"{'folds':>9}"
-    return f"{1e3 * medians['path']:>9.2f}{medians['path'] / medians['root']:>9.1f}{trace}"
+    trace = f"{medians['path'] / medians['trace']:.2f}" if "trace" in medians else "it folds"
+    return f"{1e3 * medians['path']:.2f}", f"{medians['path'] / medians['root']:.1f}", trace
 
 
 def main() -> None:
@@ -146,15 +147,13 @@ def main() -> None:
     parser.add_argument("--backend", default="pytorch")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print(
-        f"{'':<18}{'roots':>14}{'Newton':>7}{'nfe':>9}{'jvp':>9}{'res/tol':>9}{'v apart':>9}{'N step':>9}"
-        f"{'ms':>9}{'/root':>9}{'/trace':>9}"
-    )
+    found = ("roots found", "by Newton", "evaluations", "products", "residual", "apart", "off Newton's step")
+    head("problem", *found, "ms", "/ root", "/ trace")
     for name in args.problems:
         example = gallery.get(name)
         counted = roots_from_random_starts(example, args.starts, args.backend)
-        checked = f"{apart(example, args.backend):>9.1e}{off_newtons_step(example, args.backend):>9.1e}"
-        print(f"{name:<18}{counted}{checked}{times(example, args.repetitions, args.backend)}", flush=True)
+        checked = (f"{apart(example, args.backend):.1e}", f"{off_newtons_step(example, args.backend):.1e}")
+        row(name, *counted, *checked, *times(example, args.repetitions, args.backend))
 
 
 if __name__ == "__main__":

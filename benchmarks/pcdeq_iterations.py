@@ -15,9 +15,11 @@ import argparse
 from pathlib import Path
 
 import torch
+from rows import head, row
 
 from homojl.nn.layer import solutions, unmarked
 from homojl.problems import FixedPointProblem
+from homojl.results.hdf5 import read_run
 from homojl.training.evaluation import prepare
 from homojl.training.experiment import load_data
 from homojl.training.run import Run
@@ -50,15 +52,18 @@ def report(run: Run, images: int) -> None:
         torch.nn.functional.cross_entropy(logits, y[index]).backward()
     layers = len(model.layers)
     options = run.config.model.options
+    columns: list[tuple[str, ...]] = []
     for layer in range(layers):
         of_layer = solved[layer::layers]
         forward = torch.cat([solution.iterations for solution in of_layer])
         backward = [solution.stats.n_vjp for solution in of_layer]
-        print(
-            f"{run.path.name:<28} {options['activation']:<9} {options['form']:<7} {layer + 1:>5} "
-            f"{forward.double().mean():>9.1f} {forward.max():>5} {sum(backward) / len(backward):>9.1f} "
-            f"{max(backward):>5} {rate(problems[layer], int(of_layer[0].iterations.max())):>7.3f}"
-        )
+        shrinks = rate(problems[layer], int(of_layer[0].iterations.max()))
+        means = (f"{forward.double().mean():.1f}", str(int(forward.max())), f"{sum(backward) / len(backward):.1f}")
+        columns.append((*means, str(max(backward)), f"{shrinks:.2f}"))
+    stored = read_run(run.path)
+    accuracy = "" if stored is None or stored.evaluation is None else f"{100 * stored.evaluation.accuracy:.2f}"
+    what = f"{run.path.name}: {options['activation']}, {options['form']}"
+    row(what, accuracy, *(", ".join(of_layers) for of_layers in zip(*columns, strict=True)))
 
 
 def main() -> None:
@@ -66,7 +71,7 @@ def main() -> None:
     parser.add_argument("folders", nargs="+", type=Path)
     parser.add_argument("--images", type=int, default=512)
     options = parser.parse_args()
-    print(f"{'run':<28} {'sigma':<9} {'form':<7} layer  forward  most  backward  most    rate")
+    head("", "test accuracy [%]", "forward", "most", "backward", "most", "rate")
     for folder in options.folders:
         for config in sorted(folder.rglob("config.toml")):
             run = Run.open(config.parent)

@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 
 import torch
+from rows import head, row
 
 import homojl as hj
 
@@ -105,11 +106,11 @@ def main() -> None:
                 seconds[name].append(time.perf_counter() - started)
                 errors[name] = (ys - reference).abs().max().item()
     joint = fields["homojl, joint"].rows / options.batch
-    print(f"{'':<22}{'calls':>8}{'rows / sample':>15}{'over joint':>12}{'error':>10}{'ms':>9}{'us / call':>11}")
+    head("", "calls", "evaluations for each sample", "over joint", "error", "time [ms]", "for each call [us]")
     for name, field in fields.items():
         rows, wall = field.rows / options.batch, statistics.median(seconds[name])
-        print(f"{name:<22}{field.calls:>8}{rows:>15.1f}{rows / joint:>12.3f}{errors[name]:>10.1e}{1e3 * wall:>9.1f}"
-              f"{1e6 * wall / field.calls:>11.1f}")  # fmt: skip
+        spent = (f"{1e3 * wall:.1f}", f"{1e6 * wall / field.calls:.1f}")
+        row(name, field.calls, f"{rows:.1f}", f"{rows / joint:.3f}", f"{errors[name]:.1e}", *spent)
 
 
 if __name__ == "__main__":

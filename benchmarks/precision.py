@@ -23,6 +23,7 @@ import warnings
 
 import torch
 from peers.problems import LayerField, layer_problem
+from rows import head, row
 
 import homojl as hj
 from homojl.functions.evaluated import Autocast
@@ -66,13 +67,12 @@ def trajectories(name: str, field: torch.nn.Module, y0: Tensor, end: float) -> N
     ).value
     start = torch.zeros(()), y0
     expected = exact(start[0].double(), start[1].double())
-    print(f"\n{name}: error at the end, steps")
     rounding = []
     for precision in PRECISIONS[1:]:
         found = Autocast(field, getattr(torch, precision), "cpu")(*start)
         rounding.append(f"{precision} {((found - expected).norm() / expected.norm()).item():.1e}")
-    print(f"relative error of an evaluation: {', '.join(rounding)}")
-    print(f"{'tolerance':>10}" + "".join(f"{precision:>18}" for precision in PRECISIONS))
+    print(f"\n{name}: relative error of an evaluation {', '.join(rounding)}")
+    head(f"{name}: error at the end, steps", *PRECISIONS)
     for tolerance in (1e-1, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4, 1e-5):
         cells = []
         for precision in PRECISIONS:
@@ -81,8 +81,8 @@ def trajectories(name: str, field: torch.nn.Module, y0: Tensor, end: float) -> N
             solution = hj.solve(problem, algorithm, backend="pytorch", precision=precision, throw=False)
             error = (solution.value - reference) / (1 + reference.abs())
             steps = solution.stats.n_accepted + solution.stats.n_rejected
-            cells.append(f"{error.square().mean().sqrt().item():>10.1e}{steps:>8}")
-        print(f"{tolerance:>10.0e}" + "".join(cells), flush=True)
+            cells.append(f"{error.square().mean().sqrt().item():.1e}, {steps}")
+        row(f"{tolerance:g}", *cells)
 
 
 def at_rest(field: LayerField, z0: Tensor) -> hj.FixedPointProblem:
@@ -95,8 +95,7 @@ def at_rest(field: LayerField, z0: Tensor) -> hj.FixedPointProblem:
 def equilibria(field: LayerField, z0: Tensor) -> None:
     tight = hj.Anderson(rtol=1e-9, atol=1e-12, max_steps=1000)
     reference = hj.solve(at_rest(doubled(field), z0.double()), tight, backend="pytorch").value
-    print("\nHomoODE's layer at rest: relative error, evaluations")
-    print(f"{'rtol':>20}" + "".join(f"{precision:>26}" for precision in PRECISIONS))
+    head("HomoODE's layer at rest: relative error, evaluations", *PRECISIONS)
     for method in (hj.Anderson, hj.Broyden):
         for tolerance in (1e-1, 1e-2, 3e-3, 1e-3, 1e-4):
             cells = []
@@ -104,8 +103,8 @@ def equilibria(field: LayerField, z0: Tensor) -> None:
                 algorithm = method(rtol=tolerance, atol=1e-12, max_steps=100)
                 found = hj.solve(at_rest(field, z0), algorithm, backend="pytorch", precision=precision, throw=False)
                 error = ((found.value - reference).norm() / reference.norm()).item()
-                cells.append(f"{error:>10.1e}{found.stats.nfe:>5}{'' if found.status.ok else ' fails':>11}")
-            print(f"{method.__name__:>10}{tolerance:>10.0e}" + "".join(cells), flush=True)
+                cells.append(f"{error:.1e}, {found.stats.nfe}{'' if found.status.ok else ', not reached'}")
+            row(f"{method.__name__} at {tolerance:g}", *cells)
 
 
 def gradients(field: LayerField, y0: Tensor, z0: Tensor) -> None:
@@ -114,7 +113,7 @@ def gradients(field: LayerField, y0: Tensor, z0: Tensor) -> None:
     def errors(found: list[Tensor], expected: list[Tensor]) -> str:
         of_x = ((found[0] - expected[0]).norm() / expected[0].norm()).item()
         flat = [torch.cat([g.double().flatten() for g in grads[1:]]) for grads in (found, expected)]
-        return f"{of_x:>10.1e}{((flat[0] - flat[1]).norm() / flat[1].norm()).item():>10.1e}"
+        return f"{of_x:.1e}, {((flat[0] - flat[1]).norm() / flat[1].norm()).item():.1e}"
 
     def of_ode(field: LayerField, y0: Tensor, algorithm, **options) -> list[Tensor]:
         problem = hj.ODEProblem(field, y0, (0.0, 1.0))
@@ -125,15 +124,14 @@ def gradients(field: LayerField, y0: Tensor, z0: Tensor) -> None:
         value = hj.solve(at_rest(field, z0), algorithm, backend="pytorch", **options).value
         return torch.autograd.grad(value, [field.x, *field.field.parameters()], weights.to(value))
 
-    print("\ngradients: relative error of dL/dx, and of dL/dweights")
-    print(f"{'':20}" + "".join(f"{precision:>20}" for precision in PRECISIONS))
+    head("relative error of dL/dx, dL/dweights", *PRECISIONS)
     exact = of_ode(doubled(field), y0.double(), hj.Dopri8(rtol=1e-9, atol=1e-9), adjoint=hj.CheckpointAdjoint())
     for adjoint in (hj.DirectAdjoint(), hj.CheckpointAdjoint(), hj.GaussAdjoint(), hj.BacksolveAdjoint(seminorm=True)):
         cells = [
             errors(of_ode(field, y0, hj.Dopri5(rtol=1e-3, atol=1e-3), adjoint=adjoint, precision=p), exact)
             for p in PRECISIONS
         ]
-        print(f"{adjoint.name:20}" + "".join(cells), flush=True)
+        row(type(adjoint).__name__, *cells)
     tight = hj.Anderson(rtol=1e-9, atol=1e-12, max_steps=1000)
     exact = of_rest(doubled(field), z0.double(), tight)
     loose = hj.Anderson(rtol=1e-2, atol=1e-12, max_steps=100)
@@ -141,7 +139,7 @@ def gradients(field: LayerField, y0: Tensor, z0: Tensor) -> None:
         errors(of_rest(field, z0, loose, adjoint=hj.ImplicitAdjoint(throw=False), precision=p), exact)
         for p in PRECISIONS
     ]
-    print(f"{'ImplicitAdjoint':20}" + "".join(cells), flush=True)
+    row("ImplicitAdjoint", *cells)
 
 
 def speed(field: LayerField, y0: Tensor) -> None:
@@ -157,7 +155,8 @@ def speed(field: LayerField, y0: Tensor) -> None:
         torch.autograd.grad(f(t, start).sum(), inputs)
 
     shape = " x ".join(map(str, y0.shape))
-    print(f"\nan evaluation of the layer, {shape}, {torch.get_num_threads()} threads, over float32's")
+    what = f"an evaluation of the layer, {shape}, {torch.get_num_threads()} threads"
+    head(what, "float32 [ms]", *(f"{precision}, over" for precision in PRECISIONS[1:]))
     for what, work in (("forward", forward), ("forward and backward", both)):
         taken: dict[str, list[float]] = {p: [] for p in PRECISIONS}
         for repetition in range(8):
@@ -167,8 +166,7 @@ def speed(field: LayerField, y0: Tensor) -> None:
                 if repetition:  # the first one chooses kernels
                     taken[precision].append(time.perf_counter() - started)
         medians = {p: statistics.median(seconds) for p, seconds in taken.items()}
-        cells = [f"{p} {medians[p] / medians['full']:.2f}" for p in PRECISIONS[1:]]
-        print(f"  {what}: float32 {1e3 * medians['full']:.1f} ms; {', '.join(cells)}", flush=True)
+        row(what, f"{1e3 * medians['full']:.1f}", *(f"{medians[p] / medians['full']:.2f}" for p in PRECISIONS[1:]))
 
 
 def main() -> None:

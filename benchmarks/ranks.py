@@ -17,6 +17,8 @@ import sys
 import tempfile
 from pathlib import Path
 
+from rows import head, row
+
 from homojl.training.callbacks import Callback
 from homojl.training.config import ExperimentConfig, merge, parse_assignment
 from homojl.training.joining import joined
@@ -79,17 +81,15 @@ def main() -> None:
     if options.worker:
         work(options.worker)
         return
-    print(f"{'model':8}  {'difference':>10}  {'first':>7}  {'last':>7}  seconds: 1, {options.processes} processes")
+    seconds = ("seconds, 1 process", f"{options.processes} processes")
+    head("model", "largest difference of the loss", "first loss", "last loss", *seconds)
     for model in options.models.split(","):
         config = configured(model, options.channels, options.steps, options.dtype, options.set)
         with tempfile.TemporaryDirectory() as folder:
             one, seconds_one = measured(Path(folder, "one"), config, 1)
             more, seconds_more = measured(Path(folder, "more"), config, options.processes)
         apart = max(abs(a - b) for a, b in zip(one, more, strict=True))
-        print(
-            f"{model:8}  {apart:10.1e}  {one[0]:7.4f}  {one[-1]:7.4f}  {seconds_one:.1f}, {seconds_more:.1f}",
-            flush=True,
-        )
+        row(model, f"{apart:.1e}", f"{one[0]:.4f}", f"{one[-1]:.4f}", f"{seconds_one:.1f}", f"{seconds_more:.1f}")
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import argparse
 from dataclasses import dataclass, field
 
 import torch
+from rows import head, row
 from torch.nn.functional import cross_entropy
 
 from homojl.data.augment import iterate_batches
@@ -76,7 +77,7 @@ def main() -> None:
     preset = read_preset("homoode-digits")
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, {options.channels} channels, "
           f"{options.steps} steps")  # fmt: skip
-    print(f"{'':<36}{'nfe / step':>11}{'ratio':>7}{'last 10':>9}{'ratio':>7}{'rejected':>10}{'loss':>8}{'test':>7}")
+    head("", "evaluations a step", "ratio", "of the last 10", "ratio", "rejected", "loss", "test accuracy [%]")
     for algorithm in ("dopri5", "tsit5"):
         for controller in ("pi", "predictive"):
             for seed in range(options.seeds):
@@ -88,10 +89,12 @@ def main() -> None:
                     run = train(ExperimentConfig.from_dict(merge(preset, changes)), data, options.steps)
                     estimated = run if estimated is None else estimated
                     name = f"{algorithm}, {controller}, {first_step}, seed {seed}"
-                    print(f"{name:<36}{mean(run.nfe):>11.2f}{mean(run.nfe) / mean(estimated.nfe):>7.3f}"
-                          f"{mean(run.nfe[-10:]):>9.2f}{mean(run.nfe[-10:]) / mean(estimated.nfe[-10:]):>7.3f}"
-                          f"{sum(run.rejected):>10}{mean(run.losses[-10:]):>8.4f}{100 * run.accuracy:>6.1f}%",
-                          flush=True)  # fmt: skip
+                    counts = []
+                    for last in (slice(None), slice(-10, None)):
+                        own, other = mean(run.nfe[last]), mean(estimated.nfe[last])
+                        counts += [f"{own:.2f}", f"{own / other:.3f}"]
+                    learned = (f"{mean(run.losses[-10:]):.4f}", f"{100 * run.accuracy:.1f}")
+                    row(name, *counts, sum(run.rejected), *learned)
 
 
 if __name__ == "__main__":

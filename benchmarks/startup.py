@@ -18,6 +18,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from rows import head, row
+
 RUNS = 11
 SOLVE = """
 import homojl as hj, torch
@@ -62,16 +64,14 @@ def train(folder: Path) -> tuple[float, float]:
 def show(name: str, pairs: list[tuple[float, float]]) -> None:
     """Print a median of seconds, and of what they are over those of `import torch`."""
     ratios = [own / torch for own, torch in pairs]
-    print(
-        f"{name:<36} {statistics.median(own for own, _ in pairs):.3f} s, {statistics.median(ratios):.3f} of import "
-        f"torch (from {min(ratios):.3f} to {max(ratios):.3f})",
-        flush=True,
-    )
+    spent = f"{statistics.median(own for own, _ in pairs):.3f}"
+    row(name, spent, f"{statistics.median(ratios):.3f}", f"{min(ratios):.3f} to {max(ratios):.3f}")
 
 
 def main() -> None:
     for arguments in (TORCH, *PROCESSES.values()):
         seconds(*arguments)  # reads files that the system then keeps in memory
+    head("", "seconds", "over those of import torch", "from, to")
     for name, arguments in PROCESSES.items():
         show(name, [(seconds(*arguments), seconds(*TORCH)) for _ in range(RUNS)])
 

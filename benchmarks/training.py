@@ -31,6 +31,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from rows import head, row
+
 os.environ.update(OMP_NUM_THREADS="1", NPROC="1", XLA_FLAGS="--xla_cpu_multi_thread_eigen=false")
 
 import torch
@@ -43,8 +45,9 @@ Work = dict[str, Callable[[], Any]]
 COMPILED = "pytorch-compiled"
 
 
-def take_turns(work: Work, repetitions: int, over: str) -> None:
+def take_turns(what: str, work: Work, repetitions: int, over: str) -> None:
     """Print the median CPU time of each, and its ratio over one of them."""
+    head(what, "CPU time [ms]", f"over {over}'s", "first call [s]")
     first, seconds = {}, {name: list[float]() for name in work}
     for name, call in work.items():
         started = time.perf_counter()
@@ -60,8 +63,8 @@ def take_turns(work: Work, repetitions: int, over: str) -> None:
             seconds[name].append((time.process_time() - started) / calls)
     medians = {name: statistics.median(s) for name, s in seconds.items()}
     for name, median in medians.items():
-        ratio = f"{median / medians[over]:.2f} of {over}" if over in medians else ""
-        print(f"  {name:34s} {1e3 * median:10.3f} ms   compile {first[name]:5.1f} s   {ratio}")
+        ratio = f"{median / medians[over]:.2f}" if over in medians else ""
+        row(name, f"{1e3 * median:.3f}", ratio, f"{first[name]:.1f}")
 
 
 class Network(nn.Module):
@@ -264,7 +267,7 @@ def first_solves() -> None:
             ran = subprocess.run(
                 [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
             )
-            print(f"  {what:34s} {float(ran.stdout.split()[-1]):10.2f} s")
+            row(what, f"{float(ran.stdout.split()[-1]):.2f}")
 
 
 def main() -> None:
@@ -279,26 +282,19 @@ def main() -> None:
     for name in options.work.split(","):
         if name in ("short", "long"):
             alone, steps = neural_ode(2.0, 20) if name == "short" else neural_ode(20.0, 100)
-            print(f"{name}: forward pass")
-            take_turns(alone, options.repetitions, "diffrax")
-            print(f"{name}: training step")
-            take_turns(steps, options.repetitions, "diffrax")
+            take_turns(f"{name}: forward pass", alone, options.repetitions, "diffrax")
+            take_turns(f"{name}: training step", steps, options.repetitions, "diffrax")
         elif name == "vanderpol":
-            print("vanderpol")
-            take_turns(van_der_pol(), options.repetitions, "diffrax")
+            take_turns(name, van_der_pol(), options.repetitions, "diffrax")
         elif name == "layer":
-            print("layer: forward and backward")
-            take_turns(layer(), options.repetitions, "torchdiffeq")
+            take_turns("layer: forward and backward", layer(), options.repetitions, "torchdiffeq")
         elif name == "first":
-            print("first: the first solve of a process")
+            head("the first solve of a process", "CPU time [s]")
             first_solves()
         else:
-            print(f"ensemble of {options.samples}")
             alone, steps = ensemble(options.samples)
-            print("ensemble: forward pass")
-            take_turns(alone, few, "diffrax")
-            print("ensemble: with the gradient")
-            take_turns(steps, few, "diffrax")
+            take_turns(f"ensemble of {options.samples}: forward pass", alone, few, "diffrax")
+            take_turns("ensemble: with the gradient", steps, few, "diffrax")
 
 
 if __name__ == "__main__":
