@@ -28,4 +28,4 @@ def attach(package: str, file: str) -> tuple[Callable[[str], object], Callable[[
         setattr(sys.modules[package], name, value)
         return value
 
-    return load, lambda: sorted({*vars(sys.modules[package]), *names}), sorted(names)
+    return load, lambda: sorted(names), sorted(names)

@@ -4,12 +4,12 @@ from homojl.models.cnn import CNN as CNN
 from homojl.models.creation import create_model as create_model
 from homojl.models.creation import model_class as model_class
 from homojl.models.creation import model_names as model_names
-from homojl.models.deq import DEQ as DEQ
-from homojl.models.homoode import HomoODE as HomoODE
-from homojl.models.mondeq import MonDEQ as MonDEQ
+from homojl.models.deq import DEQNet as DEQNet
+from homojl.models.homoode import HomoODENet as HomoODENet
+from homojl.models.mondeq import MonDEQNet as MonDEQNet
 from homojl.models.node import ANODE as ANODE
 from homojl.models.node import NeuralODE as NeuralODE
-from homojl.models.pcdeq import PcDEQ as PcDEQ
+from homojl.models.pcdeq import PcDEQNet as PcDEQNet
 from homojl.models.pretrained import from_pretrained as from_pretrained
 from homojl.models.settings import MODELS as MODELS
 from homojl.models.settings import model_settings as model_settings

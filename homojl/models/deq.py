@@ -1,17 +1,17 @@
-"""DEQ: the equilibrium of the block that HomoODE follows as an ODE."""
+"""The DEQ network: the equilibrium of the block that HomoODE follows as an ODE."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from homojl import nn
 from homojl.models.base import PublishedModel, lay_out
 from homojl.models.blocks import Features, Head
 from homojl.models.settings import DEQSettings
+from homojl.nn.homoode import DEQ
 
 
-class DEQ(PublishedModel):
+class DEQNet(PublishedModel):
     """z = F(z; x), x = features(image), logits = head(z), with HomoODE's F, features and head.
 
     Args:
@@ -30,7 +30,7 @@ class DEQ(PublishedModel):
     ) -> None:
         s = settings
         self.encoder = Features(input_shape[0], s.channels)
-        self.layer = nn.DEQ(
+        self.layer = DEQ(
             s.channels, dropout=s.dropout, init=s.init, gain=s.gain, jacobian_weight=s.jacobian_weight, **how
         )
         self.decoder = Head(s.channels, n_classes)

@@ -1,17 +1,17 @@
-"""HomoODE: the input as a condition, as in a DEQ; the output by an ODE solve from a shared, learnable start."""
+"""The HomoODE network: the image is a condition, the output the end of an ODE from a shared, learnable start."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-from homojl import nn
 from homojl.models.base import PublishedModel, lay_out
 from homojl.models.blocks import Features, Head
 from homojl.models.settings import HomoODESettings
+from homojl.nn.homoode import HomoODE
 
 
-class HomoODE(PublishedModel):
+class HomoODENet(PublishedModel):
     """dz/ds = F(z; x) for s in [0, 1] from z(0) = z0, x = features(image), logits = head(z(1)).
 
     Args:
@@ -29,6 +29,6 @@ class HomoODE(PublishedModel):
     ) -> None:
         s = settings
         self.encoder = Features(input_shape[0], s.channels)
-        self.layer = nn.HomoODE(s.channels, dropout=s.dropout, init=s.init, gain=s.gain, **how)
+        self.layer = HomoODE(s.channels, dropout=s.dropout, init=s.init, gain=s.gain, **how)
         self.decoder = Head(s.channels, n_classes)
         lay_out(self)

@@ -1,4 +1,4 @@
-"""monDEQ: a layer that has one equilibrium for every value of its parameters, found by operator splitting."""
+"""The monDEQ network: its layer has one equilibrium for every value of its parameters, found by operator splitting."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from torch.nn import functional as F
 from homojl.errors import ConfigError
 from homojl.models.base import PublishedModel
 from homojl.models.settings import MonDEQSettings
-from homojl.nn.mondeq import MonDEQ as Layer
+from homojl.nn.mondeq import MonDEQ
 
 Tensor = torch.Tensor
 
 
-class MonDEQ(PublishedModel):
+class MonDEQNet(PublishedModel):
     """z = relu(W z + U x + b), W = (1 - m) I - A^T A + B - B^T.
 
     Args:
@@ -30,7 +30,7 @@ class MonDEQ(PublishedModel):
     References: Winston, Kolter (2020), arXiv 2006.08591.
     """
 
-    layer: Layer
+    layer: MonDEQ
 
     settings = MonDEQSettings
 
@@ -40,7 +40,7 @@ class MonDEQ(PublishedModel):
         form, channels = settings.form, settings.channels
         self.tune_alpha = settings.tune_alpha
         widths = channels if form == "multi" else channels[0]
-        self.layer = Layer(widths, convolution=form != "linear", m=settings.m, **how)
+        self.layer = MonDEQ(widths, convolution=form != "linear", m=settings.m, **how)
         in_channels, height, width = input_shape
         if form == "linear":
             self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(in_channels * height * width, channels[0]))

@@ -1,4 +1,4 @@
-"""pcDEQ: layers whose map is positive and concave, so that Picard's iteration alone finds their only equilibrium."""
+"""The pcDEQ network: its layers have positive and concave maps, whose only equilibrium Picard iterations find."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from homojl.errors import ConfigError
 from homojl.models.base import PublishedModel, lay_out
 from homojl.models.blocks import MemoryFormat
 from homojl.models.settings import PcDEQSettings
-from homojl.nn.pcdeq import PcDEQ as Layer
+from homojl.nn.pcdeq import PcDEQ
 
 
-class PcDEQ(PublishedModel):
+class PcDEQNet(PublishedModel):
     """z = sigma(W z + x), W >= 0: pcDEQ-1 with tanh, softsign or relu6 and x > 0; pcDEQ-2 with sigmoid and x >= 0.
 
     The equilibrium is unique and z <- sigma(W z + x) converges to it geometrically from every z >= 0.
@@ -39,8 +39,8 @@ class PcDEQ(PublishedModel):
         form, channels = settings.form, settings.channels
         options = {"activation": settings.activation, "constraint": settings.constraint, **how}
 
-        def layer(width: int) -> Layer:
-            return Layer(width, convolution=form != "linear", norm=False, **options)
+        def layer(width: int) -> PcDEQ:
+            return PcDEQ(width, convolution=form != "linear", norm=False, **options)
 
         in_channels, *size = input_shape
         if form == "linear":

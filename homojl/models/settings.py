@@ -99,10 +99,10 @@ class ConditionedSettings(AbstractModelSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class HomoODESettings(ConditionedSettings):
-    """Of `homojl.models.homoode.HomoODE`."""
+    """Of `homojl.models.homoode.HomoODENet`."""
 
     summary = "dz/ds = F(z; x) for s in [0, 1] from z(0) = z0, x = features(image), logits = head(z(1))."
-    implementation = ("homojl.models.homoode", "HomoODE")
+    implementation = ("homojl.models.homoode", "HomoODENet")
     algorithm: ClassVar[AbstractODEAlgorithm] = Dopri5(rtol=1e-3, atol=1e-3, max_steps=1000)
     adjoint = "checkpoint"
 
@@ -111,10 +111,10 @@ class HomoODESettings(ConditionedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class DEQSettings(ConditionedSettings):
-    """Of `homojl.models.deq.DEQ`."""
+    """Of `homojl.models.deq.DEQNet`."""
 
     summary = "z = F(z; x), x = features(image), logits = head(z), with HomoODE's F, features and head."
-    implementation = ("homojl.models.deq", "DEQ")
+    implementation = ("homojl.models.deq", "DEQNet")
     algorithm: ClassVar[AbstractFixedPointAlgorithm] = Anderson(rtol=1e-3, max_steps=50)
     adjoint = "implicit"
 
@@ -129,10 +129,10 @@ class DEQSettings(ConditionedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class MonDEQSettings(AbstractModelSettings):
-    """Of `homojl.models.mondeq.MonDEQ`."""
+    """Of `homojl.models.mondeq.MonDEQNet`."""
 
     summary = "z = relu(W z + U x + b), W = (1 - m) I - A^T A + B - B^T."
-    implementation = ("homojl.models.mondeq", "MonDEQ")
+    implementation = ("homojl.models.mondeq", "MonDEQNet")
     algorithm: ClassVar[AbstractFixedPointAlgorithm] = PeacemanRachford(rtol=1e-2, max_steps=300)
     adjoint = "implicit"
 
@@ -186,12 +186,12 @@ class NeuralODESettings(AbstractModelSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class PcDEQSettings(AbstractModelSettings):
-    """Of `homojl.models.pcdeq.PcDEQ`."""
+    """Of `homojl.models.pcdeq.PcDEQNet`."""
 
     summary = (
         "z = sigma(W z + x), W >= 0: pcDEQ-1 with tanh, softsign or relu6 and x > 0; pcDEQ-2 with sigmoid and x >= 0."
     )
-    implementation = ("homojl.models.pcdeq", "PcDEQ")
+    implementation = ("homojl.models.pcdeq", "PcDEQNet")
     algorithm: ClassVar[AbstractFixedPointAlgorithm] = Picard(rtol=1e-4, max_steps=200)
     adjoint = "implicit"
 

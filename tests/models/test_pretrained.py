@@ -84,10 +84,10 @@ def test_methods_are_described_in_full(method):
 def test_what_cannot_be_saved_or_read(tmp_path):
     with pytest.raises(hj.ConfigError, match="cannot be written"):
         small("homoode", algorithm=hj.RK4(grid=hj.Grid(points=lambda times: times))).save_pretrained(tmp_path / "grid")
-    from homojl.models import DEQ
+    from homojl.models import DEQNet
 
     with pytest.raises(hj.ConfigError, match=r"homojl\.create_model"):
-        DEQ(input_shape=(1, 8, 8), n_classes=3, channels=4).save_pretrained(tmp_path / "bare")
+        DEQNet(input_shape=(1, 8, 8), n_classes=3, channels=4).save_pretrained(tmp_path / "bare")
     with pytest.raises(hj.CheckpointError, match="no saved model"):
         hj.from_pretrained(tmp_path / "none")
     small("deq").save_pretrained(tmp_path / "saved")
