@@ -115,9 +115,17 @@ class Equilibrium(AbstractLayer):
 
     def _solve(self, problem: ODEProblem | FixedPointProblem) -> Solution | EquilibriumSolution:
         assert isinstance(problem, FixedPointProblem)
-        if self.training and self._open:
-            self._begin(problem)
-        solution = super()._solve(problem)
+        try:
+            if self.training and self._open:
+                self._begin(problem)
+            solution = super()._solve(problem)
+        except (RuntimeError, ConfigError) as error:
+            if self.start is None and self.last is None and isinstance(problem.z0, Tensor):
+                error.add_note(
+                    f"the state began as zeros of x's shape {tuple(problem.z0.shape)}; where the block's state has "
+                    f"another shape, say which: {type(self).__name__}(block, start=(n, ...)), without the samples"
+                )
+            raise
         if self.training and self.jacobian_weight > 0 and torch.is_grad_enabled():
             norm = jacobian_norm(problem.f, solution.value, unmarked(problem.args), part=self.part)
             self._add_term(self.jacobian_weight * norm)

@@ -487,3 +487,16 @@ def test_the_initial_point_follows_its_rule(maps):
 def test_what_cannot_be_is_refused(make):
     with pytest.raises(hj.ConfigError):
         make()
+
+
+@pytest.mark.parametrize(
+    "block", [lambda z, x: x.new_ones(len(x), 4), lambda z, x: torch.tanh(z + x.new_ones(len(x), 4))]
+)
+def test_a_first_call_that_fails_for_the_shape_of_the_state_says_how_to_give_it(block):
+    with pytest.raises((hj.ConfigError, RuntimeError)) as raised:
+        hj.nn.Equilibrium(block)(torch.randn(5, 3))
+    assert raised.value.__notes__ == [
+        "the state began as zeros of x's shape (5, 3); where the block's state has another shape, say which: "
+        "Equilibrium(block, start=(n, ...)), without the samples"
+    ]
+    assert hj.nn.Equilibrium(block, start=(4,))(torch.randn(5, 3)).shape == (5, 4)
