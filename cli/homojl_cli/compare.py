@@ -78,7 +78,7 @@ def command(
       homojl compare --experiment initial-point --dataset mnist --seconds 240
       homojl compare --models homoode,cnn,my_net.py:Net --seconds 60
       homojl compare --experiment mine.toml --set optim.lr=3e-4
-      homojl compare --experiment paper --dataset cifar10 --epochs 300 --device cuda
+      homojl compare --experiment paper --dataset cifar10 --epochs 300
       homojl compare --dataset mine.npz --presets cifar10 --epochs 10
     """
     from homojl.comparison.experiment import MODELS_ALONE, read_experiment

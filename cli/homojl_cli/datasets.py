@@ -26,13 +26,14 @@ def command(data_root: Path | None) -> None:
 
     root = data_root or default_root()
     print(f"files are looked for in {root}")
+    print(f"{'':<14} {'image':<11} {'classes':>7} {'training':>9} {'test':>7}  files")
     for name in dataset_names():
         info = dataset_info(name)
         folders = [root / folder for folder in info.folders]
         missing = sum(find_file(file, folders) is None for file in info.files)
-        state = f"{missing} of {len(info.files)} files missing" if missing else "here" if info.files else "embedded"
+        state = f"{missing} of {len(info.files)} missing" if missing else "here" if info.files else "embedded"
         shape = " x ".join(str(n) for n in info.input_shape)
-        images = f"{info.n_train:>7,} + {info.n_test:>6,} images"
-        print(f"{name:<14} {shape:<11} {info.n_classes:>3} classes  {images}  {state}  ({info.terms})")
+        print(f"{name:<14} {shape:<11} {info.n_classes:>7} {info.n_train:>9,} {info.n_test:>7,}  {state}")
+        print(f"{'':<14} {info.terms}")
     for name, value in registered(DATASET_GROUP).items():
         print(f"{name:<14} of an installed package, {value}")

@@ -13,15 +13,15 @@ from homojl.version import __version__
 
 # name -> one-line help; the command itself is `command` in homojl_cli/<name>.py
 COMMANDS = {
-    "train": "Train a model, evaluate it once on the test set, and leave a run folder.",
-    "compare": "Train several models or variations with one budget, and compare them.",
+    "train": "Train a model, test it once, and leave a run folder.",
+    "compare": "Train several models with one budget, and compare them.",
     "evaluate": "Evaluate a trained run.",
     "predict": "Say what a trained run takes pictures for, with probabilities.",
     "runs": "List the runs in a folder, sorted by any metric.",
     "export": "Write a run's results to one HDF5 file.",
     "plot": "Draw a run's figures.",
-    "report": "Write one or several runs as one self-contained HTML file.",
-    "tune": "Find the method and tolerance that answer a trained run's images with the fewest evaluations.",
+    "report": "Write one or several runs as one HTML file.",
+    "tune": "Find the cheapest way to solve a trained model as accurately.",
     "bench": "Measure homojl's own solves on this machine, on every backend.",
     "trace": "Follow the zero path of a problem in the gallery to its root.",
     "models": "List the models.",
@@ -65,14 +65,14 @@ def cli(context: click.Context, debug: bool) -> None:
 
     \b
     Examples:
-      homojl train                                    HomoODE on the digits that come along
-      homojl train --model homoode --dataset svhn     the same on a dataset that is downloaded once
-      homojl compare --models homoode,deq --epochs 5  one table of several models
-      homojl evaluate runs/NAME                       test accuracy and evaluations of a trained run
-      homojl export runs/NAME --out results.h5        everything measured, for h5py or pandas
-      homojl report runs/NAME runs/OTHER              both side by side, as one HTML file to send
-      homojl predict runs/NAME picture.png            classes with their probabilities
-      homojl trace --problem arctan                   a root where Newton's method diverges
+      homojl train                                    HomoODE on the digits
+      homojl train --model deq --dataset svhn         SVHN is downloaded once
+      homojl compare --models homoode,deq --epochs 5  a table of both
+      homojl evaluate runs/NAME                       accuracy, evaluations
+      homojl export runs/NAME --out results.h5        all numbers, for pandas
+      homojl report runs/NAME runs/OTHER              one HTML file of both
+      homojl predict runs/NAME picture.png            classes, probabilities
+      homojl trace --problem arctan                   where Newton's method fails
     """
     if context.invoked_subcommand is None:
         print(context.get_help())

@@ -70,8 +70,9 @@ def command(
     from homojl import gallery
 
     if problem is None:
-        for name in gallery.names():
-            print(f"{name:<18} {gallery.SUMMARIES[name]}")
+        listed = click.HelpFormatter()
+        listed.write_dl(list(gallery.SUMMARIES.items()))
+        print(listed.getvalue(), end="")
         return
 
     gallery.check(problem)

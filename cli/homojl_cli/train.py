@@ -90,7 +90,7 @@ def command(
       homojl train --resume runs/mine
       homojl train --resume runs/mine --epochs 50        go on for longer
       homojl train --from runs/mine --dataset other.npz  start from its weights
-      torchrun --nproc-per-node 2 -m homojl_cli train    on several processes: docs/distributed.md
+      torchrun --nproc-per-node 2 -m homojl_cli train    in two processes
     """
     from homojl.environment import process_count
     from homojl.errors import ConfigError

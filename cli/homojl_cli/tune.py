@@ -42,7 +42,7 @@ def command(
     \b
     Examples:
       homojl tune runs/NAME
-      homojl tune runs/NAME --within 0 --algorithms bosh3,tsit5,rk4 --tolerances 1e-1,3e-2,1e-2
+      homojl tune runs/NAME --within 0 --algorithms bosh3,tsit5,rk4
       homojl tune runs/NAME --limit 1000 --batch-size 64
     """
     from homojl.models.settings import model_settings

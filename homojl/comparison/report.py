@@ -21,7 +21,7 @@ _MEANING = """\
 - **Test accuracy**: mean and, over more than one seed, standard deviation (n - 1). The epoch is chosen on the
   validation split; the test set is used once, at the end.
 - **Peak memory** is that of each run's own process, with libraries and images, in training and validation.
-- **Inference** is the wall time of the forward passes on the test set, divided by its images.
+- **ms per image**: the wall time of the forward passes on the test set, divided by its images.
 - **Evaluations**: of the model's field or map per forward pass, on the test set and in training, and
   vector-Jacobian products per backward pass, the last two at the end of training. An ODE model solves a batch as one
   system. In a fixed point, samples that have converged leave the batch: late evaluations are of few samples.
@@ -42,7 +42,7 @@ def publish_comparison(comparison: Comparison, *, command: Sequence[str] = ()) -
 def results_table(comparison: Comparison) -> Table:
     """One line for each row; what did not finish says so in the place of its accuracy."""
     head = (
-        "", "parameters", "test accuracy [%]", "peak memory [MiB]", "inference [ms/image]",
+        "", "parameters", "test accuracy [%]", "peak memory [MiB]", "ms per image",
         "evaluations, test", "training", "backward", "epochs",
     )  # fmt: skip
     rows = []

@@ -34,24 +34,32 @@ class Table:
     titles: Sequence[str] = ()
 
     def text(self, *, width: int | None = None) -> str:
-        """For a terminal, where long cells are wrapped.
+        """For a terminal, where long cells are wrapped, but no word is cut.
 
         Args:
             width: columns of the terminal; None: of the present one, and no limit where there is none.
         """
+        from rich.cells import cell_len
         from rich.console import Console
         from rich.table import Table as RichTable
         from rich.text import Text
 
-        table = RichTable(box=None, pad_edge=False, padding=(0, 2, 0, 0), show_header=any(self.head))
-        for place, name in enumerate(self.head):
-            table.add_column(Text(name), justify="left" if place < self.words else "right")
+        if width is None:
+            width = Console().width if sys.stdout.isatty() else _WIDE
+        columns = list(zip(self.head, *self.rows, strict=True))
+        widths = [max(map(cell_len, column)) for column in columns]
+        least = [max(cell_len(part) for cell in column for part in _parts(cell)) for column in columns]
+        gap = 2 if sum(least) + 2 * (len(columns) - 1) <= width else 1
+        while sum(widths) + gap * (len(columns) - 1) > width and widths != least:
+            widest = max((n, p) for p, n in enumerate(widths) if n > least[p])[1]
+            widths[widest] -= 1
+        table = RichTable(box=None, pad_edge=False, padding=(0, gap, 0, 0), show_header=any(self.head))
+        for place, (name, wide) in enumerate(zip(self.head, widths, strict=True)):
+            table.add_column(Text(name), justify="left" if place < self.words else "right", width=wide)
         for row in self.rows:
             table.add_row(*(Text(cell) for cell in row))
-        if width is None and not sys.stdout.isatty():
-            width = _WIDE
         written = io.StringIO()
-        Console(file=written, width=width, color_system=None).print(table)
+        Console(file=written, width=max(width, sum(widths) + gap * len(columns)), color_system=None).print(table)
         return "".join(f"{line.rstrip()}\n" for line in written.getvalue().splitlines())
 
     def markdown(self) -> str:
@@ -93,6 +101,11 @@ class Table:
 def facts_table(facts: Iterable[tuple[str, str]]) -> Table:
     """A table of names and values without a head."""
     return Table(("", ""), list(facts))
+
+
+def _parts(cell: str) -> list[str]:
+    """What is not broken over lines: words, and a number with its deviation."""
+    return [cell] if "±" in cell else cell.split() or [""]
 
 
 def code(text: str) -> Marked:
