@@ -84,22 +84,34 @@ class AbstractProblem:
     """What the three problems have in common, as `solve` reads it.
 
     Attributes:
-        form: of the state.
-        initial: state, as the user gave it.
         function: what is evaluated.
+        initial: state, as the user gave it.
+        form: of the state.
         closed: whether args and params alone receive gradients.
     """
 
+    function: Callable[..., Any]
+    initial: Any
     form: Form
     closed = False
+    args: tuple[Any, ...]
+    params: tuple[torch.Tensor, ...] | None
 
-    @property
-    def initial(self) -> Any:
-        raise NotImplementedError
+    def _set_up(self, function: str, call: str, state: str, *, samples: bool = True, **how: bool) -> None:
+        """Check what every problem has: its function, state, which may have samples, args and params."""
+        import torch
 
-    @property
-    def function(self) -> Callable[..., Any]:
-        raise NotImplementedError
+        from homojl.functions.states import Form
+
+        given, initial = self.__dict__[function], self.__dict__[state]
+        _check_function(function, given, call)
+        form = Form(initial, state, **how)
+        _check_args(self.args, form.shapes if samples else ())
+        params = self.params
+        if params is None and isinstance(given, torch.nn.Module):
+            params = given.parameters()  # type: ignore[assignment]  # a tuple is made of it
+        # The dataclasses are frozen for those who use them.
+        self.__dict__.update(function=given, initial=initial, form=form, params=tuple(params or ()))
 
     @property
     def native(self) -> str:
@@ -159,26 +171,17 @@ class ODEProblem(AbstractProblem):
         ) -> None: ...
 
     def __post_init__(self) -> None:
-        _check_function("f", self.f, "f(t, y, *args)")
-        object.__setattr__(self, "form", _form(self.y0, "y0"))
-        _check_args(self.args, self.form.shapes)
-        given: Any = self.ts
-        object.__setattr__(self, "ts", _checked_times(given))
-        object.__setattr__(self, "times", _differentiable(given))
-        if not isinstance(self.event, Event | None):
+        self._set_up("f", "f(t, y, *args)", "y0")
+        ts, times = _times("ts", self.ts)
+        if len(ts) < 2:
+            raise ConfigError(f"ts needs the initial time and at least one more, got {len(ts)} time(s)")
+        if ts != tuple(sorted(set(ts), reverse=ts[-1] < ts[0])):
+            raise ConfigError("ts must be strictly increasing or strictly decreasing")
+        if self.event is not None and not isinstance(self.event, Event):
             raise ConfigError(f"event must be an Event(condition), got {self.event!r}")
-        jumps = tuple(t for t in self.discontinuities if getattr(t, "requires_grad", False))
-        object.__setattr__(self, "jumps", jumps)
-        object.__setattr__(self, "discontinuities", _finite_times("discontinuities", self.discontinuities))
-        object.__setattr__(self, "params", _params(self.f, self.params))
-
-    @property
-    def initial(self) -> Any:
-        return self.y0
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        return self.f
+        fixed, given = _times("discontinuities", self.discontinuities)
+        jumps = tuple(t for t in given if getattr(t, "requires_grad", False))
+        self.__dict__.update(ts=ts, times=times, discontinuities=fixed, jumps=jumps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -207,18 +210,7 @@ class FixedPointProblem(AbstractProblem):
     form: Form = field(init=False, repr=False)  # of the state
 
     def __post_init__(self) -> None:
-        _check_function("f", self.f, "f(z, *args)")
-        object.__setattr__(self, "form", _form(self.z0, "z0", real=True, batched=True))
-        _check_args(self.args, self.form.shapes)
-        object.__setattr__(self, "params", _params(self.f, self.params))
-
-    @property
-    def initial(self) -> Any:
-        return self.z0
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        return self.f
+        self._set_up("f", "f(z, *args)", "z0", real=True, batched=True)
 
 
 @dataclass(frozen=True, eq=False)
@@ -247,31 +239,14 @@ class HomotopyProblem(AbstractProblem):
     form: Form = field(init=False, repr=False)  # of the state
 
     def __post_init__(self) -> None:
-        _check_function("r", self.r, "r(z, *args)")
-        object.__setattr__(self, "form", _form(self.z0, "z0", real=True))
+        self._set_up("r", "r(z, *args)", "z0", samples=False, real=True)
         if self.kind not in ("fixed-point", "newton"):
             raise ConfigError(f"kind must be 'fixed-point' or 'newton', got {self.kind!r}")
-        _check_args(self.args, ())
-        object.__setattr__(self, "params", _params(self.r, self.params))
-
-    @property
-    def initial(self) -> Any:
-        return self.z0
-
-    @property
-    def function(self) -> Callable[..., Any]:
-        return self.r
 
 
 def _check_function(name: str, function: object, form: str) -> None:
     if not callable(function):
         raise ConfigError(f"{name} must be callable as {form}, got {type(function).__name__}")
-
-
-def _form(state: Any, name: str, **how: bool) -> Form:
-    from homojl.functions.states import Form
-
-    return Form(state, name, **how)
 
 
 def unmarked(args: tuple[Any, ...]) -> tuple[Any, ...]:
@@ -296,39 +271,18 @@ def _check_args(args: object, shapes: Sequence[Sequence[int]]) -> None:
             raise ConfigError(f"args[{i}] is PerSample, but has shape {tuple(shape)} beside a state {tuple(shapes[0])}")
 
 
-def _params(function: object, params: Sequence[torch.Tensor] | None) -> tuple[torch.Tensor, ...]:
-    import torch
-
-    if params is not None:
-        return tuple(params)
-    return tuple(function.parameters()) if isinstance(function, torch.nn.Module) else ()
-
-
-def _differentiable(ts: Any) -> tuple[float | torch.Tensor, ...]:
-    """The times one by one, where one of them requires a gradient; else none."""
-    if getattr(ts, "requires_grad", False):
-        return tuple(ts.unbind())
-    if hasattr(ts, "tolist") or not any(getattr(t, "requires_grad", False) for t in ts):
-        return ()
-    return tuple(t.reshape(()) if hasattr(t, "reshape") else float(t) for t in ts)
-
-
-def _finite_times(name: str, ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
+def _times(name: str, ts: Any) -> tuple[tuple[float, ...], tuple[float | torch.Tensor, ...]]:
+    """The times as numbers; and as they were given, one by one, where one of them requires a gradient."""
     try:
-        plain = ts.tolist() if hasattr(ts, "tolist") else ts
-        times = tuple(t.item() if hasattr(t, "item") else float(t) for t in plain)
-    except (TypeError, ValueError):
+        if hasattr(ts, "tolist"):
+            ts = ts.unbind() if getattr(ts, "requires_grad", False) else ts.tolist()
+        given: list[Any] = [t if type(t) is float or hasattr(t, "item") else float(t) for t in ts]
+        times: tuple[float, ...] = tuple([t if type(t) is float else t.item() for t in given])
+        finite = all(map(math.isfinite, times))
+    except (TypeError, ValueError, RuntimeError):
         raise ConfigError(f"{name} must be a sequence of numbers or a 1-D tensor, got {ts!r}") from None
-    if not all(map(math.isfinite, times)):
+    if not finite:
         raise ConfigError(f"{name} has a time that is not finite")
-    return times
-
-
-def _checked_times(ts: Sequence[float] | torch.Tensor) -> tuple[float, ...]:
-    times = _finite_times("ts", ts)
-    if len(times) < 2:
-        raise ConfigError(f"ts needs the initial time and at least one more, got {len(times)} time(s)")
-    ahead = sorted(set(times), reverse=times[-1] < times[0])
-    if times != tuple(ahead):
-        raise ConfigError("ts must be strictly increasing or strictly decreasing")
-    return times
+    if not any(getattr(t, "requires_grad", False) for t in given):
+        return times, ()
+    return times, tuple(t.reshape(()) if hasattr(t, "reshape") else t for t in given)

@@ -34,7 +34,7 @@ def follow(f: VectorField, sign: float, t: Tensor, y: Tensor, at: float | Tensor
     with torch.no_grad():
         time = _like(t if at is None else torch.as_tensor(at, dtype=torch.float64), y)
         calls = f.calls
-        dy = f(time, y.detach()) if time.ndim == 0 else f.at(time.view(-1, *[1] * (y.ndim - 1)), y.detach(), None)
+        dy = f(time if time.ndim == 0 else time.view(-1, *[1] * (y.ndim - 1)), y.detach())
         f.stats.nfe_backward += f.calls - calls
     return _Following.apply(sign, t, y, dy)
 
@@ -73,7 +73,7 @@ def at_event(
     by_time, by_state = torch.autograd.grad(again.sum(), inputs, allow_unused=True, materialize_grads=True)
     with torch.no_grad():
         time, calls = _like(t, y), f.calls
-        dy = f.at(time.view(-1, *[1] * (y.ndim - 1)), y.detach(), None) if each else f(time, y.detach())
+        dy = f(time.view(-1, *[1] * (y.ndim - 1)) if each else time, y.detach())
         f.stats.nfe_backward += f.calls - calls
         slope = by_time + _inner(by_state, dy, each=each)
         if each:

@@ -46,7 +46,7 @@ class Dependent(Evaluated):
         first_node: int = torch._C._autograd._get_sequence_nr()
         state = y.detach()
         with torch.enable_grad():
-            value = self._evaluate((*time, state), self.args)
+            value = self(*time, state)
         slots, held, loose = self._gathered()
         known = [x for x in (*slots, *held, *loose) if x.requires_grad]
         own = {_memory(x) for x in (state, self._given) if x is not None}
@@ -255,7 +255,7 @@ class Dependent(Evaluated):
         """What a backward pass needs to have it evaluated `again`: it holds neither tensors nor f."""
         other = self._copy()
         other.f = None
-        other.arguments = self.arguments.replaced(None)
+        other.arguments = self.arguments.replaced([None] * len(self.arguments.tensors))
         other.args, other._row_args, other._params, other.tensors, other.inputs = (), (), (), [], ()
         other._like = torch.empty((), dtype=self._like.dtype, device=self._like.device).expand(self._like.shape)
         other.finish()
@@ -268,7 +268,7 @@ class Dependent(Evaluated):
         """
         *time, y = inputs
         with torch.enable_grad():
-            value = self._evaluate((*time, y.detach()), self.args)
+            value = self(*time, y.detach())
         self._remember(y, value)
         return value.requires_grad
 

@@ -10,12 +10,14 @@ import torch
 from torch.utils import _pytree as pytree
 
 from homojl.errors import ConfigError
-from homojl.functions.arguments import Arguments
 from homojl.functions.captured import Captured
-from homojl.functions.states import Form
+from homojl.functions.states import Arguments, Form
 from homojl.solution import Stats
 
 Tensor = torch.Tensor
+
+
+_NEEDS_GRAD = "does not require grad"  # what autograd says where a function differentiates by a state that has no graph
 
 
 class WrittenOver(ConfigError):
@@ -82,16 +84,21 @@ class Evaluated:
 
     # Evaluation
 
-    def _evaluate(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
-        """The function where the state is the last of the inputs, of that state's form."""
+    def __call__(self, *inputs: Tensor, rows: Tensor | None = None) -> Tensor:
+        """The function where the state is the last of the inputs, of that state's form.
+
+        Args:
+            inputs: time and state, or the state.
+            rows: of the batch that they belong to, each with a time of its own, (b, 1, ..., 1); None: all of it.
+        """
         self.calls += 1
-        y = inputs[-1]
+        y, args = inputs[-1], self.args if rows is None else self.args_at(rows)
         if self._plain:
             version = y._version
             try:
                 value: Tensor = self.f(*inputs, *args)
             except RuntimeError as error:
-                if y.requires_grad or "does not require grad" not in str(error):
+                if y.requires_grad or _NEEDS_GRAD not in str(error):
                     raise
                 self._differentiates, self._plain, self._simple = True, False, False
                 value = self._carefully(inputs, args)
@@ -99,7 +106,7 @@ class Evaluated:
                 self._check_form(value, y)
             last = self._last
             if y._version != version or (last is not None and last._version != self._last_version):
-                raise self._written()
+                raise WrittenOver(f"{self._names[0]} wrote into its state, or into the tensor that it returned before")
             self._last, self._last_version = value, value._version
         elif self._known is not None:
             value = self._of_probe(inputs, args)
@@ -113,11 +120,16 @@ class Evaluated:
             value.register_hook(self._count_product)
         return value
 
+    def args_at(self, rows: Tensor | None) -> tuple[Any, ...]:
+        """The arguments at some rows of the batch, (b,); None: of all of it."""
+        if rows is None:
+            return self.args
+        if rows is not self._rows:
+            self._rows, self._row_args = rows, self.arguments.at(rows, self._marks)
+        return self._row_args
+
     def look_behind(self, value: Tensor, y: Tensor) -> None:
         """See `Dependent`."""
-
-    def _written(self) -> WrittenOver:
-        return WrittenOver(f"{self._names[0]} wrote into its state, or into the tensor that it returned before")
 
     def _of_probe(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
         """The first evaluation after `probe`, whose value there is used where the state is the same."""
@@ -145,10 +157,6 @@ class Evaluated:
         self.calls -= 1
         self._plain, self._last, self._last_careful = False, None, None
 
-    def count_products(self, evaluations: int) -> None:
-        """Add evaluations whose gradient is being computed otherwise."""
-        self.stats.n_vjp += evaluations
-
     @property
     def opens(self) -> bool:
         """Whether `f(t, y, *args)` is all there is to an evaluation, so that it may be compiled."""
@@ -165,9 +173,9 @@ class Evaluated:
         version, required = 0 if untracked else given._version, given.requires_grad
         parts: list[Tensor] = []
         try:
-            value = self._apply((*time, given), args, parts)
+            value = self._called((*time, given), args, parts)
         except RuntimeError as error:
-            if required or "does not require grad" not in str(error):
+            if required or _NEEDS_GRAD not in str(error):
                 raise
             self._differentiates = True
             given = before = y.detach().clone()
@@ -203,19 +211,7 @@ class Evaluated:
         self._last_version = 0 if value.is_inference() else value._version
 
     def _carefully(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
-        *time, y = inputs
-        if not self._differentiates:
-            try:
-                value = self._apply((*time, y.clone() if self._copies else y), args)
-            except RuntimeError as error:
-                if y.requires_grad or "does not require grad" not in str(error):
-                    raise
-                self._differentiates = True
-        if self._differentiates:
-            if not y.requires_grad:
-                y = self._given = y.detach().requires_grad_()
-            with torch.enable_grad():
-                value = self._apply((*time, y.clone() if self._copies else y), args)
+        y, value = inputs[-1], self._apply(inputs, args)
         if not torch.is_grad_enabled() and value.requires_grad:
             value = value.detach()
         if value.shape != y.shape or value.dtype != y.dtype:
@@ -229,7 +225,22 @@ class Evaluated:
         self._note(value)
         return value.clone() if self._copies else value
 
-    def _apply(self, inputs: tuple[Tensor, ...], args: Sequence[Any], parts: list[Tensor] | None = None) -> Tensor:
+    def _apply(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
+        """The value alone, from a state that requires a gradient where the function differentiates by it."""
+        *time, y = inputs
+        if not self._differentiates:
+            try:
+                return self._called((*time, y.clone() if self._copies else y), args)
+            except RuntimeError as error:
+                if y.requires_grad or _NEEDS_GRAD not in str(error):
+                    raise
+                self._differentiates = True
+        if not y.requires_grad:
+            y = self._given = y.detach().requires_grad_()
+        with torch.enable_grad():
+            return self._called((*time, y.clone() if self._copies else y), args)
+
+    def _called(self, inputs: tuple[Tensor, ...], args: Sequence[Any], parts: list[Tensor] | None = None) -> Tensor:
         """One call of the user's function; `parts` receives the tensors that it was given as the state."""
         if self._form is not None:
             *time, y = inputs
@@ -242,20 +253,11 @@ class Evaluated:
         value = self.f(*inputs, *args)
         return value if self._form is None else self._form.join(value, self._names[0])
 
+    @torch.no_grad()
     def _tried(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
         """The value alone, of an evaluation that no solve sees."""
         *time, y = inputs
-        y = y.detach().clone()
-        if not self._differentiates:
-            try:
-                with torch.no_grad():
-                    return self._apply((*time, y.clone() if self._copies else y), args)
-            except RuntimeError as error:
-                if "does not require grad" not in str(error):
-                    raise
-        y = y.requires_grad_()
-        with torch.enable_grad():
-            return self._apply((*time, y.clone() if self._copies else y), args).detach()
+        return self._apply((*time, y.detach().clone()), args).detach()
 
     def _check_form(self, value: object, like: Tensor) -> None:
         rows = None if like.shape == self._like.shape else len(self._like)

@@ -1,7 +1,8 @@
-"""States of several tensors, or of complex numbers, as the one tensor that a solver works on."""
+"""What the user gives beside a function, as solvers work on it: the state as one tensor, the arguments as leaves."""
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Sequence
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from homojl.errors import ConfigError
+from homojl.problems import AbstractMark
 
 Tensor = torch.Tensor
 FLOATS = (torch.float32, torch.float64)
@@ -29,18 +31,25 @@ class Form:
 
     Attributes:
         plain: whether joining and splitting change nothing.
+        shapes: of the tensors.
 
     Raises:
         ConfigError: for anything but floating-point tensors of one dtype and device.
     """
 
+    shapes: list[torch.Size]
+
     def __init__(self, state: Any, name: str, *, real: bool = False, batched: bool = False) -> None:
         one = isinstance(state, Tensor)
+        usual = one and state.dtype in FLOATS and state.layout == torch.strided
+        if usual and not (batched and state.ndim == 0):
+            self.plain, self.shapes = True, [state.shape]
+            return
         leaves = [state] if one else pytree.tree_leaves(state)
         _check_leaves(leaves, name, state, batched=batched)
         self._complex = real and leaves[0].is_complex()
         self.plain = one and not self._complex
-        self.shapes: list[torch.Size] = [leaf.shape for leaf in leaves]
+        self.shapes = [leaf.shape for leaf in leaves]
         if self.plain:
             return
         self._spec = pytree.tree_structure(state)
@@ -100,9 +109,6 @@ class Form:
 
 
 def _check_leaves(leaves: Sequence[Any], name: str, state: Any, *, batched: bool) -> None:
-    plain = len(leaves) == 1 and leaves[0] is state and state.dtype in FLOATS and state.layout == torch.strided
-    if plain and not (batched and state.ndim == 0):
-        return  # as most are
     if not leaves or not all(isinstance(leaf, Tensor) for leaf in leaves):
         wrong = next((type(leaf).__name__ for leaf in leaves if not isinstance(leaf, Tensor)), type(state).__name__)
         raise ConfigError(f"{name} must be a torch.Tensor, or a tuple, list or dict of them, got {wrong}")
@@ -127,3 +133,56 @@ def _described(spec: Any, shapes: Sequence[Any]) -> str:
     if spec.is_leaf():
         return "a tensor of shape " + str(tuple(shapes[0])) if shapes and shapes[0] is not None else "no tensor"
     return f"{spec.type.__name__} of shapes {[None if s is None else tuple(s) for s in shapes]}"
+
+
+class Arguments:
+    """`args` of a problem, nested as they may be, as a list of leaves.
+
+    Args:
+        args: the problem's.
+
+    Attributes:
+        leaves: tensors and others, without their marks.
+        marks: of each leaf: True: a row for each sample, False: shared, None: not said.
+        filled: as the function receives them.
+        tensors: those among the leaves.
+    """
+
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        leaves, self._spec = list(args), None
+        if not all(isinstance(a, Tensor | AbstractMark) for a in args):
+            leaves, self._spec = pytree.tree_flatten(args, is_leaf=lambda x: isinstance(x, AbstractMark))
+        self.marks: list[bool | None] = [a.per_sample if isinstance(a, AbstractMark) else None for a in leaves]
+        values = [a if mark is None else a.value for a, mark in zip(leaves, self.marks, strict=True)]
+        self._places = [i for i, a in enumerate(values) if isinstance(a, Tensor)]
+        for i in self._places:
+            if values[i].is_inference():
+                with torch.inference_mode(False):  # it can be in no graph, which products need
+                    values[i] = values[i].clone()
+        self._hold(values)
+
+    def _hold(self, leaves: list[Any]) -> None:
+        self.leaves, self.filled = leaves, self.fill(leaves)
+        self.tensors = [leaves[i] for i in self._places]
+
+    def fill(self, leaves: Sequence[Any]) -> tuple[Any, ...]:
+        """Those leaves as the function receives them."""
+        return tuple(leaves) if self._spec is None else tuple(pytree.tree_unflatten(leaves, self._spec))
+
+    def at(self, rows: Tensor, marks: Sequence[bool | None]) -> tuple[Any, ...]:
+        """The arguments at some rows of the batch, (b,), where those that are marked have a row for each sample."""
+        return self.fill([a.index_select(0, rows) if mark else a for a, mark in zip(self.leaves, marks, strict=True)])
+
+    def replaced(self, tensors: Sequence[Tensor | None]) -> Arguments:
+        """The same with others in the places of its tensors."""
+        if not self._places:
+            return self
+        other, leaves = copy.copy(self), self.leaves.copy()
+        for i, x in zip(self._places, tensors, strict=True):
+            leaves[i] = x
+        other._hold(leaves)
+        return other
+
+    def of_length(self, count: int) -> list[bool]:
+        """Which leaves are tensors whose first dimension has that length."""
+        return [i in self._places and a.ndim > 0 and len(a) == count for i, a in enumerate(self.leaves)]

@@ -45,14 +45,6 @@ class UserFunction(Dependent):
         """Whether `separable` has found that samples depend on each other."""
         return bool(self._mixes)
 
-    def args_at(self, rows: Tensor | None) -> tuple[Any, ...]:
-        """The arguments at some rows of the batch, (b,); None: of all of it."""
-        if rows is None:
-            return self.args
-        if rows is not self._rows:
-            self._rows, self._row_args = rows, self.arguments.at(rows, self._marks)
-        return self._row_args
-
     @torch.no_grad()
     def separable(self, inputs: tuple[Tensor, ...], value: Tensor, staying: Tensor) -> bool:
         """Whether some rows of the batch may be evaluated without the others; asked before rows leave.
@@ -197,28 +189,6 @@ def warn_caller(message: str) -> None:
 class VectorField(UserFunction, AbstractField):
     """f(t, y, *args)."""
 
-    def __call__(self, t: Tensor, y: Tensor) -> Tensor:
-        if not self._plain or self.counting:
-            return self._evaluate((t, y), self.args)
-        # As `_evaluate` does it, without its calls: a small state's steps are made of little else.
-        self.calls += 1
-        version, last = y._version, self._last
-        try:
-            value: Tensor = self.f(t, y, *self.args)
-        except RuntimeError:
-            self.calls -= 1
-            return self._evaluate((t, y), self.args)
-        if type(value) is not Tensor or value.shape != y.shape or value.dtype != y.dtype:
-            self._check_form(value, y)
-        if y._version != version or (last is not None and last._version != self._last_version):
-            raise self._written()
-        self._last, self._last_version = value, value._version
-        return value
-
-    def at(self, t: Tensor, y: Tensor, rows: Tensor | None) -> Tensor:
-        """At some rows of the batch, each at a time of its own, (b, 1, ..., 1)."""
-        return self._evaluate((t, y), self.args_at(rows))
-
     def linearised(self, t: Tensor, y: Tensor) -> Linearisation:
         """At a time and a state."""
         f = self._for_products()
@@ -251,8 +221,8 @@ class VectorField(UserFunction, AbstractField):
 class MapFunction(UserFunction, AbstractMap):
     """f(z, *args)."""
 
-    def __call__(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
-        return self._evaluate((z,), self.args_at(rows))
+    def __call__(self, z: Tensor, rows: Tensor | None = None) -> Tensor:  # type: ignore[override]  # a map has no time
+        return super().__call__(z, rows=rows)
 
     def watched(self, z: Tensor, rows: Tensor | None) -> Tensor:
         """An evaluation of a gradient's own, which is not counted."""
@@ -260,7 +230,7 @@ class MapFunction(UserFunction, AbstractMap):
 
     def unwatched(self, z: Tensor) -> Tensor:
         """The function alone, as inside `torch.func`'s transforms, whose tensors have no memory to be looked at."""
-        return self._apply((z.clone(),), self.args)
+        return self._called((z.clone(),), self.args)
 
     def linearised(self, z: Tensor, rows: Tensor | None = None) -> Linearisation:
         """At some rows of the batch."""

@@ -187,7 +187,12 @@ class CompiledStepper(ExplicitStepper):
         except _WritesByIndex:
             return self._step_by_step(t, h, y, first, last=last)
         if step.y_next.requires_grad:
-            step.y_next.register_hook(lambda _: self._field.count_products(evaluations))
+            stats = self._field.stats  # a graph must not hold the field
+
+            def count(_: Tensor) -> None:
+                stats.n_vjp += evaluations
+
+            step.y_next.register_hook(count)
         return step
 
     def _step_by_step(self, t: Number, h: Number, y: Tensor, first: Tensor | None, *, last: bool) -> Step:

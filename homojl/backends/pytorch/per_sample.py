@@ -287,7 +287,7 @@ class _Batch:
             return self.rows is not None or bool(self.f.separates)
         self.asked = live.sum()
         t, y = self.field_times(self.t[self.index]), self.layout.unflatten(self.y)
-        value = self.f.at(t, y, None) if self.k is None else self.layout.unflatten(self.k)
+        value = self.f(t, y) if self.k is None else self.layout.unflatten(self.k)
         finite = torch.isfinite(self.y).all(1) & torch.isfinite(value.reshape(len(value), -1)).all(1)
         (staying,) = np.nonzero(live & finite.cpu().numpy())
         if not len(staying):

@@ -53,10 +53,10 @@ class RowLayout:
         """The field at those rows of the batch, for flat states (b, n) and times (b,)."""
         ndim = len(self._batch)
         if ndim == 2:  # states that are flat already
-            return lambda t, y: f.at(t.view(-1, 1), y, rows)
+            return lambda t, y: f(t.view(-1, 1), y, rows=rows)
 
         def evaluate(t: Tensor, y: Tensor) -> Tensor:
-            return self.flatten(f.at(t.view(-1, *[1] * (ndim - 1)), self.unflatten(y), rows))
+            return self.flatten(f(t.view(-1, *[1] * (ndim - 1)), self.unflatten(y), rows=rows))
 
         return evaluate
 

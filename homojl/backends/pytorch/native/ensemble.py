@@ -104,7 +104,7 @@ def _opened(
     with torch.no_grad():
         times = y0.new_full((len(y0), *[1] * (y0.ndim - 1)), ts[0])
         if f.separates is None:
-            value = f.at(times, y0.detach(), None)
+            value = f(times, y0.detach())
             if not f.separable((times, y0.detach()), value, torch.arange(len(y0))):
                 raise Unsupported("a field that cannot be evaluated for some samples alone")
     lanes = torch.arange(_lanes(len(y0))) % len(y0)
