@@ -13,12 +13,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from homojl.adjoints.base import AbstractODEAdjoint, Solve
+from homojl.adjoints.ode import AbstractODEAdjoint, Solve
 from homojl.adjoints.times import at_event, follow
 from homojl.backends.base import EventCondition, Integration
+from homojl.backends.pytorch.record import Record
 from homojl.errors import ConfigError
 from homojl.problems import Event, ODEProblem
-from homojl.solution import Happened, Samples, StackedStates, Status, StepSequence
+from homojl.solution import Happened, Samples, Status, StepSequence
 
 Tensor = torch.Tensor
 Time = float | Tensor  # a tensor where it requires a gradient
@@ -27,106 +28,88 @@ MOST_EVENTS = 10_000  # of one solve, as of a ball that comes to rest
 
 
 class Course:
-    """One solve from its start to its end.
+    """A solve that is divided by events or jumps, or has gradients by its times.
 
     Args:
         problem: the problem.
         solve: how and where it is integrated.
         adjoint: how the integrations are differentiated.
         split: from a joined state to the user's.
-
-    Attributes:
-        ts, states, status, message, steps, samples, events: of the solution, states joined.
-        nfe, n_accepted, n_rejected: costs of all integrations.
-        result: of the last one.
     """
-
-    result: Integration
 
     def __init__(
         self, problem: ODEProblem, solve: Solve, adjoint: AbstractODEAdjoint, split: Callable[[Tensor], Any]
     ) -> None:
         self._problem, self._solve, self._adjoint, self._split = problem, solve, adjoint, split
-        self.states: Sequence[Tensor] = ()
-        self.events: list[Happened] = []
-        self.status, self.message = Status.SUCCESS, ""
-        self.samples: Samples | None = None
-        self.steps = StepSequence()
-        self.nfe = self.n_accepted = self.n_rejected = 0
-        self._times: tuple[Time, ...] = problem.ts
-        if problem.times and torch.is_grad_enabled():
-            self._times = problem.times
+        self._times: tuple[Time, ...] = problem.times if problem.times and torch.is_grad_enabled() else problem.ts
+        self._events: list[Happened] = []
+        self._costs: list[tuple[int, int, int]] = []  # of each integration: evaluations, rejected and accepted steps
 
-    def run(self, y0: Tensor) -> Course:
+    def run(self, y0: Tensor) -> Integration:
         """Integrate from the initial state."""
-        problem = self._problem
-        jumps = (
-            sorted(problem.jumps, key=_number, reverse=problem.ts[-1] < problem.ts[0])
-            if torch.is_grad_enabled()
-            else []
-        )
+        problem, recording = self._problem, torch.is_grad_enabled()
+        backwards = problem.ts[-1] < problem.ts[0]
+        jumps = sorted(problem.jumps, key=_number, reverse=backwards) if recording else []
         if not jumps and (problem.event is None or problem.event.terminal):
-            ts, ys = self._integrate(y0, self._times, None)
-            plain = self._times is problem.ts and self.status is not Status.EVENT
-            self.ts = torch.tensor(ts, dtype=torch.float64) if plain else _stacked(ts)
-            self.states = ys if isinstance(ys, StackedStates) else tuple(ys)
-            self.steps = self.result.record.steps()
-        elif self._solve.each:
-            self._each_in_parts(y0)
-        else:
-            self._in_parts(y0, jumps)
-        return self
-
-    def _in_parts(self, y0: Tensor, jumps: Sequence[Tensor]) -> None:
-        """Integrate from event to event, and from jump to jump."""
+            result = self._integrate(y0, self._times, None)
+            result.ts = _stacked(result.ts)
+            return result
         if self._solve.keep_states:
             raise ConfigError("events that do not end the solve, and gradients of jumps, do not go with dense=True")
-        ts, direction = self._problem.ts, 1.0 if self._problem.ts[-1] > self._problem.ts[0] else -1.0
-        ahead = [j for j in jumps if (_number(j) - ts[0]) * direction > 0 and (ts[-1] - _number(j)) * direction > 0]
+        result = self._each_in_parts(y0) if self._solve.each else self._in_parts(y0, jumps)
+        result.events = self._events
+        result.nfe, result.n_rejected, result.n_accepted = (sum(c) for c in zip(*self._costs, strict=True))
+        return result
+
+    def _in_parts(self, y0: Tensor, jumps: Sequence[Tensor]) -> Integration:
+        """Integrate from event to event, and from jump to jump."""
+        ts, event = self._problem.ts, self._problem.event
+        way = 1.0 if ts[-1] > ts[0] else -1.0
+        ahead = [j for j in jumps if (_number(j) - ts[0]) * way > 0 and (ts[-1] - _number(j)) * way > 0]
         start, y, passed = self._times[0], y0, None
         saved_ts, saved = [start], [y0]
         starts: list[float] = []
         sizes: list[float] = []
         saves: list[tuple[int, float]] = []
         while True:
-            at = _number(start)
-            left = self._times[len(saved) :]
-            bound = ahead[0] if ahead else self._times[-1]
-            inner = [t for t in left if (_number(bound) - _number(t)) * direction > 0]
-            first = len(starts)
-            got, ys = self._integrate(y, (start, *inner, bound), passed)
-            steps = self.result.record.steps()
-            starts, sizes = [*starts, *steps.starts], [*sizes, *steps.sizes]
-            reached = len(got) - 1 - (self.status is Status.EVENT or self.result.record.held is not None)
+            at, bound = _number(start), ahead[0] if ahead else self._times[-1]
+            inner = [t for t in self._times[len(saved) :] if (_number(bound) - _number(t)) * way > 0]
+            result = self._integrate(y, (start, *inner, bound), passed)
+            got, ys, steps, first = result.ts, result.ys, result.record.steps(), len(starts)
+            starts += steps.starts
+            sizes += steps.sizes
+            reached = len(got) - 1 - (result.status is Status.EVENT or result.record.held is not None)
             kept = min(reached, len(inner) + (not ahead))
-            saved_ts, saved = [*saved_ts, *got[1 : 1 + kept]], [*saved, *ys[1 : 1 + kept]]
+            saved_ts += got[1 : 1 + kept]
+            saved += ys[1 : 1 + kept]
             saves += [(first + i, x) for i, x in steps.saves[:kept]]
-            if not self.status.ok:
+            if not result.status.ok:
                 if reached < len(got) - 1:
                     saved_ts, saved = [*saved_ts, got[-1]], [*saved, ys[-1]]
                 break
-            if self.status is Status.EVENT:
-                start, y, passed = self._after_event(got[-1], ys[-1])
-                if self._problem.event is not None and self._problem.event.terminal:
-                    saved_ts, saved, saves = [*saved_ts, start], [*saved, y], [*saves, (len(starts) - 1, 1.0)]
+            if result.status is not Status.EVENT:
+                if not ahead:
                     break
-                if _number(start) == _number(bound) or _number(start) == at:
-                    start = math.nextafter(at, _number(bound)) if _number(start) == at else start
-                self._refuse_accumulation(_number(start))
-                if (ts[-1] - _number(start)) * direction <= 0 or not self.status.ok:
-                    saved_ts, saved = [*saved_ts, start], [*saved, y]
-                    break
+                start, y, passed = ahead.pop(0), ys[-1], None
+                if _number(start) == _number(self._times[len(saved)]):
+                    saved_ts.append(self._times[len(saved)])
+                    saved.append(self._after_jump(start, y, len(saved)))
+                    saves.append((len(starts) - 1, 1.0))
                 continue
-            if not ahead:
+            start, y, passed = self._after_event(result)
+            if event is not None and event.terminal:
+                saved_ts, saved, saves = [*saved_ts, start], [*saved, y], [*saves, (len(starts) - 1, 1.0)]
                 break
-            start, y, passed = ahead.pop(0), ys[-1], None
-            if _number(start) == _number(self._times[len(saved)]):
-                saved_ts, saved = [*saved_ts, self._times[len(saved)]], [*saved, self._after_jump(start, y, len(saved))]
-                saves.append((len(starts) - 1, 1.0))
-        if self.status is Status.EVENT and not (self._problem.event is not None and self._problem.event.terminal):
-            self.status = Status.SUCCESS
-        self.ts, self.states = _stacked(saved_ts), tuple(saved)
-        self.steps = StepSequence(tuple(starts), tuple(sizes), tuple(saves))
+            result.status = Status.SUCCESS
+            if _number(start) == at:
+                start = math.nextafter(at, _number(bound))
+            self._refuse_accumulation(result, _number(start))
+            if (ts[-1] - _number(start)) * way <= 0 or not result.status.ok:
+                saved_ts, saved = [*saved_ts, start], [*saved, y]
+                break
+        result.ts, result.ys = _stacked(saved_ts), saved
+        result.record = Record(taken=StepSequence(tuple(starts), tuple(sizes), tuple(saves)))
+        return result
 
     def _after_jump(self, jump: Tensor, y: Tensor, i: int) -> Tensor:
         """The state at the save time with index i where the field jumps, with the gradients by both times."""
@@ -136,15 +119,15 @@ class Course:
             state = follow(self._solve.f, 1.0, time, state, beside)
         return state
 
-    def _each_in_parts(self, y0: Tensor) -> None:
+    def _each_in_parts(self, y0: Tensor) -> Integration:
         """Integrate from event to event, every sample from its own; those that have no other wait at the end."""
         event, ts = self._problem.event, np.array(self._problem.ts)
         assert event is not None
         column = (-1, *[1] * (y0.ndim - 1))
         y, starts, passed, states, total = y0, None, None, None, None
         while True:
-            _, ys = self._integrate(y, self._times, passed, starts)
-            samples = self.samples
+            result = self._integrate(y, self._times, passed, starts)
+            ys, samples = result.ys, result.samples
             assert samples is not None
             total = samples if total is None else _gone_on(total, samples, starts)
             if states is None or starts is None:
@@ -159,10 +142,10 @@ class Course:
             happened = samples.events >= 0
             if not bool(happened.any()):
                 break
-            self.events.append(
+            self._events.append(
                 Happened(torch.where(happened, samples.times, torch.nan), self._split(ys[-1]), samples.events)
             )
-            if len(self.events) >= MOST_EVENTS or self._accumulate(samples.times, event):
+            if len(self._events) >= MOST_EVENTS or self._accumulate(result, samples.times, event):
                 break
             mask = happened.to(y0.device).view(column)
             y = ys[-1]
@@ -172,49 +155,41 @@ class Course:
                 times = samples.times.to(y0.device, y0.dtype.to_real()).view(column)
                 y = torch.where(mask, self._changed(event, times, given), y)
             starts, passed = torch.where(happened, samples.times, ts[-1]), samples.events.numpy()
-        failed = [s for s in total.statuses if not s.ok]
-        if not failed and self.status.ok:
-            self.status = Status.SUCCESS
-        self.samples = replace(
-            total, statuses=tuple(Status.SUCCESS if s is Status.EVENT else s for s in total.statuses)
-        )
-        self.ts, self.states = _stacked(self._times), tuple(states)
+        if all(s.ok for s in total.statuses) and result.status.ok:
+            result.status = Status.SUCCESS
+        statuses = tuple(Status.SUCCESS if s is Status.EVENT else s for s in total.statuses)
+        result.samples, result.ts, result.ys = replace(total, statuses=statuses), _stacked(self._times), states
+        return result
 
-    def _accumulate(self, times: Tensor, event: Event) -> bool:
+    def _accumulate(self, result: Integration, times: Tensor, event: Event) -> bool:
         """Whether a sample's events follow each other too fast; the solve's status says so then."""
-        if event.then is None or len(self.events) < 2:
+        if event.then is None or len(self._events) < 2:
             return False
-        gaps = (self.events[-1].time - self.events[-2].time).abs().detach().nan_to_num(torch.inf)
+        gaps = (self._events[-1].time - self._events[-2].time).abs().detach().nan_to_num(torch.inf)
         ts, eps = self._problem.ts, torch.finfo(self._solve.f.dtype).eps
         fast = gaps <= 64 * eps * torch.clamp_min(times.detach().abs(), abs(ts[-1] - ts[0]))
         if bool(fast.any()):
-            self._give_up(float(times[int(fast.nonzero()[0])]), f", sample {int(fast.nonzero()[0])}")
+            first = int(fast.nonzero()[0])
+            _give_up(result, float(times[first]), f", sample {first}")
         return bool(fast.any())
 
-    def _give_up(self, t: float, where: str = "") -> None:
-        self.status = Status.STEP_TOO_SMALL
-        self.message = (
-            f"events follow each other ever faster up to t = {t:.6g}{where}, as those of a ball that comes to rest; "
-            "end the solve before, by an event that is terminal"
-        )
-
-    def _refuse_accumulation(self, t: float) -> None:
+    def _refuse_accumulation(self, result: Integration, t: float) -> None:
         """End the solve where events follow each other without end, or too fast for times to be told apart."""
         then = self._problem.event is not None and self._problem.event.then is not None
-        last = [h.time.item() for h in self.events[-2:] if h.which == self.events[-1].which]
+        last = [h.time.item() for h in self._events[-2:] if h.which == self._events[-1].which]
         ts, eps = self._problem.ts, torch.finfo(self._solve.f.dtype).eps
         if then and len(last) == 2 and abs(last[1] - last[0]) <= 64 * eps * max(abs(t), abs(ts[-1] - ts[0])):
-            self._give_up(t)
-        elif len(self.events) >= MOST_EVENTS:
-            self.status, self.message = Status.MAX_STEPS, f"{MOST_EVENTS} events took place; loosen direction"
+            _give_up(result, t)
+        elif len(self._events) >= MOST_EVENTS:
+            result.status, result.message = Status.MAX_STEPS, f"{MOST_EVENTS} events took place; loosen direction"
 
-    def _after_event(self, t: Time, y: Tensor) -> tuple[Time, Tensor, int | None]:
+    def _after_event(self, result: Integration) -> tuple[Time, Tensor, int | None]:
         """Note an event; the time and the state that the solve goes on from, and which value has just changed."""
-        event, which = self._problem.event, self.result.event
+        event, which, t, y = self._problem.event, result.event, result.ts[-1], result.ys[-1]
         assert event is not None, "an event ended the integration"
         assert which is not None, event
         time = t if isinstance(t, Tensor) else torch.tensor(t, dtype=torch.float64)
-        self.events.append(Happened(time, self._split(y), which))
+        self._events.append(Happened(time, self._split(y), which))
         if event.then is not None:
             y = self._changed(event, time.to(y.device, y.dtype.to_real()), y)
         return t, y, which
@@ -227,10 +202,8 @@ class Course:
         self._solve.f.check(y, "then")
         return y
 
-    def _integrate(
-        self, y0: Tensor, times: Sequence[Time], passed: Any, starts: Tensor | None = None
-    ) -> tuple[list[Time], Sequence[Tensor]]:
-        """One integration: the times that were reached and the states there, with their gradients.
+    def _integrate(self, y0: Tensor, times: Sequence[Time], passed: Any, starts: Tensor | None = None) -> Integration:
+        """One integration, its times and states with their gradients.
 
         Args:
             y0: where it starts.
@@ -238,56 +211,48 @@ class Course:
             passed: as in `EventCondition`.
             starts: times of the samples' own starts, (B,).
         """
-        solve, recording = self._solve, torch.is_grad_enabled()
-        plain = times is self._problem.ts  # numbers, as they mostly are
-        ts = self._problem.ts if plain else tuple(_number(t) for t in times)
+        recording, ts, start = torch.is_grad_enabled(), tuple(map(_number, times)), y0
         event = None if self._problem.event is None else self._condition(self._problem.event, passed)
-        if event is not None or ts != solve.ts:
-            solve = replace(solve, ts=ts, event=event)
-        start = y0
+        solve = self._solve.but(ts=ts, event=event)
         if starts is not None:
-            solve = replace(solve, starts=starts.detach().numpy())
+            solve = solve.but(starts=starts.detach().numpy())
             if recording and starts.requires_grad:
                 start = follow(solve.f, -1.0, starts, y0)
         first = times[0]
         if recording and isinstance(first, Tensor) and first.requires_grad:
             start = follow(solve.f, -1.0, first, y0, self._beside(ts[0], ts[-1]))
-        self.result = result = self._adjoint.integrate(solve, start)
-        self._count(result)
-        got: list[Time] = list(result.ts)
-        ys: Sequence[Tensor] = result.ys
-        if recording and not plain and any(map(_wants, times)):
-            states = [y0, *ys[1:]]
-            for i in range(min(len(got), len(times))):
-                time = times[i]
-                if isinstance(time, Tensor) and time.requires_grad and result.ts[i] == ts[i]:
+        result = self._adjoint.integrate(solve, start)
+        self._costs.append((result.nfe, result.n_rejected, result.n_accepted))
+        if recording and any(map(_wants, times)):
+            got: list[Time] = list(result.ts)
+            ys = [y0, *result.ys[1:]]
+            for i, time in enumerate(times[: len(got)]):
+                if isinstance(time, Tensor) and time.requires_grad and got[i] == ts[i]:
                     got[i] = time
                     if i:
-                        states[i] = follow(solve.f, 1.0, time, states[i], self._beside(ts[i], ts[0]))
-            ys = states
+                        ys[i] = follow(solve.f, 1.0, time, ys[i], self._beside(ts[i], ts[0]))
+            result.ts, result.ys = got, ys
         if result.status is Status.EVENT and recording:
-            ys = self._through_event(solve, got, list(ys))
-        return got, ys
+            self._through_event(solve, result)
+        return result
 
-    def _through_event(self, solve: Solve, got: list[Time], ys: list[Tensor]) -> list[Tensor]:
-        """The states with gradients through the times of events, which `got`, or `samples`, receives."""
-        event, samples = solve.event, self.samples
+    def _through_event(self, solve: Solve, result: Integration) -> None:
+        """Give times and states their gradients through the times of events."""
+        event, samples, got, ys = solve.event, result.samples, list(result.ts), list(result.ys)
         assert event is not None
         if samples is None:
-            got[-1], ys[-1] = at_event(
-                solve.f, event.condition, torch.tensor(_number(got[-1]), dtype=torch.float64), ys[-1], self.result.event
-            )
-            return ys
+            time = torch.tensor(_number(got[-1]), dtype=torch.float64)
+            got[-1], ys[-1] = at_event(solve.f, event.condition, time, ys[-1], result.event)
+            result.ts, result.ys = got, ys
+            return
         which = samples.events
         times, last = at_event(solve.f, event.condition, samples.times, ys[-1], which)
-        self.samples = replace(samples, times=times)
-        ended = (which >= 0).to(last.device)
+        result.samples = replace(samples, times=times)
+        ended = which >= 0
         for i in range(1, len(ys)):  # the state at the event stands for the save times after it
-            after = ended & ((samples.times - _number(got[i])) * (_number(got[-1]) - _number(got[0])) <= 0).to(
-                last.device
-            )
-            ys[i] = torch.where(after.view(-1, *[1] * (last.ndim - 1)), last, ys[i])
-        return ys
+            after = ended & ((samples.times - _number(got[i])) * (_number(got[-1]) - _number(got[0])) <= 0)
+            ys[i] = torch.where(after.to(last.device).view(-1, *[1] * (last.ndim - 1)), last, ys[i])
+        result.ys = ys
 
     def _beside(self, t: float, towards: float) -> float | None:
         """The time next to a jump of the field on that side of it; None: the field does not jump there."""
@@ -307,15 +272,13 @@ class Course:
 
         return EventCondition(condition, event.direction, passed)
 
-    def _count(self, result: Integration) -> None:
-        self.status, self.message, self.samples = result.status, result.message, result.samples
-        self.nfe += result.nfe
-        self.n_rejected += result.n_rejected
-        accepted = len(result.record.rounds)
-        if isinstance(result.samples, Samples):
-            most = int((result.samples.n_accepted + result.samples.n_rejected).argmax())
-            accepted = int(result.samples.n_accepted[most])
-        self.n_accepted += accepted
+
+def _give_up(result: Integration, t: float, where: str = "") -> None:
+    result.status = Status.STEP_TOO_SMALL
+    result.message = (
+        f"events follow each other ever faster up to t = {t:.6g}{where}, as those of a ball that comes to rest; "
+        "end the solve before, by an event that is terminal"
+    )
 
 
 def _gone_on(before: Samples, after: Samples, starts: Tensor | None) -> Samples:

@@ -6,7 +6,7 @@ import bisect
 
 import torch
 
-from homojl.adjoints.base import Solve
+from homojl.adjoints.ode import Solve
 from homojl.adjoints.times import follow
 from homojl.backends.base import Integration
 from homojl.backends.pytorch.steppers import stepper_for
@@ -37,7 +37,8 @@ class DenseOutput:
         self._solve, self._result, self._f = solve, result, solve.f
         self._stepper = stepper_for(solve.algorithm)
         self._direction = 1.0 if solve.ts[-1] > solve.ts[0] else -1.0
-        self._rounds = result.record.rounds
+        self._rounds, self._states = result.record.rounds, result.record.states or []
+        self._first, self._last = float(result.ts[0]), float(result.ts[-1])
         self._starts = [taken.t * self._direction for taken in self._rounds]
         self._step: tuple[int, bool, Step] | None = None
         self._versions = self._f.versions()
@@ -52,7 +53,7 @@ class DenseOutput:
                 "what f depends on has changed since the solve, so that its steps cannot be taken again: ask for the "
                 "states before, or save them with ts"
             )
-        recorded = any(taken.y is not None and taken.y.requires_grad for taken in self._rounds[1:2])
+        recorded = any(y.requires_grad for y in self._states[1:2])
         if torch.is_grad_enabled() and self._result.ys[-1].requires_grad and not recorded and len(self._rounds) > 1:
             raise ConfigError(
                 "the solution between its save times has gradients with DirectAdjoint() alone: add the times to ts, or "
@@ -66,7 +67,7 @@ class DenseOutput:
         return states[0] if times.ndim == 0 else torch.stack(states)
 
     def _at(self, t: float) -> Tensor:
-        first, last = self._result.ts[0], self._result.ts[-1]
+        first, last = self._first, self._last
         if not min(first, last) <= t <= max(first, last):
             raise ConfigError(f"t = {t:.6g} lies outside the solution, which goes from {first:.6g} to {last:.6g}")
         if t == first:
@@ -74,14 +75,13 @@ class DenseOutput:
         if not self._rounds:  # a state without elements takes no steps
             return self._result.ys[-1]
         index = max(bisect.bisect_left(self._starts, t * self._direction) - 1, 0)
-        taken = self._rounds[index]
-        assert taken.y is not None, "a dense solve keeps its states"
+        taken, y = self._rounds[index], self._states[index]
         fraction = min(max((t - taken.t) / taken.h, 0.0), 1.0)
         if fraction == 0.0:
-            return taken.y
+            return y
         if not self._stepper.interpolates:
-            return self._stepper.step(self._f, taken.t, fraction * taken.h, taken.y, last=False).y_next
+            return self._stepper.step(self._f, taken.t, fraction * taken.h, y, last=False).y_next
         if self._step is None or self._step[:2] != (index, torch.is_grad_enabled()):
-            step = self._stepper.step(self._f, taken.t, taken.h, taken.y)
+            step = self._stepper.step(self._f, taken.t, taken.h, y)
             self._step = (index, torch.is_grad_enabled(), step)
         return self._stepper.inside(self._step[2], [fraction])[0]

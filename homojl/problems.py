@@ -88,8 +88,10 @@ class AbstractProblem:
         initial: state, as the user gave it.
         form: of the state.
         closed: whether args and params alone receive gradients.
+        asks_for: what its solution is.
     """
 
+    asks_for: ClassVar[str]
     function: Callable[..., Any]
     initial: Any
     form: Form
@@ -144,6 +146,8 @@ class ODEProblem(AbstractProblem):
     Raises:
         ConfigError: if anything is of the wrong type, shape, dtype or order.
     """
+
+    asks_for: ClassVar[str] = "a course"
 
     f: Callable[..., Any]
     y0: Any
@@ -203,6 +207,8 @@ class FixedPointProblem(AbstractProblem):
         ConfigError: if anything is of the wrong type, shape or dtype.
     """
 
+    asks_for: ClassVar[str] = "an equilibrium"
+
     f: Callable[..., Any]
     z0: Any
     args: tuple[Any, ...] = ()
@@ -230,6 +236,8 @@ class HomotopyProblem(AbstractProblem):
 
     References: Ding et al. (2023), arXiv 2310.09583, (1), (21), (23).
     """
+
+    asks_for: ClassVar[str] = "a path"
 
     r: Callable[..., Any]
     z0: Any

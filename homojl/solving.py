@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from types import FrameType
 from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
+from torch.utils._pytree import tree_leaves
 
 from homojl import transforms
 from homojl.adjoints import (
@@ -17,7 +20,7 @@ from homojl.adjoints import (
     DirectAdjoint,
     ImplicitAdjoint,
 )
-from homojl.adjoints.base import EmptyAdjoint, Solve
+from homojl.adjoints.ode import EmptyAdjoint, NoAdjoint, Solve
 from homojl.adjoints.path import differentiable_root
 from homojl.algorithms import (
     AbstractAdaptive,
@@ -28,17 +31,26 @@ from homojl.algorithms import (
     ArcLength,
     ErrorNorm,
     SciML,
+    memory_of,
 )
-from homojl.backends import AbstractBackend, Task, TorchBackend, announce, get_backend
+from homojl.backends import AbstractBackend, TorchBackend, announce, get_backend
 from homojl.course import Course
 from homojl.dense import DenseOutput
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.functions import Form, MapFunction, VectorField, WrittenOver
 from homojl.functions.user import warn_caller
 from homojl.precision import evaluated_in
-from homojl.problems import AbstractProblem, FixedPointProblem, HomotopyProblem, ODEProblem, PerSample, Shared
+from homojl.problems import (
+    AbstractProblem,
+    FixedPointProblem,
+    HomotopyProblem,
+    ODEProblem,
+    PerSample,
+    Shared,
+    unmarked,
+)
 from homojl.roots import path_to_root
-from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
+from homojl.solution import EquilibriumSolution, PathSolution, Solution, StackedStates, Stats, Status
 from homojl.splitting import Lowered, lower
 
 BATCHES = ("joint", "per-sample")
@@ -142,16 +154,30 @@ def solve(
         BackendUnavailable: if the backend cannot be used here.
         SolveError: if the solve did not reach its end and `throw` is true; carries the partial solution.
     """
-    solver = _solver_of(problem, batch, dense)
+    if not isinstance(problem, AbstractProblem):
+        kinds = "ODEProblem, FixedPointProblem, HomotopyProblem"
+        raise ConfigError(f"problem must be one of {kinds}, got {type(problem).__name__}")
+    ode = problem.asks_for == "a course"
+    if batch not in BATCHES:
+        raise ConfigError(f"batch must be 'joint' or 'per-sample', got {batch!r}")
+    if dense and not (ode and batch == "joint"):
+        raise ConfigError("dense=True is for an ODEProblem with batch='joint'")
+    if batch != "joint" and not ode:
+        raise ConfigError("batch='per-sample' is for an ODEProblem; a fixed point's samples always end one by one")
     transforms.refuse_tracing()
-    form, start = _start(problem)
+    form = None if problem.form.plain else problem.form
+    start = problem.initial if form is None else form.join(problem.initial)
+    if start.is_inference() and not torch.is_inference_mode_enabled():
+        start = start.clone()  # what was made in inference mode can be in no graph
     version = 0 if start.is_inference() else start._version
     device_type, dtype = start.device.type, evaluated_in(problem, algorithm, precision, start)
     for copies in (False, True):
-        job = _Job(problem, algorithm, backend, start, form, dtype, copies)
+        asked = _Asked(problem, algorithm, backend, start, form, dtype, copies)
         try:
-            with torch.autocast(device_type, enabled=False) if dtype is not None else nullcontext():
-                solution: Solution | EquilibriumSolution | PathSolution = solver(job, adjoint, batch, dense)
+            with torch.autocast(device_type, enabled=False) if dtype is not None else _AS_IT_IS:
+                solution: Solution | EquilibriumSolution | PathSolution = _SOLVERS[problem.asks_for](
+                    asked, adjoint, batch == "per-sample", dense
+                )
             break
         except WrittenOver:
             if copies or (not start.is_inference() and start._version != version):
@@ -161,7 +187,10 @@ def solve(
     return solution
 
 
-class _Job(NamedTuple):
+_AS_IT_IS: AbstractContextManager[Any] = nullcontext()
+
+
+class _Asked(NamedTuple):
     """What is solved, how and where.
 
     Attributes:
@@ -180,18 +209,18 @@ class _Job(NamedTuple):
     precision: torch.dtype | None
     copies: bool
 
-    def function(self, kind: type[F], stats: Stats, f: Any, name: str = "f", state: str = "z0") -> F:
-        """The problem's function with all that it depends on."""
+    def function(self, kind: type[F], stats: Stats, problem: Any, name: str, state: str) -> F:
+        """A problem's function with all that it depends on."""
         return kind(
-            f,
-            self.problem.args,
-            self.problem.params,
+            problem.function,
+            problem.args,
+            problem.params,
             like=self.start,
             stats=stats,
             form=self.form,
             precision=self.precision,
             copies=self.copies,
-            closed=self.problem.closed,
+            closed=problem.closed,
             name=name,
             state=state,
         )
@@ -201,118 +230,105 @@ class _Job(NamedTuple):
         return state if self.form is None else self.form.split(state)
 
 
-def _start(problem: AbstractProblem) -> tuple[Form | None, torch.Tensor]:
-    start = problem.initial if problem.form.plain else problem.form.join(problem.initial)
-    if start.is_inference() and not torch.is_inference_mode_enabled():
-        start = start.clone()  # what was made in inference mode can be in no graph
-    return (None if problem.form.plain else problem.form), start
-
-
-def _solver_of(problem: object, batch: str, dense: bool) -> Callable[..., Any]:
-    """What solves a problem of that kind."""
-    solver = next((solver for kind, solver in _SOLVERS.items() if isinstance(problem, kind)), None)
-    if solver is None:
-        kinds = ", ".join(kind.__name__ for kind in _SOLVERS)
-        raise ConfigError(f"problem must be one of {kinds}, got {type(problem).__name__}")
-    if batch not in BATCHES:
-        raise ConfigError(f"batch must be 'joint' or 'per-sample', got {batch!r}")
-    if dense and (solver is not _solve_ode or batch != "joint"):
-        raise ConfigError("dense=True is for an ODEProblem with batch='joint'")
-    if batch != "joint" and solver is not _solve_ode:
-        raise ConfigError("batch='per-sample' is for an ODEProblem; a fixed point's samples always end one by one")
-    return solver
-
-
 def _require(part: str, given: object, kind: type | tuple[type, ...], what: str) -> None:
     if not isinstance(given, kind):
         raise ConfigError(f"{part} must be one for {what}, got {given!r}")
 
 
-def _solve_ode(job: _Job, adjoint: Any, batch: str, dense: bool) -> Solution:
-    problem, algorithm = job.problem, job.algorithm
+def _solve_ode(asked: _Asked, adjoint: Any, each: bool, dense: bool) -> Solution:
+    problem, algorithm, start = asked.problem, asked.algorithm, asked.start
     _require("algorithm", algorithm, AbstractODEAlgorithm, "ODEs such as Tsit5()")
     adjoint = DirectAdjoint() if adjoint is None else adjoint
     _require("adjoint", adjoint, AbstractODEAdjoint, "ODEs such as CheckpointAdjoint()")
-    if batch != "joint" and problem.native:
-        return _solve_ensemble(job)
-    chosen = choose_backend(job.backend, algorithm, job.start.device, adjoint, batch=batch)
-    if batch != "joint":
+    if each and problem.native:
+        chosen, adjoint = _ensemble_backend(problem, asked), NoAdjoint()
+    else:
+        chosen = choose_backend(
+            asked.backend, algorithm, start.device, adjoint, batch="per-sample" if each else "joint"
+        )
+        _check_times(problem.ts, start.dtype)
+    if each:
         _check_samples(problem)
-    _warn_of_coarse_times(problem.ts, job.start.dtype)
+    if torch._C._current_graph_task_id() != -1 and memory_of(algorithm) is not None:
+        _refuse_recomputation()
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
-    f = job.function(VectorField, stats, problem.f, state="y0")
-    if job.start.numel() == 0:
+    f = asked.function(VectorField, stats, problem, "f", "y0")
+    if start.numel() == 0:
         adjoint = EmptyAdjoint()
     elif transforms.active():
         adjoint = transforms.adjoint_for(algorithm, adjoint)
-        if transforms.mapped([job.start, *f.held()]):
+        if transforms.mapped([start, *f.held()]):
             if dense:
                 raise ConfigError("dense=True does not go with torch.func.vmap; save the states with ts")
-            return _solve_mapped(job, f, stats)
-    solve = Solve(f, problem.ts, algorithm, chosen, None, problem.discontinuities, dense, batch != "joint")
+            return _solve_mapped(asked, f, stats)
+    jumps = problem.discontinuities
+    solve = Solve(f, problem.ts, algorithm, algorithm.norm, dense, None, jumps, each, backend=chosen)
     started = time.perf_counter()
-    course = Course(problem, solve, adjoint, job.split).run(job.start)
+    if problem.event is None and not problem.times and not problem.jumps:
+        result = adjoint.integrate(solve, start)
+    else:
+        result = Course(problem, solve, adjoint, asked.split).run(start)
     stats.seconds = time.perf_counter() - started
-    stats.nfe, stats.n_accepted, stats.n_rejected = course.nfe, course.n_accepted, course.n_rejected
-    interpolant = None
-    if dense:
-        between = DenseOutput(solve, course.result)
-        interpolant = between if job.form is None else lambda t: job.split(between(t))
+    stats.nfe, stats.n_accepted, stats.n_rejected = result.nfe, result.n_accepted, result.n_rejected
+    interpolant: Any = DenseOutput(solve, result) if dense else None
+    states: Any = result.ys if isinstance(result.ys, StackedStates) else tuple(result.ys)
+    if asked.form is not None:
+        states = tuple(map(asked.form.split, states))
+        if (between := interpolant) is not None:
+            interpolant = lambda t: asked.split(between(t))  # noqa: E731
     return Solution(
-        ts=course.ts,
-        states=course.states if job.form is None else tuple(job.split(y) for y in course.states),
-        status=course.status,
+        ts=torch.as_tensor(result.ts, dtype=torch.float64, device="cpu"),
+        states=states,
+        status=result.status,
         stats=stats,
-        steps=course.steps,
-        message=course.message,
-        samples=course.samples,
-        events=tuple(course.events),
+        steps=result.record.steps(),
+        message=result.message,
+        samples=result.samples,
+        events=tuple(result.events),
         interpolant=interpolant,
     )
 
 
-def _solve_ensemble(job: _Job) -> Solution:
-    """A function in Julia of one sample, for each row of the batch with steps of its own."""
-    problem, algorithm = job.problem, job.algorithm
-    _check_samples(problem)
-    if job.backend not in ("julia", "auto"):
-        raise ConfigError(f"batch='per-sample' with a {problem.native} needs backend='julia', got {job.backend!r}")
+def _ensemble_backend(problem: ODEProblem, asked: _Asked) -> AbstractBackend:
+    """What solves a function in Julia of one sample, for each row of the batch with steps of its own: values alone."""
+    if asked.backend not in ("julia", "auto"):
+        raise ConfigError(f"batch='per-sample' with a {problem.native} needs backend='julia', got {asked.backend!r}")
     chosen = get_backend("julia")
-    stats = Stats(backend=chosen.name, algorithm=algorithm.name)
-    f = job.function(VectorField, stats, problem.f, state="y0")
-    if torch.is_grad_enabled() and any(x.requires_grad for x in (job.start, *f.arguments.tensors)):
+    leaves = [x for x in tree_leaves(unmarked(problem.args)) if isinstance(x, torch.Tensor)]
+    if torch.is_grad_enabled() and any(x.requires_grad for x in (asked.start, *leaves)):
         raise ConfigError(
             f"batch='per-sample' with a {problem.native} gives values, and no gradients: solve under torch.no_grad()"
         )
-    started = time.perf_counter()
-    result = chosen.integrate(Task(f, problem.ts, algorithm, each=True), job.start)
-    stats.seconds, stats.nfe, stats.n_rejected = time.perf_counter() - started, result.nfe, result.n_rejected
-    assert result.samples is not None
-    stats.n_accepted = int(result.samples.n_accepted.max())
-    return Solution(
-        ts=torch.tensor(problem.ts, dtype=torch.float64),
-        states=tuple(result.ys),
-        status=result.status,
-        stats=stats,
-        message=result.message,
-        samples=result.samples,
-    )
+    return chosen
 
 
-def _warn_of_coarse_times(ts: tuple[float, ...], dtype: torch.dtype) -> None:
+def _check_times(ts: tuple[float, ...], dtype: torch.dtype) -> None:
     """Say so where the field cannot tell the times of its steps apart, which it receives in the state's precision."""
-    name = str(dtype.to_real()).removeprefix("torch.")
     unit, span = torch.finfo(dtype).eps * max(abs(ts[0]), abs(ts[-1])), abs(ts[-1] - ts[0])
     if unit > 1e-3 * span:
+        name = str(dtype.to_real()).removeprefix("torch.")
         warn_caller(
             f"f receives times in {name}, which near {ts[-1]:.6g} go in units of "
             f"{unit:.2g}, too coarse for an interval of {span:.2g}: let times begin at 0, or use float64"
         )
 
 
-def _solve_mapped(job: _Job, f: VectorField, stats: Stats) -> Solution:
+def _refuse_recomputation() -> None:
+    """Raise a ConfigError where `torch.utils.checkpoint` solves for the second time, with what the first has taught."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "torch.utils.checkpoint":
+            raise ConfigError(
+                "torch.utils.checkpoint around a solve takes other steps in the backward pass than in the forward one, "
+                "since the algorithm's StepMemory has learnt in between: leave the memory out, or that checkpoint, as "
+                "CheckpointAdjoint() keeps no more than the states at the steps"
+            )
+        frame = frame.f_back
+
+
+def _solve_mapped(asked: _Asked, f: VectorField, stats: Stats) -> Solution:
     """A solve under `torch.func.vmap`."""
-    problem, algorithm = job.problem, job.algorithm
+    problem, algorithm = asked.problem, asked.algorithm
     if problem.event is not None or problem.discontinuities or problem.times:
         raise ConfigError("a solve under torch.func.vmap has no events, discontinuities or gradients by ts")
 
@@ -320,12 +336,12 @@ def _solve_mapped(job: _Job, f: VectorField, stats: Stats) -> Solution:
         args = tuple(
             PerSample(x) if row and batch != "joint" else Shared(x) for x, row in zip(tensors, rows, strict=True)
         )
-        return solve(ODEProblem(function, y, problem.ts, args), algorithm, batch=batch, backend=job.backend).ys
+        return solve(ODEProblem(function, y, problem.ts, args), algorithm, batch=batch, backend=asked.backend).ys
 
-    ys = transforms.solve_mapped(states, f, job.start, algorithm)
+    ys = transforms.solve_mapped(states, f, asked.start, algorithm)
     return Solution(
         ts=torch.tensor(problem.ts, dtype=torch.float64),
-        states=tuple(job.split(y) for y in ys.unbind()),
+        states=tuple(asked.split(y) for y in ys.unbind()),
         status=Status.SUCCESS,
         stats=stats,
     )
@@ -364,25 +380,25 @@ def _check_per_sample(algorithm: object, adjoint: object) -> None:
             raise ConfigError(f"{what} does not go with {name}; use batch='joint'")
 
 
-def _solve_fixed_point(job: _Job, adjoint: Any, *_: object) -> EquilibriumSolution:
-    problem, algorithm = job.problem, job.algorithm
+def _solve_fixed_point(asked: _Asked, adjoint: Any, *_: object) -> EquilibriumSolution:
+    problem, algorithm = asked.problem, asked.algorithm
     _require("algorithm", algorithm, AbstractFixedPointAlgorithm, "fixed points such as Anderson()")
     adjoint = ImplicitAdjoint() if adjoint is None else adjoint
     _require("adjoint", adjoint, AbstractFixedPointAdjoint, "fixed points such as ImplicitAdjoint()")
-    chosen = choose_backend(job.backend, algorithm, job.start.device, adjoint)
+    chosen = choose_backend(asked.backend, algorithm, asked.start.device, adjoint)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint=adjoint.name)
     started = time.perf_counter()
     lowered, iterated = Lowered(problem, lambda z: z, 0), algorithm
     if isinstance(algorithm, AbstractSplitting):
         lowered, iterated = lower(problem, algorithm), algorithm.iteration()
-    f = job._replace(problem=lowered.problem).function(MapFunction, stats, lowered.problem.f)
-    result = adjoint.find(f, job.start, iterated, chosen)
+    f = asked.function(MapFunction, stats, lowered.problem, "f", "z0")
+    result = adjoint.find(f, asked.start, iterated, chosen)
     value = lowered.recover(result.value)
     stats.seconds = time.perf_counter() - started
     stats.nfe = result.nfe + lowered.evaluations
     stats.n_jvp, stats.n_accepted = result.n_jvp, int(result.iterations.max()) if len(result.iterations) else 0
     return EquilibriumSolution(
-        value=job.split(value),
+        value=asked.split(value),
         residuals=result.residuals,
         iterations=result.iterations,
         converged=result.converged,
@@ -392,19 +408,19 @@ def _solve_fixed_point(job: _Job, adjoint: Any, *_: object) -> EquilibriumSoluti
     )
 
 
-def _solve_path(job: _Job, adjoint: Adjoint | None, *_: object) -> PathSolution:
-    problem, algorithm = job.problem, job.algorithm
+def _solve_path(asked: _Asked, adjoint: Adjoint | None, *_: object) -> PathSolution:
+    problem, algorithm = asked.problem, asked.algorithm
     _require("algorithm", algorithm, (AbstractPathAlgorithm, SciML), "zero paths such as ArcLength()")
     if adjoint is not None:
         raise ConfigError(f"a path's end has one adjoint, the implicit one: leave it out, got {adjoint!r}")
     if transforms.active():
         raise ConfigError("zero paths do not go with torch.func; torch.autograd.grad differentiates their ends")
-    z0 = job.start
+    z0 = asked.start
     if z0.numel() == 0:
         raise ConfigError("z0 has no elements, so that there is no path to follow")
-    chosen = choose_backend(job.backend, algorithm, z0.device)
+    chosen = choose_backend(asked.backend, algorithm, z0.device)
     stats = Stats(backend=chosen.name, algorithm=algorithm.name, adjoint="implicit")
-    r = job.function(MapFunction, stats, problem.r, "r")
+    r = asked.function(MapFunction, stats, problem, "r", "z0")
     started = time.perf_counter()
     with torch.no_grad():
         if isinstance(algorithm, SciML):
@@ -422,9 +438,9 @@ def _solve_path(job: _Job, adjoint: Adjoint | None, *_: object) -> PathSolution:
     return PathSolution(
         s=path.s,
         lambdas=path.lambdas,
-        states=tuple(job.split(z) for z in path.states),
+        states=tuple(asked.split(z) for z in path.states),
         residuals=path.residuals,
-        value=job.split(value),
+        value=asked.split(value),
         folds=path.folds,
         status=path.status,
         stats=stats,
@@ -432,10 +448,10 @@ def _solve_path(job: _Job, adjoint: Adjoint | None, *_: object) -> PathSolution:
     )
 
 
-_SOLVERS: dict[type[AbstractProblem], Callable[..., Any]] = {
-    ODEProblem: _solve_ode,
-    FixedPointProblem: _solve_fixed_point,
-    HomotopyProblem: _solve_path,
+_SOLVERS: dict[str, Callable[..., Any]] = {
+    "a course": _solve_ode,
+    "an equilibrium": _solve_fixed_point,
+    "a path": _solve_path,
 }
 
 

@@ -8,7 +8,6 @@ sample of its own.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,7 +16,7 @@ from torch._functorch.pyfunctorch import temporarily_clear_interpreter_stack
 from torch.autograd import forward_ad
 
 from homojl.adjoints import AbstractODEAdjoint, CheckpointAdjoint, DirectAdjoint
-from homojl.adjoints.base import Solve
+from homojl.adjoints.ode import Solve
 from homojl.algorithms import AbstractAdaptive, AbstractODEAlgorithm
 from homojl.algorithms.tableaus import ButcherTableau
 from homojl.backends.base import Integration
@@ -62,7 +61,7 @@ class TransformedAdjoint(DirectAdjoint):
         values = f.with_tensors([_value(x) for x in f.held()])
         start = _value(y0)
         with torch.no_grad(), temporarily_clear_interpreter_stack():
-            result = replace(solve, f=values).run(start)
+            result = solve.but(f=values).run(start)
         f.like_rows_of(values)
         return self.recorded(solve, result, y0)
 

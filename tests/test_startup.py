@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from homojl import environment
+from homojl.adjoints import ODE_ADJOINTS
 from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
-from homojl.adjoints.ode import ODE_ADJOINTS
 from homojl.backends import BACKEND_NAMES
 from homojl.data import dataset_info
 from homojl.models import count_parameters, create_model, model_class

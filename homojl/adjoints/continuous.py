@@ -14,16 +14,15 @@ import numpy as np
 import torch
 
 from homojl.adjoints import anchors
-from homojl.adjoints.base import AbstractRecomputingAdjoint, Solve, add
 from homojl.adjoints.implicit_function import refuse_batched
+from homojl.adjoints.ode import AbstractRecomputingAdjoint, Solve
 from homojl.algorithms import (
     AbstractAdaptive,
     AbstractErrorControlled,
     AbstractODEAlgorithm,
     ErrorNorm,
-    with_first_step,
 )
-from homojl.backends.base import Integration, Task, note_first_step
+from homojl.backends.base import Integration
 from homojl.backends.pytorch.record import OTHER
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError, SolveError
@@ -128,9 +127,7 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         algorithm = self.algorithm or _unobserved(solve.algorithm, layout)
         if self.algorithm is None and isinstance(algorithm, AbstractErrorControlled) and algorithm.first_step is None:
             algorithm = replace(algorithm, first_step=min(abs(ts[-1] - ts[0]), back.step_at(ts[0])))
-        first = with_first_step(algorithm, ts)
-        result = solve.backend.integrate(Task(DerivedField(rhs), ts, first, norm, jumps=solve.jumps), y)
-        note_first_step(algorithm, ts, result)
+        result = solve.but(f=DerivedField(rhs), ts=ts, algorithm=algorithm, norm=norm, keep_states=False).run(y)
         if not result.status.ok:
             raise SolveError(f"the backward solve of {self.name} failed: {result.message}; or use CheckpointAdjoint()")
         return result.ys
@@ -141,9 +138,9 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         That of the backward algorithm where it has one of its own; else the state and the costate are each measured
         as the forward solve measures the state.
         """
-        own, forward = _norm_of(self.algorithm), _norm_of(solve.algorithm)
-        if own != ErrorNorm():
-            return own
+        forward = solve.norm
+        if self.algorithm is not None and self.algorithm.norm != ErrorNorm():
+            return self.algorithm.norm
         parts = [part for part in layout.parts[:watched] if part[1] > part[0]]
         if (measure := forward.function) is not None:
 
@@ -179,8 +176,10 @@ def augmented_tolerance(value: float | Tensor, layout: Layout) -> float | Tensor
     return layout.pack(parts, value.dtype)
 
 
-def _norm_of(algorithm: AbstractODEAlgorithm | None) -> ErrorNorm:
-    return algorithm.norm if isinstance(algorithm, AbstractErrorControlled) else ErrorNorm()
+def add(total: Tensor | None, more: Tensor | None) -> Tensor | None:
+    if total is None or more is None:
+        return more if total is None else total
+    return total + more
 
 
 def _real(t: Tensor) -> Tensor:

@@ -20,8 +20,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from homojl.adjoints.base import of_nothing
 from homojl.adjoints.implicit_function import AbstractRelation, differentiable, refuse_transforms, transforming
+from homojl.adjoints.ode import of_nothing
 from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov, PseudoTransient
 from homojl.algorithms.checks import require
 from homojl.backends.base import AbstractBackend, FixedPoint

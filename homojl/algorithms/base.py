@@ -27,22 +27,23 @@ class AbstractODEAlgorithm:
         order: order of convergence.
     """
 
+    name: ClassVar[str]
     tableau: ClassVar[ButcherTableau | ImplicitTableau | None] = None
     order: ClassVar[int]
 
     observer: StepObserver | None = None
+
+    norm = ErrorNorm()  # no setting, but of methods that estimate their errors
 
     def __post_init__(self) -> None:
         """Check the options; a ConfigError names the first that is not acceptable."""
 
     def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
+        if "name" not in cls.__dict__:
+            cls.name = cls.__name__
         if cls.tableau is not None:
             cls.order = cls.tableau.order
-
-    @property
-    def name(self) -> str:
-        return type(self).__name__
 
     @property
     def explicit_tableau(self) -> ButcherTableau:

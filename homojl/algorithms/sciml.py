@@ -136,7 +136,7 @@ class SciML(AbstractErrorControlled, AbstractFixedPointAlgorithm):
         )
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]  # of each instance
         return self.method
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from functools import cached_property
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -15,10 +16,10 @@ from homojl.algorithms import (
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
     ErrorNorm,
-    memory_of,
+    StepMemory,
 )
 from homojl.functions.base import AbstractField, AbstractMap
-from homojl.solution import Samples, Status
+from homojl.solution import Happened, Samples, Status
 
 if TYPE_CHECKING:
     from homojl.backends.pytorch.record import Record
@@ -70,13 +71,19 @@ class Task:
     each: bool = False
     starts: np.ndarray | None = None
 
+    def but(self, **changes: Any) -> Self:
+        """The same with other attributes."""
+        other = object.__new__(type(self))
+        other.__dict__.update(self.__dict__, **changes)
+        return other
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(eq=False)
 class Integration:
-    """What a backend returns from `integrate`.
+    """What a backend returns from `integrate`, and an adjoint with gradients.
 
     Attributes:
-        ts: times of the saved states.
+        ts: times of the saved states; a tensor where they have gradients.
         ys: saved states, one per time, each of y0's shape; more than the first even if the solve stopped early:
             the last one is then the last accepted state.
         record: the accepted steps, with the states at which they start where asked for.
@@ -85,9 +92,10 @@ class Integration:
         event: which of the values of the condition changed, where an event ended it.
         samples: of each sample, where they have steps of their own.
         first_step: what `StepMemory` would learn of such a solve.
+        events: those on the way, of an integration that went on after them.
     """
 
-    ts: tuple[float, ...]
+    ts: Any
     ys: Sequence[Tensor]
     record: Record
     status: Status
@@ -97,12 +105,20 @@ class Integration:
     event: int | None = None
     samples: Samples | None = None
     first_step: float | None = None
+    events: Sequence[Happened] = ()
+
+    @cached_property
+    def n_accepted(self) -> int:
+        """Accepted steps; where samples have their own, of the one that took most."""
+        if self.samples is None:
+            return len(self.record.rounds)
+        accepted = self.samples.n_accepted
+        return int(accepted[(accepted + self.samples.n_rejected).argmax()]) if len(accepted) else 0
 
 
-def note_first_step(algorithm: object, ts: Sequence[float], result: Integration) -> None:
-    """Let the algorithm's memory, where it has one, learn from a solve that reached its end."""
-    memory = memory_of(algorithm)
-    if memory is None or not result.status.ok:
+def note_first_step(memory: StepMemory, ts: Sequence[float], result: Integration) -> None:
+    """Let an algorithm's memory learn from a solve that reached its end."""
+    if not result.status.ok:
         return
     if result.samples is None:
         memory.learn_from(ts, [taken.h for taken in result.record.rounds[:2]], result.n_rejected)
@@ -158,13 +174,9 @@ class AbstractBackend(abc.ABC):
     def integrate(self, task: Task, y0: Tensor) -> Integration:
         """Integrate from the initial state y0."""
 
-    def integrate_whole(self, task: Task, y0: Tensor, *, recompute: bool = False) -> Integration | None:
-        """`integrate` where the backend knows the solve's gradient, in the present grad mode; None: it does not.
-
-        Args:
-            task, y0: as there.
-            recompute: whether the gradient keeps only the states that the steps start from, and evaluates again.
-        """
+    def integrate_whole(self, task: Task, y0: Tensor) -> Integration | None:
+        """`integrate` with a gradient of the backend's own that keeps only the states that the steps start from, and
+        evaluates again; None: it has none."""
         return None
 
     @abc.abstractmethod

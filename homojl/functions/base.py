@@ -32,6 +32,9 @@ class AbstractField(abc.ABC):
     def forget(self) -> None:  # noqa: B027 - most remember nothing
         """Let the next evaluation be a new one."""
 
+    def finish(self) -> None:  # noqa: B027
+        """Let go of what was remembered: the solve has ended."""
+
     def counted(self, value: Tensor) -> Tensor:
         """The value of a linearisation, counted where a gradient goes through it."""
         return value

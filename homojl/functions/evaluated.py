@@ -272,10 +272,9 @@ class Evaluated:
         """Raise a ConfigError unless what a function of that name returned has the state's form."""
         check_form(name, state, self._names[1], self._like)
 
-    def finish(self) -> int:
-        """The number of evaluations; the last value is let go."""
+    def finish(self) -> None:
+        """Let go of the last value."""
         self._last = self._last_careful = self._known = self._given = None
-        return self.calls
 
     def like_rows_of(self, other: Evaluated) -> None:
         """Take the samples' arguments for what the same function at other tensors has found them to be."""

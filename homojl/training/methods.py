@@ -194,11 +194,11 @@ def build_algorithm(table: Table) -> AbstractODEAlgorithm | AbstractFixedPointAl
 
 def build_adjoint(table: Table) -> AbstractODEAdjoint | AbstractFixedPointAdjoint:
     """The adjoint of a table, by its own constructor; loads PyTorch."""
-    from homojl.adjoints import equilibrium, ode
+    from homojl.adjoints import ODE_ADJOINTS, equilibrium
 
     options = {key: value for key, value in table.items() if key != "name"}
     if table["name"] == "implicit":
         options["throw"] = False  # as a forward solve's, its failures are counted: training goes on
-    kinds: dict[str, type[Any]] = {**ode.ODE_ADJOINTS, **equilibrium.FIXED_POINT_ADJOINTS}
+    kinds: dict[str, type[Any]] = {**ODE_ADJOINTS, **equilibrium.FIXED_POINT_ADJOINTS}
     built: AbstractODEAdjoint | AbstractFixedPointAdjoint = kinds[table["name"]](**options)
     return built

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, strategies as st
 
 import homojl as hj
+from homojl.adjoints import ODE_ADJOINTS
 from homojl.adjoints.equilibrium import FIXED_POINT_ADJOINTS
-from homojl.adjoints.ode import ODE_ADJOINTS
 from homojl.algorithms import CONTROLLERS, FIXED_POINT_ALGORITHMS, ODE_ALGORITHMS, RK4, AbstractErrorControlled
 from homojl.errors import ConfigError, HomoJLError
 from homojl.models import MODELS, count_parameters, create_model

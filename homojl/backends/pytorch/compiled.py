@@ -80,10 +80,9 @@ class CompiledBackend(TorchBackend):
                 return whole
         return super().integrate(task, y0)
 
-    def integrate_whole(self, task: Task, y0: Tensor, *, recompute: bool = False) -> Integration | None:
-        """See `AbstractBackend.integrate_whole`."""
+    def integrate_whole(self, task: Task, y0: Tensor) -> Integration | None:
         try:
-            return self._whole(task, y0, keep=STATES if recompute else EVALUATIONS)
+            return self._whole(task, y0, keep=STATES)
         except Postponed:
             return None
 

@@ -45,10 +45,10 @@ class Saved:
     """The states that a solve saves, with the record of its steps."""
 
     def __init__(self, ts: tuple[float, ...], y0: Tensor, stepper: AbstractStepper, *, keep_states: bool) -> None:
-        self.record = Record()
+        self.record = Record(states=[] if keep_states else None)
         self.ts, self.ys = [ts[0]], [y0]
         self.next = 1
-        self._wanted, self._stepper, self._keep = ts, stepper, keep_states
+        self._wanted, self._stepper = ts, stepper
         self._direction = 1.0 if ts[-1] > ts[0] else -1.0
         self._pending: list[tuple[int, Step, Sequence[float]]] = []  # with the position in ys of their first state
 
@@ -65,9 +65,10 @@ class Saved:
             event: what ends the solve in it.
         """
         first, end, direction = self.next, move.reached if event is None else event.t, self._direction
-        start = step.y if self._keep else None
+        if self.record.states is not None:
+            self.record.states.append(step.y)
         if event is None and (self._wanted[first] - end) * direction > 0:  # most steps
-            self.record.rounds.append(Round(step.t, step.h, fresh, start, (), ()))
+            self.record.rounds.append(Round(step.t, step.h, fresh, (), ()))
             return
         while self.next < len(self._wanted):
             beyond = (self._wanted[self.next] - end) * direction
@@ -87,7 +88,7 @@ class Saved:
             self.ts.append(event.t)
             self.ys.append(event.y)
         h = step.h if event is None else event.h
-        self.record.rounds.append(Round(step.t, h, fresh, start, fractions, saves))
+        self.record.rounds.append(Round(step.t, h, fresh, fractions, saves))
 
     def _save_inside(self, times: Sequence[float], step: Step, fractions: Sequence[float]) -> None:
         """Save the states at `times` of a step; those of many steps are computed together."""

@@ -73,14 +73,14 @@ class _Batch:
         assert isinstance(f, VectorField), f
         assert isinstance(algorithm, AbstractAdaptive), algorithm
         count = len(y0)
-        self.f, self.algorithm, self.keep = f, algorithm, task.keep_states
+        self.f, self.algorithm = f, algorithm
         self.stepper = ExplicitStepper(algorithm.explicit_tableau)
         self.ts, self.direction = np.array(ts), 1.0 if ts[-1] > ts[0] else -1.0
         self.y0, self.layout = y0, RowLayout(y0)
         self.y = self.layout.flatten(y0)
         self.k: Tensor | None = None
         self.saved = torch.empty((len(ts) - 1, *self.y.shape), dtype=y0.dtype, device=y0.device)
-        self.record = Record(layout=self.layout)
+        self.record = Record(states=[] if task.keep_states else None, layout=self.layout)
         self.held: list[tuple[int, int]] = []
         self.index = np.arange(count)
         self.rows: Tensor | None = None
@@ -251,10 +251,9 @@ class _Batch:
             states = self.stepper.rows_inside(step, rows[at], fractions)
             places = on(self.y, (saves - 1) * self.saved.shape[1] + i[at])
             self.saved.view(-1, self.saved.shape[2]).index_copy_(0, places, states)
-        starts = None
-        if self.keep:
-            starts = self.y if good.all() else self.y.index_select(0, on(self.y, rows))
-        self.record.rounds.append(Round(t, h, False, starts, fractions, saves - 1, i, at))
+        if self.record.states is not None:
+            self.record.states.append(self.y if good.all() else self.y.index_select(0, on(self.y, rows)))
+        self.record.rounds.append(Round(t, h, False, fractions, saves - 1, i, at))
         self.choose(i, h, ratio)
         cut = moves.lands[rows] & (np.abs(self.h[i]) < np.abs(moves.wanted[rows]))
         self.h[i[cut]] = moves.wanted[rows][cut]  # cut short, which says nothing against the size before it

@@ -32,7 +32,6 @@ class Round(NamedTuple):
     Attributes:
         t, h: where they start and their signed sizes.
         fresh: whether the derivative at the start was evaluated anew, as after a jump.
-        y: the states they start from; None where they were not asked for.
         fractions, saves: of each state that was saved in them the fraction of the step in (0, 1], 1 being its end, and
             the position of its time among the save times after the first.
         samples: whose steps they are, (b,); None: of the whole state.
@@ -42,7 +41,6 @@ class Round(NamedTuple):
     t: Number
     h: Number
     fresh: bool
-    y: Tensor | None
     fractions: Any
     saves: Any
     samples: np.ndarray | None = None
@@ -54,25 +52,32 @@ class Round(NamedTuple):
         return any(x != 1.0 for x in self.fractions)
 
 
+_NONE = StepSequence()
+
+
 @dataclass(eq=False)
 class Record:
     """The accepted steps of a solve, in the order in which they were taken.
 
     Attributes:
         rounds: of them.
+        states: those that the rounds start from, where they were asked for; None: they were not.
         layout: of the rows, where every sample has steps of its own; None: the whole state is one row.
         held: positions of save time and sample, (m,) each, wherever the saved state is the sample's last one; in a
             joint solve that stopped early the position of its last state.
+        taken: the steps of a solve of several integrations, of which no rounds are kept.
     """
 
     rounds: list[Round] = field(default_factory=list)
+    states: list[Tensor] | None = None
     layout: RowLayout | None = None
     held: tuple[np.ndarray, np.ndarray] | None = None
+    taken: StepSequence = _NONE
 
     def steps(self) -> StepSequence:
         """As the solution shows them; of a joint solve."""
-        if self.layout is not None:
-            return StepSequence()
+        if self.layout is not None or not self.rounds:
+            return self.taken
         saves = tuple((i, f) for i, taken in enumerate(self.rounds) for f in taken.fractions)
         return StepSequence(tuple(r.t for r in self.rounds), tuple(r.h for r in self.rounds), saves)
 
@@ -87,10 +92,10 @@ class Record:
             low, high = sorted((steps.starts[i - 1], t)) if i else (t, t)
             fresh = i == 0 or any(low <= s <= high for s in jumps)
             places = list(range(save, save + len(fractions[i])))
-            rounds.append(Round(t, h, fresh, states[i] if states else None, fractions[i], places))
+            rounds.append(Round(t, h, fresh, fractions[i], places))
             save += len(places)
         held = (np.array([save]), np.zeros(1, dtype=int)) if save < saves else None
-        return Record(rounds, held=held)
+        return Record(rounds, list(states) or None, held=held)
 
 
 def _take(x: Tensor, rows: Tensor | None) -> Tensor:

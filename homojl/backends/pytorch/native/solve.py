@@ -158,15 +158,15 @@ class Solved:
         n, last = self.job.accepted, self.job.next
         blocks = [m.steps for m in self.memory]
         steps = (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[:n].tolist()
-        ys = [y for m in self.memory if m.states is not None for y in m.states.unbind()][:n] if states else [None] * n
+        ys = [y for m in self.memory if m.states is not None for y in m.states.unbind()][:n] if states else None
         fractions, in_step = (self.kept[i][1:last].tolist() for i in (1, 2))
         rounds, save = [], 0
-        for i, ((t, h), y) in enumerate(zip(steps, ys, strict=True)):
+        for i, (t, h) in enumerate(steps):
             first = save
             while save < len(in_step) and in_step[save] == i:
                 save += 1
-            rounds.append(Round(t, h, i == 0, y, fractions[first:save], list(range(first, save))))
-        return Record(rounds)
+            rounds.append(Round(t, h, i == 0, fractions[first:save], list(range(first, save))))
+        return Record(rounds, ys)
 
 
 def made(call: Call, y0: Tensor, inputs: Sequence[Tensor]) -> Solved:
