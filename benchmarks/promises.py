@@ -141,9 +141,11 @@ def shares(verdicts: Iterable[Verdict]) -> list[int]:
 
 
 def sentence(words: str) -> str:
-    """What a refusal says, without its figures and its remedy."""
-    first = re.split(r"[;:] | \(", words.removeprefix("PyTorch: "), maxsplit=1)[0]
-    return re.sub(r"[-+]?\d[\d.]*(e[-+]?\d+)?", "n", first).replace("|", "/").strip()
+    """What a refusal says, without the method's name, its figures and its remedy."""
+    words = re.sub(r"^(PyTorch: )?(\w+: )?", "", words)
+    first = re.split(r"[;:] | \(|, got ", words, maxsplit=1)[0]
+    first = re.sub(r"Adams(Bashforth|Moulton)", "Adams methods", first)
+    return re.sub(r"(?<![\w\[])[-+]?\d[\d.]*(e[-+]?\d+)?", "n", first).replace("|", "/").strip()
 
 
 def said(verdicts: Iterable[Verdict], kind: str, most: int) -> str:

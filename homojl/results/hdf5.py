@@ -23,8 +23,8 @@ from homojl.results.schema import DatasetSpec, Schema
 GROUPS: dict[str, str] = {
     "/": "a run of homojl: its settings, its metrics and its model's answers",
     "/train": "losses, accuracies and the optimiser, one number per epoch",
-    "/solver": "what the solves took, one number per epoch",
-    "/cost": "time and memory, one number per epoch; other numbers each time the run is made",
+    "/solver": "cost of the solves, one number per epoch",
+    "/cost": "time and memory, one number per epoch; they differ when the run is repeated",
     "/test": "the test set: its classes and, once the run has been evaluated, the model's answers",
     "/trajectories": "the states that chosen test images pass through",
 }
@@ -127,11 +127,6 @@ def read_run(folder: str | Path) -> RunRecord | None:
     """
     path = Path(folder) / RESULTS
     return read_results(path) if path.exists() else None
-
-
-def describe_schema() -> str:
-    """The schema as the Markdown tables that docs/hdf5.md shows."""
-    return SCHEMA.describe()
 
 
 def _attributes(record: RunRecord) -> dict[str, dict[str, object]]:

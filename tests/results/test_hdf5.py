@@ -19,7 +19,7 @@ from hypothesis import given, settings, strategies as st
 from hypothesis.extra import numpy as arrays
 
 from homojl.errors import ConfigError, DataError
-from homojl.results.hdf5 import ENTRIES, describe_schema, read_results, write_results
+from homojl.results.hdf5 import ENTRIES, SCHEMA, read_results, write_results
 from homojl.results.records import METRICS, Evaluation, RunRecord, Trajectories
 from homojl.results.storage import DIMENSION_ONLY
 from tests.results.netcdf import assert_netcdf
@@ -180,8 +180,8 @@ def test_every_dataset_has_a_unit_and_a_description_and_is_in_the_docs(record: R
 
 
 def test_docs_show_the_schema_as_it_is():
-    # After a change: paste what `print(describe_schema())` of homojl.results.hdf5 prints.
-    assert describe_schema() in DOCS.read_text("utf-8")
+    # After a change: paste what `print(SCHEMA.describe())` of homojl.results.hdf5 prints.
+    assert SCHEMA.describe() in DOCS.read_text("utf-8")
 
 
 def test_groups_are_described_and_dimensions_have_scales(record: RunRecord, tmp_path: Path):
