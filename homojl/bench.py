@@ -38,7 +38,7 @@ from homojl.solving import solve
 
 @dataclass(frozen=True, eq=False)
 class Case:
-    """One solve that every backend is asked for.
+    """A solve to be measured on every backend.
 
     Attributes:
         problem: of `BENCH_PROBLEMS`.
@@ -171,7 +171,7 @@ def run_bench(
 
 
 def _task(case: Case, backend: str) -> Task:
-    """A solve that has been made once, with what that cost and how far its answer is from the reference."""
+    """Make a solve once, and return it ready to be timed, with its cost and its error."""
     problem = case.make(torch.float32, case.batch)
     gradient = case.adjoint is not None
 

@@ -102,7 +102,7 @@ def parse_json(text: str) -> Any:
 
 
 def _check_size(values: Any) -> None:
-    """Refuse what no message could show: Python raises where it writes very deep values and very long numbers."""
+    """Refuse values too deep and numbers too long for Python to print, as in an error message."""
     level = [values]
     for _ in range(MAX_DEPTH):
         if any(isinstance(value, int) and abs(value) >= 2**64 for value in level):

@@ -73,7 +73,7 @@ def short(name: str) -> str:
 
 
 def allow(name: str) -> str:
-    """Have the code of a name, `path/to/file.py:name` or `package.module:name`, loaded where it is asked for.
+    """Allow the code of a name, `path/to/file.py:name` or `package.module:name`, to be loaded in this process.
 
     Returns:
         The name with the absolute path of its file, as runs have it.
@@ -88,7 +88,7 @@ def allow(name: str) -> str:
 
 
 def for_children() -> dict[str, str]:
-    """What the environment of a process is to have, so that what was allowed here is allowed there."""
+    """Environment variables for a child process, so that it may load what this one may."""
     names = sorted(_allowed | {x for x in os.environ.get("HOMOJL_ALLOW", "").split(",") if is_own(x)})
     return {"HOMOJL_ALLOW": ",".join(names)} if names else {}
 

@@ -64,7 +64,7 @@ class Stats:
 
 
 class TotalStats:
-    """What several solves in a row cost together: the attributes of `Stats`, read anew each time.
+    """The summed cost of several solves: the attributes of `Stats`, computed at each access.
 
     Backward passes add to the parts after the forward pass has ended, so that a sum taken before would miss them.
 

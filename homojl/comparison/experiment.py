@@ -1,4 +1,4 @@
-"""Experiments: which variations of the presets are trained, and how what was trained is measured; read from TOML."""
+"""Experiments, read from TOML: which variations of presets are trained, and how the trained models are measured."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ OWN_DATA = "own"
 
 @dataclass(frozen=True)
 class Variation:
-    """Settings that a run has beside its preset's.
+    """Settings that replace those of a run's preset.
 
     Attributes:
         name: as it stands in tables; empty where there is only one.
         settings: sections of a configuration, as in a preset.
         models, datasets: where it applies; None: everywhere.
-        preset: of which preset it is a variation: "" for `<model>-<dataset>`; else `<model>-<dataset>-<preset>`, and it
-            applies where there is such a one.
+        preset: "": it varies the preset `<model>-<dataset>`; otherwise `<model>-<dataset>-<preset>`, and applies only
+            where that exists.
         only: further sections, by the name of the preset that they are for.
     """
 

@@ -1,4 +1,4 @@
-"""A trained model measured once more with other settings: its answers to test images, or a training step of it."""
+"""Measurements of a trained model with other settings: answers to test images, or a training step."""
 
 from __future__ import annotations
 

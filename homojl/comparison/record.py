@@ -1,4 +1,4 @@
-"""The results of a comparison: its runs as they lie on disk, and their numbers as rows of a table."""
+"""The results of a comparison: its runs, read from disk, and their numbers as rows of a table."""
 
 from __future__ import annotations
 

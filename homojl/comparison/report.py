@@ -186,7 +186,7 @@ def _origin(comparison: Comparison, command: Sequence[str]) -> Iterable[str]:
 
 
 def _first(comparison: Comparison) -> str:
-    """Which row has the highest accuracy, and whether the seeds tell it from the next."""
+    """A sentence on the row with the highest accuracy, and whether its seeds separate it from the next."""
     rows = sorted((r for r in comparison.rows if r.finished), key=lambda r: -r.mean("test_accuracy"))
     if len(rows) < 2:
         return ""

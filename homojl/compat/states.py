@@ -52,7 +52,7 @@ class JoinedState:
         return tuple(parts)
 
     def seen(self, x: Tensor) -> Tensor:
-        """A time or a state in the precision of the user's state."""
+        """A time or a state, converted to the precision of the user's state."""
         return x if self._half is None else x.to(self._half)
 
     def tolerance(self, name: str, value: Any, like: Tensor) -> float | Tensor:
@@ -124,7 +124,7 @@ class Callbacks(StepObserver):
 
 
 class ThroughTime:
-    """An event function whose zero determines the event's time for gradients too; without it that time is constant."""
+    """An event function through which the event's time has gradients; with a plain function it has none."""
 
     def __init__(self, event_fn: Callable[[Tensor, State], Tensor]) -> None:
         self._event_fn = event_fn

@@ -220,7 +220,7 @@ def _opened(source: Source) -> Image.Image:
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without Pillow's warnings, which say more than what is wrong in the end."""
+    """Suppress Pillow's warnings: the error that follows says what is wrong."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         yield

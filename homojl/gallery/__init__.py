@@ -18,7 +18,7 @@ def names() -> list[str]:
 
 
 def check(name: str) -> None:
-    """Refuse the name of an example that there is not.
+    """Refuse an unknown name.
 
     Raises:
         ConfigError: for an unknown name.

@@ -52,7 +52,7 @@ class Example:
     kind: str = "fixed-point"
 
     def problem(self, z0: Tensor | None = None, *, kind: str | None = None) -> HomotopyProblem:
-        """The problem from its own start, or another, with its own homotopy, or the other."""
+        """The problem, with its usual start and homotopy unless others are given."""
         return HomotopyProblem(self.r, self.z0 if z0 is None else z0, kind=self.kind if kind is None else kind)
 
     def random_starts(self, count: int, *, seed: int = 0) -> list[Tensor]:

@@ -189,7 +189,7 @@ class AbstractImplicitModel(nn.Module, abc.ABC):
         write_pretrained(Path(folder), {**vars(self.origin), "dtype": dtype}, solver, self.state_dict())
 
     def set_origin(self, **changes: Any) -> None:
-        """Change what is known of where the model comes from, if anything is."""
+        """Update `origin`, where there is one."""
         self.origin = None if self.origin is None else replace(self.origin, **changes)
 
 

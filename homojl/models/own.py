@@ -21,7 +21,7 @@ Tensor = torch.Tensor
 
 @dataclass(frozen=True, eq=False)
 class Answer:
-    """What no layer, or several, did in one forward pass, as a solution says it.
+    """The solution of a forward pass through no layer, or through several.
 
     Attributes:
         status: the first that is no success; `Status.SUCCESS` without layers.
@@ -86,7 +86,7 @@ class OwnModel(AbstractImplicitModel):
         return self.layer
 
     def own_algorithms(self) -> list[Any]:
-        """What the layers were made with, whatever they solve with now."""
+        """The algorithms that the layers were made with, also if they have others now."""
         return self._own_algorithms
 
     def forward(self, image: Any, *, return_solution: bool = False) -> Any:

@@ -47,7 +47,7 @@ class AbstractModelSettings:
         algorithm: how the model's problem is solved unless the configuration says otherwise; it also says which kind
             of problem the model states.
         adjoint: the name of how it is differentiated.
-        own: whether it is a network whose layers know how they are solved, as a user's own: no solver is configured.
+        own: whether its layers have solvers of their own, as a user's network: then no solver is configured.
 
     Raises:
         ConfigError: for a value that no model can have.
@@ -210,7 +210,7 @@ class PcDEQSettings(AbstractModelSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class GivenSettings(AbstractModelSettings):
-    """Of a network that a run was given in Python, and what the settings of other networks of a user's have too."""
+    """Settings of a network that was given in Python, and the base of those of a user's other networks."""
 
     summary = "a network that was given in Python."
     implementation = ("homojl.models.own", "OwnModel")

@@ -1,4 +1,4 @@
-"""Blocks that contract to begin with, so that there is an equilibrium that every method finds."""
+"""Initial weights with which a block contracts, so that it has an equilibrium and every method finds it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Unrolled solves for `torch.export`: a fixed number of operations, which does not depend on the numbers.
+"""Unrolled solves for `torch.export`: a fixed number of operations, whatever the values.
 
 What is exported is what the layer does in evaluation, to rounding for equal steps, and for equilibria to the tolerance:
 all iterations are in the graph, and a sample that has converged keeps its value in those that follow.

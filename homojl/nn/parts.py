@@ -17,7 +17,7 @@ Tensor = torch.Tensor
 
 
 class _GroupNorm(nn.GroupNorm):
-    """Group normalisation of what needs no gradient too, as the last state of a solve that failed at its start.
+    """Group normalisation also of inputs without a gradient, such as the last state of a solve that failed at once.
 
     For such an input in channels-last order PyTorch's backward pass on the CPU (seen in 2.13) writes the gradient that
     it was told to leave out, to address 0, and the process is gone.

@@ -14,7 +14,7 @@ Tensor = torch.Tensor
 
 
 class RememberedStep(nn.Module):
-    """Has a `StepMemory` in a module's state, to the bit, whatever the module's dtype and device; 0 is not known.
+    """Keeps a `StepMemory` exactly in a module's state, whatever the module's dtype and device; 0 means unknown.
 
     Args:
         memory: of the module's algorithm.

@@ -1,4 +1,4 @@
-"""A model's answers as reports show them: what each class was taken for, the mistakes, the images of highest loss."""
+"""A model's answers as reports show them: confusions of classes, frequent mistakes, the images of highest loss."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _WORST = 10
 
 
 def confusion_counts(evaluation: Evaluation, n_classes: int) -> np.ndarray:
-    """How many images of each true class (rows) were taken for each class (columns), (K, K), int64."""
+    """The confusion matrix: images by true class (rows) and predicted class (columns), (K, K), int64."""
     pairs = evaluation.labels * n_classes + evaluation.predictions
     return np.bincount(pairs, minlength=n_classes**2).reshape(n_classes, n_classes)
 
@@ -29,7 +29,7 @@ def most_confused(counts: np.ndarray, limit: int) -> list[tuple[int, int, int]]:
 
 
 def shown_classes(counts: np.ndarray) -> list[int]:
-    """All classes, or, where there are many, those of the lowest accuracy, lowest first."""
+    """The classes to show: all, or of more than `ALL_CLASSES` those with the lowest accuracy, lowest first."""
     classes = range(len(counts))
     if len(counts) <= ALL_CLASSES:
         return list(classes)
@@ -53,7 +53,7 @@ def class_table(counts: np.ndarray, names: tuple[str, ...]) -> Table:
 
 
 def class_heading(counts: np.ndarray) -> str:
-    """What `class_table` shows."""
+    """The heading of `class_table`."""
     if len(counts) <= ALL_CLASSES:
         return "Accuracy of each class"
     return f"The {len(shown_classes(counts))} classes of the lowest accuracy, of {len(counts)}"

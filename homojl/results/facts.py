@@ -32,7 +32,7 @@ MEANING = (
 
 @dataclass(frozen=True)
 class Fact:
-    """One of these figures: a value, a few words on it, and a number to sort by, NaN without one."""
+    """One figure: its value as text, a few words on it, and a number to sort by; NaN: none."""
 
     label: str
     value: str
@@ -41,7 +41,7 @@ class Fact:
 
 
 def facts(record: RunRecord) -> list[Fact]:
-    """The most important figures, in the same order for every run; only what chose the best epoch differs."""
+    """The figures, in the same order for every run; the validation figure is the one that chose the best epoch."""
     return [
         _test(record),
         _validation(record),
@@ -54,7 +54,7 @@ def facts(record: RunRecord) -> list[Fact]:
 
 
 def solver_text(record: RunRecord) -> str:
-    """The settings of the solver: those that the evaluation used where there is one, so that "auto" is resolved."""
+    """The solver's settings; where there is an evaluation, those that it used, in which "auto" is resolved."""
     answers, section = record.evaluation, dict(record.config.get("solver", {}))
     section.pop("training", None)  # what is in there is not how answers were found
     settings = {key.removesuffix(".name").rpartition(".")[2]: value for key, value in flat(section)}
@@ -81,7 +81,7 @@ def _test(record: RunRecord) -> Fact:
 
 
 def _validation(record: RunRecord) -> Fact:
-    """The best epoch, by what chose it."""
+    """The validation figure that chose the best epoch."""
     select, metrics = record.config.get("train", {}).get("select", "highest accuracy"), record.metrics
     name, best = SELECTORS[select][0], best_line(metrics, select)
     label = f"Validation {name.removeprefix('val_')}"

@@ -1,4 +1,4 @@
-"""One run as one HDF5 file: its schema, and from a record to the file and back.
+"""A run as one HDF5 file: the schema, and conversion from a record to the file and back.
 
 docs/hdf5.md shows how to read such a file without homojl.
 """
@@ -130,7 +130,7 @@ def read_run(folder: str | Path) -> RunRecord | None:
 
 
 def _attributes(record: RunRecord) -> dict[str, dict[str, object]]:
-    """The attributes of each group, its description left out."""
+    """The attributes of each group, without its description."""
     model, dataset = run_names(record)
     root = {
         "model": model,
@@ -185,7 +185,7 @@ _TRAJECTORIES = ("s", "z", "index", "labels")
 
 
 def _columns(rows: list[dict[str, Any]]) -> dict[str, list[float]]:
-    """The metrics as one column for each, by dataset name; NaN where a row lacks what another has."""
+    """A column for each metric, by dataset name; NaN where a row lacks a value that another row has."""
     names = dict.fromkeys(key for row in rows for key, value in row.items() if value is not None)
     for name in names:
         if name not in METRICS:
@@ -209,7 +209,7 @@ def _json(value: object) -> str:
 
 
 def _record(file: h5py.File) -> RunRecord:
-    """The record in an open file of this schema; errors of every class where the file is damaged."""
+    """The record in an open file of this schema; a damaged file may raise any error."""
     found = SCHEMA.datasets(file)
     columns = {name: found[path] for name, metric in METRICS.items() if (path := f"/{metric.group}/{name}") in found}
     epochs = len(columns["epoch"]) if columns else 0

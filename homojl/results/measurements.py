@@ -1,4 +1,4 @@
-"""Timed solves: what is measured of one, its table and its HDF5 file, and solves that take turns."""
+"""Timed solves: the record of a measurement, its table and its HDF5 file, and timing in turns."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ SCHEMA = Schema.of_records(
 
 @dataclass
 class Task:
-    """A solve that works, and the times it has taken."""
+    """A solve to be timed, and its times so far."""
 
     measurement: Measurement
     solve: Callable[[], object]
@@ -113,7 +113,7 @@ class Task:
 
 
 def take_turns(tasks: Sequence[Task], repetitions: int, patience: float) -> None:
-    """Time solves that have been made once already, in turn, so that what disturbs the machine disturbs all alike.
+    """Time solves in turn, so that other work on the machine disturbs all alike. Each has run once before.
 
     Args:
         patience: seconds after which a solve that has been timed is not timed again.
@@ -137,7 +137,7 @@ def take_turns(tasks: Sequence[Task], repetitions: int, patience: float) -> None
 def columns_of(
     measurements: Sequence[Measurement], columns: Mapping[str, Callable[[Measurement], str]], *, words: int
 ) -> Table:
-    """A table of the columns in which there is something."""
+    """A table without the columns that are empty."""
     cells = {name: [cell(m) for m in measurements] for name, cell in columns.items()}
     kept = {name: column for name, column in cells.items() if any(column)}
     return Table(tuple(kept), list(zip(*kept.values(), strict=True)), words=words)

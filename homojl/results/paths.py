@@ -176,5 +176,5 @@ def _mark_ends(axes: Axes, points: np.ndarray) -> None:
 
 
 def _width(i: int, count: int) -> float:
-    """Of the i-th of several lines: those that coincide are all seen, the later ones thinner and on top."""
+    """The i-th line's width: later ones are thinner, so that all of several lines that coincide can be seen."""
     return 2 + min(3, 8 / count) * (count - 1 - i)

@@ -222,7 +222,7 @@ def solver_cost(record: RunRecord, figure: Figure) -> None:
     lambda record: record.evaluation is not None and len(record.evaluation.labels) > 0,
 )
 def confusion_matrix(record: RunRecord, figure: Figure) -> None:
-    """What each class was taken for; beyond 20 classes without numbers, but with a list of worst pairs."""
+    """The confusion matrix; above 20 classes without numbers, but with a list of the most frequent mistakes."""
     from matplotlib.colors import PowerNorm
 
     assert record.evaluation is not None

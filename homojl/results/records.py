@@ -101,10 +101,10 @@ METRICS: dict[str, Metric] = {
 
 
 def metrics_row(values: Any) -> dict[str, float]:
-    """A line of metrics as it was read from a file: every name of `METRICS`, NaN where there is no number.
+    """Check a line of metrics read from a file, and complete it: every name of `METRICS`, NaN for missing numbers.
 
     Raises:
-        ValueError: it is none.
+        ValueError: it is not a line of metrics.
     """
     if not isinstance(values, dict):
         raise ValueError("it is no table of metrics")
@@ -130,7 +130,7 @@ SELECTORS: dict[str, tuple[str, int]] = {
 
 
 def best_line(metrics: Sequence[Mapping[str, float]], select: str = "highest accuracy") -> Mapping[str, float] | None:
-    """The best line on the validation split, of equals the last, as training chooses its checkpoint; or None.
+    """The line with the best validation result, the last of equal ones, as training chooses its checkpoint; or None.
 
     Args:
         select: of `SELECTORS`.

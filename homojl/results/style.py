@@ -144,7 +144,7 @@ def percent_axis(axis: Axis) -> None:
 
 
 def _lay_out(figure: Figure) -> None:
-    """Place what is in the figure, once: `savefig` would draw all of it an additional time to do so."""
+    """Compute the layout once; otherwise `savefig` draws the whole figure one more time to compute it."""
     engine = figure.get_layout_engine()
     assert engine is not None, figure
     engine.execute(figure)

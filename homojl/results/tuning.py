@@ -85,7 +85,7 @@ class Tuning:
 
     @property
     def choice(self) -> Trial | None:
-        """The accepted trial of the fewest evaluations, of several the one of most agreement; None: there is none."""
+        """The accepted trial with the fewest evaluations, of equal ones the one that agrees most; None: none is."""
         accepted = [trial for trial in self.trials if self.accepts(trial)]
         return min(accepted, key=lambda t: (t.evaluations, -t.agreement), default=None)
 

@@ -1,4 +1,4 @@
-"""PyTorch's collectives, with a clear error where another process is gone, and batch normalisation by them."""
+"""PyTorch's collectives, with a clear error if another process has ended, and batch normalisation over processes."""
 
 from __future__ import annotations
 

@@ -76,7 +76,7 @@ class Criteria:
         return 0.0 if self.metric is None else float(self.metric(outputs, targets))
 
     def score(self, loss: float, accuracy: float, metric: float) -> float:
-        """What the best epoch has most of."""
+        """The number that epochs are compared by; larger is better."""
         name, sign = SELECTORS[self.select]
         return sign * {"val_accuracy": accuracy, "val_loss": loss, "val_metric": metric}[name]
 

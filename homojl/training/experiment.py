@@ -50,12 +50,12 @@ def load_data(config: ExperimentConfig, *, download: bool = True) -> ImageDatase
 
 
 def resolved(config: ExperimentConfig) -> ExperimentConfig:
-    """The configuration with the backend that "auto" means today, so that a resumed run goes on in the same one."""
+    """The configuration with "auto" replaced by the backend chosen here, so that a resumed run uses the same one."""
     return with_solver(config, backend=backend_name(config))
 
 
 def backend_name(config: ExperimentConfig) -> str:
-    """What the configured backend is on this machine.
+    """The name of the backend that the configuration means on this machine.
 
     Raises:
         ConfigError, BackendUnavailable: it cannot solve so.
@@ -160,7 +160,7 @@ def placed(model: AbstractImplicitModel, config: ExperimentConfig) -> AbstractIm
 
 
 def answered(model: AbstractImplicitModel, inputs: Any, precision: str) -> tuple[Any, Any]:
-    """Outputs, whose floating-point numbers are those of the weights, and solution of a training step.
+    """The outputs, in the dtype of the weights, and the solution of a training step.
 
     Args:
         precision: in which all but the solve is evaluated, as `train.precision`.

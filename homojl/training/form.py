@@ -45,7 +45,7 @@ class ModelForm:
         """From the plain values of a checkpoint's header.
 
         Raises:
-            KeyError, TypeError, ValueError: they are none.
+            KeyError, TypeError, ValueError: they are not those of a form.
         """
         shape, names, mean, std = (tuple(values[key]) for key in ("input_shape", "class_names", "mean", "std"))
         if len(shape) != 3 or not all(type(n) is int and 0 < n < 2**15 for n in shape):

@@ -67,9 +67,9 @@ def joined() -> Iterator[Ranks]:
 
 @contextlib.contextmanager
 def _watched(rank: int, size: int) -> Iterator[None]:
-    """Have a process that waits for one that is gone say so before torchrun, which has asked it to end, kills it.
+    """Print a message if torchrun asks this process to end while it waits for one that has died.
 
-    While a collective waits, Python's own signal handlers do not run.
+    While a collective waits, Python's own signal handlers do not run, and torchrun kills the process soon after.
     """
     if "TORCHELASTIC_RUN_ID" not in os.environ or threading.current_thread() is not threading.main_thread():
         yield
@@ -97,7 +97,7 @@ def _watched(rank: int, size: int) -> Iterator[None]:
 
 
 def _leave() -> None:
-    """Leave the others after an error, once nothing holds what it came from: gloo's threads must end before Python."""
+    """Leave the group at exit, after an error: gloo's threads must end before Python does."""
     if dist.is_initialized():
         dist.destroy_process_group()
 

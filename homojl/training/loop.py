@@ -110,7 +110,7 @@ def train_run(
 
 
 class _Loop:
-    """One call of `train_run`: what it works with, and where it stands."""
+    """The state of one call of `train_run`."""
 
     def __init__(
         self,

@@ -95,17 +95,17 @@ for _part in PARTS:
 
 
 def options_of(part: str, name: object) -> dict[str, Any]:
-    """The options of an algorithm or an adjoint, by its name, with their types; of an unknown one, as "auto", none."""
+    """The options of an algorithm or an adjoint with their types; none for an unknown name, such as "auto"."""
     return _OPTIONS[part].get(name.lower(), {}) if isinstance(name, str) else {}
 
 
 def option_names() -> list[str]:
-    """Those of any algorithm or adjoint."""
+    """The options of all algorithms and adjoints."""
     return sorted({key for part in PARTS for key in _ALL[part]})
 
 
 def owner_of(key: str, where: str, others: tuple[str, ...]) -> tuple[str, str]:
-    """Which part of [solver] has an option that stands there by itself, and its name.
+    """Which table of [solver] has an option that was written in [solver] itself, and its present name.
 
     Args:
         where: the section.
@@ -122,7 +122,7 @@ def owner_of(key: str, where: str, others: tuple[str, ...]) -> tuple[str, str]:
 
 
 def checked_table(part: str, table: Mapping[str, Any], where: str) -> Table:
-    """A table with values of the right types; whether they are for its method is for `complete_table`.
+    """A table with values of the right types; whether its method has them is for `check_options`.
 
     Raises:
         ConfigError: an option that no method has, or a value of another type.
@@ -158,7 +158,7 @@ def _checked_controller(value: Any, where: str) -> str | Table:
 
 
 def check_options(part: str, table: Table) -> None:
-    """Refuse options that the method of a table has not.
+    """Refuse options that the method of a table does not have.
 
     Raises:
         ConfigError: for the first of them.

@@ -95,7 +95,7 @@ class Position:
         """From the plain values of a checkpoint's header.
 
         Raises:
-            KeyError, TypeError, ValueError: they are none.
+            KeyError, TypeError, ValueError: they are not those of a position.
         """
         position = Position(**{**values, "totals": Totals(**values["totals"])})
         for part in (position, position.totals):
@@ -111,7 +111,7 @@ class Position:
     def judge(self, epoch: float, score: float | None, *, validates: bool) -> bool:
         """Take a line's score into account, and say whether it is the best so far.
 
-        Among equals the later one is, which has seen more; without a validation split the last.
+        Of equal scores the later line is the best, as the longer trained; without a validation split the last is.
 
         Args:
             epoch: epochs completed.

@@ -48,7 +48,7 @@ P = ParamSpec("P")
 
 @dataclass(frozen=True)
 class Ranks:
-    """The processes of a run, seen from one of them. With one process, every method is free and exact.
+    """The processes of a run, seen from one of them. With one process every method costs nothing and changes nothing.
 
     Attributes:
         rank: number of this process, from 0.
@@ -136,7 +136,7 @@ class Ranks:
         return x
 
     def begin_step(self, model: AbstractImplicitModel) -> None:
-        """Have a network of a user's own, which draws and remembers by itself, do so as under DistributedDataParallel.
+        """Prepare a user's own network for a step, as DistributedDataParallel does.
 
         Buffers become those of process 0, and each process has random numbers of its own; homojl's models draw for the
         whole batch instead.
@@ -247,14 +247,14 @@ ALONE = Ranks()
 
 
 def _divides(algorithm: object) -> bool:
-    """Whether a method's steps on a part of the batch are those on the whole, given a common norm of the error."""
+    """Whether a method takes the same steps on a part of the batch as on the whole, given a common error norm."""
     if isinstance(algorithm, AbstractJacobianBased | AdamsMoulton):
         return False
     return isinstance(algorithm, AbstractAdaptive | AbstractFixedStep | AbstractFixedPointAlgorithm)
 
 
 def _check_divides(solver: SolverConfig, several: str) -> None:
-    """Refuse what does not solve a part of a batch as it solves that part within the whole."""
+    """Refuse a solver that gives other results on a part of a batch than on the whole."""
     algorithm = solver.build_algorithm()
     if solver.batch == "per-sample":
         if memory_of(algorithm) is not None:

@@ -123,7 +123,7 @@ class Run:
         return run
 
     def give(self, model: torch.nn.Module) -> None:
-        """The model, of a run that was given it in Python; its weights are those of the checkpoint that is loaded.
+        """Give the run its model again, if that was given in Python; loading a checkpoint replaces its weights.
 
         Raises:
             ConfigError: the run has its model by name, or was given another.
@@ -136,7 +136,7 @@ class Run:
         self._given = as_model(model, self.config)
 
     def started_from(self, model: torch.nn.Module) -> list[str]:
-        """Keep the weights that the configuration says to start from, so that the run can be begun again by itself.
+        """Copy the weights that training starts from into this run's folder, so that it needs the other run no more.
 
         Returns:
             Names of the weights of `model` that are not among them, and stay as they were drawn.
@@ -156,7 +156,7 @@ class Run:
         return left
 
     def extend(self, epochs: int) -> None:
-        """Give a run a budget of more epochs, to be trained by whoever goes on with it.
+        """Raise the budget of epochs; resuming the run trains them.
 
         Raises:
             ConfigError: it has had as many, or its budget is in seconds, or it ended for want of improvement.
@@ -245,7 +245,7 @@ class Run:
         return {key: math.nan if value is None else value for key, value in _read_json(path).items()}
 
     def write_test(self, values: dict[str, Any]) -> None:
-        """Keep what `test` gives."""
+        """Write what `test` reads."""
         plain = {key: None if value != value else value for key, value in values.items()}
         replace_file(self.path / TEST, (json.dumps(plain, indent=2) + "\n").encode())
 
@@ -282,7 +282,7 @@ class Run:
 
     @property
     def metrics_file(self) -> MetricsFile:
-        """Where they stand, to be added to."""
+        """The file of the metrics."""
         return MetricsFile(self.path / "metrics.jsonl")
 
     @property
@@ -431,5 +431,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _numbered(evaluation: Evaluation | None) -> tuple[str, ...]:
-    """Names of classes that have none."""
+    """Numbers as names of classes that have none."""
     return () if evaluation is None else tuple(str(i) for i in range(evaluation.logits.shape[1]))

@@ -35,21 +35,21 @@ class SolverConfig:
     """How and where the model's problem is solved and differentiated.
 
     `algorithm` and `adjoint` are tables: a name, and options as the constructor of that method has them. In a complete
-    configuration both have a name. What is not for them is refused where it is given. `training` has those of these
-    settings that training steps have otherwise; validation and the test have none of it.
+    configuration both have a name. Options that they do not have are refused. `training` has settings that replace
+    these in training steps alone.
     """
 
     algorithm: Table = setting(dict, "the method, with its options; absent: the model's own")  # noqa: RUF009
     adjoint: Table = setting(dict, "how gradients are computed; absent: the model's own")  # noqa: RUF009
     batch: str | None = setting(
-        None, "whether an adaptive method's steps are the batch's or every sample's own; absent: joint", choices=BATCHES
+        None, "of adaptive methods: joint, one step size for the batch, or per-sample; absent: joint", choices=BATCHES
     )
     backend: str = setting("auto", "where the solve runs", choices=BACKENDS)
     precision: str = setting(
         "full", "numbers that the field is evaluated in, beside a float32 state", choices=TRAINING_PRECISIONS
     )
     training: dict[str, Any] | None = setting(  # noqa: RUF009
-        None, "settings of [solver] that training steps have otherwise"
+        None, "settings of [solver] that are others in training steps"
     )
 
     @staticmethod
@@ -70,7 +70,7 @@ class SolverConfig:
         return SolverConfig(**values)
 
     def given(self) -> dict[str, Any]:
-        """What is not as it is where nobody has given it, as plain values."""
+        """The settings that differ from their defaults, as plain values."""
         return {f.name: getattr(self, f.name) for f in fields(self) if not is_default(self, f.name)}
 
     def to_dict(self) -> dict[str, Any]:
@@ -94,7 +94,7 @@ class SolverConfig:
         return SolverConfig.from_dict(values).resolved(model)
 
     def resolved(self, model: str) -> SolverConfig:
-        """With the model's own settings where there are none, and checked to be of the model's kind.
+        """Complete: with the model's own settings where none are given, and checked for the model's kind of problem.
 
         Raises:
             ConfigError: for an algorithm or an adjoint that is not for the kind of problem that the model states, or a
@@ -147,7 +147,7 @@ class SolverConfig:
             )
 
     def _of_layers(self, model: str) -> SolverConfig:
-        """As it is, once nothing is set that the layers of a network of a user's own have themselves."""
+        """The settings of a user's network, whose layers have solvers of their own: only the backend may be set."""
         for name, value in self.given().items():
             if name != "backend" and value != {"name": "auto"}:  # as files of schema 1 have it
                 options = [key for key in value if key != "name"] if name in PARTS else []
@@ -196,9 +196,9 @@ def nested(section: Mapping[str, Any], where: str = "solver") -> dict[str, Any]:
 
 
 def without_idle(section: Mapping[str, Any]) -> dict[str, Any]:
-    """The section [solver] of a complete file of schema 1, without what its algorithm and adjoint have no use for.
+    """The section [solver] of a complete file of schema 1, without options that its algorithm and adjoint do not have.
 
-    Runs from before such settings were refused have them in their files, where they did nothing.
+    Runs from before such options were refused have them in their files, without effect.
     """
     result = nested(section)
     for part in PARTS:
@@ -210,7 +210,7 @@ def without_idle(section: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def replaced(solver: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The section [solver] with changes, without options of the old algorithm or adjoint that the new one has not.
+    """The section [solver] with changes, without options of the old algorithm or adjoint that the new one lacks.
 
     Args:
         solver, changes: as `nested` gives them.

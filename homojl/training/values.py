@@ -37,7 +37,7 @@ def setting(
 
 
 def is_default(config: DataclassInstance, name: str) -> bool:
-    """Whether a setting is as it is where nobody has given it."""
+    """Whether a setting has its default value."""
     (f,) = (f for f in fields(config) if f.name == name)
     return bool(getattr(config, name) == ({} if f.default is MISSING else f.default))
 
@@ -68,7 +68,7 @@ def in_bounds(
     low: float | None = None,
     high: float | None = None,
 ) -> Any:
-    """A value, once it is one of the choices and within the bounds."""
+    """The value, checked against the choices and bounds."""
     if choices and value is not None and value not in choices:
         raise ConfigError(f"{where} must be one of {', '.join(choices)}, got {value!r}")
     if low is not None and value is not None and not value >= low:
@@ -79,10 +79,10 @@ def in_bounds(
 
 
 def converted(value: Any, hint: Any, where: str) -> Any:
-    """A plain value as one of the type of a setting.
+    """A plain value converted to the type of a setting.
 
     Raises:
-        ConfigError: it is none.
+        ConfigError: it has another type.
     """
     if isinstance(hint, types.UnionType):
         hints = [h for h in typing.get_args(hint) if h is not types.NoneType]

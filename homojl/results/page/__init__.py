@@ -109,5 +109,5 @@ def _shown(place: int, run: ReportedRun) -> dict[str, Any]:
 
 
 def _emphasised(text: str) -> Markup:
-    """A sentence of Markdown that knows nothing but **strong** words."""
+    """Markdown, of which only **strong** words are supported, as HTML."""
     return Markup(re.sub(r"\*\*(.+?)\*\*", r"<strong>\1</strong>", str(escape(text))))

@@ -49,7 +49,7 @@ def line_chart(lines: Sequence[Line], *, label: str, unit: str, zero: bool) -> M
     """A chart over the epochs; empty without a point.
 
     Args:
-        label: what it shows, for those who do not see it.
+        label: what it shows, for screen readers.
         unit: of the values, for the tooltips.
         zero: whether the scale starts at zero; otherwise it is logarithmic where the values ask for it.
     """

@@ -120,7 +120,7 @@ def _line(curves: Curves, name: str, what: str, dashed: bool, place: int, run: R
 
 
 def _in_words(line: Line, unit: str) -> str:
-    """A line for those who do not see it."""
+    """A line as text, for screen readers."""
     points = line.points
     if not points:
         return ""
