@@ -49,7 +49,7 @@ class SolverConfig:
         "full", "numbers that the field is evaluated in, beside a float32 state", choices=TRAINING_PRECISIONS
     )
     training: dict[str, Any] | None = setting(  # noqa: RUF009
-        None, "settings of [solver] that are others in training steps"
+        None, "settings that replace those of [solver] in training steps"
     )
 
     @staticmethod
