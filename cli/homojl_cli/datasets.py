@@ -21,7 +21,7 @@ def command(data_root: Path | None) -> None:
     """
     from homojl.data import dataset_info, dataset_names
     from homojl.data.download import find_file
-    from homojl.data.places import data_root as default_root
+    from homojl.data.registry import data_root as default_root
     from homojl.own import DATASET_GROUP, registered
 
     root = data_root or default_root()

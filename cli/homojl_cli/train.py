@@ -211,7 +211,7 @@ def _wanted(resume: Path | None, choices: dict[str, Any]) -> Run | ExperimentCon
         return run
     config = _config(**choices)
 
-    from homojl.data.places import find_dataset
+    from homojl.data.registry import find_dataset
 
     find_dataset(config.data.dataset)
     return config

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from homojl.comparison.experiment import Experiment
-from homojl.data.places import find_dataset
+from homojl.data.registry import find_dataset
 from homojl.errors import ConfigError
 from homojl.models.settings import model_settings
 from homojl.own import short

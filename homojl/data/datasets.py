@@ -12,9 +12,16 @@ from torch import Tensor
 
 from homojl.data.download import download_files, find_file, missing_files_error, verify_file
 from homojl.data.pictures import read_class_folders
-from homojl.data.places import data_root, expanded, find_dataset
 from homojl.data.readers import Arrays, read_npz
-from homojl.data.registry import SPLIT_SEED, TEST_FRACTION, DatasetInfo, stratified_choice
+from homojl.data.registry import (
+    SPLIT_SEED,
+    TEST_FRACTION,
+    DatasetInfo,
+    data_root,
+    expanded,
+    find_dataset,
+    stratified_choice,
+)
 from homojl.errors import ConfigError, DataError
 from homojl.own import load, short
 

@@ -4,7 +4,7 @@ from homojl.models.cnn import CNN as CNN
 from homojl.models.creation import create_model as create_model
 from homojl.models.creation import model_class as model_class
 from homojl.models.creation import model_names as model_names
-from homojl.models.deq import DEQNet as DEQNet
+from homojl.models.homoode import DEQNet as DEQNet
 from homojl.models.homoode import HomoODENet as HomoODENet
 from homojl.models.mondeq import MonDEQNet as MonDEQNet
 from homojl.models.node import ANODE as ANODE

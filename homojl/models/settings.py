@@ -111,10 +111,10 @@ class HomoODESettings(ConditionedSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class DEQSettings(ConditionedSettings):
-    """Of `homojl.models.deq.DEQNet`."""
+    """Of `homojl.models.homoode.DEQNet`."""
 
     summary = "z = F(z; x), x = features(image), logits = head(z), with HomoODE's F, features and head."
-    implementation = ("homojl.models.deq", "DEQNet")
+    implementation = ("homojl.models.homoode", "DEQNet")
     algorithm: ClassVar[AbstractFixedPointAlgorithm] = Anderson(rtol=1e-3, max_steps=50)
     adjoint = "implicit"
 
