@@ -80,6 +80,8 @@ from homojl.errors import DataError as DataError
 from homojl.errors import HomoJLError as HomoJLError
 from homojl.errors import JuliaCodeError as JuliaCodeError
 from homojl.errors import SolveError as SolveError
+from homojl.marks import PerSample as PerSample
+from homojl.marks import Shared as Shared
 from homojl.models import create_model as create_model
 from homojl.models import from_pretrained as from_pretrained
 from homojl.models import model_names as model_names
@@ -89,8 +91,6 @@ from homojl.problems import Event as Event
 from homojl.problems import FixedPointProblem as FixedPointProblem
 from homojl.problems import HomotopyProblem as HomotopyProblem
 from homojl.problems import ODEProblem as ODEProblem
-from homojl.problems import PerSample as PerSample
-from homojl.problems import Shared as Shared
 from homojl.solution import EquilibriumSolution as EquilibriumSolution
 from homojl.solution import Happened as Happened
 from homojl.solution import PathSolution as PathSolution

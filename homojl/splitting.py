@@ -17,7 +17,8 @@ import torch
 
 from homojl.algorithms import AbstractSplitting, ForwardBackward
 from homojl.errors import ConfigError
-from homojl.problems import FixedPointProblem, PerSample, Shared, unmarked
+from homojl.marks import PerSample, Shared, unmarked
+from homojl.problems import FixedPointProblem
 
 Tensor = torch.Tensor
 

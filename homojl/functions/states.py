@@ -11,7 +11,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from homojl.errors import ConfigError
-from homojl.problems import AbstractMark
+from homojl.marks import AbstractMark
 
 Tensor = torch.Tensor
 FLOATS = (torch.float32, torch.float64)

@@ -17,7 +17,7 @@ from torch.utils import _pytree as pytree
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractFixedStep, AbstractODEAlgorithm, Anderson, Picard
 from homojl.algorithms.tableaus import ButcherTableau
 from homojl.errors import ConfigError
-from homojl.problems import PerSample, Shared
+from homojl.marks import PerSample, Shared
 
 Tensor = torch.Tensor
 

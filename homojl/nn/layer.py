@@ -23,8 +23,9 @@ from homojl.algorithms import (
     memory_of,
 )
 from homojl.errors import ConfigError, ConvergenceWarning
+from homojl.marks import PerSample, Shared
 from homojl.nn.remembered import RememberedStep, with_memory
-from homojl.problems import FixedPointProblem, ODEProblem, PerSample, Shared
+from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
 from homojl.solving import BATCHES, solve
 from homojl.splitting import AbstractMonotoneMap

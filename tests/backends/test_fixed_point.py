@@ -11,7 +11,7 @@ import torch
 from hypothesis import given, settings, strategies as st
 
 import homojl as hj
-from homojl.problems import PerSample, Shared
+from homojl.marks import PerSample, Shared
 from homojl.solution import Status
 
 METHODS = {
