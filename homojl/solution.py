@@ -15,7 +15,13 @@ if TYPE_CHECKING:
 
 
 class Status(enum.Enum):
-    """How a solve ended; the value is the sentence that messages show."""
+    """How a solve ended; the value is the sentence that messages show.
+
+    Attributes:
+        ok: whether it is an end that was to be reached.
+    """
+
+    ok: bool
 
     SUCCESS = "the solve reached its end"
     EVENT = "the event took place"
@@ -27,9 +33,8 @@ class Status(enum.Enum):
     RETURNED = "the path came back to lambda = 0"
     FOLD = "the path turns back in lambda"
 
-    @property
-    def ok(self) -> bool:
-        return self in (Status.SUCCESS, Status.EVENT)
+    def __init__(self, sentence: str) -> None:
+        self.ok = self._name_ in ("SUCCESS", "EVENT")
 
 
 @dataclass

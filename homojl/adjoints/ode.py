@@ -117,9 +117,14 @@ class AbstractODEAdjoint(abc.ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class NoAdjoint(AbstractODEAdjoint):
-    """Values alone."""
+    """Values alone, of samples that are solved in Julia."""
 
     def integrate(self, solve: Solve, y0: Tensor) -> Integration:
+        if torch.is_grad_enabled() and any(x.requires_grad for x in (y0, *solve.f.arguments.tensors)):
+            raise ConfigError(
+                f"batch='per-sample' with a {type(solve.f.f).__name__} gives values, and no gradients: solve under "
+                "torch.no_grad()"
+            )
         return solve.run(y0)
 
 

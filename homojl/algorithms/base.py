@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 
+_NO_GRID: Grid | None = None
+
+
 @dataclass(frozen=True, kw_only=True)
 class AbstractODEAlgorithm:
     """Base of every method for an `ODEProblem`.
@@ -33,7 +36,9 @@ class AbstractODEAlgorithm:
 
     observer: StepObserver | None = None
 
-    norm = ErrorNorm()  # no setting, but of methods that estimate their errors
+    # No settings, but of some methods.
+    norm = ErrorNorm()
+    grid = _NO_GRID
 
     def __post_init__(self) -> None:
         """Check the options; a ConfigError names the first that is not acceptable."""

@@ -7,6 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Row = tuple[float, ...]
 
@@ -37,6 +41,13 @@ class ButcherTableau:
     @property
     def stages(self) -> int:
         return len(self.b)
+
+    @cached_property
+    def dense_rows(self) -> np.ndarray:
+        """`dense` with a row for each power of the fraction, (powers, s)."""
+        import numpy as np
+
+        return np.array(self.dense).T
 
     @cached_property
     def fsal(self) -> bool:

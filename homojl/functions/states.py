@@ -152,14 +152,18 @@ class Arguments:
         leaves, self._spec = list(args), None
         if not all(isinstance(a, Tensor | AbstractMark) for a in args):
             leaves, self._spec = pytree.tree_flatten(args, is_leaf=lambda x: isinstance(x, AbstractMark))
-        self.marks: list[bool | None] = [a.per_sample if isinstance(a, AbstractMark) else None for a in leaves]
-        values = [a if mark is None else a.value for a, mark in zip(leaves, self.marks, strict=True)]
-        self._places = [i for i, a in enumerate(values) if isinstance(a, Tensor)]
-        for i in self._places:
-            if values[i].is_inference():
-                with torch.inference_mode(False):  # it can be in no graph, which products need
-                    values[i] = values[i].clone()
-        self._hold(values)
+        self.marks: list[bool | None] = []
+        self._places: list[int] = []
+        for i, a in enumerate(leaves):
+            mark, a = (a.per_sample, a.value) if isinstance(a, AbstractMark) else (None, a)
+            if isinstance(a, Tensor):
+                self._places.append(i)
+                if a.is_inference():
+                    with torch.inference_mode(False):  # it can be in no graph, which products need
+                        a = a.clone()
+            self.marks.append(mark)
+            leaves[i] = a
+        self._hold(leaves)
 
     def _hold(self, leaves: list[Any]) -> None:
         self.leaves, self.filled = leaves, self.fill(leaves)

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import homojl as hj
-from homojl.backends.pytorch.adams import weights
+from homojl.backends.pytorch.steppers import weights
 from tests.catalogue import EXACT_ODES
 
 FORCED = next(p for p in EXACT_ODES if p.name == "forced")

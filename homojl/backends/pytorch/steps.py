@@ -143,9 +143,6 @@ class ExplicitStepper(AbstractStepper):
         self.tableau = tableau
         self.order = self.error_order = tableau.order
         self.interpolates, self.carries = tableau.dense is not None, tableau.fsal
-        if tableau.dense is not None:
-            self._dense = np.array(tableau.dense).T
-            self._powers = np.arange(1, len(self._dense) + 1)
 
     def step(
         self, f: Field, t: Number, h: Number, y: Tensor, first: Tensor | None = None, *, last: bool = True
@@ -190,7 +187,7 @@ class ExplicitStepper(AbstractStepper):
         ends = step.y_next.index_select(0, rows)
         if at_end.all():
             return ends
-        dense = self._dense.T
+        dense = self.tableau.dense_rows.T
         weights = np.zeros((len(at), self.tableau.stages))
         for m in reversed(range(dense.shape[1])):  # a matrix product would round by how many rows there are
             weights = (weights + dense[:, m]) * fractions[:, None]
@@ -201,7 +198,8 @@ class ExplicitStepper(AbstractStepper):
         return torch.where(on(step.y, at_end)[:, None], ends, states) if at_end.any() else states
 
     def _weights(self, fractions: Sequence[float]) -> np.ndarray:
-        return (np.array(fractions)[:, None] ** self._powers) @ self._dense
+        dense = self.tableau.dense_rows
+        return (np.array(fractions)[:, None] ** np.arange(1, len(dense) + 1)) @ dense
 
     def inside_steps(self, steps: Sequence[tuple[Step, Sequence[float]]]) -> list[list[Tensor]]:
         within = [[f for f in fractions if f != 1.0] for _, fractions in steps]
