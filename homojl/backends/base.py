@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -59,6 +59,8 @@ class Task:
         jumps: times that adaptive steps end on, and where the field is evaluated anew.
         each: whether every sample, a row of the state, has steps, an error and an end of its own.
         starts: times from which the samples go on, (B,); None: all from ts[0]. One that starts at the end is done.
+        last: the field again, and the tensors that a gradient of it is by, where PyTorch may take the last step of a
+            joint solve with a graph of its own.
     """
 
     f: AbstractField
@@ -70,12 +72,23 @@ class Task:
     jumps: Sequence[float] = ()
     each: bool = False
     starts: np.ndarray | None = None
+    last: tuple[AbstractField, list[Tensor]] | None = None
 
     def but(self, **changes: Any) -> Self:
         """The same with other attributes."""
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, **changes)
         return other
+
+
+class Kept(NamedTuple):
+    """The graph of a solve's last step: the state it starts from, the states saved in it, that at its end, and the
+    tensors that a gradient of the field is by."""
+
+    y: Tensor
+    saved: list[Tensor]
+    y_next: Tensor
+    wrt: list[Tensor]
 
 
 @dataclass(eq=False)
@@ -93,6 +106,7 @@ class Integration:
         samples: of each sample, where they have steps of their own.
         first_step: what `StepMemory` would learn of such a solve.
         events: those on the way, of an integration that went on after them.
+        kept: the graph of the last step, where it was asked for and there is one.
     """
 
     ts: Any
@@ -106,6 +120,7 @@ class Integration:
     samples: Samples | None = None
     first_step: float | None = None
     events: Sequence[Happened] = ()
+    kept: Kept | None = None
 
     @cached_property
     def n_accepted(self) -> int:

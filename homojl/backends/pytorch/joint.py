@@ -14,12 +14,12 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep
-from homojl.backends.base import Integration, Task
+from homojl.backends.base import Integration, Kept, Task
 from homojl.backends.pytorch.events import EventWatch
 from homojl.backends.pytorch.record import Record, Round
 from homojl.backends.pytorch.sizes import Controlled, Move, Planned, Stop, which_sample
 from homojl.backends.pytorch.steps import AbstractStepper, Step
-from homojl.functions import AbstractField
+from homojl.functions import AbstractField, VectorField
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -127,7 +127,7 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
     else:
         assert isinstance(algorithm, AbstractFixedStep), algorithm
         sizes = Planned(algorithm, ts)
-    t, y, step, which, started = sizes.t, y0, None, None, f.calls
+    t, y, step, kept, which, started = sizes.t, y0, None, None, None, f.calls
     status, message = Status.SUCCESS, ""
     observer = algorithm.observer
     try:
@@ -137,7 +137,11 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
             move = sizes.propose(t, saved.next)
             if observer is not None:
                 observer.trying(t, y.detach(), move.h)
-            step = stepper.step(f, t, move.h, y, first)
+            kept = None
+            if task.last is not None and move.t_next == ts[-1]:
+                kept, step = _recorded(stepper, f, task.last[0], t, move.h, y, known=first is not None)
+            else:
+                step = stepper.step(f, t, move.h, y, first)
             if not sizes.accepts(step):
                 if observer is not None:
                     observer.rejected(t, y.detach(), move.h)
@@ -164,6 +168,11 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
         where = sizes.describe(t, len(saved.record.rounds)) + (which_sample(seen) if status is Status.DIVERGED else "")
         message = f"{algorithm.name}: {status.value} ({where}); {advice}"
     saved.compute()
+    graph: Kept | None = None
+    if kept is not None and task.last is not None and status.ok:
+        with torch.enable_grad():
+            inside = stepper.inside(kept, saved.record.rounds[-1].fractions)
+        graph = Kept(kept.y, inside, kept.y_next, task.last[1])
     if status.ok and (where := sizes.flaw(f, ts, saved.ys)):
         status = Status.DIVERGED
         message = f"{algorithm.name}: {status.value} ({where}); try a smaller step_size or an adaptive method"
@@ -176,7 +185,30 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
         nfe=f.calls - started,
         n_rejected=sizes.rejected,
         event=which,
+        kept=graph,
     )
+
+
+def _recorded(
+    stepper: AbstractStepper, f: AbstractField, field: AbstractField, t: float, h: float, y: Tensor, *, known: bool
+) -> tuple[Step, Step]:
+    """A step with a graph of its own, and the same without it; `known`: whether its first derivative is.
+
+    That derivative is evaluated again here, which is work for the gradient.
+    """
+    assert isinstance(f, VectorField), f
+    calls, evaluated = f.calls, field.calls
+    f.forget()
+    again = known + (f.calls - calls)
+    with torch.enable_grad():
+        start = y.detach().requires_grad_()
+        # A view: hooks of modules may not be on a leaf in `autograd.grad`.
+        step = stepper.step(field, t, h, start.view_as(start))
+    f.calls = calls + field.calls - evaluated - known
+    f.stats.nfe_backward += again
+    error = None if step.error is None else step.error.detach()
+    bare = step._replace(y=y, y_next=step.y_next.detach(), ks=[k.detach() for k in step.ks], error=error)
+    return step._replace(y=start), bare
 
 
 def _up_to_event(

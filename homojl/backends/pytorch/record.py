@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from homojl.backends.base import Kept
 from homojl.backends.pytorch.implicit import ImplicitStepper
 from homojl.backends.pytorch.rows import RowLayout
 from homojl.backends.pytorch.steps import AbstractStepper, Field, Number, Step, on
@@ -201,6 +202,7 @@ class Replay:
         wrt: Sequence[Tensor],
         saved: Sequence[Tensor],
         cotangents: Sequence[Tensor | None],
+        kept: Kept | None = None,
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """The gradient, one round after the other, the last one first, each with a graph of its own.
 
@@ -208,6 +210,7 @@ class Replay:
             starts: the rounds' numbers and the states they start from, in that order.
             wrt: tensors that the field depends on.
             saved, cotangents: states that the solve saved, and the gradients with respect to them.
+            kept: the graph of the last round, where it need not be taken again.
 
         Returns:
             With respect to the initial state and to each of `wrt`; None for zero.
@@ -223,21 +226,25 @@ class Replay:
         for i, y in starts:
             taken = self._record.rounds[i]
             rows = self._positions(taken)
-            with torch.enable_grad():
-                y = y.detach().requires_grad_()
-                # A view: hooks of modules may not be on a leaf in `autograd.grad`.
-                step = self._take_step(taken, y.view_as(y), None, rows, last=taken.inside)
-                outputs = self._saved(step, taken)
-            if not checked and outputs:
-                self._check(outputs, step, taken, saved)
-                checked = True
+            by = wrt
+            if kept is not None and i == len(self._record.rounds) - 1:
+                y, outputs, y_next, by = kept
+            else:
+                with torch.enable_grad():
+                    y = y.detach().requires_grad_()
+                    # A view: hooks of modules may not be on a leaf in `autograd.grad`.
+                    step = self._take_step(taken, y.view_as(y), None, rows, last=taken.inside)
+                    outputs, y_next = self._saved(step, taken), step.y_next
+                if not checked and (outputs or kept is not None):
+                    self._check(outputs, step, i, saved)
+                    checked = True
             seeds = self._seeds(taken, given)
             pairs = [(o, s) for o, s in zip(outputs, seeds, strict=True) if s is not None]
             if costate is not None:
-                pairs.append((step.y_next, _take(costate, rows)))
+                pairs.append((y_next, _take(costate, rows)))
             if not pairs:
                 continue
-            before, *grads = gradients([o for o, _ in pairs], [y, *wrt], [s for _, s in pairs])
+            before, *grads = gradients([o for o, _ in pairs], [y, *by], [s for _, s in pairs])
             if before is None:
                 before = torch.zeros_like(y)
             costate = before if layout is None else _put(costate, rows, before, self._flat_like())
@@ -276,15 +283,19 @@ class Replay:
         places = taken.saves * len(self._like) + taken.samples[taken.at]
         return [given.index_select(0, on(self._like, places))]
 
-    def _check(self, outputs: Sequence[Tensor], step: Step, taken: Round, saved: Sequence[Tensor]) -> None:
-        """That one saved state is what it was in the solve, to rounding."""
-        save = int(taken.saves[0])
-        now, before = outputs[0].detach(), saved[save]
-        if taken.at is not None:
-            assert self._record.layout is not None
+    def _check(self, outputs: Sequence[Tensor], step: Step, i: int, saved: Sequence[Tensor]) -> None:
+        """That one state that was saved in round i, or the one that the next starts from, is what it was."""
+        record, taken = self._record, self._record.rounds[i]
+        if not outputs:
+            assert record.states is not None, "the rounds' states are kept with the last graph"
+            now, before = step.y_next.detach(), record.states[i + 1]
+        elif taken.at is None:
+            now, before = outputs[0].detach(), saved[int(taken.saves[0])]
+        else:
+            assert record.layout is not None
             assert taken.samples is not None
-            now = now[0]
-            before = self._record.layout.flatten(before)[int(taken.samples[taken.at[0]])]
+            now = outputs[0][0].detach()
+            before = record.layout.flatten(saved[int(taken.saves[0])])[int(taken.samples[taken.at[0]])]
         if torch.equal(now, before):  # as PyTorch's own steps are
             return
         eps, size = torch.finfo(now.dtype).eps, step.y.abs().max() + step.y_next.abs().max()
