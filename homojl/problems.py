@@ -26,7 +26,9 @@ class Event:
 
     Args:
         condition: `condition(t, y, *args)` with the arguments of the field; a tensor of one value or several, of
-            which the first to change its sign counts. With `batch="per-sample"` it has a row for each sample.
+            which the first to change its sign counts. Those that change together, to rounding, are one event: it is
+            said of the first in their order, and `then` is called once. With `batch="per-sample"` it has a row for each
+            sample.
         direction: 1: only where it rises through zero, -1: only where it falls, along the way that the solve takes;
             0: either.
         terminal: whether the solve ends there; else it goes on, and the solution's `events` has the time and state.

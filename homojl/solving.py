@@ -156,9 +156,9 @@ def solve(
         raise ConfigError("dense=True is for an ODEProblem with batch='joint'")
     if batch != "joint" and not ode:
         raise ConfigError("batch='per-sample' is for an ODEProblem; a fixed point's samples always end one by one")
-    transforms.refuse_tracing()
     form = None if problem.form.plain else problem.form
     start = problem.initial if form is None else form.join(problem.initial)
+    transforms.refuse_tracing(start)
     if start.is_inference() and not torch.is_inference_mode_enabled():
         start = start.clone()  # what was made in inference mode can be in no graph
     version = 0 if start.is_inference() else start._version

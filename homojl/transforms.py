@@ -32,14 +32,20 @@ def active() -> bool:
     return transformed()
 
 
-def refuse_tracing() -> None:
-    """Raise a ConfigError where PyTorch records operations to run them at other values."""
+def refuse_tracing(start: Tensor) -> None:
+    """Raise a ConfigError where PyTorch records operations to run them at other values, or computes none."""
     proxy = torch._C._TorchDispatchModeKey.PROXY
     exporting = getattr(torch.compiler, "is_exporting", bool)()
     if exporting or torch._C._get_tracing_state() is not None or torch._C._get_dispatch_mode(proxy) is not None:
         raise ConfigError(
             "a solve decides by the values it meets, which a trace would fix to those of its example; export a layer "
             "of hj.nn by torch.export, or take its value out of what is traced"
+        )
+    if start.is_meta or (torch._C._len_torch_function_stack() and torch.get_default_device().type == "meta"):
+        what = "the state is on" if start.is_meta else "torch's default device is"
+        raise ConfigError(
+            f"{what} the meta device, whose tensors have no values, and a solve decides by values: move the "
+            'state with .to(), and call torch.set_default_device("cpu") before'
         )
 
 

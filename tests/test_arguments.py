@@ -128,3 +128,17 @@ def test_every_public_name_exists():
         assert getattr(hj, name) is not None
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = hj.nothing
+
+
+@pytest.mark.parametrize("algorithm", [hj.RK4(), hj.Tsit5(), hj.Anderson()])
+def test_tensors_without_values_are_refused(algorithm):
+    def problem(**where):
+        y0 = torch.ones(2, 3, **where)
+        if isinstance(algorithm, hj.Anderson):
+            return hj.FixedPointProblem(lambda z: z / 2, y0)
+        return hj.ODEProblem(lambda t, y: -y, y0, (0.0, 1.0))
+
+    with pytest.raises(hj.ConfigError, match="the state is on the meta device"):
+        hj.solve(problem(device="meta"), algorithm)
+    with torch.device("meta"), pytest.raises(hj.ConfigError, match="torch's default device is the meta device"):
+        hj.solve(problem(device="cpu"), algorithm)

@@ -275,7 +275,7 @@ class Dependent(Evaluated):
         other = self._copy()
         other.f = None
         other.arguments = self.arguments.replaced([None] * len(self.arguments.tensors))
-        other.args, other._row_args, other._params, other.tensors, other.inputs = (), (), (), [], ()
+        other.args, other._row_args, other._params, other.tensors, other.inputs = (), (), [], [], ()
         other._like = torch.empty((), dtype=self._like.dtype, device=self._like.device).expand(self._like.shape)
         other.finish()
         return other

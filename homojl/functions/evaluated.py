@@ -39,8 +39,24 @@ class Evaluated:
 
     Attributes:
         calls: evaluations so far.
+        counting: whether the products of gradients through its values are counted.
         inputs: the tensors, other than the state, that receive gradients; known after `probe`.
     """
+
+    calls = 0
+    counting = False
+    inputs: tuple[Tensor, ...] = ()
+    _plain = _simple = False  # whether an evaluation takes the short way now; whether it may
+    _differentiates = _checked = False
+    _rows: Tensor | None = None
+    _separable: bool | None = None
+    _mixes = ""  # how, where samples depend on each other
+    _captured: Captured | None = None
+    _last: Tensor | None = None
+    _last_version = 0
+    _given: Tensor | None = None  # the state that f was given as a copy
+    _known: tuple[Tensor, Tensor] | None = None
+    _ends: set[int] | None = None  # of the graph of the next value, where that is to be looked at
 
     def __init__(
         self,
@@ -58,29 +74,14 @@ class Evaluated:
         state: str = "y0",
     ) -> None:
         self.f = f if precision is None else Autocast(f, precision, like.device.type)
-        self.stats, self.calls = stats, 0
-        self._like, self._form, self._precision = like, form, precision
-        self._names, self._closed = (name, state), closed
-        self._params = tuple(p for p in params or () if p.requires_grad)
+        self.stats, self._like, self._form, self._precision = stats, like, form, precision
+        self._names, self._closed, self._copies = (name, state), closed, copies
+        self._params = [p for p in params or () if p.requires_grad]
         self.arguments = Arguments(args)
-        self.args, self._marks = self.arguments.filled, self.arguments.marks
-        self._rows: Tensor | None = None
-        self._row_args = self.args
-        self._separable: bool | None = None
-        self._mixes = ""  # how, where samples depend on each other
-        self._captured: Captured | None = None
-        self.inputs: tuple[Tensor, ...] = ()
-        self._copies, self._differentiates, self._checked = copies, False, False
-        self._plain = self._simple = False  # whether an evaluation takes the short way now; whether it may
-        self.counting = False
+        self.args = self._row_args = self.arguments.filled
+        self._marks = self.arguments.marks
         # Graphs hold this, and must hold neither f nor what it holds.
         self._count_product = functools.partial(_count_product, stats)
-        self._last: Tensor | None = None
-        self._last_careful: Tensor | None = None
-        self._given: Tensor | None = None  # the state that f was given as a copy
-        self._last_version = 0
-        self._known: tuple[Tensor, Tensor] | None = None
-        self._ends: set[int] | None = None  # of the graph of the next value, where that is to be looked at
 
     # Evaluation
 
@@ -137,10 +138,7 @@ class Evaluated:
         (at, value), y = self._known, inputs[-1]
         self._known, self._plain = None, self._simple
         if _same_memory(at, y) and at.shape == y.shape:
-            if self._plain:
-                self._last, self._last_version = value, value._version
-            elif not self._copies:
-                self._note(value)
+            self._note(value)
             return value
         self.calls += 1  # the other one was for nothing
         return self._carefully(inputs, args)
@@ -155,7 +153,7 @@ class Evaluated:
         """Have the next evaluation, where it is at y, return this value, and counted there."""
         self._known = (y, value.detach())
         self.calls -= 1
-        self._plain, self._last, self._last_careful = False, None, None
+        self._plain, self._last = False, None
 
     @property
     def opens(self) -> bool:
@@ -199,15 +197,12 @@ class Evaluated:
         self._checked = True
         special = self._copies or self._differentiates or self._form is not None
         self._plain = self._simple = not (special or untracked or value.is_inference())
-        if self._plain:
-            self._last, self._last_version = value, value._version
-        elif not self._copies:
-            self._note(value)
+        self._note(value)
         return value.clone() if self._copies else value
 
     def _note(self, value: Tensor) -> None:
         """Remember the last value, to see whether it is written to."""
-        self._last_careful = None if self._copies else value
+        self._last = None if self._copies else value
         self._last_version = 0 if value.is_inference() else value._version
 
     def _carefully(self, inputs: tuple[Tensor, ...], args: Sequence[Any]) -> Tensor:
@@ -216,7 +211,7 @@ class Evaluated:
             value = value.detach()
         if value.shape != y.shape or value.dtype != y.dtype:
             self._check_form(value, y)
-        last = self._last_careful
+        last = self._last
         if last is not None:
             # Tensors of inference mode count no changes.
             changed = _same_memory(value, last) if last.is_inference() else last._version != self._last_version
@@ -274,7 +269,7 @@ class Evaluated:
 
     def finish(self) -> None:
         """Let go of the last value."""
-        self._last = self._last_careful = self._known = self._given = None
+        self._last = self._known = self._given = None
 
     def like_rows_of(self, other: Evaluated) -> None:
         """Take the samples' arguments for what the same function at other tensors has found them to be."""

@@ -120,3 +120,25 @@ def test_the_samples_of_a_start_that_is_not_finite_are_counted():
     for algorithm in (hj.Tsit5(), hj.RK4(step_size=0.1)):
         with pytest.raises(hj.SolveError, match=r"at t = 0 after 0 .*sample 1 and 1 more"):
             hj.solve(hj.ODEProblem(lambda t, y: -y, y0, (0.0, 1.0)), algorithm, backend="pytorch")
+
+
+def test_conditions_that_change_together_are_one_event_of_the_first():
+    def field(t, y):  # two balls
+        return torch.stack([y[1], torch.full_like(y[1], -9.8), y[3], torch.full_like(y[3], -9.8)])
+
+    def bounce(t, y):
+        down = torch.stack([y[0], y[2]]).abs() < 1e-9
+        return torch.stack([y[0], torch.where(down[0], -y[1], y[1]), y[2], torch.where(down[1], -y[3], y[3])])
+
+    def events(heights):
+        y0 = torch.tensor([heights[0], 0.0, heights[1], 0.0], dtype=torch.float64)
+        event = hj.Event(lambda t, y: torch.stack([y[0], y[2]]), direction=-1, then=bounce)
+        problem = hj.ODEProblem(field, y0, (0.0, 0.6), event=event)
+        solution = hj.solve(problem, hj.Tsit5(rtol=1e-9, atol=1e-9), backend="pytorch")
+        return solution, [(e.which, round(float(e.time), 6)) for e in solution.events]
+
+    together, seen = events((1.0, 1.0))
+    assert seen == [(0, 0.451754)]
+    torch.testing.assert_close(together.value[:2], together.value[2:])
+    _, seen = events((1.0, 0.9))
+    assert seen == [(1, 0.428571), (0, 0.451754)]

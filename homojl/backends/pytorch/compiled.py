@@ -78,7 +78,7 @@ class CompiledBackend(TorchBackend):
                 return TorchBackend().integrate(task, y0)
             if whole is not None:
                 return whole
-        return super().integrate(task.but(last=None), y0)  # whose steps are compiled
+        return super().integrate(task, y0)
 
     def integrate_whole(self, task: Task, y0: Tensor) -> Integration | None:
         try:
@@ -128,6 +128,8 @@ class CompiledStepper(ExplicitStepper):
         y0: what the states look like.
         cuda_graphs: whether steps are CUDA graphs.
     """
+
+    recordable = False
 
     def __init__(self, field: VectorField, task: Task, y0: Tensor, *, cuda_graphs: bool) -> None:
         algorithm, norm = task.algorithm, task.norm

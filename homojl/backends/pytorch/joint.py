@@ -138,7 +138,7 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
             if observer is not None:
                 observer.trying(t, y.detach(), move.h)
             kept = None
-            if task.last is not None and move.t_next == ts[-1]:
+            if task.last is not None and stepper.recordable and move.t_next == ts[-1]:
                 kept, step = _recorded(stepper, f, task.last[0], t, move.h, y, known=first is not None)
             else:
                 step = stepper.step(f, t, move.h, y, first)
