@@ -38,7 +38,7 @@ from homojl.dense import DenseOutput
 from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.functions import Form, MapFunction, VectorField, WrittenOver
 from homojl.functions.user import warn_caller
-from homojl.marks import PerSample, Shared, unmarked
+from homojl.marks import PerSample, Shared
 from homojl.precision import evaluated_in
 from homojl.problems import AbstractProblem, FixedPointProblem, HomotopyProblem, ODEProblem
 from homojl.roots import path_to_root

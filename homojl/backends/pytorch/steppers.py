@@ -12,9 +12,9 @@ from typing import Any
 import torch
 
 from homojl.algorithms import RK38, AdamsBashforth, AdamsMoulton, Grid
+from homojl.algorithms.tableaus import ButcherTableau
 from homojl.backends.pytorch.implicit import ImplicitStepper
 from homojl.backends.pytorch.steps import AbstractStepper, ExplicitStepper, Field, Number, Step, combine, time_like
-from homojl.tableaus import ButcherTableau
 
 Tensor = torch.Tensor
 
