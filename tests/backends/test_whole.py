@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import homojl as hj
-from homojl.backends.pytorch.native import build, ensemble, program, solve
+from homojl.backends.pytorch.native import build, program, whole
 from homojl.backends.pytorch.native.entry import entry_of
 from homojl.backends.pytorch.native.operations import Postponed, Unsupported
 
@@ -32,8 +32,7 @@ def _whole(monkeypatch):
         assert isinstance(reason, Postponed), reason
         raise reason
 
-    monkeypatch.setattr(solve, "refuse", refuse)
-    monkeypatch.setattr(ensemble, "refuse", refuse)
+    monkeypatch.setattr(whole, "refuse", refuse)
 
 
 class Layers(nn.Module):
@@ -165,7 +164,7 @@ def test_a_field_that_does_more_than_to_return_a_value_is_refused_and_nothing_is
     @torch.no_grad()
     def opened_and_compiled():
         opened, inputs = entry_of(make.forward.__code__)(field, (), torch.tensor(0.0), y)
-        program.program_for(opened, hj.Tsit5().explicit_tableau, torch.tensor(0.0), y, inputs, [])
+        program.program_for(opened, hj.Tsit5().explicit_tableau, [], torch.tensor(0.0), y, inputs)
 
     with pytest.raises(Unsupported):
         opened_and_compiled()

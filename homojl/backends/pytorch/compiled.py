@@ -90,12 +90,10 @@ class CompiledBackend(TorchBackend):
     def _whole(task: Task, y0: Tensor, *, keep: int = EVALUATIONS) -> Integration | None:
         if not _is_explicit(task.algorithm) or not isinstance(task.f, VectorField):
             return None
-        from homojl.backends.pytorch.native import ensemble, solve  # they load what traces fields
+        from homojl.backends.pytorch.native import ensemble, joint, whole  # they load what traces fields
 
-        owner = _owner(task.f.f)
-        if task.each:
-            return ensemble.integrate(owner, task, y0)
-        return solve.integrate(owner, task, y0, keep=keep) if solve.serves(task, y0) else None
+        kind = ensemble.EnsembleSolver if task.each else joint.JointSolver
+        return whole.integrate(kind, _owner(task.f.f), task, y0, keep)
 
     def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
         from homojl.backends.pytorch.native.equilibrium import methods_for

@@ -4,7 +4,7 @@
 `operations` and `places`. The headers have what does not depend on the field: `kernels.hpp` functions of elements and
 products of matrices, `control.hpp` the choice of steps, `loop.hpp` the loop over the steps of one state, and
 `lanes.hpp` that of samples with steps of their own. `program` puts these together, `build` compiles and finds again
-what was compiled, `solve` and `ensemble` run it and differentiate.
+what was compiled, `whole` runs it and differentiates, by `joint` or `ensemble`.
 """
 
 NOTHING, STATES, EVALUATIONS = range(3)  # what is kept of a solve beside its steps: the states, or what it evaluated

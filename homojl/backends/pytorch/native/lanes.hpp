@@ -313,7 +313,7 @@ static void solve_range(Lanes &job, Memory &m, int64_t from, int64_t to, Log *lo
     }
 }
 
-extern "C" void solve_lanes(Lanes *of, int64_t from, int64_t to) {
+extern "C" void advance(Lanes *of, int64_t from, int64_t to) {
     Memory m(*of, false);
     solve_range(*of, m, from, to, nullptr);
 }
@@ -422,7 +422,7 @@ static void pull_range(Lanes &job, Memory &m, int64_t from, int64_t to, const Lo
 }
 
 // Samples are solved again, some at a time, so that the steps of those alone are kept.
-extern "C" void pull_lanes(Lanes *of, int64_t from, int64_t to, int64_t at_a_time) {
+extern "C" void gradient(Lanes *of, int64_t from, int64_t to, int64_t at_a_time) {
     Memory m(*of, true);
     for (int64_t start = from; start < to; start += at_a_time) {
         const int64_t stop = std::min(to, start + at_a_time);

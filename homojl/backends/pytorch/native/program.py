@@ -75,128 +75,84 @@ class Memory(NamedTuple):
     states: Tensor | None
     evaluations: Tensor | None
 
+    def serve(self, job: Job, k: int) -> None:
+        """Be a job's k-th chunk."""
+        steps, states, evaluations = (None if x is None else x.data_ptr() for x in self)
+        job.chunks[k] = _Chunk(steps, states, evaluations)
+
 
 class Program:
     """A field's solves by one method, compiled.
 
     Args:
-        library: with `advance` and `gradient`.
+        library: with `advance` and `gradient` of loop.hpp, or of lanes.hpp where samples have steps of their own.
         facts: as noted when it was compiled.
 
     Attributes:
-        wanted: positions of the inputs that it has gradients for.
+        wanted, rows: positions of the inputs that it has gradients for, and of those that have a row for each sample.
     """
 
     def __init__(self, library: ctypes.CDLL, facts: dict[str, Any]) -> None:
         self.advance, self.gradient = library.advance, library.gradient
-        self.advance.argtypes, self.advance.restype = [ctypes.c_void_p], ctypes.c_int64
-        self.gradient.argtypes, self.gradient.restype = [ctypes.c_void_p] * 5, ctypes.c_int64
-        library.work_size.restype = library.slot_size.restype = ctypes.c_int64
-        self.work, self.slot = library.work_size(), library.slot_size()
-        self.slots: int = facts["slots"]
+        self._slots: int = facts["slots"]
         self.wanted: list[int] = facts["wanted"]
+        self.rows: list[int] = facts["rows"] or []
+        joint = facts["rows"] is None
+        self.advance.argtypes, self.gradient.argtypes = [_COUNT] * (1 if joint else 3), [_COUNT] * (5 if joint else 4)
+        sizes = [library.work_size, library.slot_size] if joint else []
+        for entry in (self.advance, self.gradient, *sizes):
+            entry.restype = _COUNT
+        found: list[int] = [size() for size in sizes]
+        self.work, self._slot = found or (0, 0)
 
     def grow(self, job: Job, y: Tensor) -> Memory:
         """Room for more steps."""
-        k = job.n_chunks
-        n = FIRST_CHUNK << k
+        n = FIRST_CHUNK << job.n_chunks
         steps = torch.empty(n, 2, dtype=torch.float64)
         states = torch.empty((n, *y.shape), dtype=y.dtype) if job.keep == STATES else None
-        evaluations = torch.empty(n * self.slots * self.slot, dtype=y.dtype) if job.keep == EVALUATIONS else None
-        job.n_chunks = k + 1
-        self.put(job, k, Memory(steps, states, evaluations))
-        return Memory(steps, states, evaluations)
-
-    @staticmethod
-    def put(job: Job, k: int, memory: Memory) -> None:
-        """Let a job use a piece of memory as its k-th chunk."""
-        job.chunks[k].steps = memory.steps.data_ptr()
-        job.chunks[k].states = None if memory.states is None else memory.states.data_ptr()
-        job.chunks[k].evaluations = None if memory.evaluations is None else memory.evaluations.data_ptr()
+        evaluations = torch.empty(n * self._slots * self._slot, dtype=y.dtype) if job.keep == EVALUATIONS else None
+        memory = Memory(steps, states, evaluations)
+        memory.serve(job, job.n_chunks)
+        job.n_chunks += 1
+        return memory
 
 
 def pointers(tensors: Sequence[Tensor]) -> Any:
     """The addresses of tensors, for C++."""
-    return (ctypes.c_void_p * max(len(tensors), 1))(*(x.data_ptr() for x in tensors))
-
-
-class LaneProgram:
-    """A field's solves by one method where samples have steps of their own, compiled.
-
-    Args:
-        library: with `solve_lanes` and `pull_lanes`.
-        facts: as noted when it was compiled.
-
-    Attributes:
-        wanted, rows: positions of the inputs that it has gradients for, and that have a row for each sample.
-    """
-
-    def __init__(self, library: ctypes.CDLL, facts: dict[str, Any]) -> None:
-        self.solve, self.pull = library.solve_lanes, library.pull_lanes
-        self.solve.argtypes, self.solve.restype = [ctypes.c_void_p, ctypes.c_int64, ctypes.c_int64], None
-        self.pull.argtypes, self.pull.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 3], None
-        self.wanted: list[int] = facts["wanted"]
-        self.rows: list[int] = facts["rows"]
+    return (_POINTER * max(len(tensors), 1))(*(x.data_ptr() for x in tensors))
 
 
 def program_for(
-    opened: Opened, tableau: ButcherTableau, t: Tensor, y: Tensor, inputs: Sequence[Tensor], wanted: Sequence[int]
+    opened: Opened,
+    tableau: ButcherTableau,
+    wanted: Sequence[int],
+    t: Tensor,
+    y: Tensor,
+    inputs: Sequence[Tensor],
+    rows: Sequence[int] | None = None,
 ) -> Program:
     """The compiled solves of a field by a method, found again or compiled.
+
+    Args:
+        opened, tableau: field and method.
+        t, y, inputs: of as many samples as there are to be lanes, where they have steps of their own.
+        wanted, rows: as in `Program`.
 
     Raises:
         Unsupported: if the field has operations that whole solves do not have, or nothing compiles here.
     """
-    place = id(tableau), *wanted  # its numbers take long to hash
+    place = id(tableau), tuple(wanted), rows  # its numbers take long to hash
     if place not in opened.programs:
-        library, facts = _compiled(opened, tableau, t, y, inputs, wanted, None)
-        opened.programs[place] = Program(library, facts), tableau
+        forms = [(tuple(x.shape), x.stride(), x.dtype) for x in (y, *inputs)]
+        graph = opened.graph.print_readable(print_output=False)
+        key = key_of(graph, forms, tableau, list(wanted), rows, torch.__version__)
+        found = known(key)
+        if found is None:
+            facts = {"slots": tableau.stages - tableau.fsal, "wanted": list(wanted), "rows": rows}
+            found = compile_source(key, _source(opened, tableau, t, y, inputs, wanted, rows), facts)
+        opened.programs[place] = Program(*found), tableau
     program: Program = opened.programs[place][0]
     return program
-
-
-def lane_program_for(
-    opened: Opened,
-    tableau: ButcherTableau,
-    t: Tensor,
-    y: Tensor,
-    inputs: Sequence[Tensor],
-    wanted: Sequence[int],
-    rows: Sequence[int],
-) -> LaneProgram:
-    """The same where samples have steps of their own.
-
-    Args:
-        opened, tableau: field and method.
-        t, y, inputs: of as many samples as there are to be lanes.
-        wanted, rows: positions of the inputs to differentiate by, and of those that have a row for each sample.
-    """
-    place = "lanes", id(tableau), tuple(wanted), tuple(rows)
-    if place not in opened.programs:
-        library, facts = _compiled(opened, tableau, t, y, inputs, wanted, rows)
-        opened.programs[place] = LaneProgram(library, facts), tableau
-    program: LaneProgram = opened.programs[place][0]
-    return program
-
-
-def _compiled(
-    opened: Opened,
-    tableau: ButcherTableau,
-    t: Tensor,
-    y: Tensor,
-    inputs: Sequence[Tensor],
-    wanted: Sequence[int],
-    rows: Sequence[int] | None,
-) -> tuple[ctypes.CDLL, dict[str, Any]]:
-    forms = [(tuple(x.shape), x.stride(), x.dtype) for x in (y, *inputs)]
-    graph = opened.graph.print_readable(print_output=False)
-    key = key_of(graph, forms, tableau, list(wanted), rows, torch.__version__)
-    found = known(key)
-    if found is None:
-        text = _source(opened, tableau, t, y, inputs, wanted, rows)
-        facts = {"slots": tableau.stages - tableau.fsal, "wanted": list(wanted), "rows": list(rows or ())}
-        found = compile_source(key, text, facts)
-    return found
 
 
 def _source(
