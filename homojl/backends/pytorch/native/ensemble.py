@@ -12,6 +12,7 @@ import torch
 from torch.utils import _pytree as pytree
 
 from homojl.backends.base import Integration
+from homojl.backends.monitor import Told
 from homojl.backends.pytorch.native.entry import Opened, entry_of
 from homojl.backends.pytorch.native.operations import Unsupported
 from homojl.backends.pytorch.native.program import Lanes, pointers
@@ -20,7 +21,6 @@ from homojl.backends.pytorch.record import Record
 from homojl.backends.pytorch.rows import RowLayout
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
-from homojl.backends.monitor import Told
 from homojl.solution import Samples, StackedStates, Stats, Status
 
 Tensor = torch.Tensor

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 
 from homojl.algorithms import AbstractAdaptive, AbstractFixedStep
 from homojl.backends.base import Integration
-from homojl.backends.pytorch.native import EVALUATIONS, STATES
+from homojl.backends.pytorch.native import EVALUATIONS, NOTHING, STATES
 from homojl.backends.pytorch.native.entry import Opened, entry_of
-from homojl.backends.pytorch.native.program import NO_ROOM, Job, Memory, pointers
+from homojl.backends.pytorch.native.program import NO_ROOM, Job, pointers
 from homojl.backends.pytorch.native.whole import AbstractSolver, Made, instruct
 from homojl.backends.pytorch.record import Record, Replay, Round
 from homojl.backends.pytorch.sizes import Planned
@@ -25,22 +25,12 @@ from homojl.solution import StackedStates, Stats, Status
 Tensor = torch.Tensor
 
 
-class Facts(NamedTuple):
-    """What is known of a solve.
-
-    Attributes:
-        job: where C++ stands.
-        kept: the arrays that the job points to.
-        held: which parts of its memory there are, for each chunk.
-    """
-
-    job: Job
-    kept: tuple[Any, ...]
-    held: list[list[bool]]
-
-
 class JointSolver(AbstractSolver):
-    """Solves of one state."""
+    """Solves of one state.
+
+    Their facts are where C++ stands and the arrays that it has pointers to. Their pieces are the last state, the memory
+    that C++ worked in, and what was kept of the steps, in chunks.
+    """
 
     @staticmethod
     def opened_for(
@@ -60,23 +50,22 @@ class JointSolver(AbstractSolver):
         kept = (times, fractions, in_step, held, _instructed(job, self.algorithm, self.ts))
         job.ts, job.fractions, job.in_step = times.ctypes.data, fractions.ctypes.data, in_step.ctypes.data
         job.y0, job.inputs, job.work, job.ys = y0.data_ptr(), ctypes.addressof(held), work.data_ptr(), ys.data_ptr()
-        memory = [program.grow(job, y0)]
+        memory = program.grow(job, y0)
         while program.advance(ctypes.addressof(job)) == NO_ROOM:
-            memory.append(program.grow(job, y0))
-        facts = Facts(job, kept, [[x is not None for x in m] for m in memory])
-        if job.status != 0 or (job.planned and not torch.isfinite(ys).all()):
-            return Made(ys, facts, None)
-        own = [work] if self.keep == EVALUATIONS else []
-        end = ys[-1].clone() if self.keep in (STATES, EVALUATIONS) else ys[-1]
-        return Made(ys, facts, [end, *(x for m in memory for x in m if x is not None), *own])
+            memory += program.grow(job, y0)
+        if job.failed or (job.planned and not torch.isfinite(ys).all()):
+            return Made(ys, (job, kept), None)
+        if self.keep == NOTHING:
+            return Made(ys, (job, kept), [ys, work, *memory])
+        return Made(ys, (job, kept), [ys[-1].clone(), work if self.keep == EVALUATIONS else work[:0], *memory])
 
     def integration(self, f: VectorField, y0: Tensor, ys: Tensor, made: Made) -> Integration:
-        job = made.facts.job
+        job, _ = made.facts
         f.calls += job.evaluations
         return Integration(
             ts=self.ts,
             ys=StackedStates(ys),
-            record=_record(made, states=self.keep == STATES),
+            record=self._record(made, states=self.keep == STATES and not ys.requires_grad),
             status=Status.SUCCESS,
             message="",
             nfe=job.evaluations,
@@ -88,12 +77,11 @@ class JointSolver(AbstractSolver):
     ) -> list[Tensor | None]:
         if torch.is_grad_enabled():  # create_graph=True
             return self._again(made, y0, inputs, cotangent)
-        program, job = self.program, Job.from_buffer_copy(made.facts.job)
-        end, memory, work = _memory(made)
-        held, work = pointers(inputs), y0.new_empty(program.work) if work is None else work
+        program, job = self.program, Job.from_buffer_copy(made.facts[0])
+        end, work, *memory = made.pieces or ()
+        held, work = pointers(inputs), work if len(work) else y0.new_empty(program.work)
         job.y0, job.inputs, job.work, job.evaluations = y0.data_ptr(), ctypes.addressof(held), work.data_ptr(), 0
-        for k, piece in enumerate(memory):
-            piece.serve(job, k)
+        program.regain(job, memory)
         by_y = torch.empty_like(y0)
         by = [torch.zeros(x.shape, dtype=x.dtype) for x in (inputs[i] for i in program.wanted)]
         out = pointers(by)
@@ -107,37 +95,30 @@ class JointSolver(AbstractSolver):
         """The gradient with a graph of its own: through the accepted steps, taken again in PyTorch."""
         field: Any = DerivedField(lambda t, y: self.opened.field(t, y, *views))
         start, views = y0.view_as(y0), [x.view_as(x) if x.requires_grad else x for x in inputs]
-        replay = Replay(_record(made), ExplicitStepper(self.algorithm.explicit_tableau), field, start)
+        replay = Replay(
+            self._record(made, states=False), ExplicitStepper(self.algorithm.explicit_tableau), field, start
+        )
         _, ys = replay.whole(start, len(self.ts) - 1)
         by = [start, *(x for x in views if x.requires_grad)]
         found = iter(gradients([start, *ys], by, list(cotangent.unbind()), again=True))
         return [next(found), *(next(found) if x.requires_grad else None for x in views)]
 
-
-def _memory(made: Made) -> tuple[Tensor, list[Memory], Tensor | None]:
-    """The last state, what was kept of the steps, and the memory that C++ worked in, if that was kept."""
-    pieces = iter(made.pieces or ())
-    end = next(pieces)
-    memory = [Memory(*(next(pieces) if there else None for there in parts)) for parts in made.facts.held]  # type: ignore[arg-type]
-    return end, memory, next(pieces, None)
-
-
-def _record(made: Made, *, states: bool = False) -> Record:
-    """The accepted steps, with the states that they start from where they are asked for."""
-    job, (_, fractions, in_step, *_) = made.facts.job, made.facts.kept
-    memory = _memory(made)[1]
-    blocks = [m.steps for m in memory]
-    n = job.accepted
-    steps = (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[:n].tolist()
-    ys = [y for m in memory if m.states is not None for y in m.states.unbind()][:n] if states else None
-    fractions, in_step = (x[1 : job.next].tolist() for x in (fractions, in_step))
-    rounds, save = [], 0
-    for i, (t, h) in enumerate(steps):
-        first = save
-        while save < len(in_step) and in_step[save] == i:
-            save += 1
-        rounds.append(Round(t, h, i == 0, fractions[first:save], list(range(first, save))))
-    return Record(rounds, ys)
+    def _record(self, made: Made, *, states: bool) -> Record:
+        """The accepted steps, with the states that they start from if asked for, and kept."""
+        job, (_, fractions, in_step, *_) = made.facts
+        _, _, *memory = made.pieces or ()
+        n, last, parts = job.accepted, job.next, len(memory) // job.n_chunks
+        blocks = memory[::parts]
+        steps = (blocks[0] if len(blocks) == 1 else torch.cat(blocks))[:n].tolist()
+        ys = [y for block in memory[1::2] for y in block.unbind()][:n] if states else None
+        fractions, in_step = fractions[1:last].tolist(), in_step[1:last].tolist()
+        rounds, save = [], 0
+        for i, (t, h) in enumerate(steps):
+            first = save
+            while save < len(in_step) and in_step[save] == i:
+                save += 1
+            rounds.append(Round(t, h, i == 0, fractions[first:save], list(range(first, save))))
+        return Record(rounds, ys)
 
 
 def _instructed(job: Job, algorithm: AbstractAdaptive | AbstractFixedStep, ts: tuple[float, ...]) -> Any:

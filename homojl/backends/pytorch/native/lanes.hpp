@@ -30,23 +30,6 @@ struct Log {
     std::vector<int64_t> last;  // of each sample
 };
 
-static inline double log_of(double x) {
-    int64_t n = bits<int64_t>(x);
-    int64_t e = ((n - 0x3fe6a09e667f3bcdLL) >> 52);
-    double m = bits<double>(n - (e << 52)), s = (m - 1) / (m + 1), q = s * s, p = 1.0 / 21;
-    p = p * q + 1.0 / 19;
-    p = p * q + 1.0 / 17;
-    p = p * q + 1.0 / 15;
-    p = p * q + 1.0 / 13;
-    p = p * q + 1.0 / 11;
-    p = p * q + 1.0 / 9;
-    p = p * q + 1.0 / 7;
-    p = p * q + 1.0 / 5;
-    p = p * q + 1.0 / 3;
-    return double(e) * 0.69314718055994530942 + 2 * s * (p * q + 1);
-}
-static inline double power_of(double x, double p) { return exp_(p * log_of(x < 1e-300 ? 1e-300 : (x > 1e300 ? 1e300 : x))); }
-
 struct Memory {
     R *t, *h, *y, *next, *ks, *argument, *other, *slots, *consts, *work, *by_next, *by_start, *by_stages, *rows, *by_rows;
     std::vector<const void *> inputs;
@@ -94,35 +77,6 @@ static void load_rows(const Lanes &job, Memory &m, int i, int64_t sample) {
     }
 }
 
-// out = y + h * (row of weights with the stages); h is one for each lane.
-template <int WHICH, std::size_t... J>
-static inline void combine(const R *y, const R *h, const R *ks, R *__restrict out, std::index_sequence<J...>) {
-    for (int c = 0; c < ROW; ++c)
-        for (int i = 0; i < W; ++i) {
-            const int64_t at = c * int64_t(W) + i;
-            R sum = 0;
-            (void)std::initializer_list<int>{
-                (weight(WHICH, J) != 0 ? (sum += R(weight(WHICH, J)) * ks[J * int64_t(N) + at], 0) : 0)...};
-            out[at] = y ? y[at] + h[i] * sum : h[i] * sum;
-        }
-}
-template <int WHICH> static void combine(const R *y, const R *h, const R *ks, R *out) {
-    combine<WHICH>(y, h, ks, out, std::make_index_sequence<S>());
-}
-// to += h * factor * x
-static inline void add_lanes(R *__restrict to, const R *h, double factor, const R *x) {
-    for (int c = 0; c < ROW; ++c)
-        for (int i = 0; i < W; ++i) to[c * int64_t(W) + i] += h[i] * R(factor) * x[c * int64_t(W) + i];
-}
-static void norms(const R *x, const R *scale, double *out) {
-    R total[W] = {};
-    for (int c = 0; c < ROW; ++c)
-        for (int i = 0; i < W; ++i) {
-            const R q = x[c * int64_t(W) + i] / scale[c * int64_t(W) + i];
-            total[i] += q * q;
-        }
-    for (int i = 0; i < W; ++i) out[i] = std::sqrt(double(total[i]) / ROW);
-}
 static void evaluate(Memory &m, const double *t, double c, const double *h, const R *y, R *slot, R *k) {
     for (int i = 0; i < W; ++i) m.t[i] = R(t[i] + c * h[i]);
     field(m.t, y, m.inputs.data(), m.consts, slot, m.work, k);
@@ -135,12 +89,11 @@ template <int J, int TO> static void stages(Memory &m, const double *t, const do
         stages<J + 1, TO>(m, t, h, apart);
     }
 }
-constexpr int LAST = FSAL ? S - 2 : S - 1;
 
 // The derivatives at the start, and the first steps, of the samples from `from` on.
 static void open_samples(const Lanes &job, Memory &m, int64_t from, int64_t to, R *first, double *sizes) {
     const Control &control = job.control;
-    double t[W], zero[W] = {}, h0[W], d0[W], d1[W], d2[W];
+    double t[W], zero[W] = {};
     for (int i = 0; i < W; ++i) t[i] = control.t0;
     for (int64_t start = from; start < to; start += W) {
         const int n = int(std::min<int64_t>(W, to - start));
@@ -154,71 +107,10 @@ static void open_samples(const Lanes &job, Memory &m, int64_t from, int64_t to, 
             for (int i = 0; i < n; ++i) sizes[start + i - from] = control.direction() * control.first;
             continue;
         }
-        for (int64_t i = 0; i < N; ++i) m.other[i] = fabs(m.y[i]) * R(control.rtol) + R(control.atol);
-        norms(m.y, m.other, d0), norms(m.ks, m.other, d1);
-        for (int i = 0; i < W; ++i) {
-            h0[i] = std::isfinite(d0[i]) && std::isfinite(d1[i]) ? probed_size(control, d0[i], d1[i]) : 0;
-            m.h[i] = R(control.direction() * h0[i]);
-            h0[i] *= control.direction();
-        }
-        for (int c = 0; c < ROW; ++c)
-            for (int i = 0; i < W; ++i)
-                m.argument[c * int64_t(W) + i] = m.y[c * int64_t(W) + i] + m.h[i] * m.ks[c * int64_t(W) + i];
-        evaluate(m, t, 1, h0, m.argument, m.slots, m.next);
-        for (int64_t i = 0; i < N; ++i) m.next[i] -= m.ks[i];
-        norms(m.next, m.other, d2);
-        for (int i = 0; i < n; ++i) {
-            const double size = fabs(h0[i]);
-            const bool finite = std::isfinite(d0[i]) && std::isfinite(d1[i]);
-            sizes[start + i - from] =
-                finite ? control.direction() * first_size(control, d1[i], d2[i] / size, size) : double(NAN);
-        }
-    }
-}
-
-struct Paces {  // as Pace, of all lanes
-    double t[W], h[W], step[W], t_next[W], ratio[W], h_old[W], ratio_old[W], ratio_older[W], next_save[W];
-    int64_t accepted[W], rejected[W], next[W], sample[W], failed[W], lands[W], good[W], before[W];
-};
-
-static void propose(const Control &control, Paces &p) {
-    for (int i = 0; i < W; ++i) {
-        const double target = DENSE ? control.t1 : p.next_save[i], rest = target - p.t[i], size = fabs(p.t[i]);
-        const double h = std::copysign(std::min(fabs(p.h[i]), control.max_step), p.h[i]);
-        const double least = bits<double>(bits<int64_t>(size) + 1) - size;
-        const bool live = p.sample[i] >= 0, lands = fabs(h) >= fabs(rest) * (1 - 1e-12);
-        const bool many = p.accepted[i] + p.rejected[i] >= control.max_steps;
-        const bool small = !lands && fabs(h) <= std::max(control.min_step, 8 * least);
-        const bool finite = fabs(p.ratio[i]) <= 1.7976931348623157e308;
-        p.failed[i] = !live ? 0 : many ? MAX_STEPS : small ? (finite ? STEP_TOO_SMALL : DIVERGED) : 0;
-        p.lands[i] = lands;
-        p.h[i] = h;
-        p.step[i] = live && !many && !small ? (lands ? rest : h) : 0;
-        p.t_next[i] = lands ? target : p.t[i] + h;
-    }
-}
-
-static void choose(const Control &control, Paces &p) {
-    for (int i = 0; i < W; ++i) {
-        const double ratio = p.ratio[i], h = p.step[i], plain = power_of(ratio, 1 / control.error_order);
-        const bool live = p.sample[i] >= 0 && p.failed[i] == 0, good = live && ratio <= 1, first = p.accepted[i] == 0;
-        double later = power_of(ratio, control.beta1) / power_of(p.ratio_old[i], control.beta2);
-        later *= control.beta_older != 0 ? power_of(p.ratio_older[i], control.beta_older) : 1;
-        later /= control.beta3 != 0 ? power_of(fabs(h / p.h_old[i]), control.beta3) : 1;
-        const double quotient = (first ? plain : later) / control.safety;
-        double longer = h / clipped(quotient, 1 / control.max_factor, 1 / control.min_factor);
-        longer = p.lands[i] && fabs(longer) < fabs(p.h[i]) ? p.h[i] : longer;
-        const bool finite = fabs(ratio) <= 1.7976931348623157e308;
-        const double shorter =
-            h / (finite ? clipped(plain / control.safety, 1 + 1e-3, 1 / control.min_factor) : 1 / control.min_factor);
-        const double bounded = std::max(ratio, 1e-4);
-        p.h[i] = good ? longer : live ? shorter : p.h[i];
-        p.ratio_older[i] = good ? (first ? bounded : p.ratio_old[i]) : p.ratio_older[i];
-        p.h_old[i] = good ? h : p.h_old[i];
-        p.ratio_old[i] = good ? bounded : p.ratio_old[i];
-        p.accepted[i] += good;
-        p.rejected[i] += live && !good;
-        p.good[i] = good;
+        auto moved = [&](const double *h, const R *at, R *out) { evaluate(m, t, 1, h, at, m.slots, out); };
+        double found[W];
+        first_sizes(control, m.y, m.ks, found, moved, m.other, m.argument, m.next);
+        std::copy(found, found + n, sizes + (start - from));
     }
 }
 
@@ -291,8 +183,7 @@ static void solve_range(Lanes &job, Memory &m, int64_t from, int64_t to, Log *lo
         stages<1, LAST>(m, p.t, p.step, false);
         combine<S>(m.y, m.h, m.ks, m.next);
         if (FSAL) evaluate(m, p.t, 1, p.step, m.next, m.slots, m.ks + (S - 1) * int64_t(N));
-        for (int64_t i = 0; i < N; ++i)
-            m.other[i] = R(control.atol) + largest(fabs(m.y[i]), fabs(m.next[i])) * R(control.rtol);
+        tolerances(control, m.y, m.next, m.other);
         combine<S + 1>(nullptr, m.h, m.ks, m.argument);
         norms(m.argument, m.other, p.ratio);
         choose(control, p);
@@ -353,9 +244,9 @@ template <int J> static void pull_stages(Memory &m, const double *t, const doubl
     if constexpr (J >= 0) {
         combine<J>(m.y, m.h, m.ks, m.argument);
         pulled(m, t, h, J, m.argument);
-        for (int64_t i = 0; i < N; ++i) m.by_start[i] += m.other[i];
+        add(m.by_start, m.other);
         for (int l = 0; l < J; ++l)
-            if (A[J][l] != 0) add_lanes(m.by_stages + l * int64_t(N), m.h, A[J][l], m.other);
+            if (A[J][l] != 0) add(m.by_stages + l * int64_t(N), m.h, A[J][l], m.other);
         pull_stages<J - 1>(m, t, h);
     }
 }
@@ -404,11 +295,11 @@ static void pull_range(Lanes &job, Memory &m, int64_t from, int64_t to, const Lo
             combine<S>(m.y, m.h, m.ks, m.next);
             evaluate(m, t, 1, h, m.next, m.slots + (S - 1) * int64_t(SAVED), m.ks + (S - 1) * int64_t(N));
             pulled(m, t, h, S - 1, m.next);
-            for (int64_t i = 0; i < N; ++i) m.by_next[i] += m.other[i];
+            add(m.by_next, m.other);
         }
         for (int j = 0; j < S; ++j)
-            if (B[j] != 0) add_lanes(m.by_stages + j * int64_t(N), m.h, B[j], m.by_next);
-        for (int64_t i = 0; i < N; ++i) m.by_start[i] += m.by_next[i];
+            if (B[j] != 0) add(m.by_stages + j * int64_t(N), m.h, B[j], m.by_next);
+        add(m.by_start, m.by_next);
         pull_stages<LAST>(m, t, h);
         job.products += (LAST + 1 + (FSAL && any)) * int64_t(live), job.evaluations += (LAST + 1) * int64_t(live);
         std::swap(m.by_next, m.by_start);

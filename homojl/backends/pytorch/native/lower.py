@@ -85,7 +85,7 @@ class Lowering:
         for i, node in enumerate(nodes):
             shape = tuple(node.meta["val"].shape)
             if i == 0 and rows is None:
-                value: Value = Constant((), "t", FORWARD)
+                value: Value = Constant((), "t[0]", FORWARD)
             elif i == 0:
                 value = Leaf(shape, FORWARD, Place(Buffer("t", FORWARD), 0, (1, *[0] * (len(shape) - 1))))
             elif i == 1:
@@ -299,11 +299,10 @@ class Lowering:
                 self._output(node, buffer, BACKWARD, accumulate=name != "by_y", aside=aside)
         sizes, tables = self._memory()
         arguments = "const void *const *inputs, const R *consts"
-        time = "const R t" if self.rows is None else "const R *t"
         signatures = (
             "static void once(const void *const *inputs, R *consts)",
-            f"static void field({time}, const R *y, {arguments}, R *saved, R *work, R *__restrict k)",
-            f"static void pull({time}, const R *y, {arguments}, const R *saved, R *work, const R *g, "
+            f"static void field(const R *t, const R *y, {arguments}, R *saved, R *work, R *__restrict k)",
+            f"static void pull(const R *t, const R *y, {arguments}, const R *saved, R *work, const R *g, "
             "R *__restrict by_y, R *const *by)",
         )
         bodies = [
