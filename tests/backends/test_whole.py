@@ -95,6 +95,30 @@ def test_steps_states_and_gradients(case):
             torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-9)
 
 
+def stiffening(t, y):
+    return 8 * torch.cos(40 * t * t) * y - y**3
+
+
+CONTROLS = {
+    "proportional and integral": hj.PIController(beta1=0.3, beta2=0.1, safety=0.8, max_factor=3.0),
+    "with a floor": hj.PIController(floor=0.02),
+    "predictive": hj.PredictiveController(),
+    "of three errors": hj.PIDController(),
+}
+
+
+@pytest.mark.parametrize("name", CONTROLS)
+def test_the_formulas_of_the_step_control_are_the_same_in_both(name):
+    y = torch.tensor([1.0, -0.3], dtype=torch.float64)
+    algorithm = hj.Bosh3(rtol=1e-4, atol=1e-6, controller=CONTROLS[name])
+    with torch.no_grad():
+        ode = hj.ODEProblem(stiffening, y, (0.0, 1.5))
+        eager, compiled = (hj.solve(ode, algorithm, backend=b) for b in ("pytorch", "pytorch-compiled"))
+    assert (compiled.stats.n_accepted, compiled.stats.n_rejected) == (eager.stats.n_accepted, eager.stats.n_rejected)
+    assert eager.stats.n_rejected > 0
+    assert compiled.steps.sizes == pytest.approx(eager.steps.sizes, rel=1e-8)
+
+
 def test_second_derivatives():
     field = Gates()
     _, expected = solved(field, hj.RK4(step_size=0.1), (0.0, 0.25, 1.0), "pytorch", hj.DirectAdjoint())
