@@ -1,13 +1,10 @@
 """Gradients that scale: the Brusselator by the method of lines, held in Julia, with its parameters in PyTorch.
 
-    python benchmarks/brusselator.py [--size 64] [--differentiation reverse] [--own]
+    python benchmarks/brusselator.py [--size 64] [--differentiation reverse] [--own] [--algorithm Tsit5]
 
 The loss is the mean square of both species at ten times; its gradient by the three parameters (A, B and the
 diffusion) is compared with central differences, and its time with that of the forward solve. `--own` takes the products
-with the transposed Jacobian that stand below instead of automatic differentiation.
-
-Diffusion forgets, so that the state cannot be integrated backwards between the saved times, as GaussAdjoint would: the
-accepted steps are taken again instead.
+with the transposed Jacobian that stand below instead of automatic differentiation; `--algorithm` is any of SciML's.
 """
 
 from __future__ import annotations
@@ -73,14 +70,15 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=64)
     parser.add_argument("--differentiation", default="reverse")
     parser.add_argument("--own", action="store_true")
+    parser.add_argument("--algorithm", default="Tsit5")
     options = parser.parse_args()
     field = hj.JuliaField(FIELD, differentiation=options.differentiation, vjp=OWN if options.own else None)
     y0, ts = start(options.size), tuple(torch.linspace(0, 1, 11).tolist())
-    algorithm = hj.Tsit5(rtol=1e-8, atol=1e-8)
+    algorithm = hj.SciML(options.algorithm, rtol=1e-8, atol=1e-8)
 
     def loss(p: torch.Tensor) -> torch.Tensor:
         problem = hj.ODEProblem(field, y0, ts, args=(p,))
-        ys = hj.solve(problem, algorithm, adjoint=hj.CheckpointAdjoint(), backend="julia").ys
+        ys = hj.solve(problem, algorithm, adjoint=hj.GaussAdjoint(), backend="julia").ys
         return ys[1:].square().mean()
 
     values = torch.tensor([3.4, 1.0, 0.01], dtype=torch.float64)

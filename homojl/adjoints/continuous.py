@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import abc
 import bisect
+import functools
 import itertools
 import math
 from collections.abc import Callable, Sequence
@@ -21,8 +22,9 @@ from homojl.algorithms import (
     AbstractErrorControlled,
     AbstractODEAlgorithm,
     ErrorNorm,
+    with_first_step,
 )
-from homojl.backends.base import Integration
+from homojl.backends.base import AdjointTask, Integration
 from homojl.backends.pytorch.record import OTHER
 from homojl.backends.pytorch.steps import time_like
 from homojl.errors import ConfigError, SolveError
@@ -79,6 +81,8 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
         for cotangent in cotangents:
             refuse_batched(cotangent, self.name, "CheckpointAdjoint()")
         self._check_sameness(f, time_like(times[0], saved[0]), saved[0].detach())
+        if (own := self._by_the_backend(back, saved, [None, *cotangents])) is not None:
+            return own
         totals = [dense_zeros(w) for w in wrt]
         places, kicks = self._kicks(back, saved, [None, *cotangents], totals)
         costate = kicks[0]
@@ -87,6 +91,23 @@ class AbstractContinuousAdjoint(AbstractRecomputingAdjoint):
                 costate, totals = self.segment(back, times[i], times[j], saved[i], costate, totals)
             costate = add(costate, kick)
         return costate, list(totals)
+
+    def _by_the_backend(
+        self, back: Backward, saved: Sequence[Tensor], cotangents: Sequence[Tensor | None]
+    ) -> tuple[Tensor | None, list[Tensor | None]] | None:
+        """All gradients, where the backend integrates the adjoint equation by itself."""
+        if self.algorithm is not None and self.algorithm.norm != ErrorNorm():
+            return None
+        ts, solve = back.result.ts, back.solve.but(f=back.f)
+        algorithm = with_first_step(self.algorithm or replace(solve.algorithm, observer=None), (ts[-1], ts[0]))
+        rule = self._rule(solve.algorithm.order)
+        return back.solve.backend.adjoint(
+            AdjointTask(solve, algorithm, ts, saved, cotangents, back.wrt, rule, getattr(self, "seminorm", False))
+        )
+
+    def _rule(self, order: int) -> tuple[np.ndarray, np.ndarray] | None:
+        """Nodes and weights of the quadrature over each step of a forward solve of that order, if there is one."""
+        return None
 
     def _kicks(
         self, back: Backward, saved: Sequence[Tensor], cotangents: Sequence[Tensor | None], totals: list[Tensor]
@@ -182,6 +203,9 @@ def add(total: Tensor | None, more: Tensor | None) -> Tensor | None:
     return total + more
 
 
+_legendre = functools.cache(np.polynomial.legendre.leggauss)
+
+
 def _real(t: Tensor) -> Tensor:
     """The time of a complex right-hand side as the field takes it."""
     return t.real if t.is_complex() else t
@@ -265,6 +289,9 @@ class GaussAdjoint(AbstractContinuousAdjoint):
         if self.nodes is not None and self.nodes < 1:
             raise ConfigError(f"nodes must be at least 1, got {self.nodes}")
 
+    def _rule(self, order: int) -> tuple[np.ndarray, np.ndarray]:
+        return _legendre(self.nodes or (order + 2) // 2)
+
     def _kicks(
         self, back: Backward, saved: Sequence[Tensor], cotangents: Sequence[Tensor | None], totals: list[Tensor]
     ) -> tuple[list[int], list[Tensor | None]]:
@@ -346,7 +373,7 @@ class GaussAdjoint(AbstractContinuousAdjoint):
         if high - low <= back.step_at(t1) * (1 + 1e-6):  # no longer than a step, wherever it lies
             inside = []
         edges = sorted({t0, t1, *inside}, reverse=t1 > t0)
-        x, w = np.polynomial.legendre.leggauss(self.nodes or (back.solve.algorithm.order + 2) // 2)
+        x, w = self._rule(back.solve.algorithm.order)
         points, weights = [], []
         for a, b in itertools.pairwise(edges):
             points += [a + (b - a) * (1 + node) / 2 for node in x.tolist()]

@@ -131,6 +131,31 @@ class Integration:
         return int(accepted[(accepted + self.samples.n_rejected).argmax()]) if len(accepted) else 0
 
 
+@dataclass(frozen=True, eq=False)
+class AdjointTask:
+    """The adjoint equation of a solve that was done, for a backend that can integrate it by itself.
+
+    Attributes:
+        solve: the forward solve, with its field at the tensors of the solve.
+        algorithm: of the backward solve; its norm is the forward solve's.
+        ts, ys: times of the saved states, and the states, the first of them the initial one.
+        cotangents: the loss's gradients with respect to each of `ys`; None: zero.
+        wrt: tensors of the field that receive gradients.
+        rule: nodes and weights of a quadrature over each step, on (-1, 1); None: state, costate and gradients are
+            integrated backwards as one vector.
+        seminorm: whether the step-size control leaves those gradients out.
+    """
+
+    solve: Task
+    algorithm: AbstractODEAlgorithm
+    ts: Sequence[float]
+    ys: Sequence[Tensor]
+    cotangents: Sequence[Tensor | None]
+    wrt: Sequence[Tensor]
+    rule: tuple[np.ndarray, np.ndarray] | None
+    seminorm: bool
+
+
 def note_first_step(memory: StepMemory, ts: Sequence[float], result: Integration) -> None:
     """Let an algorithm's memory learn from a solve that reached its end."""
     if not result.status.ok:
@@ -192,6 +217,14 @@ class AbstractBackend(abc.ABC):
     def integrate_whole(self, task: Task, y0: Tensor) -> Integration | None:
         """`integrate` with a gradient of the backend's own that keeps only the states that the steps start from, and
         evaluates again; None: it has none."""
+        return None
+
+    def adjoint(self, task: AdjointTask) -> tuple[Tensor | None, list[Tensor | None]] | None:
+        """Gradients with respect to the initial state and each of `task.wrt`; None: it leaves them to `integrate`.
+
+        Raises:
+            SolveError: if a solve on the way fails.
+        """
         return None
 
     @abc.abstractmethod

@@ -48,6 +48,7 @@ What is written down of a solve.
 - `ending`, `step`: how it ended, and the size of the step that stopped it.
 - `n_rejected`, `nfe`, `n_jvp`: steps tried in vain, evaluations of the field, and products with its Jacobian.
 - `event`: the position of the condition that ended it, 0 where it was not a number, `nothing`: none.
+- `solution`: OrdinaryDiffEq's, an interpolant, where it was asked for.
 """
 Base.@kwdef mutable struct Record{A}
     save_times::Vector{Float64}
@@ -65,6 +66,7 @@ Base.@kwdef mutable struct Record{A}
     nfe::Int = 0
     n_jvp::Int = 0
     event::Union{Nothing, Int} = nothing
+    solution::Any = nothing
 end
 
 reached(record::Record) = length(record.ts) == length(record.save_times)
@@ -130,20 +132,21 @@ Integrate du/dt = f(u, t) from u(ts[1]) = u0 by a method of OrdinaryDiffEq, and 
 - `watch`: `(values!, direction, n, passed)` of conditions that end the solve, see `HomoJL.Watch`; `nothing`: none.
 - `out`: `length(ts) - 1` arrays like u0 to save the states in; `nothing`: new ones.
 - `keep`: called with the state at the start of every accepted step, which stays the solver's; `nothing`: not called.
+- `interpolate`: whether the record has an interpolant of the whole solution, in the memory of all steps and their stages.
 
 Throws an `ArgumentError` for a wrong argument, and whatever the functions throw.
 """
 function record(
         @nospecialize(f!), u0::AbstractArray, ts, alg, request::Request; jvp! = nothing, dense::Bool = length(u0) <= 64,
-        parts = nothing, watch = nothing, out = nothing, keep = nothing
+        parts = nothing, watch = nothing, out = nothing, keep = nothing, interpolate::Bool = false
     )
-    return record(f!, jvp!, u0, checked_times(ts), alg, request, dense, error_norm(parts, length(u0)), watch, out, keep)
+    return record(f!, jvp!, u0, checked_times(ts), alg, request, dense, error_norm(parts, length(u0)), watch, out, keep, interpolate)
 end
 
 # Compiled for the types of state and method alone.
 function record(
         @nospecialize(f!), @nospecialize(jvp!), u0::AbstractArray, times::Vector{Float64}, alg, request::Request, dense::Bool,
-        norm::ErrorNorm, @nospecialize(watch), out, @nospecialize(keep)
+        norm::ErrorNorm, @nospecialize(watch), out, @nospecialize(keep), interpolate::Bool = false
     )
     require_state(u0)
     u = copy(u0)
@@ -151,13 +154,14 @@ function record(
     field = CountedField{eltype(u0)}(f!)
     derivatives = asks_for_jacobian(alg) ? Derivatives(field, jvp!, u, request.rtol, request.atol) : nothing
     watched = isnothing(watch) ? nothing : Watch(watch..., u, times[1])
-    integrator = start(field, derivatives, dense, u, record, alg, request, norm, !isnothing(watched))
+    integrator = start(field, derivatives, dense, u, record, alg, request, norm, !isnothing(watched), interpolate)
     if has_equal_steps(alg, request)
         equal_steps!(record, integrator, watched, request)
     else
         controlled_steps!(record, integrator, watched, field, derivatives, request, norm)
     end
     record.nfe, record.n_jvp = field.calls[], isnothing(derivatives) ? 0 : derivatives.n_jvp
+    interpolate && (record.solution = integrator.sol)
     return record
 end
 
@@ -187,14 +191,14 @@ function error_norm(parts, n::Int)
 end
 
 "An integrator at the first save time that prints nothing, and stops at the last; it may change `u`."
-function start(field, derivatives, dense::Bool, u, record, alg, request::Request, norm, watched::Bool)
+function start(field, derivatives, dense::Bool, u, record, alg, request::Request, norm, watched::Bool, interpolate::Bool)
     times, T = record.save_times, eltype(u)
     f = ode_function(field, derivatives, dense, request.mass_matrix)
     problem = SciMLBase.ODEProblem{true, SciMLBase.FullSpecialize}(f, u, (times[1], times[end]))
     # What interpolates is computed with each step only where something is going to ask for it.
-    calck = watched || (!has_equal_steps(alg, request) && length(times) > 2)
+    calck = watched || interpolate || (!has_equal_steps(alg, request) && length(times) > 2)
     common = (;
-        save_start = false, save_end = false, save_everystep = false, dense = false, calck,
+        save_start = interpolate, save_end = false, save_everystep = interpolate, dense = interpolate, calck,
         unstable_check = Returns(false), verbose = SciMLLogging.None(),
     )
     if has_equal_steps(alg, request)

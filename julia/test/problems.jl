@@ -28,3 +28,18 @@ forced = ExactProblem("forced", (du, u, t) -> (du .= cos(t) .- u), [2.0], t -> [
 const PROBLEMS = (linear, rotation, logistic, forced)
 
 relative_error(u, exact) = norm(u - exact) / norm(exact)
+
+# Heat on a rod: the second difference of n values between two zeros. Its eigenvectors are sines.
+function heat!(du, u, t)
+    n = length(u)
+    for i in 1:n
+        left, right = i == 1 ? zero(t) : u[i - 1], i == n ? zero(t) : u[i + 1]
+        du[i] = (n + 1)^2 * (left - 2 * u[i] + right)
+    end
+    return nothing
+end
+
+heat_jvp!(Jv, v, u, t) = heat!(Jv, v, t)
+
+heat_mode(n, k) = [sinpi(k * i / (n + 1)) for i in 1:n]
+heat_rate(n, k) = -4 * (n + 1)^2 * sinpi(k / (2 * (n + 1)))^2

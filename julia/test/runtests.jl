@@ -22,6 +22,7 @@ if GROUP in ("All", "Core")
         @testset "paths" include("path.jl")
         @testset "equilibria" include("equilibrium.jl")
         @testset "SciML's problems and solutions" include("sciml.jl")
+        @testset "adjoints" include("adjoint.jl")
         @testset "pullbacks" include("pullback.jl")
         @testset "README" include("readme.jl")
     end

@@ -17,21 +17,6 @@ function robertson!(du, u, t)
     return nothing
 end
 
-# Heat on a rod: the second difference of n values between two zeros. Its eigenvectors are sines.
-function heat!(du, u, t)
-    n = length(u)
-    for i in 1:n
-        left, right = i == 1 ? zero(t) : u[i - 1], i == n ? zero(t) : u[i + 1]
-        du[i] = (n + 1)^2 * (left - 2 * u[i] + right)
-    end
-    return nothing
-end
-
-heat_jvp!(Jv, v, u, t) = heat!(Jv, v, t)
-
-heat_mode(n, k) = [sinpi(k * i / (n + 1)) for i in 1:n]
-heat_rate(n, k) = -4 * (n + 1)^2 * sinpi(k / (2 * (n + 1)))^2
-
 @testset "Prothero-Robinson, $(name(A())), $linear_solver, $T, $(isnothing(jvp!) ? "differences" : "products")" for
     A in STIFF, linear_solver in LINEAR_SOLVERS, T in (Float32, Float64), jvp! in (nothing, prothero_jvp!)
 

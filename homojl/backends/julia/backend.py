@@ -22,7 +22,7 @@ from homojl.algorithms import (
     SciML,
 )
 from homojl.algorithms.control import PIDController
-from homojl.backends.base import AbstractBackend, FixedPoint, Integration, Path, Task
+from homojl.backends.base import AbstractBackend, AdjointTask, FixedPoint, Integration, Path, Task
 from homojl.backends.julia import endings, methods, runtime
 from homojl.backends.julia.field import BoundJuliaField, JuliaField
 from homojl.backends.julia.tensors import Callback, Conditions, StateForm
@@ -30,14 +30,15 @@ from homojl.backends.pytorch.fixed_point import find_fixed_point
 from homojl.backends.pytorch.record import Record
 from homojl.backends.pytorch.rows import RowLayout
 from homojl.backends.pytorch.samples import verdict
-from homojl.backends.pytorch.steps import time_like
-from homojl.errors import ConfigError
+from homojl.errors import ConfigError, SolveError
 from homojl.functions import AbstractField, AbstractMap, UserFunction
 from homojl.functions.base import DerivedField
+from homojl.functions.layout import Layout
 from homojl.functions.products import Linearisation
 from homojl.solution import Samples, StackedStates, Status, StepSequence
 
 Tensor = torch.Tensor
+Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm
 
 
 class JuliaBackend(AbstractBackend):
@@ -54,7 +55,7 @@ class JuliaBackend(AbstractBackend):
 
     def supports(
         self,
-        algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm,
+        algorithm: Algorithm,
         device: torch.device,
     ) -> bool:
         if not methods.in_julia(algorithm):
@@ -90,12 +91,8 @@ class JuliaBackend(AbstractBackend):
             raise ConfigError(f"{beyond} needs backend='pytorch'")
         if isinstance(f, DerivedField) and getattr(algorithm, "mass_matrix", None) is not None:
             raise ConfigError("a solve with a mass_matrix gives values, and no gradients")
-        form = StateForm(y0)
+        form = _form(f, y0)
         field = _native(f, form) or Callback(f, form, timed=True)
-        method = methods.chosen(methods.spelled_out(algorithm))
-        product: BoundJuliaField | Callback | None = None
-        if isinstance(algorithm, AbstractJacobianBased | SciML) and _wants_products(algorithm):
-            product = self._product(f, form, time_like(ts[0], y0), y0)
         watch = None if event is None else Conditions(event, form, ts[0], y0)
         out, saved = _room_for_saves(form, y0, len(ts) - 1)
         save_times = array("d", ts)
@@ -104,13 +101,11 @@ class JuliaBackend(AbstractBackend):
         job = Job(
             device=_device(form),
             field=field,
-            jvp=product,
+            jvp=self._product(f, form, algorithm, timed=True),
             u0=form.flat(y0),
             out=out,
             ts=save_times.buffer_info(),
-            method=method,
-            request=methods.requested(algorithm),
-            dense=_dense(algorithm, form.n),
+            **vars(_way(algorithm, form.n)),
             parts=norm.parts,
             watch=watch,
             keep=keep,
@@ -152,7 +147,7 @@ class JuliaBackend(AbstractBackend):
         f, ts, algorithm = task.f, task.ts, task.algorithm
         assert isinstance(f, UserFunction), f
         assert isinstance(f.f, JuliaField), f.f
-        form, count = _batch_form(y0), len(y0)
+        form, count = _batch_form(f, y0), len(y0)
         out, saved = _room_for_saves(form, y0, len(ts) - 1)
         times = array("d", ts)
         job = Job(
@@ -195,24 +190,68 @@ class JuliaBackend(AbstractBackend):
             ),
         )
 
-    def _product(
-        self, f: AbstractField | AbstractMap, form: StateForm, *point: Tensor
-    ) -> BoundJuliaField | Callback | None:
-        """Products with a function's Jacobian, in Julia where the function is; None: by finite differences.
+    @torch.no_grad()
+    def adjoint(self, task: AdjointTask) -> tuple[Tensor | None, list[Tensor | None]] | None:
+        """In Julia where the field is held there: its products are made there too, and nothing crosses in between."""
+        solve, y0, f = task.solve, task.ys[0], task.solve.f
+        form = _form(f, y0)
+        field = _native(f, form)
+        if field is None or not isinstance(f, UserFunction):
+            return None
+        if getattr(solve.algorithm, "mass_matrix", None) is not None:
+            raise ConfigError("a solve with a mass_matrix gives values, and no gradients")
+        layout = Layout([y0, y0, *field.args])
+        n, parts = form.n, solve.norm.parts
+        if task.rule is None:
+            rest = () if task.seminorm else layout.parts[2:]
+            parts = (
+                *((a + i, a + j) for a in (0, n) for i, j in parts or ((0, n),)),
+                *(p for p in rest if p[1] > p[0]),
+            )
+            n = layout.parts[-1][1]
+        start, total = form.flat(torch.zeros_like(y0)), [torch.zeros_like(x) for x in field.parameters]
+        times = array("d", task.ts)
+        rule = array("d", np.concatenate(task.rule) if task.rule else ())
+        job = Job(
+            device=_device(form),
+            field=field,
+            jvp=self._product(f, form, solve.algorithm, timed=True),
+            **field.field.products(y0, field.args),
+            ts=times.buffer_info(),
+            states=tuple(map(form.flat, task.ys)),
+            cotangents=tuple(None if c is None else form.flat(c) for c in task.cotangents),
+            out=start,
+            parameters_out=total,
+            forward=_way(solve.algorithm, form.n),
+            backward=_way(task.algorithm, n),
+            rule=rule.buffer_info() if rule else None,
+            parts=parts,
+        )
+        name, t, nfe, products = self._run("adjoint", job)
+        f.stats.nfe_backward += nfe + products
+        f.stats.n_vjp += products
+        if not (status := Status[name]).ok:
+            where = f"the backward solve by {task.algorithm.name} failed: {status.value} (at t = {t:.6g})"
+            raise SolveError(f"{where}; tighten rtol and atol, or use CheckpointAdjoint()")
+        gradients = [g.reshape(x.shape) for g, x in zip(total, field.args, strict=True)]
+        shares = [[g for g, x in zip(gradients, field.args, strict=True) if x is w] for w in task.wrt]
+        return form.state(start), [sum(share[1:], share[0]) if share else None for share in shares]
 
-        What an adjoint makes of a function that is held in Julia has no derivative in PyTorch.
+    def _product(
+        self, f: AbstractField | AbstractMap, form: StateForm, algorithm: Algorithm, *, timed: bool = False
+    ) -> BoundJuliaField | Callback | None:
+        """Products with a function's Jacobian where the algorithm asks for them, in Julia where the function is.
+
+        None: it needs none, or is to take finite differences.
         """
-        native = _native(f, form)
-        if native is not None:
+        wanted = not isinstance(algorithm, AbstractODEAlgorithm) or isinstance(algorithm, AbstractJacobianBased | SciML)
+        differences = isinstance(algorithm, SciML) and dict(algorithm.keywords).get("autodiff") is False
+        if not wanted or differences or isinstance(algorithm, Picard | Anderson):
+            return None
+        if (native := _native(f, form)) is not None:
             runtime.require(self._julia, "ForwardDiff")
             return native
-        products = _Products(f.linearised)
-        if isinstance(f, DerivedField):
-            try:
-                products(*point, point[-1])
-            except ConfigError:
-                return None
-        return Callback(products, form, n_inputs=2, timed=len(point) == 2)
+        return Callback(_Products(f.linearised), form, n_inputs=2, timed=timed)
 
     @torch.no_grad()
     def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
@@ -226,17 +265,14 @@ class JuliaBackend(AbstractBackend):
         Raises:
             Mixes: if rows that ended before others depend on them.
         """
-        form = _batch_form(z0)
+        form = _batch_form(f, z0)
         function = _native(f, form) or Callback(f, form, timed=False)
         method = methods.chosen(methods.spelled_out(algorithm, form.n))
-        product: BoundJuliaField | Callback | None = None
-        if not isinstance(algorithm, Picard | Anderson) and _wants_products(algorithm):
-            product = self._product(f, form, z0)
         value = form.empty()
         job = Job(
             device=_device(form),
             map=function,
-            jvp=product,
+            jvp=self._product(f, form, algorithm),
             z0=form.flat(z0),
             out=form.flat(value),
             method=method,
@@ -265,14 +301,13 @@ class JuliaBackend(AbstractBackend):
 
     @torch.no_grad()
     def trace_path(self, r: AbstractMap, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str) -> Path:
-        form = StateForm(z0)
+        form = _form(r, z0)
         function = _native(r, form) or Callback(r, form, timed=False)
-        product = self._product(r, form, z0)
         states: list[Tensor] = []
         job = Job(
             device=_device(form),
             map=function,
-            jvp=product,
+            jvp=self._product(r, form, algorithm),
             z0=form.flat(z0),
             tracker=methods.tracker(algorithm),
             kind=kind,
@@ -310,6 +345,11 @@ def _device(form: StateForm) -> int | None:
     return torch.cuda.current_device() if form.device.index is None else form.device.index
 
 
+def _form(f: AbstractField | AbstractMap, y0: Tensor) -> StateForm:
+    """The form of a function's states; one in Julia sees them as contiguous arrays."""
+    return StateForm(y0.contiguous() if isinstance(f, UserFunction) and isinstance(f.f, JuliaField) else y0)
+
+
 def _native(f: AbstractField | AbstractMap, form: StateForm) -> BoundJuliaField | None:
     """The function as Julia's own where it is a `JuliaField`; None: it is called back."""
     if isinstance(f, UserFunction) and isinstance(f.f, JuliaField):
@@ -336,9 +376,9 @@ class _Products:
         return self._found.push(v)
 
 
-def _batch_form(z0: Tensor) -> StateForm:
+def _batch_form(f: AbstractField | AbstractMap, z0: Tensor) -> StateForm:
     """The form of a batch of samples, each of which must be a block of its own: the first dimension is the slowest."""
-    form = StateForm(z0)
+    form = _form(f, z0)
     if form.n > len(z0) and form.strides[0] * len(z0) != form.n:
         form = StateForm(z0.contiguous())
     return form
@@ -366,9 +406,10 @@ def _keeper(form: StateForm, states: list[Tensor]) -> Callable[[], int]:
     return keep
 
 
-def _wants_products(algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm) -> bool:
-    """Whether products with the Jacobian are to come from PyTorch, or from ForwardDiff, and not by differences."""
-    return not isinstance(algorithm, SciML) or dict(algorithm.keywords).get("autodiff") is not False
+def _way(algorithm: AbstractODEAlgorithm, n: int) -> Job:
+    """How a solve of a state of n elements is done, as Julia's objects."""
+    method = methods.chosen(methods.spelled_out(algorithm))
+    return Job(method=method, request=methods.requested(algorithm), dense=_dense(algorithm, n))
 
 
 def _dense(algorithm: AbstractODEAlgorithm, n: int) -> bool:

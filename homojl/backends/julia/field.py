@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from array import array
+from collections.abc import Sequence
 from types import SimpleNamespace as Job
 from typing import Any
 
@@ -76,15 +77,15 @@ class JuliaField:
     def __reduce__(self) -> tuple[Any, ...]:
         return _rebuilt, (self.source, self.differentiation, self.vjp_source)
 
-    def differentiated_by(self, state: Tensor, args: tuple[Tensor, ...]) -> str:
-        """The package that gradients come from, loaded."""
-        if self.vjp_source is not None:
-            return ""
+    def products(self, state: Tensor, args: Sequence[Tensor]) -> dict[str, Any]:
+        """Where products with the transposed Jacobian come from: a function of its own, or a package, loaded."""
+        if self._vjp is not None:
+            return {"vjp": self._vjp, "differentiation": ""}
         kind = self.differentiation
         if kind == "auto":
             kind = "forward" if state.numel() + sum(a.numel() for a in args) <= FORWARD_UP_TO else "reverse"
         wanted = DIFFERENTIATIONS[kind] + (("ForwardDiff",) if self.differentiation == "auto" else ())
-        return runtime.require(runtime.start(), *wanted)
+        return {"vjp": None, "differentiation": runtime.require(runtime.start(), *wanted)}
 
     def first_parameters(self, *, seed: int = 0, dtype: torch.dtype = torch.float32) -> Tensor:
         """The first parameters of a layer of Lux, all in one vector (n,): the layer's `args`, and what is trained.
@@ -190,8 +191,7 @@ class _Evaluate(torch.autograd.Function):
         out = torch.empty(state.numel(), dtype=state.dtype)
         outs = [torch.empty(arg.numel(), dtype=arg.dtype) for arg in args]
         job = _job(ctx, out, cotangent)
-        job.parameters_out, job.vjp = outs, ctx.field._vjp
-        job.differentiation = ctx.field.differentiated_by(state, tuple(args))
+        vars(job).update(ctx.field.products(state, args), parameters_out=outs)
         julia = runtime.start()
         with runtime.calling(julia):
             julia.calls.vjp(job)

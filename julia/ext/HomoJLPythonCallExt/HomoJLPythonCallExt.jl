@@ -22,7 +22,7 @@ include("autograd.jl")
 
 const calls = map(
     Direct, (;
-        integrate, ensemble, fixed_point, trace_path, evaluate, vjp, jvp, evaluate_source, first_parameters, describe,
+        integrate, adjoint, ensemble, fixed_point, trace_path, evaluate, vjp, jvp, evaluate_source, first_parameters, describe,
         load, lookup, chosen, request, matrix, tracker,
     ),
 )

@@ -21,21 +21,72 @@ function vjp(job::Py, loans::Loans)
     state = borrow(loans, job.state)
     t = time_of(job, eltype(state))
     f = borrow_native(loans, job.field, !isnothing(t))
-    gradient, u, cotangent = (reshape(x, f.dims) for x in (borrow(loans, job.out), state, borrow(loans, job.direction)))
-    shapes = Tuple(size_of(x) for x in job.field.parameter_dims)
-    targets = map((x, dims) -> reshape(borrow(loans, Py(x)), dims), Tuple(job.parameters_out), shapes)
+    targets = borrow_gradients(loans, job.parameters_out, job.field)
+    NativeProduct(f, job)(borrow(loans, job.out), targets, borrow(loans, job.direction), state, t)
+    return nothing
+end
+
+"Flat tensors for gradients by a field's parameters, in their shapes."
+borrow_gradients(loans::Loans, tensors::Py, field::Py) =
+    map((x, dims) -> reshape(borrow(loans, Py(x)), size_of(dims)), Tuple(tensors), Tuple(field.parameter_dims))
+
+"""
+The products with the transposed Jacobian of a function in Julia, on flat vectors: by the package called `job.differentiation`, or by
+`job.vjp`, which is given the gradients' `room` where nobody asks for those by the parameters.
+"""
+struct NativeProduct
+    f::NativeFunction
+    rule::Any
+    room::Any
+end
+
+function NativeProduct(f::NativeFunction, job::Py)
     own = value_of(job.vjp)
+    isnothing(own) && return NativeProduct(f, Val(Symbol(pyconvert(String, job.differentiation))), ())
+    return NativeProduct(f, own, isnothing(f.p) ? () : f.p isa Tuple ? map(similar, f.p) : (similar(f.p),))
+end
+
+function (product::NativeProduct)(gradient, gains, cotangent, u, t)
+    f = product.f
+    gradient, cotangent, u = reshape(gradient, f.dims), reshape(cotangent, f.dims), reshape(u, f.dims)
+    (f.calls += 1) >= f.until && listen(f)
     f.running = true
-    if isnothing(own)
-        method = Val(Symbol(pyconvert(String, job.differentiation)))
-        HomoJL.pullback!(method, gradient, targets, in_place(f), u, f.p, t, cotangent)
+    if product.rule isa Val
+        HomoJL.pullback!(product.rule, gradient, gains, in_place(f), u, f.p, t, cotangent)
     else
-        p_gradient = isempty(targets) ? nothing : length(targets) == 1 ? only(targets) : targets
-        isnothing(t) ? own(gradient, p_gradient, cotangent, u, f.p) : own(gradient, p_gradient, cotangent, u, f.p, t)
+        gains = isempty(gains) ? product.room : gains
+        dp = isempty(gains) ? nothing : length(gains) == 1 ? only(gains) : gains
+        isnothing(t) ? product.rule(gradient, dp, cotangent, u, f.p) : product.rule(gradient, dp, cotangent, u, f.p, t)
     end
     f.running = false
     return nothing
 end
+
+"""
+    adjoint(job::Py) -> Py
+
+For `JuliaBackend.adjoint`: `HomoJL.adjoint!` for `job.field`, with `jvp` as for [`integrate`](@ref), the flat tensors `job.states` and
+`job.cotangents` at `job.ts`, and the results in `job.out` and `job.parameters_out`. `job.forward` and `job.backward` have a `method`, a
+`request`, and `dense`; `job.rule` is the place of the nodes and weights of a quadrature, or `None`.
+"""
+adjoint(job::Py) = with_loans(adjoint, job)
+
+function adjoint(job::Py, loans::Loans)
+    f, jvp! = borrow_functions(loans, job.field, job.jvp, true)
+    field = (; f! = f, jvp!, vjp! = NativeProduct(f, job))
+    totals = borrow_gradients(loans, job.parameters_out, job.field)
+    states = [borrow(loans, Py(x)) for x in job.states]
+    cotangents = [pyis(x, pybuiltins.None) ? nothing : borrow(loans, x) for x in job.cotangents]
+    rule = pyis(job.rule, pybuiltins.None) ? nothing : eachcol(reshape(numbers_at(job.rule), :, 2))
+    ending, t, nfe, products = HomoJL.adjoint!(
+        borrow(loans, job.out), totals, field, numbers_at(job.ts), states, cotangents, way(job.forward), way(job.backward), rule,
+        parts_of(job),
+    )
+    return pytuple((uppercase(String(ending)), t, nfe, products))
+end
+
+way(job::Py) = (dense = pyis(job.dense, pybuiltins.True);
+    HomoJL.Way(made(PythonCall.pyjlvalue(job.method)::Chosen, dense), PythonCall.pyjlvalue(job.request)::HomoJL.Request, dense))
 
 "The Jacobian-vector product of `job.field` at `job.state` with `job.direction`, into `job.out`; by ForwardDiff."
 jvp(job::Py) = with_loans(jvp, job)

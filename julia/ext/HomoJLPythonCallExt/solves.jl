@@ -41,13 +41,16 @@ integrate(job::Py) = with_loans(integrate, job)
 function integrate(job::Py, loans::Loans)
     times, dense = numbers_at(job.ts), pyis(job.dense, pybuiltins.True)
     method, request = made(PythonCall.pyjlvalue(job.method)::Chosen, dense), PythonCall.pyjlvalue(job.request)::HomoJL.Request
-    parts = pyis(job.parts, pybuiltins.None) ? nothing :
-        [(start + 1):stop for (start, stop) in pyconvert(Vector{Tuple{Int, Int}}, job.parts)]
+    parts = parts_of(job)
     f!, jvp! = borrow_functions(loans, job.field, job.jvp, true)
     watch = borrow_watch(loans, job.watch)
     start, block = borrow(loans, job.u0), borrow(loans, job.out)
     return integrate_on(f!, jvp!, start, block, times, method, request, dense, parts, watch, job.keep)::Py
 end
+
+"The ranges that `job.parts` names from 0 on, or nothing."
+parts_of(job::Py) = pyis(job.parts, pybuiltins.None) ? nothing :
+    [(start + 1):stop for (start, stop) in pyconvert(Vector{Tuple{Int, Int}}, job.parts)]
 
 # Apart, so that it is compiled for the types of the vectors; those of the functions are left open, as HomoJL leaves them.
 function integrate_on(
