@@ -1,8 +1,8 @@
 """
 CUDA memory that PyTorch owns, as arrays of CUDA.jl.
 
-DLPack.jl cannot share arrays with CUDA.jl 6, so device pointers are wrapped as they are; both sides use the legacy default stream, so
-kernels run in the order in which they were launched and nobody waits.
+Device pointers are wrapped as they are; both sides use the legacy default stream, so kernels run in the order in which they were
+launched and nobody waits.
 """
 module HomoJLCUDAExt
 

@@ -154,15 +154,19 @@ def test_bad_arguments_and_pickles():
     assert (field.source, field.differentiation) == ("f(u, p, t) = -u", "reverse")
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["own", "reverse"])
-def test_the_brusselators_gradient(own):
+@pytest.mark.parametrize(
+    ("own", "algorithm"),
+    [(True, hj.Tsit5(**TIGHT)), (False, hj.Tsit5(**TIGHT)), (True, hj.FBDF(**TIGHT))],
+    ids=["own", "reverse", "stiff"],
+)
+def test_the_brusselators_gradient(own, algorithm):
     bench = runpy.run_path(str(Path(__file__).parents[2] / "benchmarks" / "brusselator.py"))
     field = hj.JuliaField(bench["FIELD"], differentiation="reverse", vjp=bench["OWN"] if own else None)
     y0, ts = bench["start"](6), tuple(torch.linspace(0, 1, 11).tolist())
 
     def loss(p):
         problem = hj.ODEProblem(field, y0, ts, args=(p,))
-        ys = hj.solve(problem, hj.Tsit5(**TIGHT), adjoint=hj.GaussAdjoint(), backend="julia").ys
+        ys = hj.solve(problem, algorithm, adjoint=hj.GaussAdjoint(), backend="julia").ys
         return ys[1:].square().mean()
 
     p = torch.tensor([3.4, 1.0, 0.01], dtype=torch.float64, requires_grad=True)
@@ -171,6 +175,30 @@ def test_the_brusselators_gradient(own):
         for i, step in enumerate(torch.diag(1e-5 * p)):
             difference = (loss(p + step) - loss(p - step)) / (2 * step[i])
             assert found[i].item() == pytest.approx(difference.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("adjoint", [hj.GaussAdjoint, hj.BacksolveAdjoint], ids=lambda a: a.__name__)
+def test_the_backward_pass_is_one_call(adjoint):
+    field = hj.JuliaField("f!(du, u, p, t) = (du .= .-p .* u .+ reverse(u; dims = 1))")
+    y0 = torch.rand(2, 3, dtype=torch.float64).t().requires_grad_()  # whose memory is in another order
+    k = torch.rand(3, 2, dtype=torch.float64, requires_grad=True)
+    problem = hj.ODEProblem(field, y0, (1.0, 0.6, 0.0), args=(k,))
+    solution = hj.solve(problem, hj.Tsit5(**TIGHT), adjoint=adjoint(), backend="julia")
+    found = torch.autograd.grad(solution.ys[1].sum() + solution.value.square().sum(), (y0, k))
+    assert solution.stats.n_vjp > 0
+    reference = hj.ODEProblem(lambda t, y, k: -k * y + y.flip(1), y0, (1.0, 0.6, 0.0), args=(k,))
+    ys = hj.solve(reference, hj.Tsit5(**TIGHT), adjoint=hj.DirectAdjoint(), backend="pytorch").ys
+    for ours, theirs in zip(found, torch.autograd.grad(ys[1].sum() + ys[-1].square().sum(), (y0, k)), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-6, atol=1e-7)
+
+
+def test_a_backward_pass_that_fails_says_so():
+    y0 = torch.ones(2, dtype=torch.float64, requires_grad=True)
+    problem = hj.ODEProblem(hj.JuliaField("f!(du, u, p, t) = (du .= .-u)"), y0, (0.0, 1.0))
+    adjoint = hj.GaussAdjoint(algorithm=hj.Tsit5(rtol=1e-10, atol=1e-10, max_steps=2))
+    value = hj.solve(problem, hj.Tsit5(), adjoint=adjoint, backend="julia").value
+    with pytest.raises(hj.SolveError, match="backward solve by Tsit5 failed: the largest number of steps"):
+        value.sum().backward()
 
 
 def test_tangents_by_the_state_alone():

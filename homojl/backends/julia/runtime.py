@@ -34,7 +34,6 @@ MEANWHILE = "backend='pytorch' solves without Julia"
 PACKAGES = (
     "HomoJL",
     "PythonCall",
-    "DLPack",
     "OrdinaryDiffEqTsit5",
     "OrdinaryDiffEqVerner",
     "OrdinaryDiffEqRosenbrock",
@@ -184,13 +183,14 @@ class _Running:
         if environment.problem and not started_before:
             raise BackendUnavailable(f"{environment.problem}; {MEANWHILE}")
         os.environ.setdefault("JULIA_CONDAPKG_BACKEND", "Null")  # this Python is the Python; install no other
+        _name_library(environment)
         try:
             with warnings.catch_warnings(), _own_signals():
                 # Both orders of importing torch and juliacall are tested.
                 warnings.filterwarnings("ignore", message="torch was imported before juliacall")
                 import juliacall
             self.jl = juliacall.Main
-            self.jl.seval("import HomoJL, DLPack")
+            self.jl.seval("import HomoJL")
         except Exception as error:
             raise BackendUnavailable(f"Julia did not start: {_one_line(error)}; {advice()}; {MEANWHILE}") from error
         self.error = juliacall.JuliaError
@@ -206,6 +206,15 @@ class _Running:
         if self.owner_rests:
             # Outside of Julia this thread is no obstacle to a collection; every way into Julia ends that for a while.
             self.internals.jl_gc_safe_enter()
+
+
+def _name_library(environment: Environment) -> None:
+    """Tell juliacall where Julia's library is: it would start another Julia to ask."""
+    folder = Path(environment.executable or "").resolve().parent
+    for name in ("libjulia.so", "libjulia.dylib"):
+        if environment.executable and (library := folder.parent / "lib" / name).is_file():
+            os.environ.setdefault("PYTHON_JULIACALL_LIB", str(library))
+            os.environ.setdefault("PYTHON_JULIACALL_BINDIR", str(folder))
 
 
 @contextlib.contextmanager

@@ -6,7 +6,9 @@ vectors crosses; a tensor in channels_last is as good as a contiguous one, and o
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -106,9 +108,12 @@ class Callback:
         """Evaluate at states, views of Julia's arrays made by `view`, into `result`, another one."""
         result.copy_(self.function(*self._time_argument, *states))
 
-    def view(self, capsule: object) -> Tensor:
-        """A vector of Julia's, given as a DLPack capsule, as a state."""
-        return self.form.state(torch.utils.dlpack.from_dlpack(capsule))
+    def view(self, address: int, owner: object) -> Tensor:
+        """A vector of Julia's at an address as a state, which keeps its owner alive."""
+        size = self.form.n * self.form.dtype.itemsize
+        memory: Any = type("Memory", (ctypes.Array,), {"_type_": ctypes.c_char, "_length_": size}).from_address(address)
+        memory.owner = owner
+        return self.form.state(torch.frombuffer(memory, dtype=self.form.dtype))
 
     def release(self) -> None:
         """Let go of the function and all memory; Julia keeps this object itself until it collects garbage."""

@@ -7,7 +7,6 @@ made for them. Nothing here computes.
 """
 module HomoJLPythonCallExt
 
-import DLPack
 import HomoJL
 using HomoJL: SciMLBase
 using PythonCall: PythonCall, C, Py, pybuiltins, pyconvert, pydel!, pyis, pytuple

@@ -48,7 +48,8 @@ can_view(views, out, states) = length(views) + 1 + length(states) <= MOST_VIEWS 
 
 function view_of(f::PyFunction, x::Vector)
     return get!(f.views, pointer(x)) do
-        view = DLPack.share(x, f.callback.view)
+        # The tensor keeps the vector, which the function may hold for longer than the solve lasts.
+        view = f.callback.view(Int(UInt(pointer(x))), Py(Direct(x)))
         push!(f.loans.references, view)
         view
     end

@@ -1,6 +1,6 @@
 # No workload can run here, since Python is not there while packages are compiled: signatures are named instead.
 precompile(PythonCall.JlWrap.pyjlany_call, (Direct, Py, Py))
-for solve in (integrate, fixed_point, trace_path, evaluate, request, tracker, ensemble)
+for solve in (integrate, adjoint, fixed_point, trace_path, evaluate, vjp, request, tracker, ensemble)
     precompile(solve, (Py,))
 end
 precompile(chosen, (Type, Py))
