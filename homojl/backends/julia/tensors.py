@@ -111,7 +111,7 @@ class Callback:
     def view(self, address: int, owner: object) -> Tensor:
         """A vector of Julia's at an address as a state, which keeps its owner alive."""
         size = self.form.n * self.form.dtype.itemsize
-        memory: Any = type("Memory", (ctypes.Array,), {"_type_": ctypes.c_char, "_length_": size}).from_address(address)
+        memory: Any = (ctypes.c_char * size).from_address(address)
         memory.owner = owner
         return self.form.state(torch.frombuffer(memory, dtype=self.form.dtype))
 
