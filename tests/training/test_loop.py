@@ -18,7 +18,7 @@ import torch
 
 from homojl.errors import CheckpointError, ConfigError, SolveError
 from homojl.results.records import METRICS
-from homojl.training import checkpoint, loop, position, stopwatch
+from homojl.training import checkpoint, loop, measuring, position
 from homojl.training.callbacks import Callback
 from homojl.training.checkpoint import read_checkpoint, write_checkpoint
 from homojl.training.config import ExperimentConfig, OptimConfig, merge
@@ -316,7 +316,7 @@ def test_learning_rates(schedule, rates):
 def test_the_phases_are_all_of_a_step(tiny, tmp_path, monkeypatch):
     """With a clock that ticks when it is read: one tick for each phase, and none but theirs within."""
     ticks = itertools.count()
-    for module in (loop, stopwatch):
+    for module in (loop, measuring):
         clock = types.SimpleNamespace(perf_counter=lambda: next(ticks) / 64, monotonic=time.monotonic)
         monkeypatch.setattr(module, "time", clock)
     run = Run.create(tmp_path / "r", changed(tiny, train={"epochs": 1}))
