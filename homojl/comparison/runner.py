@@ -110,8 +110,11 @@ class _Runner:
             if late:
                 process.send_signal(signal.SIGINT)
             assert process.stdout is not None
+            alone = self._jobs == 1  # then its name stands once, above its lines, which keep within 80 columns
+            if alone:
+                self._tell(f"{who}:")
             for line in process.stdout:
-                self._tell(f"{who}: {line.rstrip()}")
+                self._tell(line.rstrip() if alone else f"{who}: {line.rstrip()}")
             code = process.wait()
         with self._lock:
             self._processes.discard(process)

@@ -264,7 +264,9 @@ def test_ctrl_c_saves_and_the_same_command_goes_on(tmp_path, monkeypatch):
 
     resumed = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, check=True)
     assert [m["epoch"] for m in Run.open(run).metrics] == [1, 2, 3]
-    assert "2 of 2 runs have ended" in resumed.stdout
+    lines = resumed.stdout.splitlines()
+    assert [line for line in lines if line.startswith("pcdeq, seed")] == ["pcdeq, seed 0:", "pcdeq, seed 1:"]
+    assert max(len(line) for line in lines[1 : lines.index("2 of 2 runs have ended")]) <= 80
     outcome = json.loads((tmp_path / "out" / "outcomes" / "pcdeq-seed0.json").read_text())
     assert outcome == {"status": "finished", "message": "", "measurements": []}
 
