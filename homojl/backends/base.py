@@ -6,7 +6,7 @@ import abc
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 import numpy as np
 import torch
@@ -22,7 +22,7 @@ from homojl.functions.base import AbstractField, AbstractMap
 from homojl.solution import Happened, Samples, Status
 
 if TYPE_CHECKING:
-    from homojl.backends.pytorch.record import Record
+    from homojl.backends.pytorch.record import Kept, Record
 
 Tensor = torch.Tensor
 
@@ -79,16 +79,6 @@ class Task:
         other = object.__new__(type(self))
         other.__dict__.update(self.__dict__, **changes)
         return other
-
-
-class Kept(NamedTuple):
-    """The graph of a solve's last step: the state it starts from, the states saved in it, that at its end, and the
-    tensors that a gradient of the field is by."""
-
-    y: Tensor
-    saved: list[Tensor]
-    y_next: Tensor
-    wrt: list[Tensor]
 
 
 @dataclass(eq=False)

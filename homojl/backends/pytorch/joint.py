@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep
-from homojl.backends.base import Integration, Kept, Task
+from homojl.backends.base import Integration, Task
 from homojl.backends.pytorch.events import EventWatch
-from homojl.backends.pytorch.record import Record, Round
+from homojl.backends.pytorch.record import Kept, Record, Round
 from homojl.backends.pytorch.sizes import Controlled, Move, Planned, Stop, which_sample
 from homojl.backends.pytorch.steps import AbstractStepper, Step
 from homojl.functions import AbstractField, VectorField

@@ -9,7 +9,6 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
-from homojl.backends.base import Kept
 from homojl.backends.pytorch.implicit import ImplicitStepper
 from homojl.backends.pytorch.rows import RowLayout
 from homojl.backends.pytorch.steps import AbstractStepper, Field, Number, Step, on
@@ -51,6 +50,16 @@ class Round(NamedTuple):
     def inside(self) -> bool:
         """Whether a state was saved before the end of a step."""
         return any(x != 1.0 for x in self.fractions)
+
+
+class Kept(NamedTuple):
+    """The graph of a solve's last step: the state it starts from, the states saved in it, that at its end, and the
+    tensors that a gradient of the field is by."""
+
+    y: Tensor
+    saved: list[Tensor]
+    y_next: Tensor
+    wrt: list[Tensor]
 
 
 _NONE = StepSequence()
