@@ -26,7 +26,6 @@ from homojl.adjoints.checkpoints import states_backwards
 from homojl.algorithms import memory_of, with_first_step
 from homojl.backends.base import AbstractBackend, Integration, Task, note_first_step
 from homojl.backends.pytorch.record import Record, Replay
-from homojl.backends.pytorch.steppers import stepper_for
 from homojl.backends.pytorch.steps import on, time_like
 from homojl.errors import ConfigError
 from homojl.functions import UserFunction, VectorField
@@ -71,10 +70,6 @@ class Solve(Task):
                 note_first_step(memory, self.ts, result)
             self.f.finish()
         return result
-
-    def replay(self, f: VectorField, result: Integration, y0: Tensor) -> Replay:
-        """The accepted steps, to be taken again from another field."""
-        return Replay(result.record, stepper_for(self.algorithm), f, y0)
 
     def start(self, y0: Tensor) -> tuple[Tensor, Tensor]:
         """The time and the state of the first evaluation."""
@@ -181,7 +176,7 @@ class DirectAdjoint(AbstractODEAdjoint):
         """The same solve with the graph of its accepted steps, in the present grad mode."""
         f = solve.f
         f.counting, calls = True, f.calls
-        starts, ys = solve.replay(f, result, y0).whole(y0, len(result.ys) - 1)
+        starts, ys = Replay(result.record, solve.algorithm, f, y0).whole(y0, len(result.ys) - 1)
         f.stats.nfe_backward += f.calls - calls
         result.ys = [y0, *ys]
         result.record.states = starts if solve.keep_states else None
@@ -355,7 +350,8 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
         saved: Sequence[Tensor],
         cotangents: Sequence[Tensor | None],
     ) -> tuple[Tensor | None, Grads]:
-        record, replay = result.record, solve.replay(f, result, saved[0])
+        record = result.record
+        replay = Replay(record, solve.algorithm, f, saved[0])
         count = len(record.rounds)
         if record.layout is None and record.held is None:  # no further than to the last state that matters
             wanted = {i for i, c in enumerate(cotangents) if c is not None}
@@ -369,4 +365,4 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
         return replay.backwards(starts, wrt, saved[1:], cotangents, result.kept)
 
     def backward_again(self, solve: Solve, result: Integration, f: VectorField, y0: Tensor) -> list[Tensor]:
-        return solve.replay(f, result, y0).whole(y0, len(result.ts) - 1)[1]
+        return Replay(result.record, solve.algorithm, f, y0).whole(y0, len(result.ts) - 1)[1]

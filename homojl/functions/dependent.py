@@ -211,21 +211,14 @@ class Dependent(Evaluated):
         return torch.finfo(self._precision or self._like.dtype).eps
 
     def rebuilt(self, values: Sequence[Tensor]) -> Any:
-        """The function with other tensors in the places of `tensors`, as a gradient evaluates it."""
-        slots, held = self._counts
-        other = self._at(values[:slots], values[slots : slots + held])
-        other.calls, other.counting = 0, True
-        other._plain = self._simple and not torch.is_inference_mode_enabled()
-        return other
-
-    def _at(self, given: Sequence[Tensor], held: Sequence[Tensor]) -> Any:
-        """The function with other tensors among its arguments, and in the places of those that f holds."""
+        """The function with other tensors in the places of its arguments' and of those that f holds."""
         assert self._captured is not None, "its tensors are looked for first"
-        other = self._copy()
+        slots, other = len(self.arguments.tensors), self._copy()
         other.made = {}
-        other.f, other.arguments = self._captured.rebuilt(held, other.made), self.arguments.replaced(given)
+        other.f, other.arguments = self._captured.rebuilt(values[slots:], other.made), self.arguments.replaced(values)
         other.args = other._row_args = other.arguments.filled
-        other._rows = None
+        other.calls, other.counting, other._rows = 0, True, None
+        other._plain = self._simple and not torch.is_inference_mode_enabled()
         other.finish()
         return other
 
@@ -244,9 +237,8 @@ class Dependent(Evaluated):
 
     def with_tensors(self, tensors: Sequence[Tensor]) -> Any:
         """The function, as if it were new, with others in the places of those that are `held`."""
-        count = len(self.arguments.tensors)
-        other = self._at(tensors[:count], tensors[count:])
-        other._checked = other._plain = False
+        other = self.rebuilt(tensors)
+        other.counting = other._checked = other._plain = other._simple = False
         return other
 
     def spread(self, grads: Sequence[Tensor | None], tensors: Sequence[Tensor]) -> list[Tensor | None]:

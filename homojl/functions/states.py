@@ -178,11 +178,11 @@ class Arguments:
         return self.fill([a.index_select(0, rows) if mark else a for a, mark in zip(self.leaves, marks, strict=True)])
 
     def replaced(self, tensors: Sequence[Tensor | None]) -> Arguments:
-        """The same with others in the places of its tensors."""
+        """The same with others, the first of `tensors`, in the places of its own."""
         if not self._places:
             return self
         other, leaves = copy.copy(self), self.leaves.copy()
-        for i, x in zip(self._places, tensors, strict=True):
+        for i, x in zip(self._places, tensors, strict=False):
             leaves[i] = x
         other._hold(leaves)
         return other

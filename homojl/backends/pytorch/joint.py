@@ -8,14 +8,13 @@ values alone, so they are constants to any gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep
 from homojl.backends.base import Integration, Task
-from homojl.backends.pytorch.events import EventWatch
+from homojl.backends.pytorch.events import StateEvents, StepEvent
 from homojl.backends.pytorch.record import Kept, Record, Round
 from homojl.backends.pytorch.sizes import Controlled, Move, Planned, Stop, which_sample
 from homojl.backends.pytorch.steps import AbstractStepper, Step
@@ -25,20 +24,6 @@ from homojl.solution import Status
 Tensor = torch.Tensor
 
 _PENDING = 2**21  # elements of stages to hold at most for states inside steps that are yet to be computed
-
-
-class Found(NamedTuple):
-    """An event in a step: its time and state, which of the values changed, -1 where it is not a number there.
-
-    The step is recorded with the size h, of which the event is at a fraction: a method that cannot be evaluated inside
-    a step takes a shorter one.
-    """
-
-    t: float
-    y: Tensor
-    which: int
-    h: float
-    fraction: float
 
 
 class Saved:
@@ -52,11 +37,7 @@ class Saved:
         self._direction = 1.0 if ts[-1] > ts[0] else -1.0
         self._pending: list[tuple[int, Step, Sequence[float]]] = []  # with the position in ys of their first state
 
-    @property
-    def complete(self) -> bool:
-        return self.next == len(self._wanted)
-
-    def accept(self, step: Step, move: Move, *, fresh: bool, event: Found | None) -> None:
+    def accept(self, step: Step, move: Move, *, fresh: bool, event: StepEvent | None) -> None:
         """Write a step down, and save the states in it up to the event, if any.
 
         Args:
@@ -131,9 +112,9 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
     status, message = Status.SUCCESS, ""
     observer = algorithm.observer
     try:
-        watch = None if event is None else EventWatch(event, t, y)
+        watch = None if event is None else StateEvents(event, stepper, f, t, y)
         first, fresh = sizes.start(f, y), True
-        while not saved.complete:
+        while saved.next < len(ts):
             move = sizes.propose(t, saved.next)
             if observer is not None:
                 observer.trying(t, y.detach(), move.h)
@@ -142,20 +123,17 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
                 kept, step = _recorded(stepper, f, task.last[0], t, move.h, y, known=first is not None)
             else:
                 step = stepper.step(f, t, move.h, y, first)
-            if not sizes.accepts(step):
+            if not sizes.accepts(step, move):
                 if observer is not None:
                     observer.rejected(t, y.detach(), move.h)
                 first = step.ks[0] if len(step.ks) else None
                 continue
-            found = None
-            if watch is not None:
-                found = _up_to_event(stepper, f, watch, step, move.t_next)
-                if found is not None and found.which < 0:
-                    raise Stop(Status.DIVERGED, "the event's condition is NaN in the next step")
+            found = None if watch is None else watch.within(step, move.t_next)
+            if found is not None and found.which < 0:
+                raise Stop(Status.DIVERGED, "the event's condition is NaN in the next step")
             saved.accept(step, move, fresh=fresh, event=found)
             if observer is not None and sizes.decides:
                 observer.accepted(t, y.detach(), move.h)
-            sizes.accepted(step, move)
             if found is not None:
                 status, which = Status.EVENT, found.which
                 break
@@ -170,9 +148,10 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
     saved.compute()
     graph: Kept | None = None
     if kept is not None and task.last is not None and status.ok:
+        start, last = kept
         with torch.enable_grad():
-            inside = stepper.inside(kept, saved.record.rounds[-1].fractions)
-        graph = Kept(kept.y, inside, kept.y_next, task.last[1])
+            inside = stepper.inside(last, saved.record.rounds[-1].fractions)
+        graph = Kept(start, inside, last.y_next, task.last[1])
     if status.ok and (where := sizes.flaw(f, ts, saved.ys)):
         status = Status.DIVERGED
         message = f"{algorithm.name}: {status.value} ({where}); try a smaller step_size or an adaptive method"
@@ -191,8 +170,8 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
 
 def _recorded(
     stepper: AbstractStepper, f: AbstractField, field: AbstractField, t: float, h: float, y: Tensor, *, known: bool
-) -> tuple[Step, Step]:
-    """A step with a graph of its own, and the same without it; `known`: whether its first derivative is.
+) -> tuple[tuple[Tensor, Step], Step]:
+    """A step with a graph of its own, from a leaf; and the same without it. `known`: whether its first derivative is.
 
     That derivative is evaluated again here, which is work for the gradient.
     """
@@ -208,21 +187,4 @@ def _recorded(
     f.stats.nfe_backward += again
     error = None if step.error is None else step.error.detach()
     bare = step._replace(y=y, y_next=step.y_next.detach(), ks=[k.detach() for k in step.ks], error=error)
-    return step._replace(y=start), bare
-
-
-def _up_to_event(
-    stepper: AbstractStepper, f: AbstractField, watch: EventWatch, step: Step, t_next: float
-) -> Found | None:
-    """The event in a step, if there is one."""
-    t, h, y = step.t, step.h, step.y
-
-    def state_at(fraction: float) -> Tensor:
-        if stepper.interpolates:
-            return stepper.inside(step, [fraction])[0]
-        return stepper.step(f, t, fraction * h, y, last=False).y_next
-
-    if not watch.happens_by(t, h, t_next, step.y_next, state_at):
-        return None
-    fraction, state, which = watch.locate(t, h, state_at)
-    return Found(t + fraction * h, state, which, *((h, fraction) if stepper.interpolates else (fraction * h, 1.0)))
+    return (start, step), bare

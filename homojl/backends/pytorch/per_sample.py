@@ -18,8 +18,8 @@ from homojl.algorithms.step_memory import SMALLEST_CHANGE
 from homojl.backends.base import Integration, Task
 from homojl.backends.monitor import Told
 from homojl.backends.pytorch import control
+from homojl.backends.pytorch.events import RowEvents
 from homojl.backends.pytorch.record import Record, Round
-from homojl.backends.pytorch.row_events import RowEvents
 from homojl.backends.pytorch.rows import COMPACT_AT, RowLayout
 from homojl.backends.pytorch.steps import ExplicitStepper, Step, on
 from homojl.errors import ConfigError

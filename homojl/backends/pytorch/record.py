@@ -9,9 +9,11 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from homojl.algorithms import AbstractODEAlgorithm
 from homojl.backends.pytorch.implicit import ImplicitStepper
 from homojl.backends.pytorch.rows import RowLayout
-from homojl.backends.pytorch.steps import AbstractStepper, Field, Number, Step, on
+from homojl.backends.pytorch.steppers import stepper_for
+from homojl.backends.pytorch.steps import Field, Number, Step, on
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
 from homojl.functions.products import gradients
@@ -45,11 +47,6 @@ class Round(NamedTuple):
     saves: Any
     samples: np.ndarray | None = None
     at: np.ndarray | None = None
-
-    @property
-    def inside(self) -> bool:
-        """Whether a state was saved before the end of a step."""
-        return any(x != 1.0 for x in self.fractions)
 
 
 class Kept(NamedTuple):
@@ -108,10 +105,6 @@ class Record:
         return Record(rounds, list(states) or None, held=held)
 
 
-def _take(x: Tensor, rows: Tensor | None) -> Tensor:
-    return x if rows is None else x.index_select(0, rows)
-
-
 def _put(whole: Tensor | None, rows: Tensor | None, part: Tensor, like: Tensor) -> Tensor:
     if rows is None:
         return part
@@ -122,37 +115,43 @@ class Replay:
     """The accepted steps of a solve, to be taken again.
 
     Args:
-        record, stepper: of the solve.
+        record, algorithm: of the solve.
         f: the field.
         like: the initial state.
     """
 
-    def __init__(self, record: Record, stepper: AbstractStepper, f: VectorField, like: Tensor) -> None:
-        self._record, self._stepper, self._f, self._like = record, stepper, f, like
+    def __init__(self, record: Record, algorithm: AbstractODEAlgorithm, f: VectorField, like: Tensor) -> None:
+        self._record, self._stepper, self._f, self._like = record, stepper_for(algorithm), f, like
 
-    def _positions(self, taken: Round) -> Tensor | None:
-        """Of a round's samples in the batch; None where they are all of it, in its order."""
-        if taken.samples is None or len(taken.samples) == len(self._like):
-            return None
-        return on(self._like, taken.samples)
+    def _again(
+        self, i: int, y: Tensor, first: Tensor | None, *, last: bool = False, save: bool = True
+    ) -> tuple[Step, list[Tensor], Tensor | None]:
+        """The steps of round i, the states that were saved in them, and the rows of the batch; None: all in order.
 
-    def _field(self, rows: Tensor | None) -> Field:
-        layout = self._record.layout
-        return self._f if layout is None else layout.field(self._f, rows)
-
-    def _take_step(self, taken: Round, y: Tensor, first: Tensor | None, rows: Tensor | None, *, last: bool) -> Step:
-        step = self._stepper.step(self._field(rows), taken.t, taken.h, y, first, last=last)
+        Args:
+            i: which round.
+            y: all states at its start, or in a gradient the rows' own.
+            first: the derivatives there, where they are known.
+            last: whether the next round needs the derivatives at the end.
+            save: whether the saved states are wanted: one by one, or of rows in one tensor.
+        """
+        taken, layout, rows = self._record.rounds[i], self._record.layout, None
+        if taken.samples is not None and len(taken.samples) != len(self._like):
+            rows = on(self._like, taken.samples)
+            y = y if len(y) == len(rows) else y.index_select(0, rows)
+            first = None if first is None else first.index_select(0, rows)
+        f: Field = self._f if layout is None else layout.field(self._f, rows)
+        inside = save and any(x != 1.0 for x in taken.fractions)
+        step = self._stepper.step(f, taken.t, taken.h, y, None if taken.fresh else first, last=last or inside)
         if step.status is not None:
             raise ConfigError(
                 f"a step that the solve took cannot be taken again: {step.reason or step.status.value}; {OTHER}"
             )
-        return step
-
-    def _saved(self, step: Step, taken: Round) -> list[Tensor]:
-        """The states that were saved in a round: one by one, or of its rows in one tensor."""
+        if not (save and len(taken.fractions)):
+            return step, [], rows
         if taken.at is None:
-            return self._stepper.inside(step, taken.fractions)
-        return [self._stepper.rows_inside(step, taken.at, taken.fractions)] if len(taken.at) else []
+            return step, self._stepper.inside(step, taken.fractions), rows
+        return step, [self._stepper.rows_inside(step, taken.at, taken.fractions)], rows
 
     def whole(self, y0: Tensor, count: int) -> tuple[list[Tensor], list[Tensor]]:
         """The states that the steps start from, and the `count` saved ones, from y0 on, in the solve's grad mode."""
@@ -163,12 +162,9 @@ class Replay:
         pieces: list[Tensor] = []
         places: list[np.ndarray] = []
         for i, taken in enumerate(record.rounds):
-            rows = self._positions(taken)
-            known = None if first is None or taken.fresh else _take(first, rows)
-            start = _take(y, rows)
-            step = self._take_step(taken, start, known, rows, last=taken.inside or i + 1 < len(record.rounds))
-            starts.append(start)
-            pieces += self._saved(step, taken)
+            step, saved, rows = self._again(i, y, first, last=i + 1 < len(record.rounds))
+            starts.append(step.y)
+            pieces += saved
             if taken.at is not None and taken.samples is not None:
                 places.append(taken.saves * len(y) + taken.samples[taken.at])
             y = _put(y, rows, step.y_next, y)
@@ -181,8 +177,8 @@ class Replay:
             pieces.append(y.index_select(0, on(y, samples)))
             places.append(saves * len(y) + samples)
         order = on(y, np.argsort(np.concatenate(places)))
-        saved = torch.cat(pieces).index_select(0, order).view(count, *y.shape)
-        return starts, [layout.restore(saved[i]) for i in range(count)]  # not unbound, so that they may be written into
+        whole = torch.cat(pieces).index_select(0, order).view(count, *y.shape)
+        return starts, [layout.restore(whole[i]) for i in range(count)]  # not unbound, so that they may be written into
 
     def _at_start(self, y: Tensor) -> Tensor | None:
         """The derivative at the start of every sample that took a step, where rows carry it on."""
@@ -194,14 +190,14 @@ class Replay:
             t[taken.samples] = taken.t
         (going,) = np.nonzero(~np.isnan(t))
         rows = None if len(going) == len(y) else on(y, going)
-        return _put(None, rows, self._field(rows)(on(y, t[going]), _take(y, rows)), y)
+        start = y if rows is None else y.index_select(0, rows)
+        return _put(None, rows, record.layout.field(self._f, rows)(on(y, t[going]), start), y)
 
     def states_from(self, y: Tensor, start: int, stop: int) -> Tensor:
         """The state at which step `stop` starts, from that of step `start`; of a joint solve."""
         first = None
         for i in range(start, stop):
-            taken = self._record.rounds[i]
-            step = self._take_step(taken, y, None if taken.fresh else first, None, last=i + 1 < stop)
+            step, *_ = self._again(i, y, first, last=i + 1 < stop, save=False)
             y, first = step.y_next, self._stepper.carried(step)
         return y
 
@@ -227,36 +223,41 @@ class Replay:
         Raises:
             ConfigError: if the field does not give the values that it gave in the solve.
         """
-        layout = self._record.layout
+        record, layout, like = self._record, self._record.layout, self._like
         totals: list[Tensor | None] = [None] * len(wrt)
         own = [False] * len(wrt)  # which totals nothing else refers to: autograd may give one tensor for two inputs
-        costate, given = self._last_costate(cotangents)
+        costate: Tensor | None = None
+        flat: Tensor | None = None  # all cotangents of rows
+        if layout is not None:
+            like = layout.flatten(like)
+            costate, flat = self._of_rows(cotangents, like)
+        elif record.held is not None:
+            costate = cotangents[int(record.held[0][0])]
         checked = False
         for i, y in starts:
-            taken = self._record.rounds[i]
-            rows = self._positions(taken)
-            by = wrt
-            if kept is not None and i == len(self._record.rounds) - 1:
+            taken, by, rows = record.rounds[i], wrt, None
+            if kept is not None and i == len(record.rounds) - 1:
                 y, outputs, y_next, by = kept
             else:
                 with torch.enable_grad():
                     y = y.detach().requires_grad_()
                     # A view: hooks of modules may not be on a leaf in `autograd.grad`.
-                    step = self._take_step(taken, y.view_as(y), None, rows, last=taken.inside)
-                    outputs, y_next = self._saved(step, taken), step.y_next
+                    step, outputs, rows = self._again(i, y.view_as(y), None)
+                    y_next = step.y_next
                 if not checked and (outputs or kept is not None):
                     self._check(outputs, step, i, saved)
                     checked = True
-            seeds = self._seeds(taken, given)
-            pairs = [(o, s) for o, s in zip(outputs, seeds, strict=True) if s is not None]
+            if flat is not None and taken.samples is not None and outputs:
+                places = on(like, taken.saves * len(like) + taken.samples[taken.at])
+                pairs = [(outputs[0], flat.index_select(0, places))]
+            else:
+                pairs = [(o, c) for o, s in zip(outputs, taken.saves, strict=True) if (c := cotangents[s]) is not None]
             if costate is not None:
-                pairs.append((y_next, _take(costate, rows)))
+                pairs.append((y_next, costate if rows is None else costate.index_select(0, rows)))
             if not pairs:
                 continue
-            before, *grads = gradients([o for o, _ in pairs], [y, *by], [s for _, s in pairs])
-            if before is None:
-                before = torch.zeros_like(y)
-            costate = before if layout is None else _put(costate, rows, before, self._flat_like())
+            before, *grads = gradients([o for o, _ in pairs], [y, *by], [c for _, c in pairs])
+            costate = _put(costate, rows, torch.zeros_like(y) if before is None else before, like)
             for j, grad in enumerate(grads):
                 if grad is None:
                     continue
@@ -265,32 +266,16 @@ class Replay:
                 own[j] = total is not None
         return costate if layout is None or costate is None else layout.restore(costate), totals
 
-    def _flat_like(self) -> Tensor:
-        layout = self._record.layout
-        return self._like if layout is None else layout.flatten(self._like)
-
-    def _last_costate(self, cotangents: Sequence[Tensor | None]) -> tuple[Tensor | None, Any]:
-        """The gradient with respect to the last states, and what the rounds' saved states are given."""
+    def _of_rows(self, cotangents: Sequence[Tensor | None], like: Tensor) -> tuple[Tensor, Tensor]:
+        """The gradients by the rows' last states, (B, n), and by all saved ones, (saves B, n)."""
         layout, held = self._record.layout, self._record.held
-        if layout is None:
-            return (cotangents[int(held[0][0])] if held is not None else None), cotangents
-        like = self._flat_like()
-        flat = torch.stack([torch.zeros_like(like) if c is None else layout.flatten(c) for c in cotangents])
+        assert layout is not None
+        flat = torch.cat([torch.zeros_like(like) if c is None else layout.flatten(c) for c in cotangents])
         costate = torch.zeros_like(like)
-        given = flat.flatten(0, 1)
         if held is not None and len(held[0]):
             saves, samples = held
-            costate.index_add_(0, on(like, samples), given.index_select(0, on(like, saves * len(like) + samples)))
-        return costate, given
-
-    def _seeds(self, taken: Round, given: Any) -> list[Tensor | None]:
-        if taken.at is None:
-            return [given[save] for save in taken.saves]
-        if not len(taken.at):
-            return []
-        assert taken.samples is not None
-        places = taken.saves * len(self._like) + taken.samples[taken.at]
-        return [given.index_select(0, on(self._like, places))]
+            costate.index_add_(0, on(like, samples), flat.index_select(0, on(like, saves * len(like) + samples)))
+        return costate, flat
 
     def _check(self, outputs: Sequence[Tensor], step: Step, i: int, saved: Sequence[Tensor]) -> None:
         """That one state that was saved in round i, or the one that the next starts from, is what it was."""

@@ -58,15 +58,12 @@ class Planned:
         self.size = h
         return Move(h, t_next, t_next)
 
-    def accepts(self, step: Step) -> bool:
+    def accepts(self, step: Step, move: Move) -> bool:
         if step.status is not None:
             raise Stop(
                 step.status, f"{step.reason}; try a smaller step_size" if step.reason else "try a smaller step_size"
             )
         return True
-
-    def accepted(self, step: Step, move: Move) -> None:
-        pass
 
     def describe(self, t: float, accepted: int) -> str:
         """Where the solve is, for a message."""
@@ -77,7 +74,7 @@ class Planned:
 
         A state that is not finite leaves none after it that is.
         """
-        return "" if _all_finite(states[-1:]) else _first_not_finite(f, states[0], ts, self.algorithm)
+        return "" if _finite(states[-1]) else _first_not_finite(f, states[0], ts, self.algorithm)
 
 
 def _steps_ahead(ts: tuple[float, ...], algorithm: AbstractFixedStep) -> Iterator[tuple[float, float, float]]:
@@ -193,20 +190,30 @@ class Controlled:
 
     _reason = ""
 
-    def accepts(self, step: Step) -> bool:
-        """Whether the step's error is tolerated; else the next one is shorter."""
-        self._reason = step.reason
+    def accepts(self, step: Step, move: Move) -> bool:
+        """Whether the step's error is tolerated; chooses the size of the next one."""
+        self._reason, h = step.reason, step.h
         self.ratio = ratio = step.ratio if step.ratio is not None else self._error_ratio(step)
-        if ratio <= 1.0:
-            return True
-        floor = self._control.floor
-        if abs(step.h) <= floor:
+        if not ratio <= 1.0:  # or NaN
+            if abs(h) > self._control.floor:
+                self.rejected += 1
+                self._h = control.after_rejection(h, ratio, self._order, self._control)
+                return False
             if not math.isfinite(ratio):
                 raise Stop(Status.DIVERGED, "the field returns NaN or infinity in a step of the controller's floor")
-            return True
-        self.rejected += 1
-        self._h = control.after_rejection(step.h, ratio, self._order, self._control)
-        return False
+        self._accepted += 1
+        self._abs = self._abs_next
+        if self._before is None:
+            self._h = control.after_first(h, ratio, self._order, self._control)
+        else:
+            self._h = control.after_step(h, ratio, *self._before, self._order, self._control)
+        bounded = max(ratio, control.LEAST_RATIO)
+        self._before = None if move.jumps else (h, bounded, bounded if self._before is None else self._before[1])
+        if move.jumps:
+            self._jumps.pop()
+        if self._lands and abs(self._h) < abs(self._wanted):
+            self._h = self._wanted  # a step cut short to end on a save time says nothing against the size before it
+        return True
 
     def _error_ratio(self, step: Step) -> float:
         if torch.is_grad_enabled():
@@ -230,22 +237,6 @@ class Controlled:
             return torch.linalg.vector_norm(x).item() / math.sqrt(x.numel())
         parts = [torch.linalg.vector_norm(x[i:j]) / math.sqrt(j - i) for i, j in norm.parts]
         return max(torch.stack(parts).tolist())
-
-    def accepted(self, step: Step, move: Move) -> None:
-        """Choose the size of the step after this one."""
-        h, ratio, order = step.h, self.ratio, self._order
-        self._accepted += 1
-        self._abs = self._abs_next
-        if self._before is None:
-            self._h = control.after_first(h, ratio, order, self._control)
-        else:
-            self._h = control.after_step(h, ratio, *self._before, order, self._control)
-        bounded = max(ratio, control.LEAST_RATIO)
-        self._before = None if move.jumps else (h, bounded, bounded if self._before is None else self._before[1])
-        if move.jumps:
-            self._jumps.pop()
-        if self._lands and abs(self._h) < abs(self._wanted):
-            self._h = self._wanted  # a step cut short to end on a save time says nothing against the size before it
 
     def describe(self, t: float, accepted: int) -> str:
         """Where the solve is, for a message."""
@@ -276,8 +267,8 @@ def _sides_of(jumps: Sequence[float], t0: float, t1: float, dtype: torch.dtype) 
     return list(zip(before.tolist(), after.tolist(), strict=True))
 
 
-def _all_finite(states: Sequence[Tensor]) -> bool:
-    return all(torch.stack([torch.isfinite(y.detach()).all() for y in states]).tolist())
+def _finite(y: Tensor) -> bool:
+    return bool(torch.isfinite(y.detach()).all().item())
 
 
 @torch.no_grad()
@@ -286,7 +277,7 @@ def _first_not_finite(f: AbstractField, y0: Tensor, ts: tuple[float, ...], algor
     stepper, y, first = stepper_for(algorithm), y0, None
     for count, (t, h, _) in enumerate(_steps_ahead(ts, algorithm)):
         step = stepper.step(f, t, h, y, first)
-        if not _all_finite([step.y_next]):
+        if not _finite(step.y_next):
             return f"at t = {t:.6g} after {count} steps of {abs(h):.2g}{which_sample([y, *step.ks, step.y_next])}"
         y, first = step.y_next, stepper.carried(step)
     return f"at t = {ts[-1]:.6g}, though not when the steps were taken again"

@@ -17,7 +17,7 @@ from homojl.backends.pytorch.native.program import NO_ROOM, Job, pointers
 from homojl.backends.pytorch.native.whole import AbstractSolver, Made, instruct
 from homojl.backends.pytorch.record import Record, Replay, Round
 from homojl.backends.pytorch.sizes import Planned
-from homojl.backends.pytorch.steps import ExplicitStepper, time_like
+from homojl.backends.pytorch.steps import time_like
 from homojl.functions import DerivedField, VectorField
 from homojl.functions.products import gradients
 from homojl.solution import StackedStates, Stats, Status
@@ -95,9 +95,7 @@ class JointSolver(AbstractSolver):
         """The gradient with a graph of its own: through the accepted steps, taken again in PyTorch."""
         field: Any = DerivedField(lambda t, y: self.opened.field(t, y, *views))
         start, views = y0.view_as(y0), [x.view_as(x) if x.requires_grad else x for x in inputs]
-        replay = Replay(
-            self._record(made, states=False), ExplicitStepper(self.algorithm.explicit_tableau), field, start
-        )
+        replay = Replay(self._record(made, states=False), self.algorithm, field, start)
         _, ys = replay.whole(start, len(self.ts) - 1)
         by = [start, *(x for x in views if x.requires_grad)]
         found = iter(gradients([start, *ys], by, list(cotangent.unbind()), again=True))
