@@ -16,7 +16,7 @@ from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep
 from homojl.backends.base import Integration, Task
 from homojl.backends.pytorch.events import StateEvents, StepEvent
 from homojl.backends.pytorch.record import Kept, Record, Round
-from homojl.backends.pytorch.sizes import Controlled, Move, Planned, Stop, which_sample
+from homojl.backends.pytorch.sizes import Controlled, Move, Planned, Stop
 from homojl.backends.pytorch.steps import AbstractStepper, Step
 from homojl.functions import AbstractField, VectorField
 from homojl.solution import Status
@@ -120,7 +120,7 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
                 observer.trying(t, y.detach(), move.h)
             kept = None
             if task.last is not None and stepper.recordable and move.t_next == ts[-1]:
-                kept, step = _recorded(stepper, f, task.last[0], t, move.h, y, known=first is not None)
+                kept, step = _recorded(stepper, f, *task.last, t, move.h, y, known=first is not None)
             else:
                 step = stepper.step(f, t, move.h, y, first)
             if not sizes.accepts(step, move):
@@ -140,18 +140,10 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
             t, y = move.reached, step.y_next
             first, fresh = None if move.jumps else stepper.carried(step), move.jumps
     except Stop as stop:
-        status, advice = stop.args[:2]
         saved.stop(t, y)
         seen = [y, *(stop.args[2:] or (step.ks if step is not None else ()))]
-        where = sizes.describe(t, len(saved.record.rounds)) + (which_sample(seen) if status is Status.DIVERGED else "")
-        message = f"{algorithm.name}: {status.value} ({where}); {advice}"
+        status, message = stop.args[0], sizes.explained(stop, t, seen, len(saved.record.rounds))
     saved.compute()
-    graph: Kept | None = None
-    if kept is not None and task.last is not None and status.ok:
-        start, last = kept
-        with torch.enable_grad():
-            inside = stepper.inside(last, saved.record.rounds[-1].fractions)
-        graph = Kept(start, inside, last.y_next, task.last[1])
     if status.ok and (where := sizes.flaw(f, ts, saved.ys)):
         status = Status.DIVERGED
         message = f"{algorithm.name}: {status.value} ({where}); try a smaller step_size or an adaptive method"
@@ -164,13 +156,28 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
         nfe=f.calls - started,
         n_rejected=sizes.rejected,
         event=which,
-        kept=graph,
+        kept=_graph(stepper, saved, *kept) if kept is not None and status.ok else None,
     )
 
 
+def _graph(stepper: AbstractStepper, saved: Saved, start: Tensor, step: Step, wrt: list[Tensor]) -> Kept:
+    """What a gradient begins with: the last step with what was saved in it."""
+    with torch.enable_grad():
+        inside = stepper.inside(step, saved.record.rounds[-1].fractions)
+    return Kept(start, inside, step.y_next, wrt)
+
+
 def _recorded(
-    stepper: AbstractStepper, f: AbstractField, field: AbstractField, t: float, h: float, y: Tensor, *, known: bool
-) -> tuple[tuple[Tensor, Step], Step]:
+    stepper: AbstractStepper,
+    f: AbstractField,
+    field: AbstractField,
+    wrt: list[Tensor],
+    t: float,
+    h: float,
+    y: Tensor,
+    *,
+    known: bool,
+) -> tuple[tuple[Tensor, Step, list[Tensor]], Step]:
     """A step with a graph of its own, from a leaf; and the same without it. `known`: whether its first derivative is.
 
     That derivative is evaluated again here, which is work for the gradient.
@@ -187,4 +194,4 @@ def _recorded(
     f.stats.nfe_backward += again
     error = None if step.error is None else step.error.detach()
     bare = step._replace(y=y, y_next=step.y_next.detach(), ks=[k.detach() for k in step.ks], error=error)
-    return (start, step), bare
+    return (start, step, wrt), bare

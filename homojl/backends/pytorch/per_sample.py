@@ -84,6 +84,7 @@ class _Batch:
         self.held: list[tuple[int, int]] = []
         self.index = np.arange(count)
         self.rows: Tensor | None = None
+        self.field = self.layout.field(f, None)
         self.status = np.full(count, None, dtype=object)
         self.going = np.ones(count, dtype=bool)
         self.t, self.h = np.full(count, self.ts[0]) if starts is None else starts.copy(), np.zeros(count)
@@ -143,7 +144,8 @@ class _Batch:
 
     def evaluate(self, t: Tensor, y: Tensor) -> Tensor:
         self.nfe[self.index] += 1
-        return self.layout.field(self.f, self.rows)(t, y)
+        value: Tensor = self.field(t, y)
+        return value
 
     def live(self) -> np.ndarray:
         """Which rows are still at work, (b,)."""
@@ -191,7 +193,9 @@ class _Batch:
         """Try a step of every row, of size zero where a sample has ended."""
         algorithm, y, i = self.algorithm, self.y, self.index
         h = np.where(live, moves.h, 0.0)
-        step = self.stepper.step(self.evaluate, self.t[i], h, y, self.k)
+        before = self.f.calls
+        step = self.stepper.step(self.field, self.t[i], h, y, self.k)
+        self.nfe[i] += self.f.calls - before
         scale = torch.maximum(y.abs(), step.y_next.abs()).mul_(algorithm.rtol).add_(algorithm.atol)
         ratio = np.where(live, self.measured(self.stepper.error(step).div_(scale)), 0.0)
         good = live & (ratio <= 1.0)  # written so that NaN is rejected too
@@ -324,6 +328,7 @@ class _Batch:
         self.y = self.y.index_select(0, rows)
         self.k = None if self.k is None else self.k.index_select(0, rows)
         self.rows = on(self.y, self.index)
+        self.field = self.layout.field(self.f, self.rows)
 
     def result(self) -> Integration:
         samples = Samples(

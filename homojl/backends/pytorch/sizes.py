@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,15 +40,42 @@ class Stop(Exception):
     """The solve ends early: a status, and advice."""
 
 
-class Planned:
-    """Equal steps from each save time to the next, or those of a grid, all of them accepted."""
+class Sizes:
+    """What decides the sizes of a solve's steps.
 
-    decides = False  # whether steps are tried
+    Attributes:
+        algorithm: of the solve.
+        decides: whether steps are tried.
+        t: where the first step starts.
+        size: of the step that was tried last, for messages.
+        rejected: steps so far.
+    """
+
+    algorithm: Any
+    decides = False
+    t = size = 0.0
     rejected = 0
 
+    def describe(self, t: float, accepted: int) -> str:
+        """Where the solve is, for a message."""
+        raise NotImplementedError
+
+    def flaw(self, f: AbstractField, ts: tuple[float, ...], states: Sequence[Tensor]) -> str:
+        """Where the states of a solve that has reached its end are not finite; empty: nowhere."""
+        return ""
+
+    def explained(self, stop: Stop, t: float, seen: Sequence[Tensor], accepted: int) -> str:
+        """One line on why a solve stopped at t, of which the last tensors that were `seen` may show a sample."""
+        status, advice = stop.args[:2]
+        where = self.describe(t, accepted) + (which_sample(seen) if status is Status.DIVERGED else "")
+        return f"{self.algorithm.name}: {status.value} ({where}); {advice}"
+
+
+class Planned(Sizes):
+    """Equal steps from each save time to the next, or those of a grid, all of them accepted."""
+
     def __init__(self, algorithm: AbstractFixedStep, ts: tuple[float, ...]) -> None:
-        self.algorithm, self._steps = algorithm, _steps_ahead(ts, algorithm)
-        self.t, self.size = ts[0], 0.0
+        self.algorithm, self._steps, self.t = algorithm, _steps_ahead(ts, algorithm), ts[0]
 
     def start(self, f: AbstractField, y: Tensor) -> Tensor | None:
         return None
@@ -66,14 +93,10 @@ class Planned:
         return True
 
     def describe(self, t: float, accepted: int) -> str:
-        """Where the solve is, for a message."""
         return f"at t = {t:.6g} after {accepted} steps of {abs(self.size):.2g}"
 
     def flaw(self, f: AbstractField, ts: tuple[float, ...], states: Sequence[Tensor]) -> str:
-        """Where the states of a solve that has reached its end are not finite; empty: nowhere.
-
-        A state that is not finite leaves none after it that is.
-        """
+        # A state that is not finite leaves none after it that is.
         return "" if _finite(states[-1]) else _first_not_finite(f, states[0], ts, self.algorithm)
 
 
@@ -91,14 +114,11 @@ def _steps_ahead(ts: tuple[float, ...], algorithm: AbstractFixedStep) -> Iterato
             yield t0 + i * h, h, t1 if i == n - 1 else t0 + (i + 1) * h
 
 
-class Controlled:
+class Controlled(Sizes):
     """Steps that the estimate of the error chooses, under PI control.
 
     Attributes:
-        t: where the first step starts.
-        size: of the step that was tried last, for messages.
-        ratio: of its error to what is tolerated.
-        rejected: steps so far.
+        ratio: of the error of the step that was tried last to what is tolerated.
     """
 
     decides = True
@@ -112,7 +132,7 @@ class Controlled:
         norm: ErrorNorm,
         jumps: Sequence[float],
     ) -> None:
-        self._algorithm, self._stepper, self._ts, self._norm = algorithm, stepper, ts, norm
+        self.algorithm, self._stepper, self._ts, self._norm = algorithm, stepper, ts, norm
         self._control, self._order = algorithm.step_control, stepper.error_order
         self._direction = 1.0 if ts[-1] > ts[0] else -1.0
         dtype = y0.dtype.to_real()
@@ -129,19 +149,17 @@ class Controlled:
             start, end = torch.tensor([self.t, ts[-1]], dtype=dtype)
             self.t = torch.nextafter(start, end).item()
         self._jumps = _sides_of(jumps, self.t, ts[-1], dtype)
-        self.size = self.ratio = 0.0
-        self.rejected = self._accepted = 0
+        self.ratio, self._accepted = 0.0, 0
         self._h = self._wanted = 0.0  # the size to try next, and that of the last try before it was cut short
         self._lands = False
         # Of the last accepted step its size and error ratio, and the error ratio of the one before it.
         self._before: tuple[float, float, float] | None = None
 
     def start(self, f: AbstractField, y: Tensor) -> Tensor:
-        """Choose the first step; the derivative at the start."""
         if self.t != self._ts[0]:
             f.forget()
         first = f(time_like(self.t, y), y)
-        given = self._algorithm.first_step
+        given = self.algorithm.first_step
         assert not isinstance(given, StepMemory), "with_first_step() puts a number in its place"
         self._h = self._direction * (self._estimated(f, y.detach(), first.detach()) if given is None else given)
         if math.isnan(self._h):
@@ -159,10 +177,10 @@ class Controlled:
         def measure(x: Tensor) -> np.ndarray:
             return np.array([self._measured(x / scale)])
 
-        return float(control.first_sizes(measure, probe, y, k, abs(self._ts[-1] - self.t), self._algorithm.order)[0])
+        return float(control.first_sizes(measure, probe, y, k, abs(self._ts[-1] - self.t), self.algorithm.order)[0])
 
     def propose(self, t: float, next_save: int) -> Move:
-        algorithm, least = self._algorithm, self._control.floor
+        algorithm, least = self.algorithm, self._control.floor
         if self._accepted + self.rejected >= algorithm.max_steps:
             advice = f"raise max_steps (now {algorithm.max_steps}), {self._stepper.last_resort}"
             raise Stop(Status.MAX_STEPS, advice)
@@ -191,7 +209,6 @@ class Controlled:
     _reason = ""
 
     def accepts(self, step: Step, move: Move) -> bool:
-        """Whether the step's error is tolerated; chooses the size of the next one."""
         self._reason, h = step.reason, step.h
         self.ratio = ratio = step.ratio if step.ratio is not None else self._error_ratio(step)
         if not ratio <= 1.0:  # or NaN
@@ -239,13 +256,8 @@ class Controlled:
         return max(torch.stack(parts).tolist())
 
     def describe(self, t: float, accepted: int) -> str:
-        """Where the solve is, for a message."""
         counts = f"at t = {t:.6g} after {accepted} accepted and {self.rejected} rejected steps"
         return f"{counts}, step {abs(self.size):.2g}"
-
-    def flaw(self, f: AbstractField, ts: tuple[float, ...], states: Sequence[Tensor]) -> str:
-        """As of planned steps: every step of these has been looked at."""
-        return ""
 
 
 def _fitting(name: str, tolerance: Tensor, y0: Tensor) -> Tensor:
