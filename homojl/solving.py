@@ -15,27 +15,25 @@ from homojl import transforms
 from homojl.adjoints import (
     AbstractFixedPointAdjoint,
     AbstractODEAdjoint,
-    CheckpointAdjoint,
     DirectAdjoint,
     ImplicitAdjoint,
 )
 from homojl.adjoints.ode import EmptyAdjoint, NoAdjoint, Solve
 from homojl.adjoints.path import differentiable_root
 from homojl.algorithms import (
-    AbstractAdaptive,
     AbstractFixedPointAlgorithm,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
     AbstractSplitting,
     ArcLength,
-    ErrorNorm,
     SciML,
     memory_of,
 )
-from homojl.backends import AbstractBackend, TorchBackend, announce, get_backend
+from homojl.backends import AbstractBackend, choose_backend, get_backend
+from homojl.choices import BATCHES
 from homojl.course import Course
 from homojl.dense import DenseOutput
-from homojl.errors import BackendUnavailable, ConfigError, SolveError
+from homojl.errors import ConfigError, SolveError
 from homojl.functions import Form, MapFunction, VectorField, WrittenOver
 from homojl.functions.user import warn_caller
 from homojl.marks import PerSample, Shared
@@ -44,8 +42,6 @@ from homojl.problems import AbstractProblem, FixedPointProblem, HomotopyProblem,
 from homojl.roots import path_to_root
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, StackedStates, Stats, Status
 from homojl.splitting import Lowered, lower
-
-BATCHES = ("joint", "per-sample")
 
 F = TypeVar("F", VectorField, MapFunction)
 Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm
@@ -347,25 +343,6 @@ def _check_samples(problem: ODEProblem) -> None:
             raise ConfigError(f"{what} does not go with {name}; use batch='joint'")
 
 
-def _check_per_sample(algorithm: object, adjoint: object) -> None:
-    """Raise a ConfigError for methods that have no steps of each sample's own."""
-    what = "batch='per-sample'"
-    if not isinstance(algorithm, AbstractAdaptive) or algorithm.tableau is None:
-        raise ConfigError(f"{what} needs an adaptive explicit method such as Tsit5(), got {algorithm!r}")
-    if not isinstance(adjoint, DirectAdjoint | CheckpointAdjoint):
-        raise ConfigError(f"{what} has gradients by DirectAdjoint() or CheckpointAdjoint(), got {adjoint!r}")
-    refused = {
-        "a norm of one's own": algorithm.norm != ErrorNorm(),
-        "tolerances in tensors": any(isinstance(x, torch.Tensor) for x in (algorithm.rtol, algorithm.atol)),
-        "an observer": algorithm.observer is not None,
-        "a controller's floor": algorithm.step_control.floor > 0,
-        "max_states": isinstance(adjoint, CheckpointAdjoint) and adjoint.max_states is not None,
-    }
-    for name, asked in refused.items():
-        if asked:
-            raise ConfigError(f"{what} does not go with {name}; use batch='joint'")
-
-
 def _solve_fixed_point(asked: _Asked, adjoint: Any, *_: object) -> EquilibriumSolution:
     problem, algorithm = asked.problem, asked.algorithm
     _require("algorithm", algorithm, AbstractFixedPointAlgorithm, "fixed points such as Anderson()")
@@ -439,43 +416,3 @@ _SOLVERS: dict[str, Callable[..., Any]] = {
     "an equilibrium": _solve_fixed_point,
     "a path": _solve_path,
 }
-
-
-def choose_backend(
-    name: str | AbstractBackend,
-    algorithm: Algorithm,
-    device: torch.device,
-    adjoint: Adjoint | None = None,
-    *,
-    batch: str = "joint",
-) -> AbstractBackend:
-    """The backend that `solve` takes for a name.
-
-    Raises:
-        ConfigError: for an unknown name, or for steps of each sample's own with what has none.
-        BackendUnavailable: if it cannot be used here, or has not that algorithm on that device.
-    """
-    if batch == "per-sample":
-        _check_per_sample(algorithm, adjoint)
-        if name in ("pytorch", "pytorch-compiled"):
-            return get_backend(str(name))
-        if name != "auto":
-            raise ConfigError(
-                "batch='per-sample' needs backend='pytorch', 'pytorch-compiled', or 'auto', which takes the first; "
-                f"got {name!r}"
-            )
-        return announce(get_backend("pytorch"))
-    if isinstance(algorithm, AbstractSplitting):
-        algorithm = algorithm.iteration()
-    if name == "auto" and adjoint is not None and adjoint.through_solve and TorchBackend().supports(algorithm, device):
-        return announce(TorchBackend())
-    chosen = name if isinstance(name, AbstractBackend) else get_backend(name)
-    if name == "auto":
-        chosen = announce(chosen if chosen.supports(algorithm, device) else TorchBackend())
-    if not chosen.supports(algorithm, device):
-        if chosen.name == "julia" or TorchBackend().supports(algorithm, device):
-            remedy = "try backend='pytorch'"
-        else:
-            remedy = "it needs backend='julia' and Julia, which `homojl julia install` installs"
-        raise BackendUnavailable(f"the {chosen.name} backend has no {algorithm.name} on {device}; {remedy}")
-    return chosen

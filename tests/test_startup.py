@@ -21,7 +21,6 @@ from homojl.models.base import PublishedModel
 from homojl.models.settings import MODELS, PRESET_PARAMETERS
 from homojl.names import (
     BACKENDS,
-    BATCHES,
     FIGURE_FORMATS,
     FIXED_POINT_ADJOINT_NAMES,
     ODE_ADJOINT_NAMES,
@@ -29,7 +28,6 @@ from homojl.names import (
 )
 from homojl.precision import PRECISIONS
 from homojl.results import style
-from homojl.solving import BATCHES as SOLVED_BATCHES
 from homojl.training import ExperimentConfig, Run
 from homojl.training.config import preset_names, read_preset
 from homojl_cli.main import COMMANDS
@@ -231,7 +229,6 @@ assert not {"torch._dynamo", "torch._inductor"} & set(sys.modules)
 
 def test_the_names_are_those_of_what_they_name():
     assert BACKENDS == BACKEND_NAMES
-    assert BATCHES == SOLVED_BATCHES
     assert tuple(ODE_ADJOINTS) == ODE_ADJOINT_NAMES
     assert tuple(FIXED_POINT_ADJOINTS) == FIXED_POINT_ADJOINT_NAMES
     assert set(TRAINING_PRECISIONS) < set(PRECISIONS)

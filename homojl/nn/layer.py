@@ -22,12 +22,13 @@ from homojl.algorithms import (
     AbstractODEAlgorithm,
     memory_of,
 )
+from homojl.choices import BATCHES
 from homojl.errors import ConfigError, ConvergenceWarning
 from homojl.marks import PerSample, Shared
 from homojl.nn.remembered import RememberedStep, with_memory
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
-from homojl.solving import BATCHES, solve
+from homojl.solving import solve
 from homojl.splitting import AbstractMonotoneMap
 
 Tensor = torch.Tensor

@@ -8,13 +8,13 @@ from typing import Any
 import torch
 from torch.utils import _pytree as pytree
 
+from homojl.backends import choose_backend
 from homojl.data.datasets import ImageDataset, load_dataset
 from homojl.errors import ConfigError, HomoJLError
 from homojl.models import AbstractImplicitModel, create_model, model_settings
 from homojl.models.base import lay_out
 from homojl.models.own import OwnModel
 from homojl.nn.parts import MovingPoint
-from homojl.solving import choose_backend
 from homojl.training.config import ExperimentConfig, OptimConfig, with_solver
 from homojl.training.form import ModelForm
 from homojl.training.optimizers import SGD, AbstractOptimizer, Adam, AdamW
