@@ -30,13 +30,13 @@ from homojl.algorithms import (
     memory_of,
 )
 from homojl.backends import AbstractBackend, choose_backend, get_backend
-from homojl.choices import BATCHES
 from homojl.course import Course
 from homojl.dense import DenseOutput
 from homojl.errors import ConfigError, SolveError
 from homojl.functions import Form, MapFunction, VectorField, WrittenOver
 from homojl.functions.user import warn_caller
 from homojl.marks import PerSample, Shared
+from homojl.names import BATCHES
 from homojl.precision import evaluated_in
 from homojl.problems import AbstractProblem, FixedPointProblem, HomotopyProblem, ODEProblem
 from homojl.roots import path_to_root

@@ -22,9 +22,9 @@ from homojl.algorithms import (
     AbstractODEAlgorithm,
     memory_of,
 )
-from homojl.choices import BATCHES
 from homojl.errors import ConfigError, ConvergenceWarning
 from homojl.marks import PerSample, Shared
+from homojl.names import BATCHES
 from homojl.nn.remembered import RememberedStep, with_memory
 from homojl.problems import FixedPointProblem, ODEProblem
 from homojl.solution import EquilibriumSolution, PathSolution, Solution, Stats, Status
