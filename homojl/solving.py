@@ -34,6 +34,7 @@ from homojl.course import Course
 from homojl.dense import DenseOutput
 from homojl.errors import ConfigError, SolveError
 from homojl.functions import Form, MapFunction, VectorField, WrittenOver
+from homojl.functions.products import transformed
 from homojl.functions.user import warn_caller
 from homojl.marks import PerSample, Shared
 from homojl.names import BATCHES
@@ -243,7 +244,7 @@ def _solve_ode(asked: _Asked, adjoint: Any, each: bool, dense: bool) -> Solution
     f = asked.function(VectorField, stats, problem, "f", "y0")
     if start.numel() == 0:
         adjoint = EmptyAdjoint()
-    elif transforms.active():
+    elif transformed():
         adjoint = transforms.adjoint_for(algorithm, adjoint)
         if transforms.mapped([start, *f.held()]):
             if dense:
@@ -376,7 +377,7 @@ def _solve_path(asked: _Asked, adjoint: Adjoint | None, *_: object) -> PathSolut
     _require("algorithm", algorithm, (AbstractPathAlgorithm, SciML), "zero paths such as ArcLength()")
     if adjoint is not None:
         raise ConfigError(f"a path's end has one adjoint, the implicit one: leave it out, got {adjoint!r}")
-    if transforms.active():
+    if transformed():
         raise ConfigError("zero paths do not go with torch.func; torch.autograd.grad differentiates their ends")
     z0 = asked.start
     if z0.numel() == 0:

@@ -22,14 +22,8 @@ from homojl.algorithms.tableaus import ButcherTableau
 from homojl.backends.base import Integration
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
-from homojl.functions.products import transformed
 
 Tensor = torch.Tensor
-
-
-def active() -> bool:
-    """Whether a transform of torch.func, or a level of forward mode, is at work."""
-    return transformed()
 
 
 def refuse_tracing(start: Tensor) -> None:

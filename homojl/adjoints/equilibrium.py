@@ -13,6 +13,7 @@ Only the last has a gradient with respect to the initial guess other than zero.
 from __future__ import annotations
 
 import abc
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -20,7 +21,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 
-from homojl.adjoints.implicit_function import AbstractRelation, differentiable, refuse_transforms, transforming
+from homojl.adjoints.implicit_function import AbstractRelation, differentiable, refuse_transforms
 from homojl.adjoints.ode import of_nothing
 from homojl.algorithms import AbstractFixedPointAlgorithm, Homotopy, NewtonKrylov, PseudoTransient
 from homojl.algorithms.checks import require
@@ -30,9 +31,10 @@ from homojl.backends.pytorch.gmres import host
 from homojl.errors import ConfigError, SolveError
 from homojl.functions import AbstractMap, MapFunction
 from homojl.functions.draws import draw_rows
-from homojl.functions.products import Linearisation
+from homojl.functions.products import Linearisation, transformed
 from homojl.functions.user import Mixes
 from homojl.names import did_you_mean
+from homojl.solution import Stats
 
 Tensor = torch.Tensor
 
@@ -181,15 +183,15 @@ class ImplicitAdjoint(AbstractFixedPointAdjoint):
     def find(
         self, f: MapFunction, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, backend: AbstractBackend
     ) -> FixedPoint:
-        transformed = transforming()
-        if transformed:
+        inside = transformed()
+        if inside:
             f.gather()
         elif torch.is_grad_enabled():
             f.probe(z0, instead="UnrolledAdjoint()")
-        if not transformed and not (torch.is_grad_enabled() and (z0.requires_grad or f.inputs)):
+        if not inside and not (torch.is_grad_enabled() and (z0.requires_grad or f.inputs)):
             with torch.no_grad():
                 return backend.find_fixed_point(f, z0.detach(), algorithm)
-        relation = _Equilibrium(f, self, algorithm, backend, transformed=transformed)
+        relation = _Equilibrium(f, self, algorithm, backend, transformed=inside)
         value = differentiable(relation, z0)
         return replace(relation.found[0], value=value)
 
@@ -281,7 +283,7 @@ class _Equilibrium(AbstractRelation):
         v = torch.where(finite, right / size, torch.zeros_like(right))
         algorithm = self._adjoint.algorithm or self._algorithm
         backend = self._backend if self._backend.supports(algorithm, v.device) else TorchBackend()
-        system = _LinearMap(f, at, v, self.rows, transposed=transposed, coupled=coupled, count=self._count)
+        system = _LinearMap(f, at, v, self.rows, transposed=transposed, coupled=coupled, stats=stats)
         with torch.no_grad():
             result = backend.find_fixed_point(system, v, algorithm)
         missed = int((~result.converged).sum())
@@ -307,11 +309,11 @@ class _Equilibrium(AbstractRelation):
         sizes = host(size)
         if 0 < sizes.max() < np.inf and sizes.min() > 0.01 * sizes.max():
             return False, True
-        coupled = _coupled(f, at)
-        return coupled, coupled
-
-    def _count(self) -> None:
-        self.f.stats.nfe_backward += 1
+        # Two of them tell whether they depend on each other.
+        with contextlib.suppress(Mixes):
+            some = torch.arange(min(2, len(size) // 2), device=size.device)
+            f.separable((at.at.detach(),), at.value.detach(), some)
+        return f.mixes, f.mixes
 
     def _check_sameness(self, at: Linearisation) -> None:
         """Raise a ConfigError where f is far from what the solve saw."""
@@ -334,16 +336,6 @@ class _Equilibrium(AbstractRelation):
             )
 
 
-def _coupled(f: MapFunction, at: Linearisation) -> bool:
-    """Whether samples depend on each other, so that the linear system has one scale."""
-    some = torch.arange(min(2, len(at.at) // 2), device=at.at.device)
-    try:
-        f.separable((at.at.detach(),), at.value.detach(), some)
-    except Mixes:
-        return True
-    return False
-
-
 class _Transposed(Linearisation):
     """A linearisation with columns for rows."""
 
@@ -356,9 +348,6 @@ class _Transposed(Linearisation):
     def pull(self, cotangent: Tensor) -> Tensor:
         return self._of.push(cotangent)
 
-    def matrix(self) -> Tensor:
-        return self._of.matrix().T
-
 
 class _LinearMap(AbstractMap):
     """x -> J x + v, or J^T x + v, with the Jacobian J at the equilibrium.
@@ -370,7 +359,7 @@ class _LinearMap(AbstractMap):
         rows: those of the batch that this is about, (b,); None: all.
         transposed: whether it is J^T.
         coupled: whether samples depend on each other.
-        count: called for each evaluation of f.
+        stats: what counts evaluations of f.
     """
 
     def __init__(
@@ -382,25 +371,23 @@ class _LinearMap(AbstractMap):
         *,
         transposed: bool,
         coupled: bool,
-        count: Any,
+        stats: Stats,
     ) -> None:
         self.calls, self._f, self._rows, self._whole, self._v = 0, f, rows, at, v
-        self._transposed, self._coupled, self._count = transposed, coupled, count
+        self._turned = _Transposed if transposed else lambda at: at
+        self._coupled, self._stats = coupled, stats
         self._some: Tensor | None = None  # the rows at work, the map linearised there, and their part of v
         self._part = self._turned(at), v
 
-    def _turned(self, at: Linearisation) -> Linearisation:
-        return _Transposed(at) if self._transposed else at
-
     def _at(self, some: Tensor | None) -> tuple[Linearisation, Tensor]:
         if some is not self._some:
+            self._some = some
             if some is None:
                 self._part = self._turned(self._whole), self._v
             else:
-                self._count()
+                self._stats.nfe_backward += 1
                 z, rows = self._whole.at.detach()[some], some if self._rows is None else self._rows[some]
                 self._part = self._turned(self._f.linearised(z, rows)), self._v.index_select(0, some)
-            self._some = some
         return self._part
 
     def __call__(self, x: Tensor, rows: Tensor | None = None) -> Tensor:

@@ -20,25 +20,15 @@ from torch.autograd import forward_ad
 
 from homojl.errors import ConfigError
 from homojl.functions import AbstractMap, MapFunction
-from homojl.functions.products import Linearisation, gradients
+from homojl.functions.products import Linearisation, gradients, inside_functorch, transformed
 
 Tensor = torch.Tensor
 Grads = list[Tensor | None]
 Level = tuple[int, tuple[int | None, ...]]
 
 
-def inside_functorch() -> bool:
-    """Whether one of `torch.func`'s transforms is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
-
-
-def transforming() -> bool:
-    """Whether one of `torch.func`'s transforms, or forward mode, is at work."""
-    return inside_functorch() or forward_ad._current_level >= 0
-
-
 def refuse_transforms(what: str, instead: str) -> None:
-    if transforming():
+    if transformed():
         raise ConfigError(f"{what} does not go through torch.func's transforms or forward mode; use {instead}")
 
 
@@ -219,7 +209,7 @@ class _State(torch.autograd.Function):
         wanted = [i for i in range(len(tensors)) if ctx.needs_input_grad[2 + i]]
         refuse_batched(cotangent, "equilibria", "torch.func.jacrev")
         if cotangent is not None and wanted:
-            if relation.transformed or torch.is_grad_enabled() or transforming():
+            if relation.transformed or torch.is_grad_enabled() or transformed():
                 g = _Solved.apply(relation, True, cotangent, z, *tensors)
                 function = _of_some(lambda t: relation.evaluate(z, t), tensors, wanted)
                 for i, grad in zip(wanted, pulled(function, [tensors[i] for i in wanted], g), strict=True):

@@ -19,9 +19,14 @@ Tensor = torch.Tensor
 _forward_mode = threading.Lock()  # PyTorch's forward mode has one level for all threads
 
 
+def inside_functorch() -> bool:
+    """Whether one of `torch.func`'s transforms is at work."""
+    return _functorch.peek_interpreter_stack() is not None
+
+
 def transformed() -> bool:
-    """Whether a transform of torch.func, or a level of forward mode, is at work."""
-    return forward_ad._current_level >= 0 or _functorch.peek_interpreter_stack() is not None
+    """Whether one of `torch.func`'s transforms, or a level of forward mode, is at work."""
+    return forward_ad._current_level >= 0 or inside_functorch()
 
 
 def dense_zeros(x: Tensor) -> Tensor:
@@ -151,9 +156,6 @@ class Flattened(Linearisation):
 
     def pull(self, cotangent: Tensor) -> Tensor:
         return self._of.pull(cotangent.view(self._shape)).reshape(1, -1)
-
-    def matrix(self) -> Tensor:
-        return self._of.matrix()
 
 
 def real_basis(y: Tensor) -> Tensor:

@@ -10,10 +10,10 @@ import torch
 import torch.distributed as dist
 from torch.utils import _pytree as pytree
 
-from homojl import transforms
 from homojl.adjoints import AbstractFixedPointAdjoint, ImplicitAdjoint, jacobian_regularization
 from homojl.algorithms import AbstractFixedPointAlgorithm, AbstractSplitting, Anderson
 from homojl.errors import ConfigError
+from homojl.functions.products import transformed
 from homojl.functions.states import Form
 from homojl.nn.contraction import contract_, drawn
 from homojl.nn.exported import find
@@ -154,7 +154,7 @@ class Equilibrium(AbstractLayer):
     def _begin(self, problem: FixedPointProblem) -> None:
         self._open = False
         begun = self.get_buffer("begun")
-        if transforms.active():
+        if transformed():
             self._open = True  # weights are not looked at through what torch.func wraps
         elif not bool(begun):
             begun.fill_(True)

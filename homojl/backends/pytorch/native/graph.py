@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -19,16 +20,39 @@ _KEPT = (  # operations that are better written as they are than as what they de
     aten.tanh_backward.default,
     aten.sigmoid_backward.default,
     aten.threshold_backward.default,
-    aten.select_backward.default,
-    aten.slice_backward.default,
     aten.select_scatter.default,
     aten.slice_scatter.default,
-    aten.stack.default,
-    aten.mean.dim,
-    aten.mean.default,
     aten.relu.default,
     aten.leaky_relu.default,
 )
+
+
+def _mean(x: Tensor, dims: Sequence[int] | None = None, keep: bool = False, **_: Any) -> Tensor:
+    dims = dims or range(x.ndim)
+    return x.sum(list(dims), keep) / math.prod(x.shape[d] for d in dims)
+
+
+def _var_mean(
+    x: Tensor, dims: Sequence[int] | None = None, *, correction: float | None = None, keepdim: bool = False
+) -> tuple[Tensor, Tensor]:
+    dims = list(dims or range(x.ndim))
+    mean, n = _mean(x, dims, True), math.prod(x.shape[d] for d in dims)
+    variance = (x - mean).square().sum(dims, keepdim) / (n - (1 if correction is None else correction))
+    return variance, mean if keepdim else mean.squeeze(dims)
+
+
+_SIMPLER: dict[Any, Callable[..., Any]] = {  # operations that `lower` has no words of its own for
+    aten.mean.dim: _mean,
+    aten.mean.default: _mean,
+    aten.var_mean.correction: _var_mean,
+    aten.var.correction: lambda *x, **options: _var_mean(*x, **options)[0],
+    aten.std.correction: lambda *x, **options: _var_mean(*x, **options)[0].sqrt(),
+    aten.sum.default: lambda x, **_: x.sum(list(range(x.ndim))),
+    aten.max.default: lambda x: x.amax(list(range(x.ndim))),
+    aten.mv.default: lambda a, b: (a @ b[:, None])[:, 0],
+    aten.dot.default: lambda a, b: (a * b).sum([0]),
+    aten.stack.default: lambda xs, dim=0: torch.cat([x.unsqueeze(dim) for x in xs], dim),
+}
 
 _SPLIT = (  # operations that ATen counts among its core ones
     *("gelu", "gelu_backward", "elu", "elu_backward", "leaky_relu_backward", "hardtanh", "hardtanh_backward"),
@@ -80,7 +104,7 @@ def joint_graph(
         return value, *pull(cotangent)
 
     split = get_decompositions([getattr(aten, name) for name in _SPLIT])
-    table: dict[Any, Any] = {k: v for k, v in (core_aten_decompositions() | split).items() if k not in _KEPT}
+    table: dict[Any, Any] = {k: v for k, v in (core_aten_decompositions() | split).items() if k not in _KEPT} | _SIMPLER
     pure_joint = torch.func.functionalize(joint, remove="mutations")
     traced: Any = make_fx(pure_joint, decomposition_table=table)(*given, torch.ones_like(y))
     traced.graph.eliminate_dead_code()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import functools
 import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -75,12 +75,12 @@ class Lowering:
         rows: Sequence[int] | None = None,
     ) -> None:
         self.rows, self.dtype, self.wanted = rows, dtype, wanted
-        lanes = next(iter(n for n in graph.nodes if n.name and n.op == "placeholder")).meta["val"].shape
-        self.code = Code(lanes[0] if rows is not None else None)
         self.real = _C_TYPES[dtype]
         self._state, self._cotangent = Buffer("y", FORWARD), Buffer("g", BACKWARD)
         self._values: dict[torch.fx.Node, Any] = {}
         nodes = [n for n in graph.nodes if n.op == "placeholder"]
+        self._shape = tuple(nodes[1].meta["val"].shape)
+        self.code = Code(self._shape[0] if rows is not None else None)
         like = list(inputs)
         for i, node in enumerate(nodes):
             shape = tuple(node.meta["val"].shape)
@@ -111,7 +111,7 @@ class Lowering:
                 raise Unsupported(f"a graph with {node.op} {node.target}")
 
     def _input(self, i: int, like: torch.Tensor) -> Value:
-        if like.dtype not in _C_TYPES or like.is_complex():
+        if like.dtype not in _C_TYPES:
             raise Unsupported(f"tensors of {like.dtype}")
         kind = "R" if like.dtype == self.dtype else _C_TYPES[like.dtype]
         if self.rows is not None and i in self.rows:
@@ -140,11 +140,8 @@ class Lowering:
             return Constant(value.shape, literal(fill), ONCE, "bool" if value.dtype == torch.bool else "R")
         if target in ELEMENTS:
             write, cost, kind = ELEMENTS[target]
-            if kwargs:
-                kwargs = {k: v for k, v in kwargs.items() if k in ("alpha", "value")}
-                if not kwargs:
-                    return Elementwise(value.shape, kind, cost, write, given)
-                return Elementwise(value.shape, kind, cost, lambda *x: write(*x, **kwargs), given)
+            chosen = {k: v for k, v in kwargs.items() if k in ("alpha", "value")}
+            write = functools.partial(write, **chosen) if chosen else write
             return Elementwise(value.shape, kind, cost, write, given)
         method = getattr(self, "_" + target.__name__.replace(".", "_"), None) if hasattr(target, "__name__") else None
         if method is None:
@@ -199,45 +196,11 @@ class Lowering:
             raise Unsupported("addmm with factors")
         return Product(value.shape, a, b, bias)
 
-    def _mv_default(self, value: torch.Tensor, a: Value, b: Value) -> Value:
-        product = Product((*value.shape, 1), a, self._view(aten.unsqueeze.default, [b, 1]))
-        column: Value = self._view(aten.squeeze.dim, [product, 1])
-        return column
-
-    def _dot_default(self, value: torch.Tensor, a: Value, b: Value) -> Value:
-        write, cost, kind = ELEMENTS[aten.mul.Tensor]
-        return Reduction(Elementwise(a.shape, kind, cost, write, [a, b]), [], keep=False)
-
     def _sum_dim_IntList(self, value: torch.Tensor, x: Value, dims: Any = None, keep: bool = False, **_: Any) -> Value:
         return Reduction(x, dims or [], keep=keep) if x.shape else x
 
-    def _sum_default(self, value: torch.Tensor, x: Value, **_: Any) -> Value:
-        return Reduction(x, [], keep=False) if x.shape else x
-
     def _amax_default(self, value: torch.Tensor, x: Value, dims: Any = (), keep: bool = False) -> Value:
         return Reduction(x, dims, keep=keep, largest=True) if x.shape else x
-
-    def _max_default(self, value: torch.Tensor, x: Value) -> Value:
-        return self._amax_default(value, x)
-
-    def _var_mean_correction(
-        self, value: Any, x: Value, dims: Any = None, *, correction: float | None = None, keepdim: bool = False
-    ) -> list[Value]:
-        mean = self._mean_dim(value[1], x, dims, True)
-        mean.users = 2
-        square = Elementwise(x.shape, "R", 1, lambda a, m: f"(({a} - {m}) * ({a} - {m}))", [x, mean])
-        total = Reduction(square, dims or [], keep=keepdim)
-        n = math.prod(x.shape) // max(math.prod(total.shape), 1) - (1 if correction is None else correction)
-        variance = Elementwise(value[0].shape, "R", 1, lambda a: f"({a} / R({n}))", [total])
-        return [variance, mean if keepdim else self._mean_dim(value[1], x, dims)]
-
-    def _mean_dim(self, value: torch.Tensor, x: Value, dims: Any = None, keep: bool = False, **_: Any) -> Value:
-        total = Reduction(x, dims or [], keep=keep)
-        n = math.prod(x.shape) // max(math.prod(total.shape), 1)
-        return Elementwise(value.shape, "R", 1, lambda a: f"({a} / R({n}))", [total])
-
-    def _mean_default(self, value: torch.Tensor, x: Value, **_: Any) -> Value:
-        return self._mean_dim(value, x)
 
     def _cat_default(self, value: torch.Tensor, parts: Sequence[torch.fx.Node], dim: int = 0) -> Value:
         places, at = [], 0
@@ -247,11 +210,6 @@ class Lowering:
             places.append((range(at, at + size), part))
             at += size
         return Joined(value.shape, dim % len(value.shape), None, places)
-
-    def _stack_default(self, value: torch.Tensor, parts: Sequence[torch.fx.Node], dim: int = 0) -> Value:
-        dim = dim % len(value.shape)
-        values = [self._view(aten.unsqueeze.default, [self._values[p], dim]) for p in parts]
-        return Joined(value.shape, dim, None, [(range(i, i + 1), v) for i, v in enumerate(values)])
 
     def _select_scatter_default(self, value: torch.Tensor, base: Value, part: Value, dim: int, index: int) -> Value:
         dim, index = dim % len(base.shape), index % base.shape[dim]
@@ -271,16 +229,6 @@ class Lowering:
         places = range(*slice(start, end, step).indices(base.shape[dim]))
         return Joined(value.shape, dim % len(base.shape), base, [(places, part)])
 
-    def _select_backward_default(
-        self, value: torch.Tensor, part: Value, sizes: Sequence[int], dim: int, index: int
-    ) -> Value:
-        return self._select_scatter_default(value, Constant(sizes, "R(0)"), part, dim, index)
-
-    def _slice_backward_default(
-        self, value: torch.Tensor, part: Value, sizes: Sequence[int], dim: int, start: int, end: int, step: int
-    ) -> Value:
-        return self._slice_scatter_default(value, Constant(sizes, "R(0)"), part, dim, start, end, step)
-
     def _arange_start_step(self, value: torch.Tensor, start: float, end: float, step: float = 1, **_: Any) -> Value:
         return Count(value.shape[0], float(start), float(step))
 
@@ -294,7 +242,8 @@ class Lowering:
             buffer = Buffer(name, BACKWARD)
             aside = self.rows is not None and name != "by_y" and int(name[2:]) not in self.rows
             if name == "by_y" and node is None:
-                self._fill_zero(buffer)
+                zero = Constant(self._shape, "R(0)")
+                zero.store(code, Place(buffer, 0, contiguous(zero.shape)), accumulate=False, phase=BACKWARD)
             elif node is not None:
                 self._output(node, buffer, BACKWARD, accumulate=name != "by_y", aside=aside)
         sizes, tables = self._memory()
@@ -310,15 +259,6 @@ class Lowering:
             for phase, signature in enumerate(signatures)
         ]
         return Functions("\n\n".join(bodies), *sizes, needs_state=self._state.kept)
-
-    def _fill_zero(self, buffer: Buffer) -> None:
-        size = math.prod(self._values_state_shape())
-        self.code.uses(buffer, BACKWARD)
-        self.code.lines[BACKWARD].append(f"for (int i = 0; i < {size}; ++i) {buffer.name}[i] = R(0);")
-
-    def _values_state_shape(self) -> tuple[int, ...]:
-        value: Value = list(self._values.values())[1]
-        return value.shape
 
     def _output(self, node: Any, buffer: Buffer, phase: int, *, accumulate: bool, aside: bool = False) -> None:
         """Write an output; `aside`: it is no sample's."""
