@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 from array import array
-from collections.abc import Callable, Sequence
 from types import SimpleNamespace as Job
 from typing import Any, ClassVar
 
@@ -13,32 +11,25 @@ import torch
 
 from homojl.algorithms import (
     AbstractFixedPointAlgorithm,
-    AbstractJacobianBased,
     AbstractODEAlgorithm,
     AbstractPathAlgorithm,
-    Anderson,
     NewtonKrylov,
-    Picard,
-    SciML,
 )
-from homojl.algorithms.control import PIDController
 from homojl.backends.base import AbstractBackend, AdjointTask, FixedPoint, Integration, Path, Task
-from homojl.backends.julia import endings, methods, runtime
-from homojl.backends.julia.field import BoundJuliaField, JuliaField
+from homojl.backends.julia import endings, jobs, methods, runtime
+from homojl.backends.julia.field import JuliaField
 from homojl.backends.julia.tensors import Callback, Conditions, StateForm
 from homojl.backends.pytorch.fixed_point import find_fixed_point
 from homojl.backends.pytorch.record import Record
 from homojl.backends.pytorch.rows import RowLayout
 from homojl.backends.pytorch.samples import verdict
 from homojl.errors import ConfigError, SolveError
-from homojl.functions import AbstractField, AbstractMap, UserFunction
+from homojl.functions import AbstractMap, UserFunction
 from homojl.functions.base import DerivedField
 from homojl.functions.layout import Layout
-from homojl.functions.products import Linearisation
-from homojl.solution import Samples, StackedStates, Status, StepSequence
+from homojl.solution import Samples, Status, StepSequence
 
 Tensor = torch.Tensor
-Algorithm = AbstractODEAlgorithm | AbstractFixedPointAlgorithm | AbstractPathAlgorithm
 
 
 class JuliaBackend(AbstractBackend):
@@ -55,12 +46,12 @@ class JuliaBackend(AbstractBackend):
 
     def supports(
         self,
-        algorithm: Algorithm,
+        algorithm: jobs.Algorithm,
         device: torch.device,
     ) -> bool:
         if not methods.in_julia(algorithm):
             return False
-        if isinstance(algorithm, AbstractODEAlgorithm) and _beyond_julia(algorithm):
+        if isinstance(algorithm, AbstractODEAlgorithm) and jobs.beyond_julia(algorithm):
             return False
         return device.type == "cpu" or (device.type == "cuda" and self._has_cuda())
 
@@ -84,28 +75,28 @@ class JuliaBackend(AbstractBackend):
         if task.each:
             return self._integrate_samples(task, y0)
         f, ts, algorithm, norm, event, jumps = task.f, task.ts, task.algorithm, task.norm, task.event, task.jumps
-        beyond = "a complex state" if y0.is_complex() else _beyond_julia(algorithm)
+        beyond = "a complex state" if y0.is_complex() else jobs.beyond_julia(algorithm)
         if jumps or norm.function is not None:
             beyond = "a discontinuity or a norm of one's own"
         if beyond:
             raise ConfigError(f"{beyond} needs backend='pytorch'")
         if isinstance(f, DerivedField) and getattr(algorithm, "mass_matrix", None) is not None:
             raise ConfigError("a solve with a mass_matrix gives values, and no gradients")
-        form = _form(f, y0)
-        field = _native(f, form) or Callback(f, form, timed=True)
+        form = jobs.form(f, y0)
+        field = jobs.native(f, form) or Callback(f, form, timed=True)
         watch = None if event is None else Conditions(event, form, ts[0], y0)
-        out, saved = _room_for_saves(form, y0, len(ts) - 1)
+        out, saved = jobs.room_for_saves(form, y0, len(ts) - 1)
         save_times = array("d", ts)
         states: list[Tensor] = []
-        keep = _keeper(form, states) if task.keep_states else None
+        keep = jobs.keeper(form, states) if task.keep_states else None
         job = Job(
-            device=_device(form),
+            device=jobs.device(form),
             field=field,
-            jvp=self._product(f, form, algorithm, timed=True),
+            jvp=jobs.product(f, form, algorithm, timed=True),
             u0=form.flat(y0),
             out=out,
             ts=save_times.buffer_info(),
-            **vars(_way(algorithm, form.n)),
+            **vars(jobs.way(algorithm, form.n)),
             parts=norm.parts,
             watch=watch,
             keep=keep,
@@ -147,11 +138,11 @@ class JuliaBackend(AbstractBackend):
         f, ts, algorithm = task.f, task.ts, task.algorithm
         assert isinstance(f, UserFunction), f
         assert isinstance(f.f, JuliaField), f.f
-        form, count = _batch_form(f, y0), len(y0)
-        out, saved = _room_for_saves(form, y0, len(ts) - 1)
+        form, count = jobs.batch_form(f, y0), len(y0)
+        out, saved = jobs.room_for_saves(form, y0, len(ts) - 1)
         times = array("d", ts)
         job = Job(
-            device=_device(form),
+            device=jobs.device(form),
             field=f.f.bind(f.args).for_state(torch.empty(y0.shape[1:], device="meta")),
             rows=tuple(mark is True for mark in f.arguments.marks),
             u0=form.flat(y0),
@@ -194,8 +185,8 @@ class JuliaBackend(AbstractBackend):
     def adjoint(self, task: AdjointTask) -> tuple[Tensor | None, list[Tensor | None]] | None:
         """In Julia where the field is held there: its products are made there too, and nothing crosses in between."""
         solve, y0, f = task.solve, task.ys[0], task.solve.f
-        form = _form(f, y0)
-        field = _native(f, form)
+        form = jobs.form(f, y0)
+        field = jobs.native(f, form)
         if field is None or not isinstance(f, UserFunction):
             return None
         if getattr(solve.algorithm, "mass_matrix", None) is not None:
@@ -213,17 +204,17 @@ class JuliaBackend(AbstractBackend):
         times = array("d", task.ts)
         rule = array("d", np.concatenate(task.rule) if task.rule else ())
         job = Job(
-            device=_device(form),
+            device=jobs.device(form),
             field=field,
-            jvp=self._product(f, form, solve.algorithm, timed=True),
+            jvp=jobs.product(f, form, solve.algorithm, timed=True),
             **field.field.products(y0, field.args),
             ts=times.buffer_info(),
             states=tuple(map(form.flat, task.ys)),
             cotangents=tuple(None if c is None else form.flat(c) for c in task.cotangents),
             out=start,
             parameters_out=total,
-            forward=_way(solve.algorithm, form.n),
-            backward=_way(task.algorithm, n),
+            forward=jobs.way(solve.algorithm, form.n),
+            backward=jobs.way(task.algorithm, n),
             rule=rule.buffer_info() if rule else None,
             parts=parts,
         )
@@ -232,26 +223,10 @@ class JuliaBackend(AbstractBackend):
         f.stats.n_vjp += products
         if not (status := Status[name]).ok:
             where = f"the backward solve by {task.algorithm.name} failed: {status.value} (at t = {t:.6g})"
-            raise SolveError(f"{where}; tighten rtol and atol, or use CheckpointAdjoint()")
+            raise SolveError(f"{where}; give the adjoint an algorithm of its own, with other tolerances or more steps")
         gradients = [g.reshape(x.shape) for g, x in zip(total, field.args, strict=True)]
         shares = [[g for g, x in zip(gradients, field.args, strict=True) if x is w] for w in task.wrt]
         return form.state(start), [sum(share[1:], share[0]) if share else None for share in shares]
-
-    def _product(
-        self, f: AbstractField | AbstractMap, form: StateForm, algorithm: Algorithm, *, timed: bool = False
-    ) -> BoundJuliaField | Callback | None:
-        """Products with a function's Jacobian where the algorithm asks for them, in Julia where the function is.
-
-        None: it needs none, or is to take finite differences.
-        """
-        wanted = not isinstance(algorithm, AbstractODEAlgorithm) or isinstance(algorithm, AbstractJacobianBased | SciML)
-        differences = isinstance(algorithm, SciML) and dict(algorithm.keywords).get("autodiff") is False
-        if not wanted or differences or isinstance(algorithm, Picard | Anderson):
-            return None
-        if (native := _native(f, form)) is not None:
-            runtime.require(self._julia, "ForwardDiff")
-            return native
-        return Callback(_Products(f.linearised), form, n_inputs=2, timed=timed)
 
     @torch.no_grad()
     def find_fixed_point(self, f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm) -> FixedPoint:
@@ -265,14 +240,14 @@ class JuliaBackend(AbstractBackend):
         Raises:
             Mixes: if rows that ended before others depend on them.
         """
-        form = _batch_form(f, z0)
-        function = _native(f, form) or Callback(f, form, timed=False)
+        form = jobs.batch_form(f, z0)
+        function = jobs.native(f, form) or Callback(f, form, timed=False)
         method = methods.chosen(methods.spelled_out(algorithm, form.n))
         value = form.empty()
         job = Job(
-            device=_device(form),
+            device=jobs.device(form),
             map=function,
-            jvp=self._product(f, form, algorithm),
+            jvp=jobs.product(f, form, algorithm),
             z0=form.flat(z0),
             out=form.flat(value),
             method=method,
@@ -301,17 +276,17 @@ class JuliaBackend(AbstractBackend):
 
     @torch.no_grad()
     def trace_path(self, r: AbstractMap, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str) -> Path:
-        form = _form(r, z0)
-        function = _native(r, form) or Callback(r, form, timed=False)
+        form = jobs.form(r, z0)
+        function = jobs.native(r, form) or Callback(r, form, timed=False)
         states: list[Tensor] = []
         job = Job(
-            device=_device(form),
+            device=jobs.device(form),
             map=function,
-            jvp=self._product(r, form, algorithm),
+            jvp=jobs.product(r, form, algorithm),
             z0=form.flat(z0),
             tracker=methods.tracker(algorithm),
             kind=kind,
-            keep=_keeper(form, states),
+            keep=jobs.keeper(form, states),
         )
         answer = self._run("trace_path", job)
         s, lambdas, residuals, folds, name, nfe, n_jvp, n_rejected, step = answer
@@ -330,104 +305,3 @@ class JuliaBackend(AbstractBackend):
             n_jvp=n_jvp,
             n_rejected=n_rejected,
         )
-
-
-def _device(form: StateForm) -> int | None:
-    """The number of the CUDA device that a solve runs on; None: on the CPU.
-
-    Raises:
-        ConfigError: on a stream that is not PyTorch's default one, which Julia's kernels are queued on.
-    """
-    if form.device.type != "cuda":
-        return None
-    if torch.cuda.current_stream(form.device) != torch.cuda.default_stream(form.device):
-        raise ConfigError("backend='julia' works on PyTorch's default stream: leave `torch.cuda.stream(...)` first")
-    return torch.cuda.current_device() if form.device.index is None else form.device.index
-
-
-def _form(f: AbstractField | AbstractMap, y0: Tensor) -> StateForm:
-    """The form of a function's states; one in Julia sees them as contiguous arrays."""
-    return StateForm(y0.contiguous() if isinstance(f, UserFunction) and isinstance(f.f, JuliaField) else y0)
-
-
-def _native(f: AbstractField | AbstractMap, form: StateForm) -> BoundJuliaField | None:
-    """The function as Julia's own where it is a `JuliaField`; None: it is called back."""
-    if isinstance(f, UserFunction) and isinstance(f.f, JuliaField):
-        return f.f.bind(f.args).for_state(torch.empty(form.shape, device="meta"))
-    return None
-
-
-class _Products:
-    """Jacobian-vector products (*time, state, v) -> (df/dy) v, many of them at one point.
-
-    Points are compared by value, since a solver may write all of them into one buffer; the last one is kept.
-    """
-
-    def __init__(self, linearised: Callable[..., Linearisation]) -> None:
-        self._linearised = linearised
-        self._point: tuple[Tensor, ...] = ()
-        self._found: Linearisation | None = None
-
-    def __call__(self, *inputs: Tensor) -> Tensor:
-        *point, v = inputs
-        if self._found is None or not all(map(torch.equal, point, self._point)):
-            self._point = tuple(x.clone() for x in point)
-            self._found = self._linearised(*self._point)
-        return self._found.push(v)
-
-
-def _batch_form(f: AbstractField | AbstractMap, z0: Tensor) -> StateForm:
-    """The form of a batch of samples, each of which must be a block of its own: the first dimension is the slowest."""
-    form = _form(f, z0)
-    if form.n > len(z0) and form.strides[0] * len(z0) != form.n:
-        form = StateForm(z0.contiguous())
-    return form
-
-
-def _room_for_saves(form: StateForm, y0: Tensor, count: int) -> tuple[Tensor, Sequence[Tensor]]:
-    """A flat tensor for `count` states, and y0 with those states after it."""
-    if count == 1:  # the usual case; a tensor that is nobody's view serves autograd best
-        state = form.empty()
-        return form.flat(state), [y0, state]
-    block = torch.empty((count + 1) * form.n, dtype=form.dtype, device=form.device)
-    states = form.states(block, count + 1)
-    states[0] = y0
-    return block[form.n :], StackedStates(states)
-
-
-def _keeper(form: StateForm, states: list[Tensor]) -> Callable[[], int]:
-    """A function for Julia that makes room for one more state in the list and returns its address."""
-
-    def keep() -> int:
-        state = form.empty()
-        states.append(state)
-        return state.data_ptr()
-
-    return keep
-
-
-def _way(algorithm: AbstractODEAlgorithm, n: int) -> Job:
-    """How a solve of a state of n elements is done, as Julia's objects."""
-    method = methods.chosen(methods.spelled_out(algorithm))
-    return Job(method=method, request=methods.requested(algorithm), dense=_dense(algorithm, n))
-
-
-def _dense(algorithm: AbstractODEAlgorithm, n: int) -> bool:
-    """Whether the linear systems of a state of n elements are solved by a factorisation."""
-    if isinstance(algorithm, SciML):
-        solver = dict(algorithm.keywords).get("linsolve")
-        return n <= 64 if solver is None else not (isinstance(solver, SciML) and "Krylov" in solver.method)
-    return isinstance(algorithm, AbstractJacobianBased) and algorithm.solves_densely(n)
-
-
-@functools.lru_cache(maxsize=256)
-def _beyond_julia(algorithm: AbstractODEAlgorithm) -> str:
-    """What the algorithm asks for that HomoJL does not have; empty: nothing."""
-    asked = {
-        "an observer": algorithm.observer is not None,
-        "a grid": getattr(algorithm, "grid", None) is not None,
-        "a floor of the step size": getattr(getattr(algorithm, "controller", None), "floor", 0.0) > 0,
-        "PID control": isinstance(getattr(algorithm, "controller", None), PIDController),
-        "a tolerance that is a tensor": any(isinstance(getattr(algorithm, n, 0.0), Tensor) for n in ("rtol", "atol")),
-    }
-    return next((what for what, given in asked.items() if given), "")
