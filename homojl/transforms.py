@@ -18,7 +18,6 @@ from torch.autograd import forward_ad
 from homojl.adjoints import AbstractODEAdjoint, CheckpointAdjoint, DirectAdjoint
 from homojl.adjoints.ode import Solve
 from homojl.algorithms import AbstractAdaptive, AbstractODEAlgorithm
-from homojl.algorithms.tableaus import ButcherTableau
 from homojl.backends.base import Integration
 from homojl.errors import ConfigError
 from homojl.functions import VectorField
@@ -82,7 +81,7 @@ def adjoint_for(algorithm: AbstractODEAlgorithm, adjoint: AbstractODEAdjoint) ->
     """
     if not isinstance(adjoint, DirectAdjoint | CheckpointAdjoint):
         raise ConfigError(f"{adjoint.name} does not go with torch.func or forward mode; use DirectAdjoint()")
-    if not isinstance(algorithm.tableau, ButcherTableau):
+    if not algorithm.explicit:
         raise ConfigError(
             f"{algorithm.name} does not go with torch.func or forward mode; take an explicit method such as Tsit5(), "
             "or torch.autograd.grad"
@@ -185,7 +184,7 @@ def solve_mapped(solve: Callable[..., Tensor], f: VectorField, y0: Tensor, algor
             return solve(lambda t, y, *others: f.with_tensors(others)(t, y), y, others, where[1:], "joint")
         if not where[0]:
             y = y.expand(size, *y.shape)
-        if not isinstance(algorithm.tableau, ButcherTableau):  # one after the other
+        if not algorithm.explicit:  # one after the other
             none = [False] * len(tensors)
             each = [[x[i] if m else x for x, m in zip(others, where[1:], strict=True)] for i in range(size)]
             return torch.stack([call([y[i], *each[i]], 0, none) for i in range(size)])

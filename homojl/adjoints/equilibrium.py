@@ -375,7 +375,7 @@ class _LinearMap(AbstractMap):
     ) -> None:
         self.calls, self._f, self._rows, self._whole, self._v = 0, f, rows, at, v
         self._turned = _Transposed if transposed else lambda at: at
-        self._coupled, self._stats = coupled, stats
+        self.mixes, self._stats = coupled, stats
         self._some: Tensor | None = None  # the rows at work, the map linearised there, and their part of v
         self._part = self._turned(at), v
 
@@ -397,10 +397,6 @@ class _LinearMap(AbstractMap):
 
     def linearised(self, x: Tensor, rows: Tensor | None = None) -> Linearisation:
         return self._at(rows)[0]
-
-    @property
-    def mixes(self) -> bool:
-        return self._coupled
 
     def separable(self, inputs: tuple[Tensor, ...], value: Tensor, staying: Tensor) -> bool:
         at = self._whole

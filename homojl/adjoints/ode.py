@@ -3,7 +3,7 @@
 | adjoint | gradient of | keeps | cost beyond one forward and backward evaluation per stage |
 |---|---|---|---|
 | `DirectAdjoint` | the computed solution | every evaluation's graph | none |
-| `CheckpointAdjoint` | the computed solution, to rounding the same | the accepted states, the last step's graph | one forward evaluation |
+| `CheckpointAdjoint` | the computed solution, to rounding | the states, the last graph | one forward evaluation |
 | `BacksolveAdjoint` | the exact solution, to the tolerance | the saved states | a backward solve |
 | `GaussAdjoint` | the exact solution, to the tolerance | the saved states | a backward solve and a quadrature |
 

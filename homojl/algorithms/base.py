@@ -28,9 +28,11 @@ class AbstractODEAlgorithm:
         tableau: coefficients of a Runge-Kutta method, which the PyTorch backend runs and with which a gradient can take
             the steps again; None: a method that only Julia has.
         order: order of convergence.
+        explicit: whether the tableau is an explicit method's.
     """
 
     name: ClassVar[str]
+    explicit: ClassVar[bool]
     tableau: ClassVar[ButcherTableau | ImplicitTableau | None] = None
     order: ClassVar[int]
 
@@ -47,6 +49,7 @@ class AbstractODEAlgorithm:
         super().__init_subclass__(**options)
         if "name" not in cls.__dict__:
             cls.name = cls.__name__
+        cls.explicit = isinstance(cls.tableau, ButcherTableau)
         if cls.tableau is not None:
             cls.order = cls.tableau.order
 

@@ -59,9 +59,11 @@ class AbstractMap(abc.ABC):
 
     Attributes:
         calls: evaluations so far.
+        mixes: whether samples are known to depend on each other.
     """
 
     calls: int
+    mixes = False
 
     @abc.abstractmethod
     def __call__(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
@@ -70,11 +72,6 @@ class AbstractMap(abc.ABC):
     @abc.abstractmethod
     def linearised(self, z: Tensor, rows: Tensor | None = None) -> Linearisation:
         """Its products with vectors at those rows."""
-
-    @property
-    def mixes(self) -> bool:
-        """Whether samples are known to depend on each other."""
-        return False
 
     def separable(self, inputs: tuple[Tensor, ...], value: Tensor, staying: Tensor) -> bool:
         """Whether some rows may be evaluated without the others; see `UserFunction.separable`."""

@@ -168,7 +168,7 @@ class Dependent(Evaluated):
         None: it holds tensors whose gradients would be counted twice, or whose hooks would run twice.
         """
         slots = self._counts[0]
-        given = [x.detach().requires_grad_(x.requires_grad) for x in self.tensors[:slots]]
+        given = [x.detach().requires_grad_() if x.requires_grad else x for x in self.tensors[:slots]]
         others = [x for x in self.tensors[slots:] if x.requires_grad]
         if self._traps or any(not x.is_leaf or x._backward_hooks for x in others):
             return None

@@ -49,8 +49,6 @@ class Evaluated:
     _plain = _simple = False  # whether an evaluation takes the short way now; whether it may
     _differentiates = _checked = False
     _rows: Tensor | None = None
-    _separable: bool | None = None
-    _mixes = ""  # how, where samples depend on each other
     _captured: Captured | None = None
     _last: Tensor | None = None
     _last_version = 0
@@ -270,10 +268,6 @@ class Evaluated:
     def finish(self) -> None:
         """Let go of the last value."""
         self._last = self._known = self._given = None
-
-    def like_rows_of(self, other: Evaluated) -> None:
-        """Take the samples' arguments for what the same function at other tensors has found them to be."""
-        self._marks, self._separable, self._mixes, self._rows = other._marks, other._separable, other._mixes, None
 
     def _copy(self) -> Any:
         other = object.__new__(type(self))

@@ -12,7 +12,7 @@ import itertools
 import sys
 import warnings
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
@@ -33,17 +33,15 @@ class Mixes(ConfigError):
 
 
 class UserFunction(Dependent):
-    """A problem's function with everything that it depends on, and at some rows of the batch."""
+    """A problem's function with everything that it depends on, and at some rows of the batch.
 
-    @property
-    def separates(self) -> bool | None:
-        """What `separable` has found; None: nothing so far."""
-        return self._separable
+    Attributes:
+        separates: what `separable` has found; None: nothing so far.
+        mixes: whether it has found that samples depend on each other.
+    """
 
-    @property
-    def mixes(self) -> bool:
-        """Whether `separable` has found that samples depend on each other."""
-        return bool(self._mixes)
+    separates: bool | None = None
+    mixes = False
 
     @torch.no_grad()
     def separable(self, inputs: tuple[Tensor, ...], value: Tensor, staying: Tensor) -> bool:
@@ -63,10 +61,10 @@ class UserFunction(Dependent):
         Raises:
             ConfigError: if a sample's value depends on the others; `Mixes`.
         """
-        if self._mixes:
-            raise Mixes(self._mixes)
-        if self._separable is not None:
-            return self._separable
+        if self.mixes:
+            self._mix()
+        if self.separates is not None:
+            return self.separates
         some = staying[:_ASKED]
         expected, whole = value.index_select(0, some), tuple(x[some] for x in inputs)  # which keeps the memory format
         sized = self.arguments.of_length(len(self._like))
@@ -90,9 +88,9 @@ class UserFunction(Dependent):
             rows = tuple(x[some] for x in inputs)
             if len(value) > 1 and self._couples(rows, self.arguments.at(some, self._marks), value[some]):
                 self._mix()
-            self._rows, self._separable = None, True
+            self._rows, self.separates = None, True
             return True
-        self._separable = False
+        self.separates = False
         if self._couples(inputs, self.args, value):
             self._mix()
         warn_caller(
@@ -153,15 +151,16 @@ class UserFunction(Dependent):
                 return True
         return False
 
-    def _mix(self) -> None:
-        self._separable, self._mixes = (
-            False,
-            (
-                f"{self._names[0]} mixes the samples of the batch, as BatchNorm in training mode does: each sample's "
-                "value depends on the others"
-            ),
+    def _mix(self) -> NoReturn:
+        self.separates, self.mixes = False, True
+        raise Mixes(
+            f"{self._names[0]} mixes the samples of the batch, as BatchNorm in training mode does: each sample's value "
+            "depends on the others"
         )
-        raise Mixes(self._mixes)
+
+    def like_rows_of(self, other: UserFunction) -> None:
+        """Take the samples' arguments for what the same function at other tensors has found them to be."""
+        self._marks, self.separates, self.mixes, self._rows = other._marks, other.separates, other.mixes, None
 
     def _agrees(self, value: Tensor, expected: Tensor) -> bool:
         if value.shape != expected.shape:

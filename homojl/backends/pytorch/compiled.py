@@ -112,9 +112,7 @@ class CompiledBackend(TorchBackend):
 
 
 def _is_explicit(algorithm: AbstractODEAlgorithm) -> TypeGuard[AbstractAdaptive | AbstractFixedStep]:
-    plain = not isinstance(algorithm, AbstractFixedStep) or algorithm.grid is None
-    kinds = isinstance(algorithm, AbstractAdaptive | AbstractFixedStep)
-    return plain and kinds and isinstance(algorithm.tableau, ButcherTableau)
+    return algorithm.explicit and algorithm.grid is None
 
 
 class CompiledStepper(ExplicitStepper):

@@ -12,7 +12,6 @@ from typing import Any
 import torch
 
 from homojl.algorithms import RK38, AdamsBashforth, AdamsMoulton, Grid
-from homojl.algorithms.tableaus import ButcherTableau
 from homojl.backends.pytorch.implicit import ImplicitStepper
 from homojl.backends.pytorch.steps import AbstractStepper, ExplicitStepper, Field, Number, Step, combine, time_like
 
@@ -24,7 +23,7 @@ _FEWEST = 3  # derivatives, below which a step of an Adams method is one of RK38
 def stepper_for(algorithm: Any) -> AbstractStepper:
     """The stepper of an `AbstractODEAlgorithm` that has a tableau, or of an Adams method."""
     stepper: AbstractStepper
-    if isinstance(algorithm.tableau, ButcherTableau):
+    if algorithm.explicit:
         stepper = ExplicitStepper(algorithm.tableau)
     else:
         stepper = AdamsStepper(algorithm) if algorithm.tableau is None else ImplicitStepper(algorithm)
