@@ -189,9 +189,10 @@ class Evaluated:
                 value = self._carefully(inputs, args)
         if any(a._version != v for a, v in zip(watched, versions, strict=True)):
             raise ConfigError(f"{self._names[0]} writes into its time or its arguments; give it copies to write into")
+        if type(value) is not Tensor or value.shape != y.shape or value.dtype != y.dtype or value.device != y.device:
+            self._check_form(value, y)
         if not torch.is_grad_enabled() and value.requires_grad:
             value = value.detach()
-        self._check_form(value, y)
         self._checked = True
         special = self._copies or self._differentiates or self._form is not None
         self._plain = self._simple = not (special or untracked or value.is_inference())

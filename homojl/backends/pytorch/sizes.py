@@ -148,7 +148,7 @@ class Controlled(Sizes):
         if self.t in jumps:
             start, end = torch.tensor([self.t, ts[-1]], dtype=dtype)
             self.t = torch.nextafter(start, end).item()
-        self._jumps = _sides_of(jumps, self.t, ts[-1], dtype)
+        self._jumps = _sides_of(jumps, self.t, ts[-1], dtype) if jumps else []
         self.ratio, self._accepted = 0.0, 0
         self._h = self._wanted = 0.0  # the size to try next, and that of the last try before it was cut short
         self._lands = False
