@@ -70,19 +70,15 @@ class AbstractProblem:
 
     def _set_up(self, function: str, call: str, state: str, *, samples: bool = True, **how: bool) -> None:
         """Check what every problem has: its function, state, which may have samples, args and params."""
-        import torch
-
         from homojl.functions.states import Form
 
         given, initial = self.__dict__[function], self.__dict__[state]
         _check_function(function, given, call)
         form = Form(initial, state, **how)
         _check_args(self.args, form.shapes if samples else ())
-        params = self.params
-        if params is None and isinstance(given, torch.nn.Module):
-            params = given.parameters()  # type: ignore[assignment]  # a tuple is made of it
+        params = None if self.params is None else tuple(self.params)
         # The dataclasses are frozen for those who use them.
-        self.__dict__.update(function=given, initial=initial, form=form, params=tuple(params or ()))
+        self.__dict__.update(function=given, initial=initial, form=form, params=params)
 
     @property
     def native(self) -> str:

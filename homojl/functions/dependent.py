@@ -92,12 +92,12 @@ class Dependent(Evaluated):
     def _gathered(self) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
         """The tensors among the arguments, those that the function holds, and parameters that it does not show."""
         self._captured = Captured(self.f)
-        slots, held = self.arguments.tensors, self._captured.tensors
+        slots, held, params = self.arguments.tensors, self._captured.tensors, self.params
         if self._closed:
-            given = {id(p) for p in self._params}
+            given = {id(p) for p in params}
             held[:] = [x if id(x) in given else x.detach() for x in held]
         seen = {id(x) for x in (*slots, *held)}
-        return slots, held, [p for p in self._params if id(p) not in seen]
+        return slots, held, [p for p in params if id(p) not in seen]
 
     def gather(self) -> None:
         """Find the tensors that the function depends on without evaluating it, as for `torch.func`'s transforms.
@@ -267,7 +267,7 @@ class Dependent(Evaluated):
         other = self._copy()
         other.f = None
         other.arguments = self.arguments.replaced([None] * len(self.arguments.tensors))
-        other.args, other._row_args, other._params, other.tensors, other.inputs = (), (), [], [], ()
+        other.args, other._row_args, other._params, other.tensors, other.inputs = (), (), (), [], ()
         other._like = torch.empty((), dtype=self._like.dtype, device=self._like.device).expand(self._like.shape)
         other.finish()
         return other

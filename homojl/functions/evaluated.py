@@ -28,7 +28,7 @@ class Evaluated:
     """A problem's function with everything that it depends on.
 
     Args:
-        f, args, params: of the problem.
+        f, args, params: of the problem; no params: those of f where it is a module.
         like: the state as solvers see it, whose form every result has.
         stats: what counts the work of gradients.
         form: of the user's state where that is another.
@@ -74,12 +74,20 @@ class Evaluated:
         self.f = f if precision is None else Autocast(f, precision, like.device.type)
         self.stats, self._like, self._form, self._precision = stats, like, form, precision
         self._names, self._closed, self._copies = (name, state), closed, copies
-        self._params = [p for p in params or () if p.requires_grad]
+        self._params = f if params is None else params
         self.arguments = Arguments(args)
         self.args = self._row_args = self.arguments.filled
         self._marks = self.arguments.marks
         # Graphs hold this, and must hold neither f nor what it holds.
         self._count_product = functools.partial(_count_product, stats)
+
+    @property
+    def params(self) -> list[Tensor]:
+        """Those that require gradients."""
+        given: Any = self._params
+        if callable(given):
+            given = given.parameters() if isinstance(given, torch.nn.Module) else ()
+        return [p for p in given if p.requires_grad]
 
     # Evaluation
 
@@ -290,7 +298,7 @@ class Evaluated:
 
     def versions(self) -> tuple[int, ...]:
         """How often each of the tensors that the function depends on has been written to."""
-        tensors = (*self.arguments.tensors, *Captured(self.f).tensors, *self._params)
+        tensors = (*self.arguments.tensors, *Captured(self.f).tensors, *self.params)
         return tuple(x._version for x in tensors if not x.is_inference())
 
 

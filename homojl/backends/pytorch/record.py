@@ -85,8 +85,9 @@ class Record:
         """As the solution shows them; of a joint solve."""
         if self.layout is not None or not self.rounds:
             return self.taken
-        saves = tuple((i, f) for i, taken in enumerate(self.rounds) for f in taken.fractions)
-        return StepSequence(tuple(r.t for r in self.rounds), tuple(r.h for r in self.rounds), saves)
+        saves = [(i, f) for i, taken in enumerate(self.rounds) for f in taken.fractions]
+        starts, sizes, *_ = zip(*self.rounds, strict=True)
+        return StepSequence(starts, sizes, tuple(saves))
 
     @staticmethod
     def of(steps: StepSequence, states: Sequence[Tensor], jumps: Sequence[float], saves: int) -> Record:
