@@ -52,7 +52,7 @@ end
 AdjointField(solution, vjp!, u::A) where {A} = AdjointField{A}(solution, vjp!, u, NaN, 0)
 
 function (adjoint::AdjointField)(da, a, t, gains = ())
-    adjoint.t == t || adjoint.solution(adjoint.u, t)
+    adjoint.t == t || state_at!(adjoint.u, adjoint.solution, t)
     adjoint.t = t
     adjoint.products += 1
     adjoint.vjp!(da, gains, a, adjoint.u, t)
@@ -61,6 +61,10 @@ function (adjoint::AdjointField)(da, a, t, gains = ())
 end
 
 (adjoint::AdjointField)(Jv, v, a::AbstractArray, t) = adjoint(Jv, v, t)
+
+# In place, OrdinaryDiffEqCore 4.15 looks for a field that the cache of its default algorithm does not have.
+state_at!(u, solution, t) =
+    solution.alg isa OrdinaryDiffEqCore.CompositeAlgorithm ? copyto!(u, solution(t)) : solution(u, t)
 
 function gauss!(costate, totals, field, t1, t0, u0, forward::Way, backward::Way, (nodes, weights), parts)
     again = record(field.f!, u0, [t0, t1], forward.method, forward.request; field.jvp!, forward.dense, interpolate = true)

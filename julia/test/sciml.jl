@@ -1,5 +1,6 @@
 # What SciML's users expect of a solver.
 
+using NonlinearSolve: NonlinearSolve
 using RecipesBase: RecipesBase
 
 # Plots has methods of this; here every key is as good.
