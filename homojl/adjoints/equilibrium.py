@@ -32,7 +32,7 @@ from homojl.errors import ConfigError, SolveError
 from homojl.functions import AbstractMap, MapFunction
 from homojl.functions.draws import draw_rows
 from homojl.functions.products import Linearisation, transformed
-from homojl.functions.user import Mixes
+from homojl.functions.user import DRAW_ONCE, Mixes
 from homojl.names import did_you_mean
 from homojl.solution import Stats
 
@@ -120,6 +120,8 @@ class PhantomAdjoint(AbstractFixedPointAdjoint):
         self, f: MapFunction, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, backend: AbstractBackend
     ) -> FixedPoint:
         refuse_transforms(self.name, "ImplicitAdjoint()")
+        if torch.is_grad_enabled() and len(z0):
+            f.depends(z0)  # what f sets up in its first evaluation, and keeps, has a graph
         with torch.no_grad():
             result = backend.find_fixed_point(f, z0.detach(), algorithm)
         if not torch.is_grad_enabled():
@@ -331,8 +333,7 @@ class _Equilibrium(AbstractRelation):
             worst = int((left - allowed).argmax())
             raise ConfigError(
                 f"f is not deterministic: at the equilibrium of sample {worst} norm(f(z) - z) is "
-                f"{float(left[worst]):.2g}, where the solve found {float(found[worst] * norm[worst]):.2g}; draw masks "
-                "of dropout and other random numbers once and pass them in args"
+                f"{float(left[worst]):.2g}, where the solve found {float(found[worst] * norm[worst]):.2g}; {DRAW_ONCE}"
             )
 
 

@@ -15,10 +15,11 @@ import sys
 import types
 import weakref
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 
 Tensor = torch.Tensor
 # What makes a copy with other tensors; the copies made so far, by the identities of the originals, are passed along.
@@ -40,10 +41,12 @@ class Captured:
 
     Attributes:
         tensors: each of them once.
+        cached: whether some are what `torch.nn.utils.parametrize.cached` has computed, with a graph.
     """
 
     def __init__(self, function: Callable[..., Any]) -> None:
         self.tensors: list[Tensor] = []
+        self.cached = False
         self._function: Callable[..., Any] | None = function
         self._places: dict[int, int] = {}
         self._builders: dict[int, Builder | None] = {}
@@ -310,6 +313,10 @@ class Captured:
             builder = self._look(parts[n], depth + 1) if parts[n] else None
             if builder is not None and any(x.requires_grad for x in self.tensors[before:]):
                 attributes[n] = builder
+        if cached := _cached(module):
+            self.cached |= any(x.requires_grad for x in cached.values())
+            attributes |= {_OF_CACHE + n: self._hold(x) for n, x in cached.items()}
+            kind = _reading(kind, cached)
         for n in attributes:
             parts[n] = None
         forward = None if _of_library(type(module).__module__) else type(module).forward
@@ -345,6 +352,23 @@ class Captured:
         return build
 
 
+def _cached(module: torch.nn.Module) -> dict[str, Tensor]:
+    """What `torch.nn.utils.parametrize.cached` keeps of a module, by the names that its forward method reads."""
+    if not parametrize._cache_enabled or "parametrizations" not in module._modules:
+        return {}
+    kept = {n: parametrize._cache.get((id(module), n)) for n in module.get_submodule("parametrizations")._modules}
+    return {n: x for n, x in kept.items() if x is not None}
+
+
+def _reading(kind: type, names: Iterable[str]) -> type:
+    """The class of a parametrized module for copies, which read what they have been given."""
+
+    def read(name: str) -> property:
+        return property(lambda copied: copied.__dict__[_OF_CACHE + name])
+
+    return type(kind.__name__, (kind,), {n: read(n) for n in names})
+
+
 class _Counted:
     """The whole numbers among an object's attributes, such as a counter of its evaluations."""
 
@@ -362,6 +386,7 @@ class _Counted:
             made.setdefault(_COUNTS, []).append((self._original, copied, before))
 
 
+_OF_CACHE = "_homojl_cached_"  # attributes of copies
 _COUNTS = -1  # in the place of an identity: the counters of the copies
 
 

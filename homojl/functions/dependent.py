@@ -94,6 +94,11 @@ class Dependent(Evaluated):
         self._captured = Captured(self.f)
         slots, held, params = self.arguments.tensors, self._captured.tensors, self.params
         if self._closed:
+            if self._captured.cached:
+                raise ConfigError(
+                    f"parameters of {self._names[0]} that are named one by one do not go with parametrize.cached(); "
+                    "leave out one of the two"
+                )
             given = {id(p) for p in params}
             held[:] = [x if id(x) in given else x.detach() for x in held]
         seen = {id(x) for x in (*slots, *held)}

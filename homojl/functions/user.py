@@ -24,6 +24,10 @@ from homojl.functions.products import Linearisation, dense_zeros, gradients
 Tensor = torch.Tensor
 
 
+DRAW_ONCE = (
+    "draw masks of dropout and other random numbers once and pass them in args, and take spectral_norm from "
+    "torch.nn.utils.parametrizations, under torch.nn.utils.parametrize.cached()"
+)
 _ASKED = 3  # rows that are evaluated by themselves
 _AT_ONCE = 2**16  # elements of states, of which several values are compared at a time
 
@@ -145,8 +149,7 @@ class UserFunction(Dependent):
             if _differ(before, torch.stack(mixed), held):
                 if _differ(before, self._tried((*times, states), args)[None], torch.ones_like(held[:1])):
                     raise ConfigError(
-                        f"{self._names[0]} is not deterministic: it has two values at one state; draw masks of dropout "
-                        "and other random numbers once and pass them in args"
+                        f"{self._names[0]} is not deterministic: it has two values at one state; {DRAW_ONCE}"
                     )
                 return True
         return False

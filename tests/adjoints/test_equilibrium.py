@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import warnings
 
 import pytest
 import torch
+from torch.nn.utils import parametrizations, parametrize
 
 import homojl as hj
 from tests.backends.test_fixed_point import METHODS, Tanh, batch
@@ -27,6 +29,32 @@ def gradients_of(f, z0, x, algorithm, adjoint, backend) -> list[torch.Tensor]:
 def close(one, other, tolerance):
     for a, b in zip(one, other, strict=True):
         torch.testing.assert_close(b, a, rtol=tolerance, atol=tolerance * float(a.abs().max()))
+
+
+def parametrized(adjoint, norm, *, cached, size=64):
+    """Gradients of an equilibrium by a parametrized layer's own tensors."""
+    torch.manual_seed(0)
+    layer = norm(torch.nn.Linear(size, size, dtype=torch.float64))
+    problem = hj.FixedPointProblem(
+        lambda z, x: torch.tanh(0.7 * layer(z) + x),
+        torch.zeros(4, size).double(),
+        (hj.PerSample(batch(4, width=size)),),
+    )
+    with parametrize.cached() if cached else contextlib.nullcontext():
+        value = hj.solve(problem, hj.Picard(rtol=1e-10, atol=0.0), adjoint=adjoint, backend="pytorch").value
+        return torch.autograd.grad(value.sum(), list(layer.parameters()))
+
+
+@pytest.mark.parametrize("norm", [parametrizations.weight_norm, parametrizations.spectral_norm])
+@pytest.mark.parametrize("adjoint", [hj.ImplicitAdjoint(), hj.PhantomAdjoint(steps=60, damping=0.0)])
+def test_weights_that_are_computed_once_for_a_solve_and_its_gradient(adjoint, norm):
+    expected = parametrized(hj.UnrolledAdjoint(), norm, cached=True)
+    close(expected, parametrized(adjoint, norm, cached=True), 1e-5)
+
+
+def test_a_norm_that_is_estimated_anew_at_every_call_is_refused_with_what_to_do():
+    with pytest.raises(hj.ConfigError, match=r"not deterministic.*cached"):
+        parametrized(hj.ImplicitAdjoint(), parametrizations.spectral_norm, cached=False)
 
 
 @pytest.mark.parametrize("cls", METHODS.values(), ids=METHODS)

@@ -59,7 +59,8 @@ _SPLIT = (  # operations that ATen counts among its core ones
     *("silu", "silu_backward", "softplus", "softplus_backward", "mish", "hardsigmoid", "hardswish", "glu"),
     *("_softmax", "_softmax_backward_data", "_log_softmax", "_log_softmax_backward_data", "logsumexp"),
     *("native_layer_norm", "native_layer_norm_backward", "linalg_vector_norm", "norm"),
-    *("log_sigmoid_forward", "log_sigmoid_backward", "addcdiv", "lerp", "frac", "tril", "triu"),
+    *("log_sigmoid_forward", "log_sigmoid_backward", "addcdiv", "lerp", "frac", "tril", "triu", "select_backward"),
+    "slice_backward",
 )
 
 
