@@ -120,8 +120,6 @@ class PhantomAdjoint(AbstractFixedPointAdjoint):
         self, f: MapFunction, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, backend: AbstractBackend
     ) -> FixedPoint:
         refuse_transforms(self.name, "ImplicitAdjoint()")
-        if torch.is_grad_enabled() and len(z0):
-            f.depends(z0)  # what f sets up in its first evaluation, and keeps, has a graph
         with torch.no_grad():
             result = backend.find_fixed_point(f, z0.detach(), algorithm)
         if not torch.is_grad_enabled():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.nn.utils import parametrize
 from torch.utils import _pytree as pytree
 
 from homojl.errors import ConfigError
@@ -176,8 +177,11 @@ class Evaluated:
         versions = [a._version for a in watched]
         version, required = 0 if untracked else given._version, given.requires_grad
         parts: list[Tensor] = []
+        # What `parametrize.cached` computes now and keeps must have a graph, though this evaluation needs none.
+        recorded = torch.is_grad_enabled() or bool(parametrize._cache_enabled)
         try:
-            value = self._called((*time, given), args, parts)
+            with torch.set_grad_enabled(recorded):
+                value = self._called((*time, given), args, parts)
         except RuntimeError as error:
             if required or _NEEDS_GRAD not in str(error):
                 raise
