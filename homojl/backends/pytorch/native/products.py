@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from homojl.backends.pytorch.native.places import Index, Indices, Place
-from homojl.backends.pytorch.native.values import Body, Code, Value
+from homojl.backends.pytorch.native.places import Index, Place
+from homojl.backends.pytorch.native.values import Body, Code, Value, aligned
 
 _SHORT = 4  # columns below which there is no vector of them
 _NARROW = 8  # columns up to which a product is made of scalar products where they would have to be copied otherwise
@@ -30,45 +30,21 @@ class Product(Value):
         bias = "nullptr"
         if self.bias is not None:
             assert not accumulate
-            strides = _broadcast(self.bias, self.shape)
-            if self.bias.place is None and self.bias.phase == phase:
-                self.bias.realise(code)
-            if strides is not None and strides[:2] == (0, 1) and place.strides[1] == 1:
-                start, bias = "BIAS", code.pointer(self.bias.realise(code), phase)
+            added = self.bias
+            row = added.shape == self.shape[-1:] and (added.place is None or added.place.strides == (1,))
+            if added.place is None and added.phase == phase:
+                added.realise(code)
+            if row and place.strides[1] == 1:
+                start, bias = "BIAS", code.pointer(added.realise(code), phase)
             else:
-                _fill(self.bias, self.shape, code, place, phase)
+                code.write(self.shape, phase, place, lambda body, i: added.load(body, aligned(i, added.shape)))
                 start = "ADD"
-        many = self.shape[0] if len(self.shape) == 3 else 1
-        if many == 1:
-            a, b, c = (_last_two(x) for x in (a, b, place))
-            code.lines[phase].append(_call(code, phase, self._sizes(), a, b, c, start, bias))
-            return
-        for i in range(many):
-            parts = [Place(x.buffer, x.offset + i * x.strides[0], x.strides[1:]) for x in (a, b, place)]
+        for i in range(self.shape[0] if len(self.shape) == 3 else 1):
+            parts = [Place(x.buffer, x.offset + i * x.strides[0], x.strides[-2:]) for x in (a, b, place)]
             code.lines[phase].append(_call(code, phase, self._sizes(), parts[0], parts[1], parts[2], start, bias))
 
     def _sizes(self) -> tuple[int, int, int]:
         return self.shape[-2], self.shape[-1], self.a.shape[-1]
-
-
-def _last_two(place: Place) -> Place:
-    return Place(place.buffer, place.offset, place.strides[-2:])
-
-
-def _broadcast(value: Value, shape: Sequence[int]) -> tuple[int, ...] | None:
-    """The strides of a value in a broadcast shape, where it lies in memory or is to."""
-    if len(value.shape) == 1 and value.shape[0] == shape[-1] and (value.place is None or value.place.strides == (1,)):
-        return (0, 1)
-    return None
-
-
-def _fill(value: Value, shape: Sequence[int], code: Code, place: Place, phase: int) -> None:
-    def write(body: Body, index: Indices) -> None:
-        last = index[len(index) - len(value.shape) :]
-        at = tuple(Index() if n == 1 else i for i, n in zip(last, value.shape, strict=True))
-        body.lines.append(f"{body.element(place, index)} = {value.load(body, at)};")
-
-    code.loops(shape, phase, write)
 
 
 def _call(
@@ -99,12 +75,8 @@ def _packed(code: Code, b: Place, shape: tuple[int, int], phase: int) -> Place:
     known: dict[tuple[str, int, tuple[int, ...]], Place] = code.__dict__.setdefault("packed", {})
     key = b.buffer.name, b.offset, b.strides
     if key not in known:
-        known[key] = place = code.room(shape, b.buffer.phase)
-
-        def write(body: Body, index: Indices) -> None:
-            body.lines.append(f"{body.element(place, index)} = {body.element(b, index)};")
-
-        code.loops(shape, b.buffer.phase, write)
+        known[key] = code.room(shape, b.buffer.phase)
+        code.write(shape, b.buffer.phase, known[key], lambda body, index: body.element(b, index))
     return known[key]
 
 
@@ -138,11 +110,7 @@ class Reduction(Value):
             source.realise(code)
         if not accumulate:
             start = "-R(INFINITY)" if self.largest else "R(0)"
-
-            def clear(body: Body, index: Indices) -> None:
-                body.lines.append(f"{body.element(place, index)} = {start};")
-
-            code.loops(self.shape, phase, clear)
+            code.write(self.shape, phase, place, lambda *_: start)
         outer = [d for d in range(rank) if d not in dims]
         inside = bool(outer) and max(outer) == rank - 1 and source.shape[-1] > 1
         # Sums over rows add whole rows; others add along the last dimension.

@@ -104,14 +104,9 @@ class Value:
 
     def store(self, code: Code, place: Place, *, accumulate: bool, phase: int | None = None) -> None:
         """Write it to a place, or add it to what is there."""
-        sign = "+=" if accumulate else "="
         phase = self.phase if phase is None else phase
-
-        def write(body: Body, index: Indices) -> None:
-            element = self.load(body, index) if accumulate or self.place is not None else self.first(body, index)
-            body.lines.append(f"{body.element(place, index)} {sign} {element};")
-
-        code.loops(self.shape, phase, write, choosy=self.choosy)
+        element = self.load if accumulate or self.place is not None else self.first
+        code.write(self.shape, phase, place, element, sign="+=" if accumulate else "=", choosy=self.choosy)
 
     def first(self, body: Body, index: Indices) -> str:
         """One element in the loop that writes all of them."""
@@ -170,11 +165,11 @@ class Elementwise(Value):
         self.choosy = any(v.choosy for v in values)
 
     def compute(self, body: Body, index: Indices) -> str:
-        given = [a.load(body, _aligned(index, a.shape)) if isinstance(a, Value) else a for a in self.arguments]
+        given = [a.load(body, aligned(index, a.shape)) if isinstance(a, Value) else a for a in self.arguments]
         return body.local(self.kind, self.write(*given))
 
 
-def _aligned(index: Indices, shape: tuple[int, ...]) -> Indices:
+def aligned(index: Indices, shape: tuple[int, ...]) -> Indices:
     """A position in a broadcast shape as one in the shape before."""
     last = index[len(index) - len(shape) :]
     return tuple(Index() if n == 1 else i for i, n in zip(last, shape, strict=True))
@@ -258,19 +253,13 @@ class Joined(Value):
             return
         phase = self.phase if phase is None else phase
         if self.base is not None:
-            _copy(self.base, code, place, phase)
+            code.write(self.shape, phase, place, self.base.load, choosy=self.base.choosy)
         for places, part in self.parts:
             strides = list(place.strides)
             offset = place.offset + places.start * strides[self.dim]
             strides[self.dim] *= places.step
-            _copy(part, code, Place(place.buffer, offset, tuple(strides)), phase)
-
-
-def _copy(value: Value, code: Code, place: Place, phase: int) -> None:
-    def write(body: Body, index: Indices) -> None:
-        body.lines.append(f"{body.element(place, index)} = {value.load(body, index)};")
-
-    code.loops(value.shape, phase, write, choosy=value.choosy)
+            inside = Place(place.buffer, offset, tuple(strides))
+            code.write(part.shape, phase, inside, part.load, choosy=part.choosy)
 
 
 class Code:
@@ -310,10 +299,17 @@ class Code:
             raise Unsupported("a matrix of another type than the state's")
         return f"{place.buffer.name} + {place.offset}" if place.offset else place.buffer.name
 
-    def loops(
-        self, shape: Sequence[int], phase: int, write: Callable[[Body, Indices], None], *, choosy: bool = False
+    def write(
+        self,
+        shape: Sequence[int],
+        phase: int,
+        place: Place,
+        element: Callable[[Body, Indices], str],
+        *,
+        sign: str = "=",
+        choosy: bool = False,
     ) -> None:
-        """Append loops over all positions of a shape."""
+        """Append loops over all positions of a shape, which assign an element of each to its place."""
         body = Body(self, phase)
         sizes: list[tuple[str, int]] = []
         index: list[Index | None] = []
@@ -328,7 +324,9 @@ class Code:
         open_sizes = [n for n, i in zip(shape, index, strict=True) if i is None]
         for chosen in itertools.product(*map(range, open_sizes)):
             given = iter(chosen)
-            write(body, tuple(Index(next(given)) if i is None else i for i in index))
+            at = tuple(Index(next(given)) if i is None else i for i in index)
+            text = element(body, at)
+            body.lines.append(f"{body.element(place, at)} {sign} {text};")
         self.lines[phase].append(_rendered(body, sizes))
 
 
