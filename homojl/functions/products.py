@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -136,13 +136,19 @@ class Linearisation:
 
 
 def _derivative(output: Tensor, at: Tensor, cotangent: Tensor, *, again: bool = False) -> Tensor | None:
-    """`torch.autograd.grad` of one output by one tensor, its graph kept; None: there is no dependence.
+    """The derivative of one output by one tensor, its graph kept; None: there is no dependence."""
+    return _run([output], [cotangent], [at], True, again)[0]
 
-    Without that function's checks, which take longer than the derivative of a small state, and load SymPy.
-    """
+
+def _run(
+    outputs: list[Tensor], cotangents: list[Tensor], wrt: list[Tensor], keep: bool, again: bool
+) -> Sequence[Tensor | None]:
+    """`torch.autograd.grad` without its checks, which take longer than a small derivative, and load SymPy."""
     run = torch.autograd.Variable._execution_engine.run_backward
-    grad: Tensor | None = run((output,), (cotangent,), True, again, (at,), True, accumulate_grad=False)[0]
-    return grad
+    grads: Sequence[Tensor | None] = run(
+        tuple(outputs), tuple(cotangents), keep, again, tuple(wrt), True, accumulate_grad=False
+    )
+    return grads
 
 
 class Flattened(Linearisation):
@@ -174,17 +180,12 @@ def gradients(
         outputs, wrt, cotangents: tensors.
         again: whether the gradients are to be differentiated again.
     """
-    pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
     places = [i for i, w in enumerate(wrt) if w.requires_grad]
     found: list[Tensor | None] = [None] * len(wrt)
-    if pairs and places:
-        grads = torch.autograd.grad(
-            [o for o, _ in pairs],
-            [wrt[i] for i in places],
-            [c for _, c in pairs],
-            allow_unused=True,
-            create_graph=again,
-        )
-        for i, grad in zip(places, grads, strict=True):
+    if not all(o.requires_grad for o in outputs):
+        pairs = [(o, c) for o, c in zip(outputs, cotangents, strict=True) if o.requires_grad]
+        outputs, cotangents = [o for o, _ in pairs], [c for _, c in pairs]
+    if outputs and places:
+        for i, grad in zip(places, _run(outputs, cotangents, [wrt[i] for i in places], again, again), strict=True):
             found[i] = grad
     return found
