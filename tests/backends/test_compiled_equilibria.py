@@ -26,10 +26,10 @@ def _own_cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("solves")
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(build, "folder", lambda: folder)
-        equilibrium._library.cache_clear()
-        assert equilibrium._library() is not None
+        equilibrium._entries.cache_clear()
+        assert equilibrium._entries()
         yield
-    equilibrium._library.cache_clear()
+    equilibrium._entries.cache_clear()
 
 
 class Tanh(nn.Module):
@@ -139,8 +139,8 @@ def test_without_a_compiler_they_are_made_the_eager_way(monkeypatch):
 
     monkeypatch.setattr(equilibrium, "known", lambda key: None)
     monkeypatch.setattr(equilibrium, "compile_source", nothing)
-    equilibrium._library.cache_clear()
+    equilibrium._entries.cache_clear()
     x = torch.randn(4, 3)
     eager, other = both(hj.FixedPointProblem(torch.cos, x), hj.Anderson())
-    equilibrium._library.cache_clear()
+    equilibrium._entries.cache_clear()
     assert torch.equal(eager.value, other.value)

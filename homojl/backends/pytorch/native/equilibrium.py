@@ -26,7 +26,6 @@ Tensor = torch.Tensor
 _log = logging.getLogger(__name__)
 
 _ANDERSON, _BROYDEN = range(2)
-_ENTRIES = {torch.float32: "iterate32", torch.float64: "iterate64"}
 _SHARED = 2**16  # elements of the iterates, from which on PyTorch's threads share the rows
 
 
@@ -42,8 +41,8 @@ class _Iteration(ctypes.Structure):
 
 
 @functools.cache
-def _library() -> ctypes.CDLL | None:
-    """What is compiled; None: it cannot be here."""
+def _entries() -> dict[torch.dtype, Callable[..., None]]:
+    """What is compiled, for states of each dtype; empty: it cannot be here."""
     try:
         key = key_of("equilibrium")
         found = known(key)
@@ -51,16 +50,17 @@ def _library() -> ctypes.CDLL | None:
             found = compile_source(key, (HERE / "equilibrium.hpp").read_text(encoding="utf-8"), {})
     except Unsupported as reason:
         _log.info("iterations for equilibria are not compiled: %s", reason)
-        return None
-    for name in _ENTRIES.values():
-        entry = getattr(found[0], name)
+        return {}
+    library, _ = found
+    entries: dict[torch.dtype, Any] = {torch.float32: library.iterate32, torch.float64: library.iterate64}
+    for entry in entries.values():
         entry.argtypes, entry.restype = [ctypes.c_void_p, *[ctypes.c_int64] * 3], None
-    return found[0]
+    return entries
 
 
 def methods_for(z0: Tensor) -> dict[type[AbstractFixedPointAlgorithm], type[AbstractMethod[Any]]]:
     """Compiled methods for iterates like z0, where no gradient is recorded; none where they are elsewhere."""
-    if z0.device.type != "cpu" or z0.dtype not in _ENTRIES or torch.is_grad_enabled() or _library() is None:
+    if z0.device.type != "cpu" or torch.is_grad_enabled() or z0.dtype not in _entries():
         return {}
     return {Anderson: CompiledAnderson, Broyden: CompiledBroyden}
 
@@ -103,7 +103,7 @@ class _Compiled(AbstractMethod[Any]):
         before = self._before or (z, fz)
         job.z_before, job.fz_before = before[0].data_ptr(), before[1].data_ptr()
         job.count, job.slot = self._position()
-        self._run(getattr(_library(), _ENTRIES[z.dtype]), job, z)
+        self._run(_entries()[z.dtype], job, z)
         self._before = z, fz
         residual, norm = norms.numpy().T
         return Seen(z[:, :0], residual, norm, ())

@@ -143,7 +143,7 @@ class Lowering:
             chosen = {k: v for k, v in kwargs.items() if k in ("alpha", "value")}
             write = functools.partial(write, **chosen) if chosen else write
             return Elementwise(value.shape, kind, cost, write, given)
-        method = getattr(self, "_" + target.__name__.replace(".", "_"), None) if hasattr(target, "__name__") else None
+        method = getattr(self, str(target).replace("aten.", "_").replace(".", "_"), None)
         if method is None:
             raise Unsupported(str(target))
         return method(value, *given, **kwargs)

@@ -29,7 +29,9 @@ def raise_postponed(error: Exception) -> None:
 
 
 def literal(x: object) -> str:
-    """A number of Python as one of C++."""
+    """A number of Python as one of C++; expressions of C++ as they are."""
+    if isinstance(x, str):
+        return x
     if isinstance(x, bool):
         return "true" if x else "false"
     if isinstance(x, int):
@@ -62,14 +64,10 @@ def _power(x: str, exponent: object) -> str:
 
 def _clamp(x: str, low: object = None, high: object = None) -> str:
     if low is not None:
-        x = f"largest({x}, {low if isinstance(low, str) else literal(low)})"
+        x = f"largest({x}, {literal(low)})"
     if high is not None:
-        x = f"least({x}, {high if isinstance(high, str) else literal(high)})"
+        x = f"least({x}, {literal(high)})"
     return x
-
-
-def _text(x: object) -> str:
-    return x if isinstance(x, str) else literal(x)
 
 
 def _unary(name: str) -> Callable[..., str]:
@@ -77,15 +75,15 @@ def _unary(name: str) -> Callable[..., str]:
 
 
 def _infix(sign: str) -> Callable[..., str]:
-    return lambda a, b: f"({_text(a)} {sign} {_text(b)})"
+    return lambda a, b: f"({literal(a)} {sign} {literal(b)})"
 
 
 def _plus(sign: str) -> Callable[..., str]:
-    return lambda a, b, alpha=1: f"({_text(a)} {sign} {_scaled(_text(b), alpha)})"
+    return lambda a, b, alpha=1: f"({literal(a)} {sign} {_scaled(literal(b), alpha)})"
 
 
 def _binary(name: str) -> Callable[..., str]:
-    return lambda a, b: f"{name}({_text(a)}, {_text(b)})"
+    return lambda a, b: f"{name}({literal(a)}, {literal(b)})"
 
 
 _COMPARED = {"eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">="}
@@ -116,10 +114,7 @@ def _table() -> dict[Any, tuple[Callable[..., str], int, str]]:
     def add(name: str, write: Callable[..., str], cost: int = CHEAP, kind: str = "R") -> None:
         packet = getattr(aten, name)
         for overload in ("default", "Tensor", "Scalar", "Tensor_Scalar", "Tensor_Tensor", "self"):
-            operation = (
-                getattr(packet, overload, None) if packet is not None and overload in packet.overloads() else None
-            )
-            if operation is not None:
+            if overload in packet.overloads():
                 table[getattr(packet, overload)] = write, cost, kind
 
     for name in _COSTLY_UNARY:
@@ -132,25 +127,24 @@ def _table() -> dict[Any, tuple[Callable[..., str], int, str]]:
         add(name, _infix(sign), CHEAP, "bool")
     add("add", _plus("+"))
     add("sub", _plus("-"))
-    add("rsub", lambda a, b, alpha=1: f"({_text(b)} - {_scaled(a, alpha)})")
+    add("rsub", lambda a, b, alpha=1: f"({literal(b)} - {_scaled(a, alpha)})")
     add("mul", _infix("*"))
-    add("div", lambda a, b: f"(R({_text(a)}) / {_text(b)})", 3)
-    add("true_divide", lambda a, b: f"(R({_text(a)}) / {_text(b)})", 3)
+    add("div", lambda a, b: f"(R({literal(a)}) / {literal(b)})", 3)
+    add("true_divide", lambda a, b: f"(R({literal(a)}) / {literal(b)})", 3)
     add("maximum", _binary("largest"))
     add("minimum", _binary("least"))
     add("atan2", _binary("atan2"), COSTLY)
     add("clamp", _clamp)
     add("clamp_min", lambda x, low: _clamp(x, low))
     add("clamp_max", lambda x, high: _clamp(x, None, high))
-    add("where", lambda c, a, b: f"({c} ? {_text(a)} : {_text(b)})")
-    add("masked_fill", lambda x, mask, value: f"({mask} ? {_text(value)} : {x})")
+    add("where", lambda c, a, b: f"({c} ? {literal(a)} : {literal(b)})")
+    add("masked_fill", lambda x, mask, value: f"({mask} ? {literal(value)} : {x})")
     add("leaky_relu", lambda x, slope=0.01: f"({x} > R(0) ? {x} : {literal(float(slope))} * {x})")
     add("threshold_backward", lambda g, x, limit: f"({x} <= {literal(limit)} ? R(0) : {g})")
     add("tanh_backward", lambda g, y: f"({g} * (R(1) - {y} * {y}))")
     add("sigmoid_backward", lambda g, y: f"({g} * (R(1) - {y}) * {y})")
     add("addcmul", lambda a, b, c, value=1: f"({a} + {_scaled(f'{b} * {c}', value)})")
-    for name in ("Tensor_Scalar", "Tensor_Tensor"):
-        table[getattr(aten.pow, name)] = _power, 2, "R"
+    table[aten.pow.Tensor_Scalar] = table[aten.pow.Tensor_Tensor] = _power, 2, "R"
     table[aten.pow.Scalar] = (lambda a, b: f"pow({literal(float(a))}, {b})"), COSTLY, "R"
     return table
 

@@ -193,11 +193,11 @@ def _constants(tableau: ButcherTableau, y: Tensor, lanes: int, functions: Functi
         f"constexpr bool FSAL = {_word(tableau.fsal)}, DENSE = {_word(tableau.dense is not None)};",
         f"constexpr bool NEEDS_STATE = {_word(functions.needs_state)};",
         f"constexpr int CONSTS = {functions.consts}, SAVED = {functions.saved}, WORK = {functions.work};",
-        _array("A", [(*row, *[0.0] * (s - len(row))) for row in tableau.a]),
+        _matrix("A", tableau.a, s),
         _array("B", tableau.b),
         _array("C", tableau.c),
         _array("E", tableau.b_error or [0.0] * s),
-        _array("D", [(*row, *[0.0] * (max(map(len, dense)) - len(row))) for row in dense]),
+        _matrix("D", dense, max(map(len, dense))),
     ]
 
 
@@ -206,8 +206,9 @@ def _word(x: bool) -> str:
 
 
 def _array(name: str, values: Sequence[Any], kind: str = "double") -> str:
-    rows = [v if isinstance(v, tuple) else (v,) for v in values]
-    nested = isinstance(values[0], tuple)
-    text = ", ".join("{" + ", ".join(map(repr, row)) + "}" if nested else repr(row[0]) for row in rows)
-    shape = f"[{len(rows)}][{len(rows[0])}]" if nested else f"[{len(rows)}]"
-    return f"constexpr {kind} {name}{shape} = {{{text}}};"
+    return f"constexpr {kind} {name}[{len(values)}] = {{{', '.join(map(repr, values))}}};"
+
+
+def _matrix(name: str, rows: Sequence[Sequence[float]], columns: int) -> str:
+    filled = ["{" + ", ".join(map(repr, (*row, *[0.0] * (columns - len(row))))) + "}" for row in rows]
+    return f"constexpr double {name}[{len(rows)}][{columns}] = {{{', '.join(filled)}}};"
