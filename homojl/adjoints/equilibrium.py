@@ -29,7 +29,7 @@ from homojl.backends.base import AbstractBackend, FixedPoint
 from homojl.backends.pytorch.backend import TorchBackend
 from homojl.backends.pytorch.gmres import host
 from homojl.errors import ConfigError, SolveError
-from homojl.functions import AbstractMap, MapFunction
+from homojl.functions import AbstractMap, DerivedMap, MapFunction
 from homojl.functions.draws import draw_rows
 from homojl.functions.products import Linearisation, transformed
 from homojl.functions.user import DRAW_ONCE, Mixes
@@ -91,7 +91,7 @@ class UnrolledAdjoint(AbstractFixedPointAdjoint):
         # Those that are not finite would spoil the others' gradients: the sound ones once more by themselves.
         value = result.value.detach()
         if len(rows):
-            alone = backend.find_fixed_point(_AtRows(f, rows), z0[rows], algorithm)
+            alone = backend.find_fixed_point(_at_rows(f, rows), z0[rows], algorithm)
             value = value.index_copy(0, rows, alone.value)
         return replace(result, value=value)
 
@@ -211,21 +211,13 @@ def _sound_rows(f: MapFunction, result: FixedPoint) -> Tensor | None:
         return None
 
 
-class _AtRows(AbstractMap):
-    """A map of those rows of the batch, (b,), alone."""
+def _at_rows(f: MapFunction, rows: Tensor) -> AbstractMap:
+    """The map of those rows of the batch, (b,), alone."""
 
-    def __init__(self, f: MapFunction, rows: Tensor) -> None:
-        self.calls, self._f, self._rows = 0, f, rows
+    def of(some: Tensor | None) -> Tensor:
+        return rows if some is None else rows[some]
 
-    def _of(self, rows: Tensor | None) -> Tensor:
-        return self._rows if rows is None else self._rows[rows]
-
-    def __call__(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
-        self.calls += 1
-        return self._f(z, self._of(rows))
-
-    def linearised(self, z: Tensor, rows: Tensor | None = None) -> Linearisation:
-        return self._f.linearised(z, self._of(rows))
+    return DerivedMap(lambda z, some: f(z, of(some)), lambda z, some: f.linearised(z, of(some)))
 
 
 class _Equilibrium(AbstractRelation):

@@ -19,7 +19,7 @@ import torch
 from torch.autograd import forward_ad
 
 from homojl.errors import ConfigError
-from homojl.functions import AbstractMap, MapFunction
+from homojl.functions import AbstractMap, DerivedMap, MapFunction
 from homojl.functions.products import Linearisation, gradients, inside_functorch, transformed
 
 Tensor = torch.Tensor
@@ -104,7 +104,8 @@ class AbstractRelation(abc.ABC):
         """The function at tensors that no transform has hold of."""
         if not self.levels:
             return self.f.rebuilt(tensors)
-        return _Whole(lambda z: self._at(self.levels, z, tensors))
+        # Of the whole batch, whose rows cannot be taken apart.
+        return DerivedMap(lambda z, _: self._at(self.levels, z, tensors), separates=False)
 
     def evaluate(self, z: Tensor, tensors: Sequence[Tensor]) -> Tensor:
         """F at tensors of any kind; zero in rows that take no part."""
@@ -167,23 +168,6 @@ def differentiable(relation: AbstractRelation, z0: Tensor) -> Tensor:
     value: Tensor = _State.apply(relation, z0, *f.tensors)
     f.release()
     return value
-
-
-class _Whole(AbstractMap):
-    """A function of the whole batch, whose rows cannot be taken apart."""
-
-    def __init__(self, function: Callable[[Tensor], Tensor]) -> None:
-        self._function, self.calls = function, 0
-
-    def __call__(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
-        self.calls += 1
-        return self._function(z)
-
-    def linearised(self, z: Tensor, rows: Tensor | None = None) -> Linearisation:
-        return Linearisation(self._function, z)
-
-    def separable(self, inputs: tuple[Tensor, ...], value: Tensor, staying: Tensor) -> bool:
-        return False
 
 
 class _State(torch.autograd.Function):

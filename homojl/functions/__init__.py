@@ -1,6 +1,6 @@
 """What the user gives, as solvers and adjoints use it: the one place that calls a user's function."""
 
-from homojl.functions.base import AbstractField, AbstractMap, DerivedField
+from homojl.functions.base import AbstractField, AbstractMap, DerivedField, DerivedMap
 from homojl.functions.evaluated import WrittenOver
 from homojl.functions.products import dense_zeros
 from homojl.functions.states import Form
@@ -10,6 +10,7 @@ __all__ = [
     "AbstractField",
     "AbstractMap",
     "DerivedField",
+    "DerivedMap",
     "Form",
     "MapFunction",
     "UserFunction",

@@ -76,3 +76,34 @@ class AbstractMap(abc.ABC):
     def separable(self, inputs: tuple[Tensor, ...], value: Tensor, staying: Tensor) -> bool:
         """Whether some rows may be evaluated without the others; see `UserFunction.separable`."""
         return True
+
+
+class DerivedMap(AbstractMap):
+    """A map made of another one.
+
+    Args:
+        function: (z, rows) -> the image.
+        linearise: (z, rows) -> its products; None: those of its operations.
+        separates: whether rows may be evaluated without the others.
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor, Tensor | None], Tensor],
+        linearise: Callable[[Tensor, Tensor | None], Linearisation] | None = None,
+        *,
+        separates: bool = True,
+    ) -> None:
+        self._function, self._linearise, self._separates, self.calls = function, linearise, separates, 0
+
+    def __call__(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
+        self.calls += 1
+        return self._function(z, rows)
+
+    def linearised(self, z: Tensor, rows: Tensor | None = None) -> Linearisation:
+        if self._linearise is None:
+            return Linearisation(lambda z: self._function(z, rows), z)
+        return self._linearise(z, rows)
+
+    def separable(self, inputs: tuple[Tensor, ...], value: Tensor, staying: Tensor) -> bool:
+        return self._separates

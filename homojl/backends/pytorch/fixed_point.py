@@ -32,8 +32,8 @@ from homojl.backends.pytorch.homotopy import HomotopyMethod
 from homojl.backends.pytorch.newton import NewtonKrylovMethod, PseudoTransientMethod
 from homojl.backends.pytorch.relaxation import RelaxationMethod
 from homojl.backends.pytorch.samples import Progress, Samples
-from homojl.functions import AbstractMap
-from homojl.functions.products import Flattened, Linearisation
+from homojl.functions import AbstractMap, DerivedMap
+from homojl.functions.products import Flattened
 from homojl.functions.user import Mixes, warn_caller
 from homojl.solution import Status
 
@@ -85,32 +85,18 @@ def find_fixed_point(
     return _together(f, z0, algorithm, started, search)
 
 
-class _OneRow(AbstractMap):
-    """A map whose samples depend on each other, as a map of one sample."""
-
-    def __init__(self, f: AbstractMap, shape: torch.Size) -> None:
-        self._f, self._shape = f, shape
-
-    @property
-    def calls(self) -> int:  # type: ignore[override]  # those of the map
-        return self._f.calls
-
-    def __call__(self, z: Tensor, rows: Tensor | None = None) -> Tensor:
-        return self._f(z.view(self._shape)).reshape(1, -1)
-
-    def linearised(self, z: Tensor, rows: Tensor | None = None) -> Linearisation:
-        return Flattened(self._f.linearised(z.view(self._shape)), self._shape)
-
-
 def _together(
     f: AbstractMap, z0: Tensor, algorithm: AbstractFixedPointAlgorithm, started: int, search: Search
 ) -> FixedPoint:
     """The whole batch as one sample."""
-    found = search(_OneRow(f, z0.shape), z0.reshape(1, -1), algorithm)
-    count = len(z0)
+    shape, count = z0.shape, len(z0)
+    one_row = DerivedMap(
+        lambda z, _: f(z.view(shape)).reshape(1, -1), lambda z, _: Flattened(f.linearised(z.view(shape)), shape)
+    )
+    found = search(one_row, z0.reshape(1, -1), algorithm)
     return replace(
         found,
-        value=found.value.view(z0.shape),
+        value=found.value.view(shape),
         residuals=found.residuals.expand(count).clone(),
         iterations=found.iterations.expand(count).clone(),
         converged=found.converged.expand(count).clone(),

@@ -1,4 +1,4 @@
-"""Compiling generated C++, and finding again what was compiled."""
+"""Compiling generated C++, finding again what was compiled, and running it in threads."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import os
 import shutil
 import subprocess
 import tempfile
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -110,3 +112,13 @@ def compile_source(key: str, text: str, facts: dict[str, Any]) -> tuple[ctypes.C
         return ctypes.CDLL(str(target)), facts
     except OSError as error:
         raise Unsupported(f"a compiled solve could not be kept: {error}") from error
+
+
+def in_parts(count: int, parts: int, work: Callable[[int, int], object]) -> None:
+    """Work on ranges of so many rows, (from, to), each in a thread of its own."""
+    bounds = [count * i // parts for i in range(parts + 1)]
+    if parts == 1:
+        work(0, count)
+        return
+    with ThreadPoolExecutor(parts) as pool:
+        list(pool.map(work, bounds[:-1], bounds[1:]))

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -13,6 +12,7 @@ from torch.utils import _pytree as pytree
 
 from homojl.backends.base import Integration
 from homojl.backends.monitor import Told
+from homojl.backends.pytorch.native.build import in_parts
 from homojl.backends.pytorch.native.entry import Opened, entry_of
 from homojl.backends.pytorch.native.operations import Unsupported
 from homojl.backends.pytorch.native.program import Lanes, pointers
@@ -61,7 +61,7 @@ class EnsembleSolver(AbstractSolver):
         def work(start: int, stop: int) -> None:
             told.in_slices(start, stop, WIDEST, lambda a, b: self.program.advance(at, a, b))
 
-        _in_parts(len(y0), work)
+        in_parts(len(y0), _parts(len(y0)), work)
         del held
         return Made(ys, (times, counts), None if counts[:, 0].any() else [])
 
@@ -115,7 +115,7 @@ class EnsembleSolver(AbstractSolver):
             told.in_slices(start, stop, at_a_time, lambda a, b: program.gradient(at, a, b, at_a_time))
             parts.append((by, job.products, job.evaluations, held))
 
-        _in_parts(len(y0), work)
+        in_parts(len(y0), _parts(len(y0)), work)
         # As many as of a batch in which every sample takes part in all of them.
         stats.n_vjp += -(-sum(p[1] for p in parts) // len(y0))
         stats.nfe_backward += -(-sum(p[2] for p in parts) // len(y0))
@@ -140,12 +140,5 @@ class EnsembleSolver(AbstractSolver):
         return job, (save, held)
 
 
-def _in_parts(samples: int, work: Callable[[int, int], None]) -> None:
-    """Work on ranges of the samples, one for each of PyTorch's threads: (from, to)."""
-    parts = max(min(torch.get_num_threads(), samples // (4 * WIDEST)), 1)
-    bounds = [samples * i // parts for i in range(parts + 1)]
-    if parts == 1:
-        work(0, samples)
-        return
-    with ThreadPoolExecutor(parts) as pool:
-        list(pool.map(work, bounds[:-1], bounds[1:]))
+def _parts(samples: int) -> int:
+    return max(min(torch.get_num_threads(), samples // (4 * WIDEST)), 1)

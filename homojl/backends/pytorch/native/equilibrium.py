@@ -9,7 +9,6 @@ import ctypes
 import functools
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -17,7 +16,7 @@ import torch
 
 from homojl.algorithms import AbstractFixedPointAlgorithm, Anderson, Broyden
 from homojl.backends.pytorch.history import AbstractMethod, Advance, Seen
-from homojl.backends.pytorch.native.build import HERE, compile_source, key_of, known
+from homojl.backends.pytorch.native.build import HERE, compile_source, in_parts, key_of, known
 from homojl.backends.pytorch.native.operations import Unsupported
 from homojl.backends.pytorch.rows import Compaction
 from homojl.backends.pytorch.samples import Samples
@@ -103,19 +102,12 @@ class _Compiled(AbstractMethod[Any]):
         before = self._before or (z, fz)
         job.z_before, job.fz_before = before[0].data_ptr(), before[1].data_ptr()
         job.count, job.slot = self._position()
-        self._run(_entries()[z.dtype], job, z)
+        entry, place = _entries()[z.dtype], ctypes.addressof(job)
+        parts = min(torch.get_num_threads(), len(z)) if z.numel() >= _SHARED else 1
+        in_parts(len(z), parts, lambda start, stop: entry(place, self.kind, start, stop))
         self._before = z, fz
         residual, norm = norms.numpy().T
         return Seen(z[:, :0], residual, norm, ())
-
-    def _run(self, entry: Callable[..., None], job: _Iteration, z: Tensor) -> None:
-        parts = min(torch.get_num_threads(), len(z)) if z.numel() >= _SHARED else 1
-        bounds, place = [len(z) * i // parts for i in range(parts + 1)], ctypes.byref(job)
-        if parts == 1:
-            entry(place, self.kind, 0, len(z))
-            return
-        with ThreadPoolExecutor(parts) as pool:
-            list(pool.map(lambda i: entry(place, self.kind, bounds[i], bounds[i + 1]), range(parts)))
 
     def _position(self) -> tuple[int, int]:
         """How many vectors the history has, and the newest one's slot."""
