@@ -34,8 +34,9 @@ def refuse_tracing(start: Tensor) -> None:
             "a solve decides by the values it meets, which a trace would fix to those of its example; export a layer "
             "of hj.nn by torch.export, or take its value out of what is traced"
         )
-    if start.is_meta or (torch._C._len_torch_function_stack() and torch.get_default_device().type == "meta"):
-        what = "the state is on" if start.is_meta else "torch's default device is"
+    meta = start.is_meta and type(start) in (Tensor, torch.nn.Parameter)  # another class may have values
+    if meta or (torch._C._len_torch_function_stack() and torch.get_default_device().type == "meta"):
+        what = "the state is on" if meta else "torch's default device is"
         raise ConfigError(
             f"{what} the meta device, whose tensors have no values, and a solve decides by values: move the "
             'state with .to(), and call torch.set_default_device("cpu") before'
