@@ -106,7 +106,10 @@ static inline double log_of(double x) {
     p = p * q + 1.0 / 3;
     return double(e) * 0.69314718055994530942 + 2 * s * (p * q + 1);
 }
-static inline double power_of(double x, double p) { return exp_(p * log_of(x < 1e-300 ? 1e-300 : (x > 1e300 ? 1e300 : x))); }
+static inline double power_of(double x, double p) {
+    if (W == 1) return std::pow(x, p);
+    return exp_(p * log_of(x < 1e-300 ? 1e-300 : (x > 1e300 ? 1e300 : x)));
+}
 
 // The size and the end of each lane's next step; `failed` where there is none.
 static void propose(const Control &control, Paces &p) {
