@@ -290,8 +290,8 @@ class _Recomputed(torch.autograd.Function):
         kept, ctx.kept = ctx.kept, None  # its graph serves once
         if kept is not None:
             solve.f.stats.nfe_backward += kept.again
-            if twice or solve.f.changed_aside() or not all(x.requires_grad for x in kept.wrt):  # some frozen since
-                kept = None
+        if twice or (kept is not None and not all(x.requires_grad for x in kept.wrt)):  # but for those frozen since
+            kept = None
         if kept is not None and len(ctx.result.record.rounds) == 1:  # there is nothing to evaluate
             f, wrt = None, kept.wrt
         else:

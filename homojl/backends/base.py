@@ -72,7 +72,7 @@ class Task:
     jumps: Sequence[float] = ()
     each: bool = False
     starts: np.ndarray | None = None
-    last: tuple[Any, list[Tensor]] | None = None
+    last: tuple[AbstractField, list[Tensor]] | None = None
 
     def but(self, **changes: Any) -> Self:
         """The same with other attributes."""

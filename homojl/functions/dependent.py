@@ -27,7 +27,6 @@ class Dependent(Evaluated):
 
     start: Tensor | None
     made: dict[int, Any]
-    _buffers: Sequence[tuple[Tensor, int]] = ()
 
     def probe(self, *inputs: Tensor, instead: str, keep: bool = False) -> None:
         """Evaluate once with a graph, to find every tensor that the function depends on.
@@ -82,10 +81,6 @@ class Dependent(Evaluated):
         """All of `tensors` from those that autograd saved; one that has changed since is NaN where f does use it."""
         given = iter(saved)
         return [self._beside(i) if i in self._aside else next(given) for i in range(len(self._wanted))]
-
-    def changed_aside(self) -> bool:
-        """Whether one that autograd does not watch has changed since, or one without gradient since `recorded`."""
-        return any(x._version != version for x, version in (*self._aside.values(), *self._buffers))
 
     def _beside(self, i: int) -> Tensor:
         x, version = self._aside[i]
@@ -182,9 +177,6 @@ class Dependent(Evaluated):
         others = [x for x in self.tensors[slots:] if x.requires_grad]
         if self._traps or any(not x.is_leaf or x._backward_hooks for x in others):
             return None
-        assert self._captured is not None, "its tensors have been looked for"
-        buffers = [x for x in self._captured.tensors if not (x.requires_grad or x.is_inference())]
-        self._buffers = [(x, x._version) for x in buffers]
         other = self._copy()
         other.arguments = self.arguments.replaced(given)
         other.args = other._row_args = other.arguments.filled

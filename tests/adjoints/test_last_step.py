@@ -132,21 +132,3 @@ def test_inside_a_checkpoint_of_pytorch(reentrant):
     value = checkpoint(solve, y0, hj.Tsit5(first_step=hj.StepMemory()), use_reentrant=reentrant)
     with pytest.raises(hj.ConfigError, match="StepMemory has learnt in between"):
         value.sum().backward()
-
-
-def test_running_statistics_are_those_of_the_solve():
-    class Normed(Field):
-        def __init__(self) -> None:
-            super().__init__()
-            self.norm = torch.nn.BatchNorm1d(3, dtype=DTYPE)
-
-        def forward(self, t, y):
-            return super().forward(t, self.norm(y))
-
-    found = []
-    for adjoint in (hj.DirectAdjoint(), hj.CheckpointAdjoint()):
-        torch.manual_seed(0)
-        field, y0 = Normed(), torch.randn(4, 3, dtype=DTYPE)
-        _gradients(field, adjoint, (0.0, 1.0), y0=y0.requires_grad_())
-        found.append([x.clone() for x in field.buffers()])
-    torch.testing.assert_close(*found, rtol=0, atol=0)

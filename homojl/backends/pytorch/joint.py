@@ -8,7 +8,6 @@ values alone, so they are constants to any gradient.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -120,12 +119,7 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
             if observer is not None:
                 observer.trying(t, y.detach(), move.h)
             kept = None
-            if (
-                task.last is not None
-                and move.t_next == ts[-1]
-                and stepper.recordable
-                and not task.last[0].changed_aside()
-            ):
+            if task.last is not None and stepper.recordable and move.t_next == ts[-1]:
                 kept, step = _recorded(stepper, f, *task.last, t, move.h, y, known=first is not None)
             else:
                 step = stepper.step(f, t, move.h, y, first)
@@ -176,7 +170,7 @@ def _graph(stepper: AbstractStepper, saved: Saved, start: Tensor, step: Step, wr
 def _recorded(
     stepper: AbstractStepper,
     f: AbstractField,
-    field: Any,
+    field: AbstractField,
     wrt: list[Tensor],
     t: float,
     h: float,
