@@ -288,8 +288,6 @@ class _Recomputed(torch.autograd.Function):
         tensors, saved, states = solve.f.restored(rest[: last - n_saved]), rest[last - n_saved : last], rest[last:]
         twice = torch.is_grad_enabled()  # create_graph=True
         kept, ctx.kept = ctx.kept, None  # its graph serves once
-        if kept is not None:
-            solve.f.stats.nfe_backward += kept.again
         if twice or (kept is not None and not all(x.requires_grad for x in kept.wrt)):  # but for those frozen since
             kept = None
         if kept is not None and len(ctx.result.record.rounds) == 1:  # there is nothing to evaluate

@@ -160,11 +160,11 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
     )
 
 
-def _graph(stepper: AbstractStepper, saved: Saved, start: Tensor, step: Step, wrt: list[Tensor], again: int) -> Kept:
+def _graph(stepper: AbstractStepper, saved: Saved, start: Tensor, step: Step, wrt: list[Tensor]) -> Kept:
     """What a gradient begins with: the last step with what was saved in it."""
     with torch.enable_grad():
         inside = stepper.inside(step, saved.record.rounds[-1].fractions)
-    return Kept(start, inside, step.y_next, wrt, again)
+    return Kept(start, inside, step.y_next, wrt)
 
 
 def _recorded(
@@ -177,7 +177,7 @@ def _recorded(
     y: Tensor,
     *,
     known: bool,
-) -> tuple[tuple[Tensor, Step, list[Tensor], int], Step]:
+) -> tuple[tuple[Tensor, Step, list[Tensor]], Step]:
     """A step with a graph of its own, from a leaf; and the same without it. `known`: whether its first derivative is.
 
     That derivative is evaluated again here, which is work for the gradient.
@@ -191,6 +191,7 @@ def _recorded(
         # A view: hooks of modules may not be on a leaf in `autograd.grad`.
         step = stepper.step(field, t, h, start.view_as(start))
     f.calls = calls + field.calls - evaluated - known
+    f.stats.nfe_backward += again
     error = None if step.error is None else step.error.detach()
     bare = step._replace(y=y, y_next=step.y_next.detach(), ks=[k.detach() for k in step.ks], error=error)
-    return (start, step, wrt, again), bare
+    return (start, step, wrt), bare

@@ -50,19 +50,13 @@ class Round(NamedTuple):
 
 
 class Kept(NamedTuple):
-    """The graph of a solve's last step.
-
-    Attributes:
-        y, saved, y_next: the states it starts from, that were saved in it, and at its end.
-        wrt: the tensors that a gradient of the field is by.
-        again: evaluations that were made for its sake alone.
-    """
+    """The graph of a solve's last step: the state it starts from, the states saved in it, that at its end, and the
+    tensors that a gradient of the field is by."""
 
     y: Tensor
     saved: list[Tensor]
     y_next: Tensor
     wrt: list[Tensor]
-    again: int
 
 
 _NONE = StepSequence()
@@ -244,7 +238,7 @@ class Replay:
         for i, y in starts:
             taken, by, rows = record.rounds[i], wrt, None
             if kept is not None and i == len(record.rounds) - 1:
-                y, outputs, y_next, by, _ = kept
+                y, outputs, y_next, by = kept
             else:
                 with torch.enable_grad():
                     y = y.detach().requires_grad_()
