@@ -3,7 +3,7 @@
 | adjoint | gradient of | keeps | cost beyond one forward and backward evaluation per stage |
 |---|---|---|---|
 | `DirectAdjoint` | the computed solution | every evaluation's graph | none |
-| `CheckpointAdjoint` | the computed solution, to rounding | the states, the last graph | one forward evaluation |
+| `CheckpointAdjoint` | the computed solution, to rounding the same | the accepted states | one forward evaluation |
 | `BacksolveAdjoint` | the exact solution, to the tolerance | the saved states | a backward solve |
 | `GaussAdjoint` | the exact solution, to the tolerance | the saved states | a backward solve and a quadrature |
 
@@ -210,8 +210,7 @@ class AbstractRecomputingAdjoint(AbstractODEAdjoint):
                 return solve.run(y0)
         self.check(solve)
         found: list[Integration] = []
-        task = solve.but(keep_states=solve.keep_states or keeps_states)
-        saved = _Recomputed.apply(self, task, found, y0, *f.tensors)
+        saved = _Recomputed.apply(self, solve.but(keep_states=solve.keep_states or keeps_states), found, y0, *f.tensors)
         (result,) = found
         result.ys = [y0, *saved]
         if not solve.keep_states:
@@ -257,9 +256,7 @@ class _Recomputed(torch.autograd.Function):
         y0: Tensor,
         *tensors: Tensor,
     ) -> tuple[Tensor, ...]:
-        records = adjoint.keeps_states and solve.backend.records and not solve.each and solve.event is None
-        result = (solve.but(last=solve.f.recorded()) if records else solve).run(y0)
-        result.kept, ctx.kept = None, result.kept
+        result = solve.run(y0)
         found.append(result)
         # Two saved states may be one tensor or views of one, and a kept state is often a saved one: autograd wants the
         # outputs distinct from each other and from the input.
@@ -287,13 +284,7 @@ class _Recomputed(torch.autograd.Function):
         last = len(rest) - n_states
         tensors, saved, states = solve.f.restored(rest[: last - n_saved]), rest[last - n_saved : last], rest[last:]
         twice = torch.is_grad_enabled()  # create_graph=True
-        kept, ctx.kept = ctx.kept, None  # its graph serves once
-        if twice or (kept is not None and not all(x.requires_grad for x in kept.wrt)):  # but for those frozen since
-            kept = None
-        if kept is not None and len(ctx.result.record.rounds) == 1:  # there is nothing to evaluate
-            f, wrt = None, kept.wrt
-        else:
-            f, wrt = solve.f.again(tensors, twice=twice)
+        f, wrt = solve.f.again(tensors, twice=twice)
         if twice:
             y0 = y0.view_as(y0)
             again = adjoint.backward_again(solve, ctx.result, f, y0)
@@ -302,11 +293,10 @@ class _Recomputed(torch.autograd.Function):
         else:
             record = copy.copy(ctx.result.record)
             record.states = states or None
-            result = replace(ctx.result, record=record, kept=kept)
+            result = replace(ctx.result, record=record)
             before, grads = adjoint.backward(solve, result, f, wrt, [y0, *saved], cotangents)
-        if f is not None:
-            f.add_counts()
-            solve.f.stats.nfe_backward += f.calls
+        f.add_counts()
+        solve.f.stats.nfe_backward += f.calls
         solve.f.stats.seconds_backward += time.perf_counter() - started
         return None, None, None, before, *solve.f.spread(grads, tensors)
 
@@ -315,10 +305,9 @@ class _Recomputed(torch.autograd.Function):
 class CheckpointAdjoint(AbstractRecomputingAdjoint):
     """The exact gradient of what was computed, one accepted step at a time.
 
-    Only the state at the start of each accepted step is kept, and the graph of the last one where PyTorch solves;
-    the backward pass takes each step before it again, last one first, with a graph of its own. Equal to
-    `DirectAdjoint` to rounding at every tolerance, and independent of the backend that found the steps. With
-    `create_graph=True` all steps are taken again in one graph.
+    Only the state at the start of each accepted step is kept; the backward pass takes each step again, last one
+    first, with a graph of its own. Equal to `DirectAdjoint` to rounding at every tolerance, and independent of the
+    backend that found the steps. With `create_graph=True` all steps are taken again in one graph.
 
     With `max_states` the solve keeps none of them, and the backward pass takes the n steps again from y0 as often as
     it must, in the order that needs the fewest: less than r times each beside the once with a graph, where r is the
@@ -362,7 +351,7 @@ class CheckpointAdjoint(AbstractRecomputingAdjoint):
         else:
             again, most = torch.no_grad()(replay.states_from), self.max_states or count or 1
             starts = states_backwards(again, saved[0].detach(), count, most)
-        return replay.backwards(starts, wrt, saved[1:], cotangents, result.kept)
+        return replay.backwards(starts, wrt, saved[1:], cotangents)
 
     def backward_again(self, solve: Solve, result: Integration, f: VectorField, y0: Tensor) -> list[Tensor]:
         return Replay(result.record, solve.algorithm, f, y0).whole(y0, len(result.ts) - 1)[1]

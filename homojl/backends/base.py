@@ -22,7 +22,7 @@ from homojl.functions.base import AbstractField, AbstractMap
 from homojl.solution import Happened, Samples, Status
 
 if TYPE_CHECKING:
-    from homojl.backends.pytorch.record import Kept, Record
+    from homojl.backends.pytorch.record import Record
 
 Tensor = torch.Tensor
 
@@ -59,8 +59,6 @@ class Task:
         jumps: times that adaptive steps end on, and where the field is evaluated anew.
         each: whether every sample, a row of the state, has steps, an error and an end of its own.
         starts: times from which the samples go on, (B,); None: all from ts[0]. One that starts at the end is done.
-        last: the field again, and the tensors that a gradient of it is by, where PyTorch may take the last step of a
-            joint solve with a graph of its own.
     """
 
     f: AbstractField
@@ -72,7 +70,6 @@ class Task:
     jumps: Sequence[float] = ()
     each: bool = False
     starts: np.ndarray | None = None
-    last: tuple[AbstractField, list[Tensor]] | None = None
 
     def but(self, **changes: Any) -> Self:
         """The same with other attributes."""
@@ -96,7 +93,6 @@ class Integration:
         samples: of each sample, where they have steps of their own.
         first_step: what `StepMemory` would learn of such a solve.
         events: those on the way, of an integration that went on after them.
-        kept: the graph of the last step, where it was asked for and there is one.
     """
 
     ts: Any
@@ -110,7 +106,6 @@ class Integration:
     samples: Samples | None = None
     first_step: float | None = None
     events: Sequence[Happened] = ()
-    kept: Kept | None = None
 
     @cached_property
     def n_accepted(self) -> int:

@@ -167,25 +167,6 @@ class Dependent(Evaluated):
         again._ends = None if twice else {id(x) for x in wrt}
         return again, wrt
 
-    def recorded(self) -> tuple[Any, list[Tensor]] | None:
-        """The function as it is, at arguments that are leaves, and the tensors to differentiate it by; after `probe`.
-
-        None: it holds tensors whose gradients would be counted twice, or whose hooks would run twice.
-        """
-        slots = self._counts[0]
-        given = [x.detach().requires_grad_() if x.requires_grad else x for x in self.tensors[:slots]]
-        others = [x for x in self.tensors[slots:] if x.requires_grad]
-        if self._traps or any(not x.is_leaf or x._backward_hooks for x in others):
-            return None
-        other = self._copy()
-        other.arguments = self.arguments.replaced(given)
-        other.args = other._row_args = other.arguments.filled
-        other.calls, other.counting, other._plain = 0, True, self._simple
-        other.finish()
-        wrt = [*(x for x in given if x.requires_grad), *others]
-        other._ends = {id(x) for x in wrt}
-        return other, wrt
-
     def look_behind(self, value: Tensor, y: Tensor) -> None:
         """See that the first value of a gradient's own comes from the tensors of the solve alone.
 

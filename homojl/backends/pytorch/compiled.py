@@ -125,8 +125,6 @@ class CompiledStepper(ExplicitStepper):
         cuda_graphs: whether steps are CUDA graphs.
     """
 
-    recordable = False
-
     def __init__(self, field: VectorField, task: Task, y0: Tensor, *, cuda_graphs: bool) -> None:
         algorithm, norm = task.algorithm, task.norm
         tableau = algorithm.explicit_tableau

@@ -15,10 +15,9 @@ import torch
 from homojl.algorithms import AbstractErrorControlled, AbstractFixedStep
 from homojl.backends.base import Integration, Task
 from homojl.backends.pytorch.events import StateEvents, StepEvent
-from homojl.backends.pytorch.record import Kept, Record, Round
+from homojl.backends.pytorch.record import Record, Round
 from homojl.backends.pytorch.sizes import Controlled, Move, Planned, Stop
 from homojl.backends.pytorch.steps import AbstractStepper, Step
-from homojl.functions import AbstractField, VectorField
 from homojl.solution import Status
 
 Tensor = torch.Tensor
@@ -108,7 +107,7 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
     else:
         assert isinstance(algorithm, AbstractFixedStep), algorithm
         sizes = Planned(algorithm, ts)
-    t, y, step, kept, which, started = sizes.t, y0, None, None, None, f.calls
+    t, y, step, which, started = sizes.t, y0, None, None, f.calls
     status, message = Status.SUCCESS, ""
     observer = algorithm.observer
     try:
@@ -118,11 +117,7 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
             move = sizes.propose(t, saved.next)
             if observer is not None:
                 observer.trying(t, y.detach(), move.h)
-            kept = None
-            if task.last is not None and stepper.recordable and move.t_next == ts[-1]:
-                kept, step = _recorded(stepper, f, *task.last, t, move.h, y, known=first is not None)
-            else:
-                step = stepper.step(f, t, move.h, y, first)
+            step = stepper.step(f, t, move.h, y, first)
             if not sizes.accepts(step, move):
                 if observer is not None:
                     observer.rejected(t, y.detach(), move.h)
@@ -156,42 +151,4 @@ def integrate(task: Task, y0: Tensor, stepper: AbstractStepper) -> Integration:
         nfe=f.calls - started,
         n_rejected=sizes.rejected,
         event=which,
-        kept=_graph(stepper, saved, *kept) if kept is not None and status.ok else None,
     )
-
-
-def _graph(stepper: AbstractStepper, saved: Saved, start: Tensor, step: Step, wrt: list[Tensor]) -> Kept:
-    """What a gradient begins with: the last step with what was saved in it."""
-    with torch.enable_grad():
-        inside = stepper.inside(step, saved.record.rounds[-1].fractions)
-    return Kept(start, inside, step.y_next, wrt)
-
-
-def _recorded(
-    stepper: AbstractStepper,
-    f: AbstractField,
-    field: AbstractField,
-    wrt: list[Tensor],
-    t: float,
-    h: float,
-    y: Tensor,
-    *,
-    known: bool,
-) -> tuple[tuple[Tensor, Step, list[Tensor]], Step]:
-    """A step with a graph of its own, from a leaf; and the same without it. `known`: whether its first derivative is.
-
-    That derivative is evaluated again here, which is work for the gradient.
-    """
-    assert isinstance(f, VectorField), f
-    calls, evaluated = f.calls, field.calls
-    f.forget()
-    again = known + (f.calls - calls)
-    with torch.enable_grad():
-        start = y.detach().requires_grad_()
-        # A view: hooks of modules may not be on a leaf in `autograd.grad`.
-        step = stepper.step(field, t, h, start.view_as(start))
-    f.calls = calls + field.calls - evaluated - known
-    f.stats.nfe_backward += again
-    error = None if step.error is None else step.error.detach()
-    bare = step._replace(y=y, y_next=step.y_next.detach(), ks=[k.detach() for k in step.ks], error=error)
-    return (start, step, wrt), bare

@@ -49,16 +49,6 @@ class Round(NamedTuple):
     at: np.ndarray | None = None
 
 
-class Kept(NamedTuple):
-    """The graph of a solve's last step: the state it starts from, the states saved in it, that at its end, and the
-    tensors that a gradient of the field is by."""
-
-    y: Tensor
-    saved: list[Tensor]
-    y_next: Tensor
-    wrt: list[Tensor]
-
-
 _NONE = StepSequence()
 
 
@@ -208,7 +198,6 @@ class Replay:
         wrt: Sequence[Tensor],
         saved: Sequence[Tensor],
         cotangents: Sequence[Tensor | None],
-        kept: Kept | None = None,
     ) -> tuple[Tensor | None, list[Tensor | None]]:
         """The gradient, one round after the other, the last one first, each with a graph of its own.
 
@@ -216,7 +205,6 @@ class Replay:
             starts: the rounds' numbers and the states they start from, in that order.
             wrt: tensors that the field depends on.
             saved, cotangents: states that the solve saved, and the gradients with respect to them.
-            kept: the graph of the last round, where it need not be taken again.
 
         Returns:
             With respect to the initial state and to each of `wrt`; None for zero.
@@ -236,28 +224,24 @@ class Replay:
             costate = cotangents[int(record.held[0][0])]
         checked = False
         for i, y in starts:
-            taken, by, rows = record.rounds[i], wrt, None
-            if kept is not None and i == len(record.rounds) - 1:
-                y, outputs, y_next, by = kept
-            else:
-                with torch.enable_grad():
-                    y = y.detach().requires_grad_()
-                    # A view: hooks of modules may not be on a leaf in `autograd.grad`.
-                    step, outputs, rows = self._again(i, y.view_as(y), None)
-                    y_next = step.y_next
-                if not checked and (outputs or kept is not None):
-                    self._check(outputs, step, i, saved)
-                    checked = True
+            taken = record.rounds[i]
+            with torch.enable_grad():
+                y = y.detach().requires_grad_()
+                # A view: hooks of modules may not be on a leaf in `autograd.grad`.
+                step, outputs, rows = self._again(i, y.view_as(y), None)
+            if not checked and outputs:
+                self._check(outputs, step, taken, saved)
+                checked = True
             if flat is not None and taken.samples is not None and outputs:
                 places = on(like, taken.saves * len(like) + taken.samples[taken.at])
                 pairs = [(outputs[0], flat.index_select(0, places))]
             else:
                 pairs = [(o, c) for o, s in zip(outputs, taken.saves, strict=True) if (c := cotangents[s]) is not None]
             if costate is not None:
-                pairs.append((y_next, costate if rows is None else costate.index_select(0, rows)))
+                pairs.append((step.y_next, costate if rows is None else costate.index_select(0, rows)))
             if not pairs:
                 continue
-            before, *grads = gradients([o for o, _ in pairs], [y, *by], [c for _, c in pairs])
+            before, *grads = gradients([o for o, _ in pairs], [y, *wrt], [c for _, c in pairs])
             costate = _put(costate, rows, torch.zeros_like(y) if before is None else before, like)
             for j, grad in enumerate(grads):
                 if grad is None:
@@ -278,19 +262,15 @@ class Replay:
             costate.index_add_(0, on(like, samples), flat.index_select(0, on(like, saves * len(like) + samples)))
         return costate, flat
 
-    def _check(self, outputs: Sequence[Tensor], step: Step, i: int, saved: Sequence[Tensor]) -> None:
-        """That one state that was saved in round i, or the one that the next starts from, is what it was."""
-        record, taken = self._record, self._record.rounds[i]
-        if not outputs:
-            assert record.states is not None, "the rounds' states are kept with the last graph"
-            now, before = step.y_next.detach(), record.states[i + 1]
-        elif taken.at is None:
-            now, before = outputs[0].detach(), saved[int(taken.saves[0])]
-        else:
-            assert record.layout is not None
+    def _check(self, outputs: Sequence[Tensor], step: Step, taken: Round, saved: Sequence[Tensor]) -> None:
+        """That one saved state is what it was in the solve, to rounding."""
+        save = int(taken.saves[0])
+        now, before = outputs[0].detach(), saved[save]
+        if taken.at is not None:
+            assert self._record.layout is not None
             assert taken.samples is not None
-            now = outputs[0][0].detach()
-            before = record.layout.flatten(saved[int(taken.saves[0])])[int(taken.samples[taken.at[0]])]
+            now = now[0]
+            before = self._record.layout.flatten(before)[int(taken.samples[taken.at[0]])]
         if torch.equal(now, before):  # as PyTorch's own steps are
             return
         eps, size = torch.finfo(now.dtype).eps, step.y.abs().max() + step.y_next.abs().max()

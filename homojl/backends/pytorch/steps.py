@@ -90,7 +90,6 @@ class AbstractStepper(abc.ABC):
         error_order: the power of the step size with which that estimate falls.
         interpolates: whether a step can be evaluated inside; else steps have to end on the save times.
         carries: whether the stages hold the derivative at the end of the step.
-        recordable: whether a step with a graph takes no other evaluations than one without.
         last_resort: what to try where the steps have become too small.
     """
 
@@ -98,7 +97,6 @@ class AbstractStepper(abc.ABC):
     error_order: int
     interpolates: bool
     carries = False
-    recordable = False
     last_resort = "loosen rtol and atol, use float64, or take a method for stiff fields such as KenCarp4()"
 
     @abc.abstractmethod
@@ -140,8 +138,6 @@ class ExplicitStepper(AbstractStepper):
     A stage's argument is built by one addition per weight: a product of the weights with the stages in one buffer takes
     fewer operations, but copying the stages there costs more than that saves, for small states and for large ones.
     """
-
-    recordable = True
 
     def __init__(self, tableau: ButcherTableau) -> None:
         self.tableau = tableau
