@@ -66,7 +66,7 @@ def cli(context: click.Context, debug: bool) -> None:
     \b
     Examples:
       homojl train                                    HomoODE on the digits
-      homojl train --model deq --dataset svhn         SVHN is downloaded once
+      homojl train --model homoode --dataset svhn     SVHN is downloaded once
       homojl compare --models homoode,deq --epochs 5  a table of both
       homojl evaluate runs/NAME                       accuracy, evaluations
       homojl export runs/NAME --out results.h5        all numbers, for pandas
