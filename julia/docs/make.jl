@@ -1,5 +1,4 @@
-# The manual, in build/; a doctest that fails, or a public name that is left out, is an error. It has not been built yet,
-# and the doctests have not run.
+# The manual, in build/; a doctest that fails, or a public name that is left out, is an error.
 #
 #     julia --project=julia/docs -e 'using Pkg; Pkg.develop(path = "julia"); Pkg.instantiate()'
 #     julia --project=julia/docs julia/docs/make.jl
