@@ -82,7 +82,7 @@ class JuliaBackend(AbstractBackend):
             raise ConfigError(f"{beyond} needs backend='pytorch'")
         if isinstance(f, DerivedField) and getattr(algorithm, "mass_matrix", None) is not None:
             raise ConfigError("a solve with a mass_matrix gives values, and no gradients")
-        form = jobs.form(f, y0)
+        form = jobs.state_form(f, y0)
         field = jobs.native(f, form) or Callback(f, form, timed=True)
         watch = None if event is None else Conditions(event, form, ts[0], y0)
         out, saved = jobs.room_for_saves(form, y0, len(ts) - 1)
@@ -185,7 +185,7 @@ class JuliaBackend(AbstractBackend):
     def adjoint(self, task: AdjointTask) -> tuple[Tensor | None, list[Tensor | None]] | None:
         """In Julia where the field is held there: its products are made there too, and nothing crosses in between."""
         solve, y0, f = task.solve, task.ys[0], task.solve.f
-        form = jobs.form(f, y0)
+        form = jobs.state_form(f, y0)
         field = jobs.native(f, form)
         if field is None or not isinstance(f, UserFunction):
             return None
@@ -276,7 +276,7 @@ class JuliaBackend(AbstractBackend):
 
     @torch.no_grad()
     def trace_path(self, r: AbstractMap, z0: Tensor, algorithm: AbstractPathAlgorithm, *, kind: str) -> Path:
-        form = jobs.form(r, z0)
+        form = jobs.state_form(r, z0)
         function = jobs.native(r, form) or Callback(r, form, timed=False)
         states: list[Tensor] = []
         job = Job(

@@ -43,7 +43,7 @@ def device(form: StateForm) -> int | None:
     return torch.cuda.current_device() if form.device.index is None else form.device.index
 
 
-def form(f: AbstractField | AbstractMap, y0: Tensor) -> StateForm:
+def state_form(f: AbstractField | AbstractMap, y0: Tensor) -> StateForm:
     """The form of a function's states; one in Julia sees them as contiguous arrays."""
     return StateForm(y0.contiguous() if isinstance(f, UserFunction) and isinstance(f.f, JuliaField) else y0)
 
@@ -93,7 +93,7 @@ class Products:
 
 def batch_form(f: AbstractField | AbstractMap, z0: Tensor) -> StateForm:
     """The form of a batch of samples, each of which must be a block of its own: the first dimension is the slowest."""
-    form = form(f, z0)
+    form = state_form(f, z0)
     if form.n > len(z0) and form.strides[0] * len(z0) != form.n:
         form = StateForm(z0.contiguous())
     return form
