@@ -20,7 +20,8 @@ def trace(*args: object):
 def test_without_a_problem_it_lists_the_gallery():
     result = trace()
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.output.splitlines()] == gallery.names()
+    first = [line.split()[0] for line in result.output.splitlines() if line[:1] != " "]  # long ones go on, indented
+    assert first == gallery.names()
 
 
 def test_several_velocities_and_a_figure(tmp_path):
