@@ -38,7 +38,8 @@ class DenseOutput:
         self._stepper = stepper_for(solve.algorithm)
         self._direction = 1.0 if solve.ts[-1] > solve.ts[0] else -1.0
         self._rounds, self._states = result.record.rounds, result.record.states or []
-        self._first, self._last = float(result.ts[0]), float(result.ts[-1])
+        times = torch.as_tensor(result.ts, dtype=torch.float64).detach()
+        self._first, self._last = times[0].item(), times[-1].item()
         self._starts = [taken.t * self._direction for taken in self._rounds]
         self._step: tuple[int, bool, Step] | None = None
         self._versions = self._f.versions()
