@@ -67,7 +67,7 @@ class Dependent(Evaluated):
         self._wanted = [x.requires_grad for x in self.tensors]
         self.inputs = tuple(x for x in self.tensors if x.requires_grad)
         self.start, self._instead = (value.detach().clone() if keep else None), instead
-        self._remember(y, value)
+        self._remember((*time, y), value)
 
     def to_save(self, tensors: Sequence[Tensor]) -> list[Tensor]:
         """Those of `tensors` that autograd saves, and watches.
@@ -266,7 +266,7 @@ class Dependent(Evaluated):
         *time, y = inputs
         with torch.enable_grad():
             value = self(*time, y.detach())
-        self._remember(y, value)
+        self._remember((*time, y), value)
         return value.requires_grad
 
 
