@@ -40,15 +40,15 @@ LISTING = """
 function (package, uuid)
     found = Base.PkgId(Base.UUID(uuid), package)
     isnothing(Base.locate_package(found)) && return String[]
-    home, core = Base.require(found), HomoJL.OrdinaryDiffEqCore
+    home, core = Base.require(found), ZeroPaths.OrdinaryDiffEqCore
     lines = String[]
     for name in names(home)
         value = isdefined(home, name) ? getfield(home, name) : nothing
         (value isa Type || value isa Function) && parentmodule(value) === home || continue
         isuppercase(first(String(name))) || continue
         instance = try value() catch; nothing end
-        is_method = instance isa HomoJL.SciMLBase.AbstractODEAlgorithm ||
-            (value isa Type && value <: HomoJL.SciMLBase.AbstractODEAlgorithm) || startswith(String(name), "Auto")
+        is_method = instance isa ZeroPaths.SciMLBase.AbstractODEAlgorithm ||
+            (value isa Type && value <: ZeroPaths.SciMLBase.AbstractODEAlgorithm) || startswith(String(name), "Auto")
         order = try Int(core.alg_order(instance)) catch; 0 end
         is_method && push!(lines, string(name, " = ", order))
     end
@@ -74,7 +74,7 @@ def adaptive(name: str) -> bool:
     from homojl.backends.julia.methods import chosen
 
     julia = runtime.start()
-    ask = julia.jl.seval("(bridge, choice) -> HomoJL.OrdinaryDiffEqCore.isadaptive(bridge.made(choice, true))")
+    ask = julia.jl.seval("(bridge, choice) -> ZeroPaths.OrdinaryDiffEqCore.isadaptive(bridge.made(choice, true))")
     with runtime.calling(julia):
         return bool(ask(julia.bridge, chosen(method(name))))
 

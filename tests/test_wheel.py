@@ -63,7 +63,7 @@ print(importlib.metadata.version("homojl"))
     if not tracked:  # an unpacked archive has no git
         tracked = [str(p.relative_to(ROOT)) for p in (ROOT / "julia").rglob("*") if p.is_file()]
     assert {f"homojl_{name}" for name in tracked} <= julia
-    assert "homojl_julia/src/HomoJL.jl" in julia
+    assert "homojl_julia/src/ZeroPaths.jl" in julia
     assert out[2] == "0.1.0"
 
 

@@ -4,9 +4,9 @@
 #     julia --project=julia/docs julia/docs/make.jl
 
 using Documenter
-using HomoJL
+using ZeroPaths
 
 makedocs(;
-    sitename = "HomoJL", modules = [HomoJL], authors = "the homojl developers", checkdocs = :public, remotes = nothing,
-    format = Documenter.HTML(; edit_link = nothing, repolink = nothing), pages = ["HomoJL" => "index.md"],
+    sitename = "ZeroPaths", modules = [ZeroPaths], authors = "the homojl developers", checkdocs = :public, remotes = nothing,
+    format = Documenter.HTML(; edit_link = nothing, repolink = nothing), pages = ["ZeroPaths" => "index.md"],
 )

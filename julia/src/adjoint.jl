@@ -14,9 +14,9 @@ Add to `costate` the gradient by the initial state, and to the arrays `totals` t
 by the states `us` at the times `ts` are `cotangents`, `nothing` for zero.
 
 # Arguments
-- `field`: `field.f!` and `field.jvp!` are those of [`record`](@ref HomoJL.record); `field.vjp!(gradient, gains, a, u, t)` writes
+- `field`: `field.f!` and `field.jvp!` are those of [`record`](@ref ZeroPaths.record); `field.vjp!(gradient, gains, a, u, t)` writes
   a' df/du into `gradient` and a' df/dp into the arrays `gains`, which has none where they are not wanted.
-- `forward`, `backward`: the [`Way`](@ref HomoJL.Way) in which the solve was done, and that of this one.
+- `forward`, `backward`: the [`Way`](@ref ZeroPaths.Way) in which the solve was done, and that of this one.
 - `rule`: nodes and weights of a quadrature on (-1, 1): between two saved times the forward solve is done again, the state is its
   interpolant, and the parameters' gradients are quadratures over its steps. `nothing`: state, costate and gradients are
   integrated backwards as one vector.

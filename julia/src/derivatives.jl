@@ -110,7 +110,7 @@ function jacobian!(J, d::Derivatives, u, p, t)
     return nothing
 end
 
-"Thrown where the Jacobian at an accepted state is not finite, since a factorisation refuses it; never leaves [`record`](@ref HomoJL.record)."
+"Thrown where the Jacobian at an accepted state is not finite, since a factorisation refuses it; never leaves [`record`](@ref ZeroPaths.record)."
 struct NotFinite <: Exception end
 
 """

@@ -39,7 +39,7 @@ struct ZeroPath{Z <: AbstractArray}
     step::Float64
 end
 
-"Follow the path of r! from z0; `kind` is `:fixed_point`, `:newton` or `:general`, as in [`Homotopy`](@ref HomoJL.Homotopy)."
+"Follow the path of r! from z0; `kind` is `:fixed_point`, `:newton` or `:general`, as in [`Homotopy`](@ref ZeroPaths.Homotopy)."
 function follow(@nospecialize(r!), z0::AbstractArray, algorithm::ZeroPathTracker, kind::Symbol, @nospecialize(jvp!))
     require_state(z0)
     tracker = Tracker(Homotopy(r!, jvp!, z0, kind), algorithm)
@@ -147,7 +147,7 @@ end
 
 """
 One step of size `h`: the next point, its tangent, the sign of the determinant there, the length of the path up to it,
-and the quotient that the step's size should be divided by, at most 2. Throws [`StepFailed`](@ref HomoJL.StepFailed) if
+and the quotient that the step's size should be divided by, at most 2. Throws [`StepFailed`](@ref ZeroPaths.StepFailed) if
 that is more, or something failed.
 """
 function take_step(tracker::Tracker{T}, point::Point, tangent, h::Float64, lands::Bool) where {T}
@@ -199,7 +199,7 @@ Newton's method from a point back to H = 0 in the hyperplane orthogonal to the b
 meets the tolerance, and the largest factor that one correction, of those that had some way to go, reduced the residual
 by.
 
-Throws [`StepFailed`](@ref HomoJL.StepFailed) if the residual does not fall at every correction, or is too large after
+Throws [`StepFailed`](@ref ZeroPaths.StepFailed) if the residual does not fall at every correction, or is too large after
 the last.
 """
 function corrected(tracker::Tracker{T}, point::Point, border, most::Int) where {T}

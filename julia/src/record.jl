@@ -10,7 +10,7 @@ and the steps.
 - `max_steps`: accepted and rejected steps together before the solve stops.
 - `step_size`: take equal steps of at most this size that end on every save time; `nothing`: steps by the error, or one
   step from each save time to the next where the method estimates none.
-- `controller`: a [`TorchController`](@ref HomoJL.TorchController); `nothing`: the method's own.
+- `controller`: a [`TorchController`](@ref ZeroPaths.TorchController); `nothing`: the method's own.
 - `mass_matrix`: of M du/dt = f; `nothing`: the unit matrix.
 
 Throws an `ArgumentError` for a value outside its range.
@@ -129,7 +129,7 @@ Integrate du/dt = f(u, t) from u(ts[1]) = u0 by a method of OrdinaryDiffEq, and 
 - `jvp!`: for methods that ask for the Jacobian, its product with a vector, `jvp!(Jv, v, u, t)`; `nothing`: finite differences.
 - `dense`: whether such a method gets the Jacobian as a matrix, rather than its products with vectors.
 - `parts`: ranges of positions whose largest root mean square is the norm of the error; `nothing`: the whole state.
-- `watch`: `(values!, direction, n, passed)` of conditions that end the solve, see `HomoJL.Watch`; `nothing`: none.
+- `watch`: `(values!, direction, n, passed)` of conditions that end the solve, see `ZeroPaths.Watch`; `nothing`: none.
 - `out`: `length(ts) - 1` arrays like u0 to save the states in; `nothing`: new ones.
 - `keep`: called with the state at the start of every accepted step, which stays the solver's; `nothing`: not called.
 - `interpolate`: whether the record has an interpolant of the whole solution, in the memory of all steps and their stages.

@@ -15,7 +15,7 @@ it step by step. The solution's `original` is a [`SampleReport`](@ref).
 
 # Example
 ```jldoctest
-julia> using HomoJL
+julia> using ZeroPaths
 
 julia> cosine!(du, u, p) = (du .= cos.(u) .- u);
 
@@ -52,7 +52,7 @@ References: Anderson (1965), J. ACM 12(4); Walker, Ni (2011), SIAM J. Numer. Ana
 
 # Example
 ```jldoctest
-julia> using HomoJL
+julia> using ZeroPaths
 
 julia> cosine(u, p) = cos.(u) .- u;
 
@@ -87,7 +87,7 @@ unknowns; those with a matrix-free linear solver ask for products. The products 
 
 # Example
 ```jldoctest
-julia> using HomoJL, NonlinearSolve
+julia> using ZeroPaths, NonlinearSolve
 
 julia> prob = NonlinearProblem((u, p) -> cos.(u) .- u, [1.0 0.5]);
 
@@ -130,7 +130,7 @@ end
 A map g!(out, z) = z + f(z) on a batch, seen as a matrix with a column for each sample; counts its calls.
 
 The types of `g!` and of its product `jvp!(out, v, z)` are deliberately unknown to the compiler, as that of the field in
-[`CountedField`](@ref HomoJL.CountedField).
+[`CountedField`](@ref ZeroPaths.CountedField).
 """
 mutable struct CountedMap{N}
     g!::Any

@@ -41,7 +41,7 @@ References: Allgower, Georg (1990), Numerical Continuation Methods, chapters 4 t
 
 # Example
 ```jldoctest
-julia> using HomoJL
+julia> using ZeroPaths
 
 julia> prob = NonlinearProblem((du, u, p) -> (du .= atan.(u)), [3.0]);  # Newton's method diverges from 3
 

@@ -15,13 +15,13 @@ function quadratic_field(p, T)
     return (; f!, jvp! = (Jv, v, u, t) -> (Jv .= .-2 .* p[1] .* u .* v), vjp!)
 end
 
-way(how::How) = HomoJL.Way(how.make(true), how.request, true)
+way(how::How) = ZeroPaths.Way(how.make(true), how.request, true)
 
 function gradients(p, u0, ts, how, rule; parts = nothing, T = Float64, backward = how)
     field = quadratic_field(p, T)
     us = integrate(field.f!, u0, ts, how; field.jvp!).us
     costate, totals = zero(u0), (zeros(T, 1), zeros(T, 1))
-    ending, t, nfe, products = HomoJL.adjoint!(
+    ending, t, nfe, products = ZeroPaths.adjoint!(
         costate, totals, field, ts, us, [nothing; 2 .* us[2:end]], way(how), way(backward), rule, parts
     )
     return (; ending, t, nfe, products, costate, totals)
@@ -65,10 +65,10 @@ end
         A === Tsit5 && linear_solver === :krylov && continue
         how = A === Tsit5 ? A(rtol = 1.0e-8, atol = 1.0e-8) : A(; rtol = 1.0e-8, atol = 1.0e-8, linear_solver)
         dense = linear_solver === :dense
-        at = HomoJL.Way(how.make(dense), how.request, dense)
+        at = ZeroPaths.Way(how.make(dense), how.request, dense)
         us = integrate(heat!, heat_mode(n, 1), [0.0, 0.1], how; jvp! = heat_jvp!).us
         costate = zeros(n)
-        ending, _ = HomoJL.adjoint!(costate, (), field, [0.0, 0.1], us, [nothing, heat_mode(n, 2)], at, at, LEGENDRE, nothing)
+        ending, _ = ZeroPaths.adjoint!(costate, (), field, [0.0, 0.1], us, [nothing, heat_mode(n, 2)], at, at, LEGENDRE, nothing)
         @test ending === :success
         @test costate ≈ exp(0.1 * heat_rate(n, 2)) .* heat_mode(n, 2) rtol = 1.0e-5
     end
@@ -78,7 +78,7 @@ end
     hard = Tsit5(rtol = 1.0e-9, atol = 1.0e-9, max_steps = 3)
     found = gradients((1.5, 0.0), [0.8, 2.0], [0.0, 1.0], Tsit5(rtol = 1.0e-9, atol = 1.0e-9), LEGENDRE; backward = hard)
     @test found.ending === :max_steps && 0 < found.t < 1
-    nothing_to_do = HomoJL.adjoint!(
+    nothing_to_do = ZeroPaths.adjoint!(
         zeros(2), (), quadratic_field((1.5, 0.0), Float64), [0.0, 1.0], [[1.0, 1.0], [1.0, 1.0]], [nothing, nothing],
         way(hard), way(hard), LEGENDRE, nothing,
     )

@@ -1,4 +1,4 @@
-using HomoJL: Samplewise, SamplewiseAnderson, SamplewisePicard
+using ZeroPaths: Samplewise, SamplewiseAnderson, SamplewisePicard
 using NonlinearSolve: NonlinearSolve
 using SteadyStateDiffEq: DynamicSS
 using JLArrays: JLArrays, JLArray
@@ -39,7 +39,7 @@ end
 
 function fixed_point(f!, z0, how::Named; samples = 1, jvp! = nothing)
     (; rtol, atol, max_steps) = (; rtol = 1.0e-4, atol = 1.0e-6, max_steps = how.name == "Relaxation" ? 1000 : 100, how.options...)
-    value, report, nfe = HomoJL.equilibrium(
+    value, report, nfe = ZeroPaths.equilibrium(
         f!, z0, how.make(samples); jvp!, reltol = rtol, abstol = atol, maxiters = max_steps
     )
     return (;

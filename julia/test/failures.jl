@@ -3,7 +3,7 @@ function failed(f!, u0, ts, algorithm; options...)
     @test sol.status !== SUCCESS
     # The stored states are finite and end where the solve stopped.
     @test length(sol.ts) == length(sol.us)
-    @test !SciMLBase.successful_retcode(HomoJL.RETURN_CODES[sol.status])
+    @test !SciMLBase.successful_retcode(ZeroPaths.RETURN_CODES[sol.status])
     return sol
 end
 

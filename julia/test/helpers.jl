@@ -10,7 +10,7 @@ import OrdinaryDiffEqSDIRK
 import OrdinaryDiffEqTsit5
 import OrdinaryDiffEqVerner
 import SciMLBase
-using HomoJL: TorchController, ZeroPathTracker
+using ZeroPaths: TorchController, ZeroPathTracker
 
 const SUCCESS, DIVERGED, STEP_TOO_SMALL, MAX_STEPS, STALLED = :success, :diverged, :step_too_small, :max_steps, :stalled
 const LEFT_BOUNDS, RETURNED, FOLD, ENDED = :left_bounds, :returned, :fold, :event
@@ -19,11 +19,11 @@ const LEFT_BOUNDS, RETURNED, FOLD, ENDED = :left_bounds, :returned, :fold, :even
 struct How
     name::String
     make::Any
-    request::HomoJL.Request
+    request::ZeroPaths.Request
     dense::Union{Nothing, Bool}
 end
 
-how(name, make; dense = nothing, options...) = How(name, make, HomoJL.Request(; options...), dense)
+how(name, make; dense = nothing, options...) = How(name, make, ZeroPaths.Request(; options...), dense)
 
 Euler(; options...) = how("Euler", d -> OrdinaryDiffEqLowOrderRK.Euler(); options...)
 Midpoint(; options...) = how("Midpoint", d -> OrdinaryDiffEqLowOrderRK.Midpoint(); options...)
@@ -66,7 +66,7 @@ function integrate(
     dense = something(how.dense, length(u0) <= 64)
     states = []
     keeping = keep_states ? u -> push!(states, keep(u)) : nothing
-    r = HomoJL.record(f!, u0, ts, how.make(dense), how.request; jvp!, dense, parts, watch = watch(events), out, keep = keeping)
+    r = ZeroPaths.record(f!, u0, ts, how.make(dense), how.request; jvp!, dense, parts, watch = watch(events), out, keep = keeping)
     return (;
         r.ts, r.us, status = r.ending, r.step, r.event, states = identity.(states),
         steps = Steps(r.starts, r.sizes, r.save_steps, r.save_fractions),

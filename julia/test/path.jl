@@ -31,9 +31,9 @@ const PROBLEMS_WITH_PATHS = Dict(
     "himmelblau" => (himmelblau!, himmelblau_jvp!),
 )
 const PREDICTORS = Dict(
-    "Euler" => HomoJL.Tableaus.Euler(), "Midpoint" => HomoJL.midpoint(), "RK4" => HomoJL.Tableaus.RK4(),
-    "Bosh3" => HomoJL.Tableaus.BogakiShampine3(), "Dopri5" => HomoJL.Tableaus.DormandPrince(),
-    "Tsit5" => HomoJL.Tableaus.Tsitouras5(),
+    "Euler" => ZeroPaths.Tableaus.Euler(), "Midpoint" => ZeroPaths.midpoint(), "RK4" => ZeroPaths.Tableaus.RK4(),
+    "Bosh3" => ZeroPaths.Tableaus.BogakiShampine3(), "Dopri5" => ZeroPaths.Tableaus.DormandPrince(),
+    "Tsit5" => ZeroPaths.Tableaus.Tsitouras5(),
 )
 const STORED_PATHS = TOML.parsefile(joinpath(@__DIR__, "golden", "paths.toml"))
 
@@ -44,7 +44,7 @@ function stored_algorithm(stored)
     return ZeroPathTracker(; by, predictor, max_corrections, first_step, linear_solver)
 end
 
-trace_path(r!, z0, tracker; kind = :fixed_point, jvp! = nothing) = HomoJL.follow(r!, z0, tracker, kind, jvp!)
+trace_path(r!, z0, tracker; kind = :fixed_point, jvp! = nothing) = ZeroPaths.follow(r!, z0, tracker, kind, jvp!)
 ArcLength(; options...) = ZeroPathTracker(; options...)
 NaturalParameter(; options...) = ZeroPathTracker(; by = :lambda, options...)
 
@@ -158,9 +158,9 @@ end
 @testset "GMRES, n = $n" for n in (1, 5, 40)
     matrix = randn(Xoshiro(n), n, n) + 3 * sqrt(n) * [i == j for i in 1:n, j in 1:n]
     rhs = randn(Xoshiro(n + 1), n)
-    x, left = HomoJL.gmres(v -> matrix * v, rhs, 2n, 1.0e-12)
+    x, left = ZeroPaths.gmres(v -> matrix * v, rhs, 2n, 1.0e-12)
     @test matrix * x ≈ rhs rtol = 1.0e-10
     @test left <= 1.0e-11
-    @test HomoJL.gmres(v -> NaN .* v, rhs, 5, 1.0e-12)[2] == Inf
-    @test iszero(HomoJL.gmres(v -> matrix * v, zero(rhs), 5, 1.0e-12)[1])
+    @test ZeroPaths.gmres(v -> NaN .* v, rhs, 5, 1.0e-12)[2] == Inf
+    @test iszero(ZeroPaths.gmres(v -> matrix * v, zero(rhs), 5, 1.0e-12)[1])
 end

@@ -1,6 +1,6 @@
 # Groups, chosen by the environment variable HOMOJL_TEST_GROUP: Core, QA, or All (the default).
 
-using HomoJL
+using ZeroPaths
 using LinearAlgebra: mul!, norm
 using Test
 

@@ -55,8 +55,8 @@ end
 end
 
 @testset "nothing exported is another package's" begin
-    ours = setdiff(names(HomoJL), [:HomoJL])
+    ours = setdiff(names(ZeroPaths), [:ZeroPaths])
     for package in (OrdinaryDiffEqTsit5, OrdinaryDiffEqLowOrderRK, OrdinaryDiffEqRosenbrock, NonlinearSolve, SciMLBase), name in ours
-        isdefined(package, name) && Base.isexported(package, name) && @test getfield(package, name) === getfield(HomoJL, name)
+        isdefined(package, name) && Base.isexported(package, name) && @test getfield(package, name) === getfield(ZeroPaths, name)
     end
 end

@@ -38,7 +38,7 @@ end
     # Mazzia, Magherini (2008), Test Set for Initial Value Problem Solvers, release 2.4: VDPOL, in this scale of time.
     reference = [1.706167732170483, -0.8928097010247975e-3]
     algorithm = A(rtol = 1.0e-8, atol = 1.0e-11, linear_solver = :dense)
-    sol = integrate(van_der_pol_1000!, [2.0, 0.0], [0.0, 2000.0], algorithm; jvp! = HomoJL.forward_jvp(van_der_pol_1000!))
+    sol = integrate(van_der_pol_1000!, [2.0, 0.0], [0.0, 2000.0], algorithm; jvp! = ZeroPaths.forward_jvp(van_der_pol_1000!))
     @test sol.us[end] ≈ reference rtol = 1.0e-4
 end
 
@@ -46,7 +46,7 @@ end
     # The same source: ROBER at t = 1e11.
     reference = [0.2083340149701255e-7, 0.8333360770334713e-13, 0.9999999791665050]
     tolerance = A === TRBDF2 ? 1.0e-5 : 1.0e-7
-    jvp! = given ? HomoJL.forward_jvp(robertson!) : nothing
+    jvp! = given ? ZeroPaths.forward_jvp(robertson!) : nothing
     algorithm = A(rtol = tolerance, atol = tolerance * 1.0e-10)
     sol = integrate(robertson!, [1.0, 0.0, 0.0], [0.0, 40.0, 1.0e11], algorithm; jvp!)
     @test sol.us[2] ≈ [0.7158270688, 9.185534765e-6, 0.2841637457] rtol = 1.0e-3
@@ -91,7 +91,7 @@ end
 
 @testset "dense and Krylov agree, $(name(A()))" for A in STIFF
     options = (; rtol = 1.0e-7, atol = 1.0e-7)
-    jvp! = HomoJL.forward_jvp(robertson!)
+    jvp! = ZeroPaths.forward_jvp(robertson!)
     sols = map(LINEAR_SOLVERS) do linear_solver
         integrate(robertson!, [1.0, 0.0, 0.0], [0.0, 10.0], A(; options..., linear_solver); jvp!)
     end

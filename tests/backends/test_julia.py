@@ -460,7 +460,7 @@ class TestInAProcessOfItsOwn:
             + """
     from homojl.backends.julia import runtime
     loaded = str(runtime.start().jl.seval("join([id.name for id in keys(Base.loaded_modules)], ' ')")).split()
-    assert "HomoJL" in loaded
+    assert "ZeroPaths" in loaded
     assert not {"NonlinearSolve", "OrdinaryDiffEqRosenbrock", "SteadyStateDiffEq"} & set(loaded), loaded
     """
         )

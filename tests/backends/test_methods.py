@@ -77,7 +77,7 @@ def test_what_is_said_of_a_name_that_is_not_there(name, message):
 def test_every_algorithm_of_homojl_is_a_known_one_in_julia():
     for cls, spelled in methods.SHORT.items():
         method = spelled(cls())
-        assert method.method in homes() or method.method.startswith("HomoJL."), cls
+        assert method.method in homes() or method.method.startswith("ZeroPaths."), cls
         assert methods.in_julia(cls())
     assert not methods.in_julia(hj.Dopri8())
     assert methods.in_julia(hj.ArcLength(predictor=hj.Tsit5()))

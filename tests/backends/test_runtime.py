@@ -9,7 +9,7 @@ from homojl.backends.julia import runtime
 
 MANIFEST = """
 julia_version = "1.10.8"
-[[deps.HomoJL]]
+[[deps.ZeroPaths]]
 version = "0.1.0"
 [[deps.PythonCall]]
 version = "0.9.37"
@@ -33,7 +33,7 @@ def named(monkeypatch, tmp_path):
 def test_an_environment_is_described_without_starting_it(named):
     found = runtime.find()
     assert (found.problem, found.version, found.project) == ("", "1.10.8", str(named))
-    assert found.packages == {"HomoJL": "0.1.0", "PythonCall": "0.9.37", "NonlinearSolve": "4.27.0"}
+    assert found.packages == {"ZeroPaths": "0.1.0", "PythonCall": "0.9.37", "NonlinearSolve": "4.27.0"}
     assert "OrdinaryDiffEqBDF" in found.missing
     assert "CUDA" not in found.missing
 
@@ -47,8 +47,8 @@ def test_an_environment_is_described_without_starting_it(named):
         (lambda m, path: (path / "Manifest.toml").unlink(), "has no Manifest.toml; unset PYTHON_JULIACALL_EXE"),
         (lambda m, path: (path / "Manifest.toml").write_text("[["), "cannot be read"),
         (
-            lambda m, path: (path / "Manifest.toml").write_text(MANIFEST.replace("deps.HomoJL", "deps.Other")),
-            "lacks HomoJL; add what is missing by `julia --project=",
+            lambda m, path: (path / "Manifest.toml").write_text(MANIFEST.replace("deps.ZeroPaths", "deps.Other")),
+            "lacks ZeroPaths; add what is missing by `julia --project=",
         ),
     ],
 )

@@ -309,7 +309,7 @@ def test_auto_without_julia_is_pytorch_and_says_so(tmp_path, no_julia):
 def test_status_with_julia(tmp_path):
     result = homojl_process("julia", "status", cwd=tmp_path)
     assert result.returncode == 0, result.stdout + result.stderr
-    for words in ("Julia        1.", "HomoJL", "threads      1", "CUDA ", "usable: pass --backend julia"):
+    for words in ("Julia        1.", "ZeroPaths", "threads      1", "CUDA ", "usable: pass --backend julia"):
         assert words in result.stdout
 
 

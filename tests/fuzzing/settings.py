@@ -65,10 +65,10 @@ EXPERIMENT: dict[str, Spoil] = {
 MANIFEST: dict[str, Spoil] = {
     name: replaced("Manifest.toml", content)
     for name, content in {
-        "no list": b"[deps]\nHomoJL = 3\n",
-        "empty list": b"[deps]\nHomoJL = []\nPythonCall = {}\n",
+        "no list": b"[deps]\nZeroPaths = 3\n",
+        "empty list": b"[deps]\nZeroPaths = []\nPythonCall = {}\n",
         "no table": b"deps = 3",
-        "version": b"[[deps.HomoJL]]\nversion = [1]\n[[deps.PythonCall]]\nversion = 1979-05-27\n",
+        "version": b"[[deps.ZeroPaths]]\nversion = [1]\n[[deps.PythonCall]]\nversion = 1979-05-27\n",
         "deep": DEEP["lists"].encode(),
         "binary": b"\xff\xfe\0",
     }.items()

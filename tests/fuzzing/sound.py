@@ -67,7 +67,7 @@ optim = { lr = 0.01 }
 [measurements.large.train]
 eval_batch_size = 500
 """
-MANIFEST = '[[deps.HomoJL]]\nversion = "0.1.0"\n\n[[deps.PythonCall]]\nversion = "0.9.37"\n'
+MANIFEST = '[[deps.ZeroPaths]]\nversion = "0.1.0"\n\n[[deps.PythonCall]]\nversion = "0.9.37"\n'
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The Julia backend: what each of the three solves passes to HomoJL, and what comes back."""
+"""The Julia backend: what each of the three solves passes to ZeroPaths, and what comes back."""
 
 from __future__ import annotations
 

@@ -137,7 +137,7 @@ def dense(algorithm: AbstractODEAlgorithm, n: int) -> bool:
 
 @functools.lru_cache(maxsize=256)
 def beyond_julia(algorithm: AbstractODEAlgorithm) -> str:
-    """What the algorithm asks for that HomoJL does not have; empty: nothing."""
+    """What the algorithm asks for that ZeroPaths does not have; empty: nothing."""
     asked = {
         "an observer": algorithm.observer is not None,
         "a grid": getattr(algorithm, "grid", None) is not None,

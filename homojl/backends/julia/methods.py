@@ -71,9 +71,9 @@ SHORT: dict[type[AbstractODEAlgorithm] | type[AbstractFixedPointAlgorithm], Part
     TRBDF2: lambda a: SciML("TRBDF2", smooth_est=False),
     FBDF: lambda a: SciML("FBDF"),
     AutoSwitch: lambda a: SciML("DefaultODEAlgorithm"),
-    Picard: lambda a: SciML("HomoJL.SamplewisePicard", damping=a.damping),
+    Picard: lambda a: SciML("ZeroPaths.SamplewisePicard", damping=a.damping),
     Anderson: lambda a: SciML(
-        "HomoJL.SamplewiseAnderson", memory=a.memory, mixing=a.mixing, regularization=a.regularization
+        "ZeroPaths.SamplewiseAnderson", memory=a.memory, mixing=a.mixing, regularization=a.regularization
     ),
     # The residual is nearly z where f contracts, hence an initial Jacobian of 1.
     Broyden: lambda a: SciML("LimitedMemoryBroyden", alpha=1, threshold=a.memory, max_resets=100),
@@ -201,7 +201,7 @@ def requested(algorithm: AbstractODEAlgorithm) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def tracker(algorithm: AbstractPathAlgorithm) -> Any:
-    """A path algorithm as HomoJL's."""
+    """A path algorithm as ZeroPaths's."""
     julia = runtime.start()
     shared = ("max_corrections", "first_step", "max_step", "linear_solver", "krylov_steps")
     options: dict[str, Any] = {name: getattr(algorithm, name) for name in shared}

@@ -1,6 +1,6 @@
 """Julia in this process: found or installed, started once when first needed, and its errors in Python's terms.
 
-Julia and its packages live in the environment that juliapkg manages (from `juliapkg.json`, which develops the HomoJL
+Julia and its packages live in the environment that juliapkg manages (from `juliapkg.json`, which develops the ZeroPaths
 that comes along), or in one of the user's own, named by PYTHON_JULIACALL_EXE and PYTHON_JULIACALL_PROJECT together.
 Nothing here downloads anything but `install`.
 """
@@ -30,9 +30,9 @@ from homojl.files import parse_toml, read_text
 INSTALL = "run `homojl julia install`"
 MEANWHILE = "backend='pytorch' solves without Julia"
 
-# What the algorithms need beyond HomoJL itself, loaded when first asked for; juliapkg.json installs them all.
+# What the algorithms need beyond ZeroPaths itself, loaded when first asked for; juliapkg.json installs them all.
 PACKAGES = (
-    "HomoJL",
+    "ZeroPaths",
     "PythonCall",
     "OrdinaryDiffEqTsit5",
     "OrdinaryDiffEqVerner",
@@ -152,7 +152,7 @@ def _described(executable: str, project: str, version: str) -> Environment:
         packages = {name: str(entries[name][0].get("version", "")) for name in PACKAGES if name in entries}
     except (OSError, ValueError, LookupError, AttributeError, TypeError) as error:
         return Environment(executable, version, project, problem=f"{manifest} cannot be read: {_one_line(error)}")
-    absent = [name for name in ("HomoJL", "PythonCall") if name not in packages]
+    absent = [name for name in ("ZeroPaths", "PythonCall") if name not in packages]
     problem = f"the environment {project} lacks {' and '.join(absent)}; {advice(*absent)}" if absent else ""
     return Environment(executable, version, project, packages, problem)
 
@@ -168,7 +168,7 @@ class _Running:
 
     Attributes:
         jl: Julia's module `Main`.
-        homojl: the package HomoJL.
+        homojl: the package ZeroPaths.
         bridge: its extension for Python; calls: the functions there that are called from here.
         loaded: packages that were asked for and are loaded.
         library, internals: Julia's C interface, in its two libraries.
@@ -190,12 +190,12 @@ class _Running:
                 warnings.filterwarnings("ignore", message="torch was imported before juliacall")
                 import juliacall
             self.jl = juliacall.Main
-            self.jl.seval("import HomoJL")
+            self.jl.seval("import ZeroPaths")
         except Exception as error:
             raise BackendUnavailable(f"Julia did not start: {_one_line(error)}; {advice()}; {MEANWHILE}") from error
         self.error = juliacall.JuliaError
-        self.homojl = self.jl.HomoJL
-        self.bridge = self.jl.seval("Base.get_extension(HomoJL, :HomoJLPythonCallExt)")
+        self.homojl = self.jl.ZeroPaths
+        self.bridge = self.jl.seval("Base.get_extension(ZeroPaths, :ZeroPathsPythonCallExt)")
         self.loaded: set[str] = set()
         self.calls = Namespace(**{name: getattr(self.bridge.calls, name) for name in str(self.bridge.names).split()})
         self.library = ctypes.CDLL(juliacall.CONFIG["libpath"])
@@ -261,7 +261,7 @@ def calling(julia: _Running) -> Iterator[None]:
     An exception that a Python function raised inside a solve passes through as it is.
 
     Raises:
-        ConfigError: for an ArgumentError of HomoJL's.
+        ConfigError: for an ArgumentError of ZeroPaths's.
         KeyboardInterrupt: for Julia's InterruptException.
         JuliaCodeError: for any other exception in Julia.
     """

@@ -1,4 +1,4 @@
-"""Writes paths.toml: zero paths as homojl's PyTorch backend follows them, which HomoJL has to reproduce.
+"""Writes paths.toml: zero paths as homojl's PyTorch backend follows them, which ZeroPaths has to reproduce.
 
 From the repository's root, in an environment with homojl: python julia/test/golden/make_paths.py
 """

@@ -1,4 +1,4 @@
-"""Writes steps.toml: the accepted steps of homojl's PyTorch backend, which HomoJL has to reproduce.
+"""Writes steps.toml: the accepted steps of homojl's PyTorch backend, which ZeroPaths has to reproduce.
 
 From the repository's root, in an environment with homojl: python julia/test/golden/make_steps.py
 """

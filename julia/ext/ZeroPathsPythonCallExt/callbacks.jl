@@ -6,7 +6,7 @@ const MOST_VIEWS = 64
 """
 A function in Python of `K` states, and of the time if `time` is not `nothing`; see `Callback` in homojl's tensors.py.
 
-Called as HomoJL calls its functions: a field `f(du, u, t)` and its product `f(out, v, u, t)`, a map `f(out, z)` and its product
+Called as ZeroPaths calls its functions: a field `f(du, u, t)` and its product `f(out, v, u, t)`, a map `f(out, z)` and its product
 `f(out, v, z)`. Exceptions in Python pass through as `PyException`.
 """
 struct PyFunction{T, V <: AbstractVector{T}, K}

@@ -1,7 +1,7 @@
-module HomoJLForwardDiffExt
+module ZeroPathsForwardDiffExt
 
 import ForwardDiff
-import HomoJL
+import ZeroPaths
 
 "One direction's dual numbers; its type is the tag that tells them from any others that the field may meet."
 struct Direction end
@@ -12,7 +12,7 @@ mutable struct ForwardProduct{F}
     buffers::Any
 end
 
-HomoJL.forward_jvp(f!) = ForwardProduct(f!, nothing)
+ZeroPaths.forward_jvp(f!) = ForwardProduct(f!, nothing)
 
 function (product::ForwardProduct)(Jv, v, u, t)
     T = eltype(u)
@@ -36,7 +36,7 @@ function forward!(Jv, f!, du, x, v, u, t)
     return Jv
 end
 
-function HomoJL.pullback!(::Val{:ForwardDiff}, gradient, parameter_gradients, f!, u, p, t, cotangent)
+function ZeroPaths.pullback!(::Val{:ForwardDiff}, gradient, parameter_gradients, f!, u, p, t, cotangent)
     ForwardDiff.gradient!(gradient, x -> pulled(f!, x, p, t, cotangent), u)
     for (i, target) in enumerate(parameter_gradients)
         ForwardDiff.gradient!(target, q -> pulled(f!, u, with_parameter(p, i, q), t, cotangent), parameter(p, i))

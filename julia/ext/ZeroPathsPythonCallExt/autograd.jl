@@ -52,7 +52,7 @@ function (product::NativeProduct)(gradient, gains, cotangent, u, t)
     (f.calls += 1) >= f.until && listen(f)
     f.running = true
     if product.rule isa Val
-        HomoJL.pullback!(product.rule, gradient, gains, in_place(f), u, f.p, t, cotangent)
+        ZeroPaths.pullback!(product.rule, gradient, gains, in_place(f), u, f.p, t, cotangent)
     else
         gains = isempty(gains) ? product.room : gains
         dp = isempty(gains) ? nothing : length(gains) == 1 ? only(gains) : gains
@@ -65,7 +65,7 @@ end
 """
     adjoint(job::Py) -> Py
 
-For `JuliaBackend.adjoint`: `HomoJL.adjoint!` for `job.field`, with `jvp` as for [`integrate`](@ref), the flat tensors `job.states` and
+For `JuliaBackend.adjoint`: `ZeroPaths.adjoint!` for `job.field`, with `jvp` as for [`integrate`](@ref), the flat tensors `job.states` and
 `job.cotangents` at `job.ts`, and the results in `job.out` and `job.parameters_out`. `job.forward` and `job.backward` have a `method`, a
 `request`, and `dense`; `job.rule` is the place of the nodes and weights of a quadrature, or `None`.
 """
@@ -78,7 +78,7 @@ function adjoint(job::Py, loans::Loans)
     states = [borrow(loans, Py(x)) for x in job.states]
     cotangents = [pyis(x, pybuiltins.None) ? nothing : borrow(loans, x) for x in job.cotangents]
     rule = pyis(job.rule, pybuiltins.None) ? nothing : eachcol(reshape(numbers_at(job.rule), :, 2))
-    ending, t, nfe, products = HomoJL.adjoint!(
+    ending, t, nfe, products = ZeroPaths.adjoint!(
         borrow(loans, job.out), totals, field, numbers_at(job.ts), states, cotangents, way(job.forward), way(job.backward), rule,
         parts_of(job),
     )
@@ -86,7 +86,7 @@ function adjoint(job::Py, loans::Loans)
 end
 
 way(job::Py) = (dense = pyis(job.dense, pybuiltins.True);
-    HomoJL.Way(made(PythonCall.pyjlvalue(job.method)::Chosen, dense), PythonCall.pyjlvalue(job.request)::HomoJL.Request, dense))
+    ZeroPaths.Way(made(PythonCall.pyjlvalue(job.method)::Chosen, dense), PythonCall.pyjlvalue(job.request)::ZeroPaths.Request, dense))
 
 "The Jacobian-vector product of `job.field` at `job.state` with `job.direction`, into `job.out`; by ForwardDiff."
 jvp(job::Py) = with_loans(jvp, job)
@@ -95,7 +95,7 @@ function jvp(job::Py, loans::Loans)
     out, state, direction = borrow(loans, job.out), borrow(loans, job.state), borrow(loans, job.direction)
     t = time_of(job, eltype(state))
     f = borrow_native(loans, job.field, !isnothing(t))
-    product = HomoJL.forward_jvp(f)
+    product = ZeroPaths.forward_jvp(f)
     isnothing(t) ? product(out, direction, state) : product(out, direction, state, t)
     return nothing
 end

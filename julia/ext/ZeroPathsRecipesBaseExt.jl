@@ -1,6 +1,6 @@
-module HomoJLRecipesBaseExt
+module ZeroPathsRecipesBaseExt
 
-using HomoJL: ZeroPath
+using ZeroPaths: ZeroPath
 using RecipesBase: RecipesBase, @recipe
 
 "lambda against the elements of the state, or those of `idxs`, along the path."

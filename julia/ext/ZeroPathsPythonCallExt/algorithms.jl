@@ -44,7 +44,7 @@ chosen(maker, job::Py) =
     made(choice, dense::Bool)
 
 The algorithm. Where it takes a linear solver and none was chosen, it gets an LU factorisation, or GMRES; its derivatives are
-HomoJL's own, and finite differences keep the package from preparing automatic differentiation of the field.
+ZeroPaths's own, and finite differences keep the package from preparing automatic differentiation of the field.
 """
 function made(choice::Chosen, dense::Bool)
     return get!(choice.made, dense) do
@@ -57,7 +57,7 @@ end
 
 made(x, dense::Bool) = x
 
-finite_differences() = HomoJL.ADTypes.AutoFiniteDiff()
+finite_differences() = ZeroPaths.ADTypes.AutoFiniteDiff()
 
 "`autodiff = false` means finite differences, as in SciML's older versions; `true` is the default."
 with_finite_differences(options) = Pair{Symbol, Any}[
@@ -97,8 +97,8 @@ function request(job::Py)
     number(name, default::Float64) = Float64(get(given, name, default))::Float64
     maybe(name) = (x = get(given, name, nothing); isnothing(x) ? nothing : Float64(x)::Float64)
     values = pyis(job.controller, pybuiltins.None) ? Float64[] : Float64[pyconvert(Float64, x) for x in job.controller]
-    controller = isempty(values) ? nothing : HomoJL.TorchController(ntuple(i -> values[i], 6)...)
-    return HomoJL.Request(
+    controller = isempty(values) ? nothing : ZeroPaths.TorchController(ntuple(i -> values[i], 6)...)
+    return ZeroPaths.Request(
         number(:rtol, 1.0e-3), number(:atol, 1.0e-6), maybe(:first_step), number(:min_step, 0.0), number(:max_step, Inf),
         Int(get(given, :max_steps, 10_000))::Int, maybe(:step_size), controller, get(given, :mass_matrix, nothing),
     )
@@ -113,6 +113,6 @@ function tracker(job::Py)
     as_julia(name, value::Py) = s -> pyconvert(Float64, value(s))
     options = [name => as_julia(name, value) for (name, value) in options_of(job.options)]
     predictor = Symbol(pyconvert(String, job.predictor))
-    tableau = predictor === :Midpoint ? HomoJL.midpoint() : getfield(HomoJL.Tableaus, predictor)()
-    return HomoJL.ZeroPathTracker(; predictor = tableau, options...)
+    tableau = predictor === :Midpoint ? ZeroPaths.midpoint() : getfield(ZeroPaths.Tableaus, predictor)()
+    return ZeroPaths.ZeroPathTracker(; predictor = tableau, options...)
 end

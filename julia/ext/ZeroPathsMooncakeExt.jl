@@ -1,6 +1,6 @@
-module HomoJLMooncakeExt
+module ZeroPathsMooncakeExt
 
-import HomoJL
+import ZeroPaths
 import Mooncake
 using LinearAlgebra: dot
 
@@ -17,7 +17,7 @@ sizes(p::Tuple) = map(size, p)
 sizes(p::AbstractArray) = size(p)
 sizes(p) = nothing
 
-function HomoJL.pullback!(::Val{:Mooncake}, gradient, parameter_gradients, f!, u, p, t, cotangent)
+function ZeroPaths.pullback!(::Val{:Mooncake}, gradient, parameter_gradients, f!, u, p, t, cotangent)
     out = similar(plain(u))
     arguments = (f!, out, plain(u), plain(p), t, plain(cotangent))
     cache = get!(() -> Mooncake.prepare_gradient_cache(pulled, arguments...), CACHES, (typeof(arguments), size(u), sizes(p)))

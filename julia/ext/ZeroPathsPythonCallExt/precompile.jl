@@ -16,7 +16,7 @@ for T in (Float32, Float64)
     end
     precompile(Tuple{PyFunction{T, V, 1}, V, V, T})
     precompile(Tuple{PyFunction{T, V, 2}, V, V, V, T})
-    for method in HomoJL.STEPPERS
-        precompile(integrate_on, (Any, Any, V, V, Vector{Float64}, typeof(method), HomoJL.Request, Bool, Nothing, Any, Py))
+    for method in ZeroPaths.STEPPERS
+        precompile(integrate_on, (Any, Any, V, V, Vector{Float64}, typeof(method), ZeroPaths.Request, Bool, Nothing, Any, Py))
     end
 end

@@ -6,7 +6,7 @@ Equilibria of batches and zero paths of homotopies, for SciML's problems and wit
 `HomotopyProblem`, through folds. ODEs are OrdinaryDiffEq's own. What PyTorch's homojl needs beside, the record of the
 accepted steps of an ODE solve and the controller that reproduces PyTorch's steps, is here too and not exported.
 """
-module HomoJL
+module ZeroPaths
 
 using LinearAlgebra: I, mul!
 using PrecompileTools: @compile_workload, @setup_workload

@@ -1,9 +1,9 @@
-module HomoJLReverseDiffExt
+module ZeroPathsReverseDiffExt
 
-import HomoJL
+import ZeroPaths
 import ReverseDiff
 
-function HomoJL.pullback!(::Val{:ReverseDiff}, gradient, parameter_gradients, f!, u, p, t, cotangent)
+function ZeroPaths.pullback!(::Val{:ReverseDiff}, gradient, parameter_gradients, f!, u, p, t, cotangent)
     single = p isa AbstractArray
     parameters = isnothing(p) ? () : single ? (p,) : p
     function pulled(x, q...)

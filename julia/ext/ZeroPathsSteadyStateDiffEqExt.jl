@@ -1,8 +1,8 @@
-module HomoJLSteadyStateDiffEqExt
+module ZeroPathsSteadyStateDiffEqExt
 
-import HomoJL
+import ZeroPaths
 import SteadyStateDiffEq
-using HomoJL: CountedMap, Progress, Samplewise, SciMLBase, column_norms, columns
+using ZeroPaths: CountedMap, Progress, Samplewise, SciMLBase, column_norms, columns
 
 "dz/ds = g(z) - z."
 struct Flow{M <: CountedMap}
@@ -10,21 +10,21 @@ struct Flow{M <: CountedMap}
 end
 
 function (flow::Flow)(dz, z, p, s)
-    HomoJL.apply!(flow.map, dz, z)
+    ZeroPaths.apply!(flow.map, dz, z)
     dz .-= z
     return nothing
 end
 
-function HomoJL.search!(algorithm::Samplewise{<:SteadyStateDiffEq.DynamicSS}, map::CountedMap, z, progress::Progress)
+function ZeroPaths.search!(algorithm::Samplewise{<:SteadyStateDiffEq.DynamicSS}, map::CountedMap, z, progress::Progress)
     T = eltype(z)
-    HomoJL.start!(map, z, progress) || return nothing
+    ZeroPaths.start!(map, z, progress) || return nothing
     steps = 0
 
     function rests(u, s, integrator)
         steps += 1
         r, zs = columns(map, SciMLBase.get_du(integrator)), columns(map, u)
-        HomoJL.update!(progress, steps, zs, column_norms(r), column_norms(zs .+ r))
-        return HomoJL.finished(progress)
+        ZeroPaths.update!(progress, steps, zs, column_norms(r), column_norms(zs .+ r))
+        return ZeroPaths.finished(progress)
     end
 
     problem = SciMLBase.SteadyStateProblem(SciMLBase.ODEFunction{true, SciMLBase.FullSpecialize}(Flow(map)), vec(z))
@@ -35,12 +35,12 @@ function HomoJL.search!(algorithm::Samplewise{<:SteadyStateDiffEq.DynamicSS}, ma
         odesolve_kwargs = (;
             abstol = max(T(progress.atol) / 10, tolerance * eps(T)), reltol = tolerance, maxiters = progress.maxiters,
             callback = SciMLBase.DiscreteCallback(rests, SciMLBase.terminate!; save_positions = (false, false)),
-            save_everystep = false, verbose = HomoJL.SciMLLogging.None(),
+            save_everystep = false, verbose = ZeroPaths.SciMLLogging.None(),
         ),
     )
     code = solution.original.retcode
-    code === SciMLBase.ReturnCode.MaxIters && return HomoJL.stop!(progress, :max_steps, steps)
-    return HomoJL.stop!(progress, code === SciMLBase.ReturnCode.Unstable ? :diverged : :step_too_small, steps)
+    code === SciMLBase.ReturnCode.MaxIters && return ZeroPaths.stop!(progress, :max_steps, steps)
+    return ZeroPaths.stop!(progress, code === SciMLBase.ReturnCode.Unstable ? :diverged : :step_too_small, steps)
 end
 
 end

@@ -21,7 +21,7 @@ end
 
 function NativeFunction(f!, p, dims, timed::Bool)
     arguments = timed ? 4 : 3
-    in_place = !(f! isa HomoJL.LayerFunction) && takes(f!, arguments)
+    in_place = !(f! isa ZeroPaths.LayerFunction) && takes(f!, arguments)
     in_place || takes(f!, arguments - 1) || throw(
         ArgumentError(
             timed ? "a field of an ODE is f!(du, u, p, t) or f(u, p, t); this function takes other numbers of arguments" :
@@ -110,14 +110,14 @@ function evaluate_source(source::String)
         throw(CodeError(e isa LoadError ? e.error : e))
     end
     # Methods of packages that the source has just loaded.
-    f! = Base.invokelatest(HomoJL.as_function, value)
+    f! = Base.invokelatest(ZeroPaths.as_function, value)
     f! isa Function || !isempty(methods(f!)) ||
         throw(ArgumentError("the source must end in a function or a layer of Lux, and ends in a $(typeof(value))"))
     return f!
 end
 
 "The first parameters of a layer, all in one vector, as the bytes of doubles."
-first_parameters(f!, seed::Int) = packed(convert(Vector{Float64}, HomoJL.first_parameters(f!, seed)))
+first_parameters(f!, seed::Int) = packed(convert(Vector{Float64}, ZeroPaths.first_parameters(f!, seed)))
 
 """
     borrow_native(loans, field::Py, timed) -> NativeFunction

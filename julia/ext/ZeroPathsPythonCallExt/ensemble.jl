@@ -1,6 +1,6 @@
 # Many small systems: an ensemble of SciML's, each system with steps of its own, on as many threads as Julia has.
 
-const ENDINGS = Dict(code => uppercase(String(ending)) for (ending, code) in HomoJL.RETURN_CODES)
+const ENDINGS = Dict(code => uppercase(String(ending)) for (ending, code) in ZeroPaths.RETURN_CODES)
 
 """
 As [`integrate`](@ref), for `JuliaBackend.integrate_samples`: `field` is a function in Julia of one sample, `samples` their number, and
@@ -10,7 +10,7 @@ ensemble(job::Py) = with_loans(ensemble, job)
 
 function ensemble(job::Py, loans::Loans)
     times, samples = numbers_at(job.ts), pyconvert(Int, job.samples)
-    method, request = made(PythonCall.pyjlvalue(job.method)::Chosen, true), PythonCall.pyjlvalue(job.request)::HomoJL.Request
+    method, request = made(PythonCall.pyjlvalue(job.method)::Chosen, true), PythonCall.pyjlvalue(job.request)::ZeroPaths.Request
     f = borrow_native(loans, job.field, true)
     start, out = borrow(loans, job.u0), borrow(loans, job.out)
     parameters, rows = f.p isa Tuple ? f.p : isnothing(f.p) ? () : (f.p,), pyconvert(Vector{Bool}, job.rows)
@@ -49,7 +49,7 @@ function solve_ensemble(take, f::NativeFunction, u0, p, samples::Int, times, met
     return SciMLBase.solve(
         every, method, threads > 1 ? SciMLBase.EnsembleThreads() : SciMLBase.EnsembleSerial(); trajectories = samples,
         batch_size = min(samples, 64 * threads), saveat = times, reltol = T(request.rtol), abstol = T(request.atol),
-        maxiters = request.max_steps, dtmax = min(request.max_step, abs(times[end] - times[1])), internalnorm = HomoJL.ErrorNorm(()),
-        verbose = HomoJL.SciMLLogging.None(), control..., first...,
+        maxiters = request.max_steps, dtmax = min(request.max_step, abs(times[end] - times[1])), internalnorm = ZeroPaths.ErrorNorm(()),
+        verbose = ZeroPaths.SciMLLogging.None(), control..., first...,
     ).u
 end

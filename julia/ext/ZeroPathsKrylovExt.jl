@@ -1,6 +1,6 @@
-module HomoJLKrylovExt
+module ZeroPathsKrylovExt
 
-import HomoJL
+import ZeroPaths
 import Krylov
 import LinearAlgebra
 
@@ -15,8 +15,8 @@ Base.size(a::Products, i::Int) = a.n
 Base.eltype(::Products{T}) where {T} = T
 LinearAlgebra.mul!(y::AbstractVector, a::Products, x::AbstractVector) = copyto!(y, a.product(x))
 
-function HomoJL.gmres(product, rhs::AbstractVector{T}, steps::Int, rtol::Float64) where {T}
-    goal = HomoJL.euclidean(rhs)
+function ZeroPaths.gmres(product, rhs::AbstractVector{T}, steps::Int, rtol::Float64) where {T}
+    goal = ZeroPaths.euclidean(rhs)
     iszero(goal) && return zero(rhs), 0.0
     isfinite(goal) || return zero(rhs), Inf
     n = min(steps, length(rhs))

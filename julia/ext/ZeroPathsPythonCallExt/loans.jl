@@ -21,7 +21,7 @@ function with_loans(action, job::Py)
     loans = Loans([], [])
     try
         device = value_of(job.device)
-        return isnothing(device) ? action(job, loans) : HomoJL.on_device(() -> action(job, loans), device)
+        return isnothing(device) ? action(job, loans) : ZeroPaths.on_device(() -> action(job, loans), device)
     catch e
         # Python's exceptions, Ctrl-C among them, pass through as they are.
         any(native -> native.running, loans.natives) && !(e isa PythonCall.PyException) ? throw(CodeError(e)) : rethrow()
@@ -34,7 +34,7 @@ end
 function borrow(loans::Loans, tensor::Py)
     push!(loans.references, tensor)
     T, n = element_type(tensor), integer_of(tensor, :numel)
-    pyis(tensor.is_cuda, pybuiltins.True) && return HomoJL.device_vector(T, address(tensor), n)
+    pyis(tensor.is_cuda, pybuiltins.True) && return ZeroPaths.device_vector(T, address(tensor), n)
     return unsafe_wrap(Array, Ptr{T}(address(tensor)), n)
 end
 
@@ -51,7 +51,7 @@ end
 
 "The vector of length n at an address in the memory of `like`'s kind."
 vector_at(::Vector{T}, address::Int, n::Int) where {T} = unsafe_wrap(Array, Ptr{T}(address), n)
-vector_at(::AbstractVector{T}, address::Int, n::Int) where {T} = HomoJL.device_vector(T, address, n)
+vector_at(::AbstractVector{T}, address::Int, n::Int) where {T} = ZeroPaths.device_vector(T, address, n)
 
 """
 A function of the bridge, as Python calls it: numbers, strings and Julia's own values come as they are, and all else as a `Py`.

@@ -1,11 +1,11 @@
 "Nothing but what a first stiff solve would otherwise compile."
-module HomoJLRosenbrockExt
+module ZeroPathsRosenbrockExt
 
-import HomoJL
+import ZeroPaths
 import LinearSolve
 import OrdinaryDiffEqRosenbrock
 using PrecompileTools: @compile_workload
 
-@compile_workload HomoJL.warm_up_stiff(OrdinaryDiffEqRosenbrock.Rodas5P, LinearSolve)
+@compile_workload ZeroPaths.warm_up_stiff(OrdinaryDiffEqRosenbrock.Rodas5P, LinearSolve)
 
 end

@@ -1,14 +1,14 @@
 """
-Solves for homojl's Python side: HomoJL's functions on memory that PyTorch owns.
+Solves for homojl's Python side: ZeroPaths's functions on memory that PyTorch owns.
 
 States cross the border as flat vectors: tensors are borrowed for the time of a solve, functions in Python are called with buffers that
 PyTorch owns (small states) or with views of Julia's own vectors (large ones), and results are written into tensors that were
 made for them. Nothing here computes.
 """
-module HomoJLPythonCallExt
+module ZeroPathsPythonCallExt
 
-import HomoJL
-using HomoJL: SciMLBase
+import ZeroPaths
+using ZeroPaths: SciMLBase
 using PythonCall: PythonCall, C, Py, pybuiltins, pyconvert, pydel!, pyis, pytuple
 
 include("loans.jl")

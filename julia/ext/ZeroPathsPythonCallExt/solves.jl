@@ -1,19 +1,19 @@
 # The three solves.
 
 """
-A function and its Jacobian-vector product or nothing, as HomoJL calls them; a function in Julia has ForwardDiff's product where one is
+A function and its Jacobian-vector product or nothing, as ZeroPaths calls them; a function in Julia has ForwardDiff's product where one is
 asked for, whose package homojl has loaded.
 """
 function borrow_functions(loans::Loans, f::Py, jvp::Py, timed::Bool)
     without = pyis(jvp, pybuiltins.None)
     if is_native(f)
         native = borrow_native(loans, f, timed)
-        return native, without ? nothing : HomoJL.forward_jvp(native)
+        return native, without ? nothing : ZeroPaths.forward_jvp(native)
     end
     return borrow_function(loans, f), without ? nothing : borrow_function(loans, jvp)
 end
 
-"Conditions in Python, whose values `job.watch` leaves in memory, as `HomoJL.record` watches them; or nothing."
+"Conditions in Python, whose values `job.watch` leaves in memory, as `ZeroPaths.record` watches them; or nothing."
 function borrow_watch(loans::Loans, watch::Py)
     pyis(watch, pybuiltins.None) && return nothing
     time, state = borrow(loans, watch.time), borrow(loans, watch.state)
@@ -40,7 +40,7 @@ integrate(job::Py) = with_loans(integrate, job)
 
 function integrate(job::Py, loans::Loans)
     times, dense = numbers_at(job.ts), pyis(job.dense, pybuiltins.True)
-    method, request = made(PythonCall.pyjlvalue(job.method)::Chosen, dense), PythonCall.pyjlvalue(job.request)::HomoJL.Request
+    method, request = made(PythonCall.pyjlvalue(job.method)::Chosen, dense), PythonCall.pyjlvalue(job.request)::ZeroPaths.Request
     parts = parts_of(job)
     f!, jvp! = borrow_functions(loans, job.field, job.jvp, true)
     watch = borrow_watch(loans, job.watch)
@@ -52,7 +52,7 @@ end
 parts_of(job::Py) = pyis(job.parts, pybuiltins.None) ? nothing :
     [(start + 1):stop for (start, stop) in pyconvert(Vector{Tuple{Int, Int}}, job.parts)]
 
-# Apart, so that it is compiled for the types of the vectors; those of the functions are left open, as HomoJL leaves them.
+# Apart, so that it is compiled for the types of the vectors; those of the functions are left open, as ZeroPaths leaves them.
 function integrate_on(
         @nospecialize(f!), @nospecialize(jvp!), start::V, block::V, times, method, request, dense::Bool, parts,
         @nospecialize(watch), keep_address::Py
@@ -61,8 +61,8 @@ function integrate_on(
     out = V[view_block(block, i, n) for i in 1:(length(times) - 1)]
     keep = pyis(keep_address, pybuiltins.None) ? nothing :
         u -> copyto!(vector_at(start, call_for_address(keep_address), n), u)
-    norm = HomoJL.error_norm(parts, n)
-    record = HomoJL.record(f!, jvp!, start, HomoJL.checked_times(times), method, request, dense, norm, watch, out, keep)::HomoJL.Record{V}
+    norm = ZeroPaths.error_norm(parts, n)
+    record = ZeroPaths.record(f!, jvp!, start, ZeroPaths.checked_times(times), method, request, dense, norm, watch, out, keep)::ZeroPaths.Record{V}
     # A solve that stopped early ends in a state that belongs to no save time.
     n_saved = length(record.save_steps)
     length(record.us) > n_saved + 1 && copyto!(out[n_saved + 1], record.us[end])
@@ -104,16 +104,16 @@ function fixed_point(job::Py, loans::Loans)
     algorithm = samplewise(made(PythonCall.pyjlvalue(job.method), true), pyconvert(Int, job.samples))
     tolerances = (; reltol = value_of(job.rtol), abstol = value_of(job.atol), maxiters = value_of(job.max_steps))
     f!, jvp! = borrow_functions(loans, job.map, job.jvp, false)
-    best, report, calls = HomoJL.equilibrium(f!, borrow(loans, job.z0), algorithm; jvp!, tolerances...)
+    best, report, calls = ZeroPaths.equilibrium(f!, borrow(loans, job.z0), algorithm; jvp!, tolerances...)
     copyto!(borrow(loans, job.out), best)
     endings = pytuple(map(ending -> uppercase(String(ending)), report.endings))
     return pytuple((pytuple(report.residuals), pytuple(report.iterations), endings, calls, report.n_jvp))
 end
 
-samplewise(method, samples::Int) = HomoJL.Samplewise(method, samples)
-samplewise(method::HomoJL.SamplewisePicard, samples::Int) = HomoJL.SamplewisePicard(samples, method.damping)
-samplewise(method::HomoJL.SamplewiseAnderson, samples::Int) =
-    HomoJL.SamplewiseAnderson(samples, method.memory, method.mixing, method.regularization)
+samplewise(method, samples::Int) = ZeroPaths.Samplewise(method, samples)
+samplewise(method::ZeroPaths.SamplewisePicard, samples::Int) = ZeroPaths.SamplewisePicard(samples, method.damping)
+samplewise(method::ZeroPaths.SamplewiseAnderson, samples::Int) =
+    ZeroPaths.SamplewiseAnderson(samples, method.memory, method.mixing, method.regularization)
 
 """
     trace_path(job::Py) -> Py
@@ -124,10 +124,10 @@ for the address of a new state for each point of the path.
 trace_path(job::Py) = with_loans(trace_path, job)
 
 function trace_path(job::Py, loans::Loans)
-    tracker, kind = PythonCall.pyjlvalue(job.tracker)::HomoJL.ZeroPathTracker, Symbol(replace(pyconvert(String, job.kind), '-' => '_'))
+    tracker, kind = PythonCall.pyjlvalue(job.tracker)::ZeroPaths.ZeroPathTracker, Symbol(replace(pyconvert(String, job.kind), '-' => '_'))
     r!, jvp! = borrow_functions(loans, job.map, job.jvp, false)
     start = borrow(loans, job.z0)
-    path = HomoJL.follow(r!, start, tracker, kind, jvp!)
+    path = ZeroPaths.follow(r!, start, tracker, kind, jvp!)
     for z in path.states
         copyto!(vector_at(start, call_for_address(job.keep), length(start)), z)
     end
