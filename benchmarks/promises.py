@@ -38,6 +38,8 @@ TITLE = {
     "per-sample": "ODEs, steps of each sample's own",
     "fixed point": "Equilibria",
     "path": "Zero paths",
+    "Julia": "ODEs on the Julia backend",
+    "Julia fixed point": "Equilibria on the Julia backend",
 }
 
 Found = dict[Cell, Verdict]

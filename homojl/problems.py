@@ -70,12 +70,17 @@ class AbstractProblem:
 
     def _set_up(self, function: str, call: str, state: str, *, samples: bool = True, **how: bool) -> None:
         """Check what every problem has: its function, state, which may have samples, args and params."""
-        from homojl.functions.states import Form
+        from homojl.functions.states import FLOATS, Form
 
         given, initial = self.__dict__[function], self.__dict__[state]
         _check_function(function, given, call)
         form = Form(initial, state, **how)
         _check_args(self.args, form.shapes if samples else ())
+        if getattr(given, "native_to", None) is not None and getattr(initial, "dtype", None) not in FLOATS:
+            got = getattr(initial, "dtype", f"a {type(initial).__name__}")
+            raise ConfigError(
+                f"the state of a {type(given).__name__} must be one tensor of float32 or float64, got {got}"
+            )
         params = None if self.params is None else tuple(self.params)
         # The dataclasses are frozen for those who use them.
         self.__dict__.update(function=given, initial=initial, form=form, params=params)

@@ -79,7 +79,7 @@ class Linearisation:
             ConfigError: if an operation of the function has neither a second derivative nor forward mode.
         """
         self._stats.n_jvp += 1
-        reason: RuntimeError | None = None
+        reason: RuntimeError | ConfigError | None = None
         for attempt in range(2):
             try:
                 if self._pulled is None:
@@ -89,7 +89,7 @@ class Linearisation:
                     return torch.zeros_like(self.at)
                 pushed = _derivative(pulled, cotangent, v)
                 return torch.zeros_like(self.at) if pushed is None else pushed
-            except RuntimeError as error:
+            except (RuntimeError, ConfigError) as error:
                 self._pulled, reason = None, error
                 if attempt == 0:  # fused attention has no second derivative; its plain form has
                     self._record(self.at, math_kernel=True)
@@ -104,7 +104,7 @@ class Linearisation:
             pulled = _derivative(self.value, self.at, cotangent, again=True)
         return torch.zeros_like(self.at) if pulled is None else pulled, cotangent
 
-    def _by_forward_mode(self, v: Tensor, reason: RuntimeError) -> Tensor:
+    def _by_forward_mode(self, v: Tensor, reason: Exception) -> Tensor:
         with _forward_mode, torch.no_grad():
             try:
                 return torch.func.jvp(self._function, (self.at.detach(),), (v,))[1].to(v.dtype)

@@ -34,7 +34,7 @@ ROWS = 3  # as long as the last dimension of every state, so that an argument of
 
 # ---- the axes -------------------------------------------------------------------------------------------------------
 
-PROBLEMS = ("joint", "per-sample", "fixed point", "path")
+PROBLEMS = ("joint", "per-sample", "fixed point", "path", "Julia", "Julia fixed point")  # two on the Julia backend
 
 ODE_ALGORITHMS: dict[str, Callable[[float], Any]] = {
     "Tsit5": lambda tol: hj.Tsit5(rtol=tol, atol=tol),
@@ -55,11 +55,29 @@ PATH_ALGORITHMS: dict[str, Callable[[float], Any]] = {
     "ArcLength krylov": lambda tol: hj.ArcLength(rtol=tol, atol=tol, first_step=0.2, linear_solver="krylov"),
     "NaturalParameter": lambda tol: hj.NaturalParameter(rtol=tol, atol=tol, first_step=0.2),
 }
+JULIA_ALGORITHMS: dict[str, Callable[[float], Any]] = {
+    "Tsit5": ODE_ALGORITHMS["Tsit5"],
+    "RK4": ODE_ALGORITHMS["RK4"],
+    "TRBDF2": lambda tol: hj.TRBDF2(rtol=tol, atol=tol),
+    "Vern7": lambda tol: hj.Vern7(rtol=tol, atol=tol),
+    "Rodas5P": lambda tol: hj.Rodas5P(rtol=tol, atol=tol),
+    "FBDF": lambda tol: hj.FBDF(rtol=tol, atol=tol),
+    "AutoSwitch": lambda tol: hj.AutoSwitch(rtol=tol, atol=tol),
+    "SciML RadauIIA5": lambda tol: hj.SciML("RadauIIA5", rtol=tol, atol=tol),
+    "SciML KenCarp58": lambda tol: hj.SciML("KenCarp58", rtol=tol, atol=tol),
+}
+JULIA_MAP_ALGORITHMS: dict[str, Callable[[float], Any]] = {
+    **{name: MAP_ALGORITHMS[name] for name in ("Anderson", "Broyden", "Picard", "NewtonKrylov")},
+    "TrustRegion": lambda tol: hj.TrustRegion(rtol=tol, atol=tol),
+    "SciML LevenbergMarquardt": lambda tol: hj.SciML("LevenbergMarquardt", rtol=tol, atol=tol),
+}
 ALGORITHMS = {
     "joint": ODE_ALGORITHMS,
     "per-sample": SAMPLE_ALGORITHMS,
     "fixed point": MAP_ALGORITHMS,
     "path": PATH_ALGORITHMS,
+    "Julia": JULIA_ALGORITHMS,
+    "Julia fixed point": JULIA_MAP_ALGORITHMS,
 }
 
 ODE_ADJOINTS = {
@@ -80,10 +98,15 @@ ADJOINTS: dict[str, dict[str, Any]] = {
     "per-sample": ODE_ADJOINTS,
     "fixed point": MAP_ADJOINTS,
     "path": {"the path's own": None},
+    "Julia": ODE_ADJOINTS,
+    "Julia fixed point": MAP_ADJOINTS,
 }
 
 STATES = ("float64", "float32", "complex", "tuple", "dict", "channels_last", "empty")
 HOLDERS = ("module", "closure", "bound method", "partial", "callable object", "args")
+# Of the Julia backend alone: functions in Julia, with w among their arguments.
+JULIA_HOLDERS = ("in Julia, in place", "in Julia, returning", "in Julia, with its own product")
+JULIA_STATES = ("float64", "float32", "complex", "tuple")
 
 
 @dataclass(frozen=True)
@@ -91,7 +114,7 @@ class Cell:
     """One promise.
 
     Attributes:
-        problem, algorithm, adjoint: how it is solved.
+        problem, algorithm, adjoint: how it is solved; a problem whose name begins with Julia, on the Julia backend.
         state: form of the state.
         holder: what the function is, and so where its parameter lies.
         use: what is done with the solve; a name in `USES`.
@@ -164,6 +187,47 @@ def decayed(w: Tensor, y: Tensor, x: Tensor, s: Any) -> Tensor:
 
 def mapped(w: Tensor, z: Tensor, x: Tensor, s: Any) -> Tensor:
     return (1 - torch.sqrt(1 - 4 * w * x * s)) / (2 * w) + torch.zeros_like(z)
+
+
+# A tensor (batch, ...) is an array (..., batch) in Julia; x has a number for each sample, s one for each column.
+IN_JULIA = """
+rows(x, u) = reshape(x, ntuple(_ -> 1, ndims(u) - 1)..., length(x))
+s_of(p) = length(p) == 3 ? p[2] : 1
+decay(u, p) = .-p[end][1] .* rows(p[1], u) .* s_of(p) .* u .* u
+mapping(z, p) = p[end][1] .* z .* z .+ rows(p[1], z) .* s_of(p)
+"""
+OWN_PRODUCTS = {
+    "decay": """
+        function (du, dp, v, u, p, t)
+            w, x, s = p[end][1], rows(p[1], u), s_of(p)
+            du .= -2 .* v .* w .* x .* s .* u
+            rest = .-v .* u .* u
+            dp[1] .= vec(sum(rest .* w .* s; dims = 1:(ndims(u) - 1)))
+            dp[end] .= sum(rest .* x .* s)
+            length(p) == 3 && (dp[2] .= vec(sum(rest .* w .* x; dims = 2:ndims(u))))
+            return nothing
+        end
+    """,
+    "mapping": """
+        function (dz, dp, v, z, p)
+            w, x, s = p[end][1], rows(p[1], z), s_of(p)
+            dz .= 2 .* v .* w .* z
+            dp[1] .= vec(sum(v .* s .+ zero(z); dims = 1:(ndims(z) - 1)))
+            dp[end] .= sum(v .* z .* z)
+            length(p) == 3 && (dp[2] .= vec(sum(v .* x .+ zero(z); dims = 2:ndims(z))))
+            return nothing
+        end
+    """,
+}
+
+
+@functools.cache
+def in_julia(holder: str, timed: bool) -> Any:
+    """The function of a problem, held in Julia."""
+    name, t = ("decay", ", t") if timed else ("mapping", "")
+    calls = f"(u, p{t}) -> {name}(u, p)" if "returning" in holder else f"(du, u, p{t}) -> (du .= {name}(u, p); nothing)"
+    own = IN_JULIA + OWN_PRODUCTS[name] if "product" in holder else None
+    return hj.JuliaField(IN_JULIA + calls, vjp=own)
 
 
 class Method:
@@ -240,7 +304,8 @@ class Situation:
     """
 
     def __init__(self, cell: Cell) -> None:
-        self.cell, self.ode = cell, cell.problem in ("joint", "per-sample")
+        self.cell, self.ode = cell, cell.problem in ("joint", "per-sample", "Julia")
+        self.julia = cell.problem.startswith("Julia")
         self.state = base_state(cell.state)
         self.leaves, self.spec = pytree.tree_flatten(self.state)
         first = self.leaves[0]
@@ -284,17 +349,20 @@ class Situation:
     def problem(self, inputs: Sequence[Tensor]) -> Any:
         """The problem at these inputs."""
         *leaves, w, x = inputs
-        f, self.replace = held(self.cell.holder, w, self.function(self.body))
+        in_args = self.cell.holder == "args" or self.cell.holder in JULIA_HOLDERS
+        f, self.replace = held("args" if in_args else self.cell.holder, w, self.function(self.body))
+        if self.cell.holder in JULIA_HOLDERS:
+            f = in_julia(self.cell.holder, self.ode)
         args: tuple[Any, ...] = (x,) if not isinstance(self.s, Tensor) else (x, self.s)
         if self.marks:
             args = (hj.PerSample(x), *map(hj.Shared, args[1:]))
-        args = (*args, w) if self.cell.holder == "args" else args
+        args = (*args, w) if in_args else args
         return self.posed(f, pytree.tree_unflatten(leaves, self.spec), args)
 
     def posed(self, f: Any, state: Any, args: tuple[Any, ...]) -> Any:
         if self.ode:
             return hj.ODEProblem(f, state, (0.0, END), args)
-        if self.cell.problem == "fixed point":
+        if self.cell.problem != "path":
             return hj.FixedPointProblem(f, state, args)
         return hj.HomotopyProblem(f, state, "newton", args)
 
@@ -306,8 +374,9 @@ class Situation:
         algorithm = ALGORITHMS[cell.problem][cell.algorithm](tol)
         adjoint = ADJOINTS[cell.problem][cell.adjoint]
         if self.ode:
-            how = {"batch": cell.problem, "dense": cell.algorithm.endswith("dense")}
-        solution = hj.solve(problem, algorithm, adjoint=adjoint, backend="pytorch", throw=self.throw, **how)
+            how = {"batch": "joint" if self.julia else cell.problem, "dense": cell.algorithm.endswith("dense")}
+        backend = "julia" if self.julia else "pytorch"
+        solution = hj.solve(problem, algorithm, adjoint=adjoint, backend=backend, throw=self.throw, **how)
         self.solution = solution
         between = how.get("dense") and solution.status.ok
         if torch.is_grad_enabled() and cell.adjoint != "Direct":
@@ -726,7 +795,14 @@ def strides(to: Situation) -> None:
 # Functions of special kinds: each is checked for its value and its gradient.
 
 
+# Those whose function is another one, which has no counterpart in Julia.
+CHANGES_FUNCTION = ["function that draws random numbers", "autocast to bfloat16"]
+
+
 def of_body(name: str, make: Callable[[Situation], None]) -> None:
+    if name.startswith(("function", "BatchNorm")):
+        CHANGES_FUNCTION.append(name)
+
     def check(to: Situation) -> None:
         make(to)
         inputs = to.inputs()
@@ -884,7 +960,7 @@ def failing_sample(to: Situation) -> None:
     samples, good = getattr(to.solution, "samples", None), torch.tensor([0, 2])
     if samples is not None:
         ok = [status.ok for status in samples.statuses]
-    elif to.cell.problem == "fixed point":
+    elif not to.ode and to.cell.problem != "path":
         ok = to.solution.converged.tolist()
     else:  # one system, which says that it has failed
         raise hj.SolveError(to.solution.message)
@@ -907,16 +983,30 @@ def failing_sample(to: Situation) -> None:
 _REPLACED = ("module", "closure", "bound method", "callable object")
 
 
+def admits(problem: str, axis: str, value: str) -> bool:
+    """Whether a cell of that problem may have the value."""
+    in_julia = problem.startswith("Julia")
+    match axis:
+        case "problem":
+            return value == problem
+        case "algorithm":
+            return value in ALGORITHMS[problem]
+        case "adjoint":
+            return value in ADJOINTS[problem]
+        case "state":
+            return value in (JULIA_STATES if in_julia else STATES)
+        case "holder":
+            return in_julia or value in HOLDERS
+    return True
+
+
 def together(axis: str, value: str, other: str, with_value: str) -> bool:
     """Whether a cell may have these two values."""
-    pair = {axis: value, other: with_value}
-    match pair:
-        case {"problem": problem, "algorithm": algorithm}:
-            return algorithm in ALGORITHMS[problem]
-        case {"problem": problem, "adjoint": adjoint}:
-            return adjoint in ADJOINTS[problem]
-        case {"algorithm": algorithm, "adjoint": adjoint}:
-            return any(algorithm in ALGORITHMS[p] and adjoint in ADJOINTS[p] for p in PROBLEMS)
+    if not any(admits(p, axis, value) and admits(p, other, with_value) for p in PROBLEMS):
+        return False
+    match {axis: value, other: with_value}:
+        case {"use": use, "holder": holder} if holder in JULIA_HOLDERS and use in CHANGES_FUNCTION:
+            return False
         case {"use": "parameter replaced before the gradient", "holder": holder}:
             return holder in _REPLACED
         case {"use": "functional_call with the gradient outside", "holder": holder}:
@@ -929,7 +1019,7 @@ AXES: dict[str, tuple[str, ...]] = {
     "algorithm": tuple(dict.fromkeys(itertools.chain(*ALGORITHMS.values()))),
     "adjoint": tuple(dict.fromkeys(itertools.chain(*ADJOINTS.values()))),
     "state": STATES,
-    "holder": HOLDERS,
+    "holder": HOLDERS + JULIA_HOLDERS,
     "use": tuple(USES),
 }
 assert tuple(AXES) == tuple(f.name for f in fields(Cell))
@@ -941,7 +1031,9 @@ def whole() -> Iterator[Cell]:
     cells: dict[Cell, None] = {}
     for problem in PROBLEMS:
         for algorithm, adjoint, state, name in itertools.product(ALGORITHMS[problem], ADJOINTS[problem], STATES, USES):
-            holders = [h for h in HOLDERS if together("use", name, "holder", h)]
+            if not admits(problem, "state", state):
+                continue
+            holders = [h for h in AXES["holder"] if admits(problem, "holder", h) and together("use", name, "holder", h)]
             turn = turns[name] = turns.get(name, -1) + 1
             holder = holders[(turn + turn // len(STATES)) % len(holders)]
             cells[Cell(problem, algorithm, adjoint, state, holder, name)] = None

@@ -13,6 +13,7 @@ import torch
 from homojl.backends.julia import runtime
 from homojl.backends.julia.tensors import StateForm
 from homojl.errors import ConfigError
+from homojl.functions.states import FLOATS
 from homojl.names import did_you_mean
 
 Tensor = torch.Tensor
@@ -131,8 +132,11 @@ class BoundJuliaField:
 
     def __init__(self, field: JuliaField, args: tuple[Any, ...]) -> None:
         for i, arg in enumerate(args):
-            if not isinstance(arg, Tensor):
-                raise ConfigError(f"the arguments of a JuliaField must be tensors; args[{i}] is {type(arg).__name__}")
+            if not isinstance(arg, Tensor) or arg.dtype not in FLOATS:
+                got = arg.dtype if isinstance(arg, Tensor) else type(arg).__name__
+                raise ConfigError(
+                    f"the arguments of a JuliaField must be tensors of float32 or float64; args[{i}] is {got}"
+                )
         self.field, self.args = field, args
         self.julia, self.checked = field._function, field.checked
         self.parameters = [_contiguous(arg) for arg in args]
@@ -183,24 +187,16 @@ class _Evaluate(torch.autograd.Function):
         ctx.set_materialize_grads(False)  # what has no tangent is told from what has one of zero
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, cotangent: Tensor | None) -> tuple[Tensor | None, ...]:
         state, *args = ctx.saved_tensors
         if cotangent is None:
             return (None,) * (3 + len(args))
-        out = torch.empty(state.numel(), dtype=state.dtype)
-        outs = [torch.empty(arg.numel(), dtype=arg.dtype) for arg in args]
-        job = _job(ctx, out, cotangent)
-        vars(job).update(ctx.field.products(state, args), parameters_out=outs)
-        julia = runtime.start()
-        with runtime.calling(julia):
-            julia.calls.vjp(job)
-        gradients = [o.reshape(arg.shape) for o, arg in zip(outs, args, strict=True)]
-        return None, None, out.reshape(state.shape), *gradients
+        gradients: tuple[Tensor, ...] = _Pullback.apply(ctx.field, ctx.t, cotangent, state, *args)
+        return None, None, *gradients
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        state = ctx.saved_tensors[0]
+        state, *args = ctx.saved_tensors
         _, _, tangent, *others = tangents
         if tangent is None or any(x is not None for x in others):
             raise ConfigError(
@@ -210,16 +206,46 @@ class _Evaluate(torch.autograd.Function):
         runtime.require(julia, "ForwardDiff")
         out = torch.empty(state.numel(), dtype=state.dtype)
         with runtime.calling(julia):
-            julia.calls.jvp(_job(ctx, out, tangent))
+            julia.calls.jvp(_job(ctx.field, ctx.t, state, args, out, tangent))
         return out.reshape(state.shape)
+
+
+class _Pullback(torch.autograd.Function):
+    """The products of a JuliaField with the transposed Jacobian.
+
+    PyTorch's `once_differentiable` would leave the field out of a second derivative that has other parts, in silence.
+    """
+
+    @staticmethod
+    def forward(
+        field: JuliaField, t: float | None, cotangent: Tensor, state: Tensor, *args: Tensor
+    ) -> tuple[Tensor, ...]:
+        out = torch.empty(state.numel(), dtype=state.dtype)
+        outs = [torch.empty(arg.numel(), dtype=arg.dtype) for arg in args]
+        job = _job(field, t, state, args, out, cotangent)
+        vars(job).update(field.products(state, args), parameters_out=outs)
+        julia = runtime.start()
+        with runtime.calling(julia):
+            julia.calls.vjp(job)
+        return out.reshape(state.shape), *(o.reshape(arg.shape) for o, arg in zip(outs, args, strict=True))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]) -> None:
+        """Nothing is kept: there is no second derivative."""
+
+    @staticmethod
+    def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
+        raise ConfigError("a JuliaField gives first derivatives only; write the function in PyTorch for second ones")
 
 
 # PyTorch asks for the signature at every call, and would derive it each time.
 _Evaluate.forward.__signature__ = inspect.signature(_Evaluate.forward)  # type: ignore[attr-defined]
+_Pullback.forward.__signature__ = inspect.signature(_Pullback.forward)  # type: ignore[attr-defined]
 
 
-def _job(ctx: Any, out: Tensor, direction: Tensor) -> Job:
-    """A product of a saved evaluation with a direction."""
-    state, *args = ctx.saved_tensors
-    bound = ctx.field.bind(tuple(args)).for_state(state)
-    return Job(device=None, field=bound, out=out, state=_contiguous(state), direction=_contiguous(direction), t=ctx.t)
+def _job(
+    field: JuliaField, t: float | None, state: Tensor, args: Sequence[Tensor], out: Tensor, direction: Tensor
+) -> Job:
+    """A product of an evaluation with a direction."""
+    bound = field.bind(tuple(args)).for_state(state)
+    return Job(device=None, field=bound, out=out, state=_contiguous(state), direction=_contiguous(direction), t=t)

@@ -84,8 +84,9 @@ function make(maker, arguments, options, additions)
         try
             return maker(arguments...; options..., more...)
         catch e
-            e isa MethodError || rethrow()
-            i < length(additions) || throw(ArgumentError("$(nameof(maker)) does not take these arguments: $(message_of(e))"))
+            e isa Union{MethodError, ArgumentError} || rethrow()
+            i < length(additions) && continue
+            e isa MethodError ? throw(ArgumentError("$(nameof(maker)) does not take these arguments: $(message_of(e))")) : rethrow()
         end
     end
     return
