@@ -161,22 +161,22 @@ def main() -> None:
         for name, entry in odes.items():
             print(f"[{name}.orders]", *listing(name, entry.uuid), sep="\n")
         return
-    done = [json.loads(line) for line in options.out.read_text().splitlines()] if options.out.exists() else []
-    done = [row for row in done if row["method"] not in options.method]
-    have = {row["method"] for row in done}
+    lines = options.out.read_text().splitlines() if options.out.exists() else []
+    done = {row["method"]: row for row in map(json.loads, lines)}  # the last of each
+    have = set(done).difference(options.method)
     torch.set_num_threads(1)
     for package, entry in odes.items():
         for name, order in entry.orders.items():
             if name in have or (options.method and name not in options.method):
                 continue
             row = examined(package, name, order)
-            done.append(row)
+            done[name] = row
             with options.out.open("a") as file:
                 file.write(json.dumps(row) + "\n")
             print(row, flush=True)
-    print(Counter("passed" if row["passed"] else "not passed" for row in done))
+    print(Counter("passed" if row["passed"] else "not passed" for row in done.values()))
     if options.page:
-        page(done, options.page)
+        page(list(done.values()), options.page)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.promises.cells import AXES, PROBLEMS, USES, Cell, Verdict, pairwise, run, together, whole
+from tests.promises.cells import AXES, JULIA_HOLDERS, PROBLEMS, USES, Cell, Verdict, pairwise, run, together, whole
 
 CELLS = pairwise()
 
@@ -43,6 +43,13 @@ REFUSALS: dict[str, Callable[[Cell], bool]] = {
     r"batch='per-sample' (has|does not go|needs)": lambda cell: (
         cell.problem == "per-sample" and cell.adjoint not in ("Direct", "Checkpoint")
     ),
+    r"state of a JuliaField must be": lambda cell: cell.holder in JULIA_HOLDERS,
+    r"a complex state needs backend='pytorch'": lambda cell: (cell.problem, cell.state) == ("Julia", "complex"),
+    r"which has no tableau of": lambda cell: cell.problem == "Julia" and cell.adjoint not in ("Gauss", "Backsolve"),
+    r"the operations of the PyTorch backend": lambda cell: (
+        (cell.problem, cell.adjoint) == ("Julia fixed point", "Unrolled")
+    ),
+    r"^LevenbergMarquardt: the largest number of steps": lambda cell: cell.state == "float32",
     r"cannot pass through (NewtonKrylov|PseudoTransient|Homotopy)": lambda cell: cell.adjoint == "Unrolled",
     r"mixes the samples": lambda cell: cell.use == "BatchNorm in training mode" or drawn(cell),
     r"its first evaluation did not use": lambda cell: cell.use == "function that returns a buffer of its own",

@@ -190,7 +190,9 @@ class _Running:
                 warnings.filterwarnings("ignore", message="torch was imported before juliacall")
                 import juliacall
             self.jl = juliacall.Main
-            self.jl.seval("import ZeroPaths")
+            # By Julia's C interface: juliacall's own way would compile, in most of a second, what ZeroPaths brings compiled.
+            ctypes.PyDLL(juliacall.CONFIG["libpath"]).jl_eval_string(b"import ZeroPaths")
+            self.jl.seval("import ZeroPaths")  # raises what went wrong
         except Exception as error:
             raise BackendUnavailable(f"Julia did not start: {_one_line(error)}; {advice()}; {MEANWHILE}") from error
         self.error = juliacall.JuliaError

@@ -1,5 +1,16 @@
 # No workload can run here, since Python is not there while packages are compiled: signatures are named instead.
 precompile(PythonCall.JlWrap.pyjlany_call, (Direct, Py, Py))
+# Methods of PythonCall's that only a workload keeps.
+ZeroPaths.@compile_workload begin
+    for T in (Module, String, Int, Type, typeof(calls), Chosen, ZeroPaths.Request)
+        precompile(Py, (T,))
+    end
+    foreach(f -> precompile(f, (Py, Int)), (PythonCall.pygetitem, getindex))
+    foreach(f -> precompile(f, (Py,)), (call_for_address, pydel!))
+    precompile(pyis, (Py, Py))
+    precompile(additions, (Type, Vector{Pair{Symbol, Any}}, Bool))
+    precompile(make, (Type, Vector{Any}, Vector{Pair{Symbol, Any}}, Vector{Vector{Any}}))
+end
 for solve in (integrate, adjoint, fixed_point, trace_path, evaluate, vjp, request, tracker, ensemble)
     precompile(solve, (Py,))
 end
