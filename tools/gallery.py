@@ -3,7 +3,8 @@
     python tools/gallery.py [NAME ...]
 
 A script is Python in cells, which begin with `# %%`, or `# %% [markdown]` where their comments are text. Its cells are
-run in their order; what a cell prints, and the figures that it leaves, follow it.
+run in their order; what a cell prints, and the figures that it leaves, follow it. A cell that begins with
+`# %% needs lux` is run by the tests of the docs only where that is there.
 """
 
 from __future__ import annotations
@@ -29,12 +30,14 @@ class Cell:
     Attributes:
         text: markdown, or code.
         code: whether it is code.
+        needs: what it takes to run it beyond homojl, as the tests of the docs call it; empty: nothing.
         printed: what it printed.
         pictures: its figures, as PNG.
     """
 
     text: str
     code: bool
+    needs: str = ""
     printed: str = ""
     pictures: list[bytes] = field(default_factory=list)
 
@@ -47,7 +50,7 @@ def cells_of(script: str) -> list[Cell]:
         if kind.strip() == "[markdown]":
             cells.append(Cell(re.sub(r"^# ?", "", body, flags=re.MULTILINE).strip(), code=False))
         else:
-            cells.append(Cell(body.strip(), code=True))
+            cells.append(Cell(body.strip(), code=True, needs=kind.strip().removeprefix("needs ")))
     return cells
 
 
@@ -74,7 +77,8 @@ def page(name: str, cells: list[Cell]) -> str:
     """The page of the site; its pictures lie beside it."""
     parts, pictures = [], 0
     for cell in cells:
-        parts.append(f"```python\n{cell.text}\n```" if cell.code else cell.text)
+        needs = f"<!-- needs {cell.needs} -->\n" if cell.needs else ""
+        parts.append(f"{needs}```python\n{cell.text}\n```" if cell.code else cell.text)
         if cell.printed:
             parts.append(f"```text\n{cell.printed.rstrip()}\n```")
         for _ in cell.pictures:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import math
 import pickle
 import runpy
@@ -291,3 +292,49 @@ class TestLux:
     def test_a_function_has_no_parameters(self):
         with pytest.raises(hj.ConfigError, match="only a layer of Lux has"):
             hj.JuliaField("f(u, p, t) = -u").first_parameters()
+
+
+@pytest.fixture(scope="module")
+def block():
+    """The field of HomoODE and map of DEQ that the gallery writes in Julia."""
+    script = Path(__file__).parents[2] / "docs" / "gallery" / "julia_layers.py"
+    (source,) = [
+        node.args[0].value
+        for node in ast.walk(ast.parse(script.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call) and ast.unparse(node.func) == "hj.JuliaField"
+    ]
+    return hj.JuliaField(source)
+
+
+@pytest.mark.needs("lux")
+class TestLayers:
+    """With 64 channels, and so two of them to a group of the normalisation."""
+
+    @pytest.mark.parametrize(
+        ("name", "algorithm", "adjoint", "tolerance"),
+        [
+            ("deq", hj.Anderson(rtol=1e-10), hj.ImplicitAdjoint(), 1e-9),
+            ("homoode", hj.Dopri5(rtol=1e-4, atol=1e-4), hj.CheckpointAdjoint(), 1e-9),
+            # Two quadratures of an integrand that jumps where relu begins.
+            ("homoode", hj.Dopri5(rtol=1e-6, atol=1e-6), hj.GaussAdjoint(), 2e-2),
+        ],
+        ids=["deq", "checkpoint", "gauss"],
+    )
+    def test_same_logits_and_gradients_as_pytorchs(self, block, name, algorithm, adjoint, tolerance):
+        torch.manual_seed(0)
+        how = {"channels": 64, "algorithm": algorithm, "adjoint": adjoint, "backend": "pytorch"}
+        model = hj.create_model(name, input_shape=(1, 8, 8), n_classes=10, **how)
+        model = model.double().to(memory_format=torch.contiguous_format).eval()
+        image = torch.randn(2, 1, 8, 8, dtype=torch.float64)
+        x, weights = model.encode(image).contiguous(), tuple(model.layer.parameters())
+        assert [p.data_ptr() for p in block.bind(weights).parameters] == [w.data_ptr() for w in weights]
+        z0, args = model.layer.initial_point.expand_like(x), (hj.PerSample(x), *map(hj.Shared, weights))
+        ode = model.states_ode()
+        problem = hj.ODEProblem(block, z0, (0.0, 1.0), args) if ode else hj.FixedPointProblem(block, z0, args)
+        found = model.decode(hj.solve(problem, algorithm, adjoint=adjoint, backend="julia").value)
+        expected = model(image)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-9 if tolerance < 1e-6 else 1e-5)
+        parameters = tuple(model.parameters())
+        ours, theirs = (torch.autograd.grad(logits.square().sum(), parameters) for logits in (found, expected))
+        for mine, exact in zip(ours, theirs, strict=True):
+            assert (mine - exact).norm() <= tolerance * exact.norm().clamp(min=1e-3)

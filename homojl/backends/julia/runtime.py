@@ -193,6 +193,9 @@ class _Running:
             # By Julia's C interface: juliacall's own way would compile, in most of a second, what ZeroPaths brings compiled.
             ctypes.PyDLL(juliacall.CONFIG["libpath"]).jl_eval_string(b"import ZeroPaths")
             self.jl.seval("import ZeroPaths")  # raises what went wrong
+            # Julia 1.10 loads no extension by a package of its own image until somebody has asked for that package: the
+            # rules of Mooncake for NNlib would wait for LinearAlgebra.
+            self.jl.seval("Base.require(ZeroPaths, :LinearAlgebra)")
         except Exception as error:
             raise BackendUnavailable(f"Julia did not start: {_one_line(error)}; {advice()}; {MEANWHILE}") from error
         self.error = juliacall.JuliaError
