@@ -1,7 +1,5 @@
 # Compiles, when the package is installed, what a first solve on the CPU needs.
 
-const STEPPERS = (OrdinaryDiffEqLowOrderRK.Euler(), OrdinaryDiffEqLowOrderRK.RK4(), OrdinaryDiffEqLowOrderRK.DP5(), OrdinaryDiffEqTsit5.Tsit5())
-
 @setup_workload begin
     decay!(du, u, t) = (du .= -u)
     halve!(out, z) = (out .= z ./ 2 .+ 1)

@@ -69,6 +69,10 @@ Base.@kwdef mutable struct Record{A}
     solution::Any = nothing
 end
 
+# Methods that homojl's own names stand for most often.
+const STEPPERS = (OrdinaryDiffEqLowOrderRK.Euler(), OrdinaryDiffEqLowOrderRK.RK4(), OrdinaryDiffEqLowOrderRK.DP5(), OrdinaryDiffEqTsit5.Tsit5())
+const Stepper = Union{map(typeof, STEPPERS)...}
+
 reached(record::Record) = length(record.ts) == length(record.save_times)
 next_save(record::Record) = record.save_times[length(record.ts) + 1]
 next_array(record::Record, u) = isnothing(record.out) ? similar(u) : record.out[length(record.ts)]
@@ -156,7 +160,7 @@ function record(
     watched = isnothing(watch) ? nothing : Watch(watch..., u, times[1])
     integrator = start(field, derivatives, dense, u, record, alg, request, norm, !isnothing(watched), interpolate)
     if has_equal_steps(alg, request)
-        equal_steps!(record, integrator, watched, request)
+        equal_steps!(record, integrator, watched, derivatives, request)
     else
         controlled_steps!(record, integrator, watched, field, derivatives, request, norm)
     end
@@ -195,8 +199,9 @@ function start(field, derivatives, dense::Bool, u, record, alg, request::Request
     times, T = record.save_times, eltype(u)
     f = ode_function(field, derivatives, dense, request.mass_matrix)
     problem = SciMLBase.ODEProblem{true, SciMLBase.FullSpecialize}(f, u, (times[1], times[end]))
-    # What interpolates is computed with each step only where something is going to ask for it.
-    calck = watched || interpolate || (!has_equal_steps(alg, request) && length(times) > 2)
+    # What interpolates is computed with each step only where something is going to ask for it, and where the method is not one
+    # of those that are known to do without: SSPRK932 has order 1 then.
+    calck = watched || interpolate || !(alg isa Stepper) || (!has_equal_steps(alg, request) && length(times) > 2)
     common = (;
         save_start = interpolate, save_end = false, save_everystep = interpolate, dense = interpolate, calck,
         unstable_check = Returns(false), verbose = SciMLLogging.None(),
@@ -227,12 +232,13 @@ end
 n_steps(span::Float64, request::Request) =
     isnothing(request.step_size) ? 1 : max(1, ceil(Int, abs(span) / request.step_size - 1.0e-9))
 
-function equal_steps!(record::Record, integrator, watch, request::Request)
+function equal_steps!(record::Record, integrator, watch, derivatives, request::Request)
     times = record.save_times
     for (t0, t1) in zip(times, Iterators.drop(times, 1))
         n = n_steps(t1 - t0, request)
+        h = (t1 - t0) / n
+        isnothing(derivatives) || (derivatives.h = h)
         for i in 1:n
-            h = (t1 - t0) / n
             i < n && SciMLBase.add_tstop!(integrator, t0 + i * h)
             t = integrator.t
             i == 1 && SciMLBase.set_proposed_dt!(integrator, h)

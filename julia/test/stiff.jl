@@ -196,3 +196,13 @@ end
         @test stiff.stats.n_jvp > 0 && length(stiff.steps) < 10_000
     end
 end
+
+@testset "order of ROS3P in equal steps, the field by time" begin
+    method = OrdinaryDiffEqRosenbrock.ROS3P(autodiff = ZeroPaths.ADTypes.AutoFiniteDiff())
+    errors = map((20, 40, 80)) do n
+        request = ZeroPaths.Request(step_size = 3 / n)
+        record = ZeroPaths.record((du, u, t) -> (du .= cos(t) .* u), [1.0], [0.3, 3.3], method, request)
+        abs(record.us[end][1] / exp(sin(3.3) - sin(0.3)) - 1)
+    end
+    @test all(>(2.7), -diff(log2.(collect(errors))))
+end

@@ -48,11 +48,29 @@ def test_exact_problems_with_saved_times(problem, algorithm):
         torch.testing.assert_close(y, problem.exact(t), rtol=1e-5, atol=1e-5)
 
 
-def test_radau():
-    if not installed("RadauIIA5"):
+def require_installed(name: str, package: str) -> None:
+    if not installed(name):
         if "julia" in os.environ.get("HOMOJL_REQUIRE", "").split(","):
-            pytest.fail("HOMOJL_REQUIRE names julia, and OrdinaryDiffEqFIRK is not installed")
-        pytest.skip("needs OrdinaryDiffEqFIRK, which is not installed")
+            pytest.fail(f"HOMOJL_REQUIRE names julia, and {package} is not installed")
+        pytest.skip(f"needs {package}, which is not installed")
+
+
+@pytest.mark.parametrize(
+    ("name", "package"), [("ROS3P", "OrdinaryDiffEqRosenbrock"), ("SSPRK932", "OrdinaryDiffEqSSPRK")]
+)
+def test_the_order_of_equal_steps(name, package):
+    """Of a Rosenbrock method, which asks for the derivative in time, and of one that needs its interpolant's stages."""
+    require_installed(name, package)
+    problem = next(p for p in EXACT_ODES if p.name == "forced")
+    ode = hj.ODEProblem(problem.f, problem.y0, (problem.t0, problem.t1))
+    steps = [(problem.t1 - problem.t0) / n for n in (64, 128)]
+    ends = [hj.solve(ode, hj.SciML(name, step_size=h), backend="julia").value for h in steps]
+    coarse, fine = (float((end - problem.exact(problem.t1)).norm()) for end in ends)
+    assert 2.7 < math.log2(coarse / fine) < 3.3
+
+
+def test_radau():
+    require_installed("RadauIIA5", "OrdinaryDiffEqFIRK")
     problem = EXACT_ODES[0]
     ode = hj.ODEProblem(problem.f, problem.y0, (problem.t0, problem.t1))
     value = hj.solve(ode, hj.SciML("RadauIIA5", **TIGHT), backend="julia").value
