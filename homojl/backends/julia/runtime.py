@@ -190,7 +190,7 @@ class _Running:
                 warnings.filterwarnings("ignore", message="torch was imported before juliacall")
                 import juliacall
             self.jl = juliacall.Main
-            # By Julia's C interface: juliacall's own way would compile, in most of a second, what ZeroPaths brings compiled.
+            # By Julia's C interface: juliacall would compile, in most of a second, what ZeroPaths brings compiled.
             ctypes.PyDLL(juliacall.CONFIG["libpath"]).jl_eval_string(b"import ZeroPaths")
             self.jl.seval("import ZeroPaths")  # raises what went wrong
             # Julia 1.10 loads no extension by a package of its own image until somebody has asked for that package: the
