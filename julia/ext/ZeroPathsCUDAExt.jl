@@ -17,4 +17,7 @@ end
 
 ZeroPaths.on_device(action, device::Int) = CUDA.device!(() -> CUDA.stream!(action, CUDA.legacy_stream()), device)
 
+ZeroPaths.kernels(::CUDA.CuVector) = CUDA.CUDABackend()
+ZeroPaths.in_kernel(array::CUDA.CuArray) = CUDA.cudaconvert(array)
+
 end

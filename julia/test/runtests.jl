@@ -24,6 +24,7 @@ if GROUP in ("All", "Core")
         @testset "SciML's problems and solutions" include("sciml.jl")
         @testset "adjoints" include("adjoint.jl")
         @testset "pullbacks" include("pullback.jl")
+        @testset "ensembles in kernels" include("ensemble.jl")
         @testset "README" include("readme.jl")
     end
 end
