@@ -131,6 +131,8 @@ class Samples:
         n_accepted, n_rejected: steps of each, (B,), int64 on the CPU.
         nfe: evaluations of the field that its row took part in, (B,), int64 on the CPU.
         events: which value of the event's condition changed its sign, -1 for none, (B,), int64 on the CPU.
+
+    Where `n_rejected` and `nfe` are -1, as of a `JuliaField` on CUDA, they were not counted.
     """
 
     statuses: tuple[Status, ...]

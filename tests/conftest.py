@@ -102,14 +102,15 @@ def _julia_is_usable() -> bool:
     return runtime.usable()
 
 
-def _lux_is_there() -> bool:
+def _julia_has(package: str) -> bool:
     from homojl.backends.julia import runtime
 
-    return runtime.usable() and "Lux" in runtime.find().packages
+    return runtime.usable() and package in runtime.find().packages
 
 
 AVAILABLE["julia"] = _julia_is_usable
-AVAILABLE["lux"] = _lux_is_there
+AVAILABLE["lux"] = lambda: _julia_has("Lux")
+AVAILABLE["diffeqgpu"] = lambda: _julia_has("DiffEqGPU")
 
 
 @pytest.fixture

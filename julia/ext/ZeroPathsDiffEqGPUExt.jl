@@ -31,11 +31,12 @@ end
 
 function (watch::Watch)(u, t, integrator)
     i, finite = last(integrator.p), isfinite(t) && all(isfinite, u)
-    watch.steps[i] = finite ? watch.steps[i] + 1 : -watch.steps[i] - 1
+    steps = watch.steps[i] + one(eltype(watch.steps))
+    watch.steps[i] = finite ? steps : -steps
     isfinite(t) && (watch.reached[i] = t)
     # DiffEqGPU ends all samples with an error where one needs a step below 1e-14. The last step may be small: it is what is left.
     small = hasfield(typeof(integrator), :dtnew) && integrator.dtnew < watch.least < (integrator.tf - integrator.t) / 2
-    return small || !finite || watch.steps[i] >= watch.most
+    return small || !finite || steps >= watch.most
 end
 
 function kernel_method(method)
@@ -62,12 +63,12 @@ function ZeroPaths.kernel_ensemble!(out, backend, f, in_place::Bool, u0, p, time
     field = Field{Tuple{size(first_u)...}, in_place, typeof(f), T}(f, times[1], direction)
     problems = problems_of(SVector{n, T}, typeof(static(first_p)), field, saveat[end], u0, p, samples)
     require(isbitstype(eltype(problems)), "a function for DiffEqGPU's kernels holds no arrays: pass them as parameters")
-    there(x) = KernelAbstractions.copyto!(backend, KernelAbstractions.allocate(backend, eltype(x), size(x)), x)
+    there(x) = copyto!(KernelAbstractions.allocate(backend, eltype(x), size(x)), x)
     steps, reached, equal = there(zeros(Int32, samples)), there(zeros(T, samples)), request.step_size
     most, least = isnothing(equal) ? request.max_steps : typemax(Int), T(max(request.min_step, 1.0e-12, 4 * eps(T(span))))
     watch = Watch(ZeroPaths.in_kernel(steps), ZeroPaths.in_kernel(reached), most, least)
     stop = SciMLBase.DiscreteCallback(watch, SciMLBase.terminate!; save_positions = (false, false))
-    dt = isnothing(equal) ? something(request.first_step, 1.0e-6 * span) : span / max(1, ceil(Int, span / equal - 1.0e-9))
+    dt = isnothing(equal) ? min(something(request.first_step, 1.0e-6 * span), span) : span / max(1, ceil(Int, span / equal - 1.0e-9))
     _, us = (isnothing(equal) ? DiffEqGPU.vectorized_asolve : DiffEqGPU.vectorized_solve)(
         there(problems), SciMLBase.ODEProblem{false}(field, problems[1].u0, problems[1].tspan, problems[1].p), kernel_method(method);
         dt, saveat, abstol = T(request.atol), reltol = T(request.rtol),

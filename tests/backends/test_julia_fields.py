@@ -7,6 +7,7 @@ import math
 import pickle
 import runpy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -251,6 +252,81 @@ class TestEnsembles:
         own = hj.ODEProblem(hj.JuliaField('f(u, p, t) = t > 0.5 ? error("my own") : -u'), y0.detach(), (0.0, 1.0))
         with pytest.raises(hj.JuliaCodeError, match="my own"):
             hj.solve(own, hj.Tsit5(), batch="per-sample", backend="julia")
+        massive = hj.SciML("Rodas5P", mass_matrix=torch.eye(2))
+        normed = hj.Tsit5(norm=hj.ErrorNorm(function=torch.linalg.vector_norm))
+        for algorithm, beyond in (
+            (massive, "a mass_matrix"),
+            (hj.Tsit5(observer=print), "an observer"),
+            (normed, "a norm"),
+        ):
+            with pytest.raises(hj.ConfigError, match=f"does not go with {beyond}"):
+                hj.solve(own, algorithm, batch="per-sample", backend="julia")
+
+    @pytest.mark.parametrize(
+        "algorithm", [hj.RK4(step_size=0.1), hj.SciML("Tsit5", step_size=0.1)], ids=["RK4", "Tsit5"]
+    )
+    def test_equal_steps_end_on_every_save_time(self, algorithm):
+        y0 = torch.tensor([[1.0], [2.0]], dtype=torch.float64)
+        problem = hj.ODEProblem(hj.JuliaField("f(u, p, t) = -u .+ t"), y0, (0.0, 0.25, 1.0))
+        solution = hj.solve(problem, algorithm, batch="per-sample", backend="julia")
+        joint = hj.solve(problem, algorithm, backend="julia")
+        torch.testing.assert_close(solution.ys, joint.ys, rtol=1e-12, atol=0)
+        assert solution.samples.n_accepted.tolist() == [11, 11]
+
+    def test_on_a_gpu_it_says_which_package_is_missing(self, monkeypatch):
+        from homojl.backends.julia import backend, runtime
+
+        asked = []
+        monkeypatch.setattr(backend.JuliaBackend, "_has_cuda", lambda self: True)
+        monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+        monkeypatch.setattr(runtime.start(), "calls", SimpleNamespace(load=lambda *names: asked.append(names)))
+        problem = hj.ODEProblem(hj.JuliaField.__new__(hj.JuliaField), torch.ones(2, 2), (0.0, 1.0))
+        with pytest.raises(hj.ConfigError, match="needs the Julia package DiffEqGPU; run `homojl julia add DiffEqGPU`"):
+            hj.solve(problem, hj.Tsit5(), batch="per-sample", backend="julia")
+        assert asked == [("DiffEqGPU", "")]
+
+    @pytest.mark.needs("diffeqgpu")
+    def test_kernels(self):
+        """DiffEqGPU's kernels on this processor, where the bridge is told that they are what solves on plain memory."""
+        done = run_python(KERNELS)
+        assert done.returncode == 0, done.stderr[-2000:]
+
+
+KERNELS = """
+import torch, homojl as hj
+from homojl.backends.julia import runtime
+
+julia = runtime.start()
+runtime.require(julia, "DiffEqGPU")
+julia.jl.seval("ZeroPaths.kernels(::Vector) = Base.require(Main, :KernelAbstractions).CPU()")
+
+def solved(source, y0, ts, args=(), algorithm=hj.Tsit5(rtol=1e-9, atol=1e-9), **options):
+    problem = hj.ODEProblem(hj.JuliaField(source), y0, ts, args=args)
+    return hj.solve(problem, algorithm, batch="per-sample", backend="julia", **options)
+
+rates = torch.tensor([[0.1], [1.0], [40.0]], dtype=torch.float64)
+ts = torch.tensor([0.0, 0.3, 1.0], dtype=torch.float64)
+source = "f!(du, u, p, t) = (du[1] = -p[1][1] * u[1]; du[2] = p[2][1] * t; nothing)"
+args = hj.PerSample(rates), torch.tensor([2.0], dtype=torch.float64)
+for algorithm in (hj.Tsit5(rtol=1e-9, atol=1e-9), hj.Rodas5P(rtol=1e-9, atol=1e-9), hj.SciML("Vern7", step_size=1e-3)):
+    solution = solved(source, torch.tensor([[1.0, 0.0]] * 3, dtype=torch.float64), ts.tolist(), args, algorithm)
+    exact = torch.stack([torch.exp(-rates[:, 0] * ts[:, None]), (ts**2)[:, None].expand(3, 3)], 2)
+    torch.testing.assert_close(solution.ys, exact, rtol=1e-6, atol=1e-8)
+    assert solution.samples.nfe.tolist() == solution.samples.n_rejected.tolist() == [-1, -1, -1]
+    assert solution.samples.n_accepted.min() > 0 and solution.samples.times.tolist() == [1.0, 1.0, 1.0]
+
+y0 = torch.tensor([[1.0], [-1.0]], dtype=torch.float64)
+solution = solved("f(u, p, t) = p .* u .^ 2", y0, (0.0, 0.5, 2.0), (torch.ones(1, dtype=torch.float64),), throw=False)
+assert [status.ok for status in solution.samples.statuses] == [False, True], solution.samples
+assert "1 of 2 samples; sample 0 at t = 1)" in solution.message, solution.message
+assert abs(solution.value[1].item() + 1 / 3) < 1e-6
+try:
+    solved("f(u, p, t) = -u", y0, (0.0, 1.0), algorithm=hj.RK4())
+except hj.ConfigError as error:
+    assert str(error).startswith("DiffEqGPU's kernels have no RK4, but Kvaerno3"), error
+else:
+    raise AssertionError("RK4 was taken")
+"""
 
 
 @pytest.mark.needs("lux")

@@ -118,9 +118,11 @@ class TestAdd:
         monkeypatch.setattr(juliapkg, "resolve", lambda: None)
         runtime.add("OrdinaryDiffEqFIRK", said.append)
         runtime.add("Mooncake", said.append)
+        runtime.add("DiffEqGPU", said.append)
         assert added == [
             ("OrdinaryDiffEqFIRK", "5960d6e9-dd7a-4743-88e7-cf307b64f125"),
             ("Mooncake", "da2b9cff-9c12-43a0-ae48-6db2b0edb7d6"),
+            ("DiffEqGPU", "071ae1c0-96b5-11e9-1965-c90190d839ea"),
         ]
         with pytest.raises(hj.ConfigError, match=r"no package 'Unheard' is known.*--uuid UUID"):
             runtime.add("Unheard", said.append)

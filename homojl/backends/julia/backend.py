@@ -15,6 +15,7 @@ from homojl.algorithms import (
     AbstractPathAlgorithm,
     NewtonKrylov,
 )
+from homojl.algorithms.control import ErrorNorm
 from homojl.backends.base import AbstractBackend, AdjointTask, FixedPoint, Integration, Path, Task
 from homojl.backends.julia import endings, jobs, methods, runtime
 from homojl.backends.julia.field import JuliaField
@@ -23,7 +24,7 @@ from homojl.backends.pytorch.fixed_point import find_fixed_point
 from homojl.backends.pytorch.record import Record
 from homojl.backends.pytorch.rows import RowLayout
 from homojl.backends.pytorch.samples import verdict
-from homojl.errors import ConfigError, SolveError
+from homojl.errors import BackendUnavailable, ConfigError, SolveError
 from homojl.functions import AbstractMap, UserFunction
 from homojl.functions.base import DerivedField
 from homojl.functions.layout import Layout
@@ -133,9 +134,18 @@ class JuliaBackend(AbstractBackend):
         """An ensemble of small systems: a `JuliaField` of one sample, solved for each row of y0 with steps of its own.
 
         Only values come of it. Arguments marked `PerSample` have a row for each sample, all others are shared. Julia's
-        threads, whose number PYTHON_JULIACALL_THREADS sets before the start, share the samples.
+        threads, whose number PYTHON_JULIACALL_THREADS sets before the start, share the samples. On CUDA they go into a
+        kernel of DiffEqGPU's, which counts accepted steps alone.
         """
         f, ts, algorithm = task.f, task.ts, task.algorithm
+        mass = getattr(algorithm, "mass_matrix", None) is not None
+        own = algorithm.norm != ErrorNorm()
+        if beyond := jobs.beyond_julia(algorithm) or "a mass_matrix" * mass or "a norm of one's own" * own:
+            raise ConfigError(f"batch='per-sample' of a JuliaField does not go with {beyond}")
+        if y0.is_cuda:
+            if not self._has_cuda():
+                raise BackendUnavailable("CUDA.jl finds no working driver; bring the tensors to the CPU")
+            runtime.require(self._julia, "DiffEqGPU")
         assert isinstance(f, UserFunction), f
         assert isinstance(f.f, JuliaField), f.f
         form, count = jobs.batch_form(f, y0), len(y0)

@@ -49,8 +49,9 @@ PACKAGES = (
     "Mooncake",
     "Lux",
     "CUDA",
+    "DiffEqGPU",
 )
-OPTIONAL = ("ReverseDiff", "Mooncake", "Lux", "CUDA")
+OPTIONAL = ("ReverseDiff", "Mooncake", "Lux", "CUDA", "DiffEqGPU")
 
 # Where Julia and its packages come from, and how long to wait for an answer.
 SERVERS = (("pkg.julialang.org", 443), ("julialang-s3.julialang.org", 443))
@@ -420,13 +421,14 @@ def add(package: str, say: Callable[[str], None], *, uuid: str = "") -> None:
     say(f"{package} is installed")
 
 
-# Of packages that differentiate functions in Julia, or make them.
+# Of packages that differentiate functions in Julia, or make them, or solve on a GPU.
 KNOWN = {
     "ForwardDiff": "f6369f11-7733-5829-9624-2563aa707210",
     "ReverseDiff": "37e2e3b7-166d-5795-8a7a-e32c996b4267",
     "Mooncake": "da2b9cff-9c12-43a0-ae48-6db2b0edb7d6",
     "Lux": "b2108857-7c20-44ae-9111-449ecde12c47",
     "CUDA": "052768ef-5323-5732-b1bb-66c8b64840ba",
+    "DiffEqGPU": "071ae1c0-96b5-11e9-1965-c90190d839ea",
 }
 
 
