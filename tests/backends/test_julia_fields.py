@@ -87,6 +87,60 @@ class TestErrors:
         assert "Closest candidates" not in str(caught.value)
         assert len(str(caught.value)) < 300
 
+    @pytest.mark.parametrize(
+        ("source", "message"),
+        [
+            ("f!(du, u, p, t) = (u .*= 0.5; du .= .-u; nothing)", "changes its state or its parameters"),
+            ("f!(du, u, p, t) = (p .*= 0.9; du .= .-p .* u; nothing)", "changes its state or its parameters"),
+            ("f(u, p, t) = permutedims(u)", r"must return an array of size \(3, 2\)"),
+        ],
+    )
+    def test_what_a_function_may_not_do(self, source, message):
+        argument = torch.ones(1, dtype=torch.float64)
+        problem = hj.ODEProblem(hj.JuliaField(source), torch.ones(2, 3, dtype=torch.float64), (0.0, 1.0), (argument,))
+        with pytest.raises(hj.HomoJLError, match=message):
+            hj.solve(problem, hj.Tsit5(), backend="julia")
+
+    @pytest.mark.parametrize(
+        ("vjp", "message"),
+        [
+            ("(du, dp, v, u, p, t) -> (du .= .-p .* v; nothing)", "vjp does not write 2 of the 2 elements of dp"),
+            ("(du, dp, v, u, p, t) -> (v .*= -1; du .= p .* v; dp .= u .* v; nothing)", "vjp changes the cotangent"),
+        ],
+    )
+    def test_what_a_product_may_not_do(self, vjp, message):
+        k = torch.ones(2, dtype=torch.float64, requires_grad=True)
+        problem = hj.ODEProblem(
+            hj.JuliaField("f(u, p, t) = .-p .* u", vjp=vjp), torch.ones_like(k).detach(), (0.0, 1.0), (k,)
+        )
+        value = hj.solve(problem, hj.Tsit5(), adjoint=hj.GaussAdjoint(), backend="julia").value
+        with pytest.raises(hj.JuliaCodeError, match=message):
+            value.sum().backward()
+
+    @pytest.mark.parametrize("dtype", [torch.int64, torch.float16, torch.complex64, torch.bool])
+    def test_arguments_that_julia_would_misread(self, dtype):
+        field = hj.JuliaField("f(u, p, t) = .-p[1] .* u")
+        problem = hj.ODEProblem(field, torch.ones(2), (0.0, 1.0), (torch.ones(1).to(dtype),))
+        with pytest.raises(hj.ConfigError, match="must be tensors of float32 or float64"):
+            hj.solve(problem, hj.Tsit5(), backend="julia")
+
+    @pytest.mark.parametrize("state", [torch.ones(2, 3, dtype=torch.complex64), (torch.ones(2, 3), torch.ones(2, 1))])
+    def test_states_of_one_real_tensor_alone(self, state):
+        field = hj.JuliaField("f(z, p) = 0.5 .* z")
+        with pytest.raises(hj.ConfigError, match="must be one tensor of float32 or float64"):
+            hj.FixedPointProblem(field, state)
+
+    def test_a_second_derivative_is_refused(self):
+        """Where other parts of the loss have one, PyTorch would leave the field's out in silence."""
+        x = torch.full((4, 1), 0.3, dtype=torch.float64, requires_grad=True)
+        problem = hj.FixedPointProblem(
+            hj.JuliaField("f(z, p) = 0.25 .* z .* z .+ p"), torch.zeros_like(x).detach(), (x,)
+        )
+        value = hj.solve(problem, hj.Anderson(rtol=1e-10, atol=1e-10), backend="julia").value
+        (first,) = torch.autograd.grad((value * value).sum(), x, create_graph=True)
+        with pytest.raises(hj.ConfigError, match="first derivatives only"):
+            torch.autograd.grad(first.sum(), x)
+
     def test_infinite_recursion_is_an_error(self):
         code = """
         import torch, homojl as hj

@@ -166,13 +166,13 @@ class _Evaluate(torch.autograd.Function):
 
     @staticmethod
     def forward(field: JuliaField, t: float | None, state: Tensor, *args: Tensor) -> Tensor:
+        bound = field.bind(args).for_state(state)
         if any(x.device.type != "cpu" for x in (state, *args)):
             raise ConfigError(
                 f"a JuliaField called as a function runs on the CPU, and got tensors on {state.device}; solve with "
                 "backend='julia', or bring them to the CPU"
             )
         julia = runtime.start()
-        bound = field.bind(args).for_state(state)
         out = torch.empty(state.numel(), dtype=state.dtype)
         with runtime.calling(julia):
             julia.calls.evaluate(Job(device=None, field=bound, out=out, state=_contiguous(state), t=t))

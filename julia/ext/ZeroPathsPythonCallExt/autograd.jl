@@ -34,16 +34,17 @@ borrow_gradients(loans::Loans, tensors::Py, field::Py) =
 The products with the transposed Jacobian of a function in Julia, on flat vectors: by the package called `job.differentiation`, or by
 `job.vjp`, which is given the gradients' `room` where nobody asks for those by the parameters.
 """
-struct NativeProduct
+mutable struct NativeProduct
     f::NativeFunction
     rule::Any
     room::Any
+    checked::Bool
 end
 
 function NativeProduct(f::NativeFunction, job::Py)
     own = value_of(job.vjp)
-    isnothing(own) && return NativeProduct(f, Val(Symbol(pyconvert(String, job.differentiation))), ())
-    return NativeProduct(f, own, isnothing(f.p) ? () : f.p isa Tuple ? map(similar, f.p) : (similar(f.p),))
+    isnothing(own) && return NativeProduct(f, Val(Symbol(pyconvert(String, job.differentiation))), (), true)
+    return NativeProduct(f, own, isnothing(f.p) ? () : f.p isa Tuple ? map(similar, f.p) : (similar(f.p),), false)
 end
 
 function (product::NativeProduct)(gradient, gains, cotangent, u, t)
@@ -56,9 +57,24 @@ function (product::NativeProduct)(gradient, gains, cotangent, u, t)
     else
         gains = isempty(gains) ? product.room : gains
         dp = isempty(gains) ? nothing : length(gains) == 1 ? only(gains) : gains
-        isnothing(t) ? product.rule(gradient, dp, cotangent, u, f.p) : product.rule(gradient, dp, cotangent, u, f.p, t)
+        times = isnothing(t) ? () : (t,)
+        product.checked || check_that_it_writes(product, gradient, gains, dp, cotangent, u, times...)
+        product.rule(gradient, dp, cotangent, u, f.p, times...)
     end
     f.running = false
+    return nothing
+end
+
+"Refuse a product of the user's own that leaves elements of its results as they were, or that changes its inputs."
+function check_that_it_writes(product::NativeProduct, gradient, gains, dp, cotangent, u, t...)
+    product.checked = true
+    inputs = (cotangent, u, product.f.p)
+    unchanged = deepcopy(inputs)
+    for (name, target) in (("du", gradient), map(gain -> ("dp", gain), gains)...)
+        left = unwritten(() -> product.rule(gradient, dp, cotangent, u, product.f.p, t...), target)
+        left == 0 || throw(ArgumentError("vjp does not write $left of the $(length(target)) elements of $name"))
+        same(inputs, unchanged) || throw(ArgumentError("vjp changes the cotangent, the state or the parameters: write into a copy"))
+    end
     return nothing
 end
 

@@ -51,7 +51,7 @@ function call!(f::NativeFunction, out, state, t...)
         f.f!(reshape(out, f.dims), reshape(state, f.dims), f.p, t...)
     else
         value = f.f!(reshape(state, f.dims), f.p, t...)
-        value isa AbstractArray && length(value) == length(out) || throw(
+        value isa AbstractArray && size(value) == f.dims || throw(
             ArgumentError("the function must return an array of size $(f.dims), and returned a $(summary(value))")
         )
         copyto!(out, value)
@@ -62,24 +62,37 @@ end
 # Differentiation calls with numbers of its own, which nothing has to be checked on.
 check_that_it_writes(f::NativeFunction, out, state, t...) = nothing
 
-"Refuse a function that leaves elements of `out` as they were, such as one that returns its value instead."
+"Refuse a function that leaves elements of `out` as they were, such as one that returns its value instead, or that changes its inputs."
 function check_that_it_writes(f::NativeFunction, out::AbstractVector{T}, state, t...) where {T <: AbstractFloat}
     f.checked = true
-    f.in_place || return nothing
-    left = trues(length(out))
-    for poison in (T(NaN), T(-123.4375))
-        fill!(out, poison)
-        call!(f, out, state, t...)
-        left .&= Array(isequal.(out, poison))
-        any(left) || return nothing
-    end
+    unchanged = deepcopy((state, f.p))
+    left = f.in_place ? unwritten(() -> call!(f, out, state, t...), out) : (call!(f, out, state, t...); 0)
     f.running = false
-    throw(
+    left == 0 || throw(
         ArgumentError(
-            "the function does not write $(count(left)) of the $(length(left)) elements of its first argument: assign with " *
+            "the function does not write $left of the $(length(out)) elements of its first argument: assign with " *
                 "`du .= ...`, with the dot, or leave that argument out, as in `f(u, p, t) = ...`, and return the value"
         )
     )
+    same((state, f.p), unchanged) || throw(ArgumentError("the function changes its state or its parameters: write into a copy"))
+    f.running = true
+    return nothing
+end
+
+same(a::Tuple, b::Tuple) = all(map(same, a, b))
+same(a::AbstractArray, b::AbstractArray) = mapreduce(isequal, &, a, b; init = true)
+same(::Nothing, ::Nothing) = true
+
+"How many elements of an array an action leaves as they are."
+function unwritten(action, out::AbstractArray{T}) where {T}
+    left = trues(size(out))
+    for poison in (T(NaN), T(-123.4375))
+        fill!(out, poison)
+        action()
+        left .&= Array(isequal.(out, poison))
+        any(left) || break
+    end
+    return count(left)
 end
 
 function listen(f::NativeFunction)
