@@ -203,6 +203,18 @@ def test_a_stiff_method_of_pytorchs_on_a_field_in_julia():
     torch.testing.assert_close(value, torch.full_like(y0, math.cos(1.0)), rtol=1e-2, atol=0)
 
 
+def test_under_vmap():
+    field = hj.JuliaField("f(u, p, t) = .-p[1] .* u .* u")
+    t, y = torch.zeros((), dtype=torch.float64), torch.tensor([[0.5, 1.0], [2.0, 3.0]], dtype=torch.float64)
+    w = torch.tensor([[0.3], [0.7]], dtype=torch.float64)
+
+    def gradient(y, w):
+        return torch.func.grad(lambda w: field(t, y, w).sum())(w)
+
+    torch.testing.assert_close(torch.func.vmap(field, (None, 0, 0))(t, y, w), -w * y * y)
+    torch.testing.assert_close(torch.func.vmap(gradient)(y, w), -(y * y).sum(1, keepdim=True))
+
+
 def test_bad_arguments_and_pickles():
     with pytest.raises(hj.ConfigError, match="unknown differentiation 'revers'; did you mean 'reverse'"):
         hj.JuliaField("f(u, p, t) = -u", differentiation="revers")

@@ -910,7 +910,7 @@ of_body("arguments marked PerSample and Shared", _marked)
 def random_numbers(to: Situation) -> None:
     """Whatever is drawn, the end of dy/dt = w m(draw) has the derivative (y - y0) / w by w."""
     to.loose = 1e-2
-    if to.cell.algorithm in ("KenCarp4", "GaussLegendre4"):
+    if to.cell.algorithm in ("KenCarp4", "GaussLegendre4", "TRBDF2"):
         to.tol = 1e-2  # draws that Newton's method does not see
     if not to.ode:
         to.body = lambda w, z, x, s: w * z * z + x * (0.9 + 0.2 * torch.rand(z.shape, dtype=to.real))

@@ -34,7 +34,12 @@ def failing(cell: Cell) -> bool:
 REFUSALS: dict[str, Callable[[Cell], bool]] = {
     r"modified by an inplace operation": lambda cell: "changed in place" in cell.use,
     r"do(es)? not go (with|through) torch\.func": transformed,
-    r"first derivatives only": lambda cell: cell.use == "second derivative",
+    r"first derivatives only": lambda cell: (
+        cell.use == "second derivative" or (transformed(cell) and cell.holder in JULIA_HOLDERS)
+    ),
+    r"does not go through torch\.vmap": lambda cell: transformed(cell) and cell.holder in JULIA_HOLDERS,
+    r"has tangents by its state alone": lambda cell: transformed(cell) and cell.holder in JULIA_HOLDERS,
+    r"^batch='per-sample' needs backend='pytorch'": lambda cell: transformed(cell) and cell.problem == "Julia",
     r"no longer finite|no longer falls|fell below|largest number of steps": lambda cell: (
         failing(cell) or (cell.use == "autocast to bfloat16" and cell.state == "float32")
     ),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import SimpleNamespace as Job
 from typing import Any
 
@@ -195,6 +195,11 @@ class _Evaluate(torch.autograd.Function):
         return None, None, *gradients
 
     @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[Tensor, int]:
+        values = [_Evaluate.apply(*row) for row in _rows(info, in_dims, inputs)]
+        return torch.stack(values), 0
+
+    @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
         state, *args = ctx.saved_tensors
         _, _, tangent, *others = tangents
@@ -234,8 +239,20 @@ class _Pullback(torch.autograd.Function):
         """Nothing is kept: there is no second derivative."""
 
     @staticmethod
+    def vmap(info: Any, in_dims: tuple[int | None, ...], *inputs: Any) -> tuple[tuple[Tensor, ...], tuple[int, ...]]:
+        values = zip(*(_Pullback.apply(*row) for row in _rows(info, in_dims, inputs)), strict=True)
+        stacked = tuple(torch.stack(rows) for rows in values)
+        return stacked, (0,) * len(stacked)
+
+    @staticmethod
     def backward(ctx: Any, *_: Tensor) -> tuple[Tensor | None, ...]:
         raise ConfigError("a JuliaField gives first derivatives only; write the function in PyTorch for second ones")
+
+
+def _rows(info: Any, in_dims: tuple[int | None, ...], inputs: tuple[Any, ...]) -> Iterator[list[Any]]:
+    """The inputs of each of the evaluations that `torch.func.vmap` asks for."""
+    for i in range(info.batch_size):
+        yield [x if dim is None else x.select(dim, i) for x, dim in zip(inputs, in_dims, strict=True)]
 
 
 # PyTorch asks for the signature at every call, and would derive it each time.
