@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast, overload
 
 import numpy as np
 import torch
@@ -52,6 +53,38 @@ class Round(NamedTuple):
 _NONE = StepSequence()
 
 
+class _RoundsOf(Sequence[Round]):
+    """The rounds of another backend's steps, made when first asked for: not in a solve that gives values alone."""
+
+    def __init__(self, steps: StepSequence, jumps: Sequence[float]) -> None:
+        self._steps, self._jumps = steps, jumps
+
+    def __len__(self) -> int:
+        return len(self._steps.starts)
+
+    @overload
+    def __getitem__(self, i: int) -> Round: ...
+    @overload
+    def __getitem__(self, i: slice) -> Sequence[Round]: ...
+    def __getitem__(self, i: int | slice) -> Round | Sequence[Round]:
+        return self._made[i]
+
+    @functools.cached_property
+    def _made(self) -> list[Round]:
+        steps = self._steps
+        fractions: list[list[float]] = [[] for _ in steps.starts]
+        for i, fraction in steps.saves:
+            fractions[i].append(fraction)
+        rounds, save = [], 0
+        for i, (t, h) in enumerate(zip(steps.starts, steps.sizes, strict=True)):
+            low, high = sorted((steps.starts[i - 1], t)) if i else (t, t)
+            fresh = i == 0 or any(low <= s <= high for s in self._jumps)
+            places = list(range(save, save + len(fractions[i])))
+            rounds.append(Round(t, h, fresh, fractions[i], places))
+            save += len(places)
+        return rounds
+
+
 @dataclass(eq=False)
 class Record:
     """The accepted steps of a solve, in the order in which they were taken.
@@ -62,7 +95,7 @@ class Record:
         layout: of the rows, where every sample has steps of its own; None: the whole state is one row.
         held: positions of save time and sample, (m,) each, wherever the saved state is the sample's last one; in a
             joint solve that stopped early the position of its last state.
-        taken: the steps of a solve of several integrations, of which no rounds are kept.
+        taken: the steps of another backend's solve, or of several integrations, of which no rounds are kept.
     """
 
     rounds: list[Round] = field(default_factory=list)
@@ -73,7 +106,7 @@ class Record:
 
     def steps(self) -> StepSequence:
         """As the solution shows them; of a joint solve."""
-        if self.layout is not None or not self.rounds:
+        if self.layout is not None or self.taken is not _NONE or not self.rounds:
             return self.taken
         saves = [(i, f) for i, taken in enumerate(self.rounds) for f in taken.fractions]
         starts, sizes, *_ = zip(*self.rounds, strict=True)
@@ -82,18 +115,10 @@ class Record:
     @staticmethod
     def of(steps: StepSequence, states: Sequence[Tensor], jumps: Sequence[float], saves: int) -> Record:
         """The record of a joint solve that another backend took, with that many states saved after the first."""
-        fractions: list[list[float]] = [[] for _ in steps.starts]
-        for i, fraction in steps.saves:
-            fractions[i].append(fraction)
-        rounds, save = [], 0
-        for i, (t, h) in enumerate(zip(steps.starts, steps.sizes, strict=True)):
-            low, high = sorted((steps.starts[i - 1], t)) if i else (t, t)
-            fresh = i == 0 or any(low <= s <= high for s in jumps)
-            places = list(range(save, save + len(fractions[i])))
-            rounds.append(Round(t, h, fresh, fractions[i], places))
-            save += len(places)
-        held = (np.array([save]), np.zeros(1, dtype=int)) if save < saves else None
-        return Record(rounds, list(states) or None, held=held)
+        saved = len(steps.saves)
+        held = (np.array([saved]), np.zeros(1, dtype=int)) if saved < saves else None
+        rounds = cast("list[Round]", _RoundsOf(steps, jumps))  # which is read alone
+        return Record(rounds, list(states) or None, held=held, taken=steps)
 
 
 def _put(whole: Tensor | None, rows: Tensor | None, part: Tensor, like: Tensor) -> Tensor:
