@@ -147,9 +147,14 @@ class SciML(AbstractErrorControlled, AbstractFixedPointAlgorithm):
 
     @property
     def key(self) -> tuple[Any, ...]:
-        """What makes it the same as another, hashable."""
-        values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return (type(self), *(_key(x) for x in values.values()))
+        """What makes it the same as another, hashable: a tensor as it is now, which may be changed in place."""
+        tensors: list[Any] = [x for x in (self.rtol, self.atol, self.mass_matrix) if hasattr(x, "data_ptr")]
+        return (*self._given, *((id(x), 0 if x.is_inference() else x._version) for x in tensors))
+
+    @functools.cached_property
+    def _given(self) -> tuple[Any, ...]:
+        values = [getattr(self, f.name) for f in fields(self)]
+        return (type(self), *(None if hasattr(x, "data_ptr") else _key(x) for x in values))
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, SciML) and self.key == other.key
@@ -166,4 +171,4 @@ def _key(value: Any) -> Any:
     if isinstance(value, tuple):
         return tuple(map(_key, value))
     # A tensor is itself; 1, 1.0 and True are different arguments in Julia.
-    return (type(value), id(value) if hasattr(value, "data_ptr") else value)
+    return (type(value), value)

@@ -205,6 +205,16 @@ def test_what_julia_does_not_have_is_said(algorithm, message):
         hj.solve(hj.ODEProblem(lambda t, y: -y, torch.ones(1), (0.0, 1.0)), algorithm, backend="julia")
 
 
+def test_a_mass_matrix_that_is_changed_in_place():
+    mass = torch.eye(2, dtype=torch.float64)
+    algorithm = hj.SciML("Rodas5P", mass_matrix=mass, **TIGHT)
+    problem = hj.ODEProblem(lambda t, y: -y, torch.ones(2, dtype=torch.float64), (0.0, 1.0))
+    for scale in (1.0, 2.0):
+        value = hj.solve(problem, algorithm, backend="julia").value
+        torch.testing.assert_close(value, torch.full_like(value, math.exp(-1 / scale)), rtol=1e-6, atol=1e-6)
+        mass.mul_(2.0)
+
+
 def test_a_differential_algebraic_equation():
     def robertson(t, y):
         a, b, c = y.unbind()

@@ -103,6 +103,7 @@ def in_julia(algorithm: object) -> bool:
     return isinstance(algorithm, SciML) or type(algorithm) in SHORT
 
 
+@functools.lru_cache(maxsize=256)
 def spelled_out(algorithm: AbstractODEAlgorithm | AbstractFixedPointAlgorithm, n: int | None = None) -> SciML:
     """An algorithm by its name in Julia; `n` is the number of unknowns, where it has an influence."""
     if isinstance(algorithm, SciML):
