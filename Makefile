@@ -2,7 +2,7 @@
 # make test: sets up .venv, runs every test (those of the Julia backend where Julia is installed) on all cores and in an
 #            order by chance; TEST=--randomly-seed=N repeats that of a seed, TEST=tests/data runs a part
 # make check: ruff and the tests that are quick, for after each edit
-# make julia-test: ZeroPaths's own tests; JULIA names the program, JULIA_ENV an environment that has ZeroPaths
+# make julia-test: ZeroPaths' own tests; JULIA names the program, JULIA_ENV an environment that has ZeroPaths
 # make lint: ruff and mypy; make coverage: make test with a table of the lines that ran; make docs: the site, in site/
 # make lock: the pins of requirements.lock and requirements-docs.lock, written by uv
 PYTHON ?= $(shell command -v python3.11 || command -v python3)

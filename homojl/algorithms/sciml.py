@@ -26,18 +26,23 @@ class Package(NamedTuple):
         uuid: its identity in Julia's registry.
         kind: of its algorithms: "ode", "root", or "part" for what they are made with, as linear solvers.
         orders: their names, each with its order; 0: none, or one that varies.
+        doubtful: those that miss their order or their tolerance on exact problems.
     """
 
     uuid: str
     kind: str
     orders: dict[str, int]
+    doubtful: tuple[str, ...] = ()
 
 
 @functools.cache
 def packages() -> dict[str, Package]:
     """The packages that are known by name, from `sciml.toml`, which `benchmarks/sciml.py --list` writes."""
     table = tomllib.loads((Path(__file__).parent / "sciml.toml").read_text(encoding="utf-8"))
-    return {name: Package(entry["uuid"], entry["kind"], entry["orders"]) for name, entry in table.items()}
+    return {
+        name: Package(entry["uuid"], entry["kind"], entry["orders"], tuple(entry.get("doubtful", ())))
+        for name, entry in table.items()
+    }
 
 
 @functools.cache

@@ -215,9 +215,17 @@ function start(field, derivatives, dense::Bool, u, record, alg, request::Request
         dt = times[end] - times[1], internalnorm = norm, reltol = T(request.rtol), abstol = T(request.atol),
         maxiters = request.max_steps, dtmax = min(request.max_step, abs(times[end] - times[1])),
     )
-    isnothing(request.controller) && return SciMLBase.init(problem, alg; common..., options...)
-    return SciMLBase.init(problem, alg; common..., options..., controller = request.controller)
+    control = isnothing(request.controller) ? (;) : (; request.controller)
+    integrator = SciMLBase.init(problem, alg; common..., options..., control...)
+    # Steps end on the save times of a method that has nothing better between them.
+    coarse_between_steps(integrator) && foreach(t -> SciMLBase.add_tstop!(integrator, t), times[2:(end - 1)])
+    return integrator
 end
+
+"Whether a method of an order above 4, or one that varies, has only the cubic through the ends of a step for times within it."
+coarse_between_steps(integrator) =
+    (order_of(integrator.alg; unknown = Inf) > 4 || hasproperty(integrator.cache, :order)) &&
+    occursin("Hermite", SciMLBase.interp_summary(typeof(integrator.cache), true))
 
 function ode_function(field, d, dense::Bool, mass_matrix)
     F = SciMLBase.ODEFunction{true, SciMLBase.FullSpecialize}
@@ -277,8 +285,8 @@ function controlled_steps!(record::Record, integrator, watch, field, derivatives
         if !SciMLBase.successful_retcode(integrator.sol)
             return stop!(record, integrator, failure(integrator, field), integrator.dt)
         end
-        # The last step may have been cut short.
-        integrator.t == t_end && (integrator.dt = t_end - t)
+        # A step that ends on a save time may have been cut short.
+        integrator.t == next_save(record) && (integrator.dt = integrator.t - t)
         record_step!(record, integrator, watch, t) && break
     end
     all(isfinite, integrator.u) || return stop!(record, integrator, :diverged, integrator.dt)

@@ -20,12 +20,12 @@ root_mean_square(x) = sqrt(sum(abs2, x) / length(x))
 (::ErrorNorm{0})(x::AbstractArray, t) = root_mean_square(x)
 (norm::ErrorNorm)(x::AbstractArray, t) = maximum(part -> root_mean_square(view(vec(x), part)), norm.parts)
 
-"The order of a method; 2 where it chooses one itself and tells none."
-function order_of(alg)
+"The order of a method; `unknown` where it chooses one itself and tells none."
+function order_of(alg; unknown = 2)
     return try
         OrdinaryDiffEqCore.alg_order(alg)
     catch
-        2
+        unknown
     end
 end
 

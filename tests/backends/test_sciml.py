@@ -69,6 +69,16 @@ def test_the_order_of_equal_steps(name, package):
     assert 2.7 < math.log2(coarse / fine) < 3.3
 
 
+@pytest.mark.parametrize("name", ["TsitPap8", "KenCarp5"])
+def test_saved_times_of_a_method_without_an_interpolant_of_its_order(name):
+    require_installed(name, "OrdinaryDiffEqHighOrderRK")
+    y0, ts = torch.tensor([0.8, 2.0], dtype=torch.float64), (0.0, 0.31, 0.9, 2.0)
+    problem = hj.ODEProblem(lambda t, y: -0.7 * y * y, y0, ts)
+    solution = hj.solve(problem, hj.SciML(name, rtol=1e-7, atol=1e-7), backend="julia")
+    for t, y in zip(ts, solution.ys, strict=True):
+        torch.testing.assert_close(y, y0 / (1 + 0.7 * t * y0), rtol=1e-6, atol=1e-6)
+
+
 def test_radau():
     require_installed("RadauIIA5", "OrdinaryDiffEqFIRK")
     problem = EXACT_ODES[0]
@@ -203,6 +213,12 @@ def test_a_root_without_a_path_and_its_gradient():
 def test_what_julia_does_not_have_is_said(algorithm, message):
     with pytest.raises(hj.ConfigError, match=message):
         hj.solve(hj.ODEProblem(lambda t, y: -y, torch.ones(1), (0.0, 1.0)), algorithm, backend="julia")
+
+
+def test_a_method_that_misses_its_order_warns():
+    problem = hj.ODEProblem(lambda t, y: -y, torch.ones(2, dtype=torch.float64), (0.0, 1.0))
+    with pytest.warns(UserWarning, match="Kvaerno3 of OrdinaryDiffEqSDIRK misses its order"):
+        hj.solve(problem, hj.SciML("Kvaerno3", rtol=1.25e-4), backend="julia")
 
 
 def test_a_mass_matrix_that_is_changed_in_place():

@@ -1,1 +1,1 @@
-"""The Julia backend: ZeroPaths's solves on PyTorch's memory, through juliacall."""
+"""The Julia backend: ZeroPaths' solves on PyTorch's memory, through juliacall."""

@@ -39,6 +39,7 @@ from homojl.algorithms import (
 from homojl.algorithms.sciml import homes, packages
 from homojl.backends.julia import runtime
 from homojl.errors import ConfigError
+from homojl.functions.user import warn_caller
 
 Part = Callable[[Any], SciML]
 
@@ -127,6 +128,12 @@ def chosen(method: SciML) -> Any:
     maker = _maker(julia, method.method)
     home = packages().get(homes().get(method.method, ""))
     plain = home is not None and home.kind == "part"
+    short = method.method.rpartition(".")[2]
+    if short in homes() and short in packages()[homes()[short]].doubtful:
+        warn_caller(
+            f"{short} of {homes()[short]} misses its order or its tolerance on exact problems, as docs/sciml.md shows: "
+            "compare its results with those of another method"
+        )
     with runtime.calling(julia):
         return julia.calls.chosen(maker, Job(arguments=values, options=keywords, plain=plain))
 
@@ -202,7 +209,7 @@ def requested(algorithm: AbstractODEAlgorithm) -> Any:
 
 @functools.lru_cache(maxsize=256)
 def tracker(algorithm: AbstractPathAlgorithm) -> Any:
-    """A path algorithm as ZeroPaths's."""
+    """A path algorithm as ZeroPaths'."""
     julia = runtime.start()
     shared = ("max_corrections", "first_step", "max_step", "linear_solver", "krylov_steps")
     options: dict[str, Any] = {name: getattr(algorithm, name) for name in shared}

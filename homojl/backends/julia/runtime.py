@@ -267,7 +267,7 @@ def calling(julia: _Running) -> Iterator[None]:
     An exception that a Python function raised inside a solve passes through as it is.
 
     Raises:
-        ConfigError: for an ArgumentError of ZeroPaths's.
+        ConfigError: for an ArgumentError of ZeroPaths'.
         KeyboardInterrupt: for Julia's InterruptException.
         JuliaCodeError: for any other exception in Julia.
     """

@@ -1,5 +1,5 @@
 """
-Solves for homojl's Python side: ZeroPaths's functions on memory that PyTorch owns.
+Solves for homojl's Python side: ZeroPaths' functions on memory that PyTorch owns.
 
 States cross the border as flat vectors: tensors are borrowed for the time of a solve, functions in Python are called with buffers that
 PyTorch owns (small states) or with views of Julia's own vectors (large ones), and results are written into tensors that were

@@ -44,7 +44,7 @@ chosen(maker, job::Py) =
     made(choice, dense::Bool)
 
 The algorithm. Where it takes a linear solver and none was chosen, it gets an LU factorisation, or GMRES; its derivatives are
-ZeroPaths's own, and finite differences keep the package from preparing automatic differentiation of the field.
+ZeroPaths' own, and finite differences keep the package from preparing automatic differentiation of the field.
 """
 function made(choice::Chosen, dense::Bool)
     return get!(choice.made, dense) do

@@ -55,6 +55,9 @@ function solve_ensemble(take, f::NativeFunction, u0, p, samples::Int, times, met
         isnothing(request.controller) ? first : (; request.controller, first...)
     end
     one = SciMLBase.ODEProblem{f.in_place, SciMLBase.FullSpecialize}(of_type, u0(1), (times[1], times[end]), p(1))
+    # As in a single solve, steps end on the save times of a method that has nothing better between them.
+    coarse = length(times) > 2 && ZeroPaths.coarse_between_steps(SciMLBase.init(one, method; dt = span))
+    stops = coarse && !haskey(control, :tstops) ? (; tstops = times) : (;)
     every = SciMLBase.EnsembleProblem(
         one; safetycopy = false, prob_func = (prob, at) -> SciMLBase.remake(prob; u0 = u0(at.sim_id), p = p(at.sim_id)),
         output_func = (sol, at) -> (take(sol, at.sim_id), false),
@@ -65,6 +68,6 @@ function solve_ensemble(take, f::NativeFunction, u0, p, samples::Int, times, met
         every, method, threads > 1 ? SciMLBase.EnsembleThreads() : SciMLBase.EnsembleSerial(); trajectories = samples,
         batch_size = min(samples, 64 * threads), saveat = times, reltol = T(request.rtol), abstol = T(request.atol),
         maxiters = request.max_steps, dtmax = min(request.max_step, abs(span)), internalnorm = ZeroPaths.ErrorNorm(()),
-        verbose = ZeroPaths.SciMLLogging.None(), control...,
+        verbose = ZeroPaths.SciMLLogging.None(), control..., stops...,
     ).u
 end
