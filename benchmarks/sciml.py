@@ -112,7 +112,7 @@ def examined(package: str, name: str, order: int) -> dict[str, Any]:
             found |= way(name, order)
             words.append(found.pop("words", f"by error {found['error']:.1e}"))
         except Exception as failure:
-            words.append(str(failure).splitlines()[0][:160])
+            words.append(str(failure).splitlines()[0].split(" (SciML's")[0][:160])
             if not isinstance(failure, hj.SolveError):
                 break
         if found["passed"]:

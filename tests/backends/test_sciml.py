@@ -221,6 +221,13 @@ def test_a_method_that_misses_its_order_warns():
         hj.solve(problem, hj.SciML("Kvaerno3", rtol=1.25e-4), backend="julia")
 
 
+def test_a_method_for_fields_in_two_parts_is_refused():
+    require_installed("CNAB2", "OrdinaryDiffEqIMEXMultistep")
+    problem = hj.ODEProblem(lambda t, y: -y, torch.ones(2, dtype=torch.float64), (0.0, 1.0))
+    with pytest.raises(hj.ConfigError, match="for fields in two parts"):
+        hj.solve(problem, hj.SciML("CNAB2", step_size=0.1), backend="julia")
+
+
 def test_a_mass_matrix_that_is_changed_in_place():
     mass = torch.eye(2, dtype=torch.float64)
     algorithm = hj.SciML("Rodas5P", mass_matrix=mass, **TIGHT)

@@ -283,6 +283,10 @@ def translated(error: Any, julia: _Running) -> BaseException:
     kind, message = julia.calls.describe(error.exception)
     if kind == "ArgumentError":
         return ConfigError(message.removeprefix("ArgumentError: "))
+    if message == "type ODEFunction has no field f1":
+        return ConfigError(
+            "this method is for fields in two parts (SciML's SplitODEProblem); take one for a whole field"
+        )
     if kind == "InterruptException":
         return KeyboardInterrupt()
     if len(message) > LONGEST_MESSAGE:
