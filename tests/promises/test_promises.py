@@ -44,6 +44,7 @@ REFUSALS: dict[str, Callable[[Cell], bool]] = {
         failing(cell) or (cell.use == "autocast to bfloat16" and cell.state == "float32")
     ),
     r"another value|cannot be taken again|not deterministic": drawn,
+    r"^Adams\w+ does not go with bfloat16": lambda cell: cell.use == "autocast to bfloat16",
     r"no tableau of Adams": lambda cell: cell.algorithm in ADAMS and cell.adjoint.startswith("Checkpoint"),
     r"batch='per-sample' (has|does not go|needs)": lambda cell: (
         cell.problem == "per-sample" and cell.adjoint not in ("Direct", "Checkpoint")
