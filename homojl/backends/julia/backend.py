@@ -59,7 +59,7 @@ class JuliaBackend(AbstractBackend):
     def _has_cuda(self) -> bool:
         runtime.require(self._julia, "CUDA")
         with runtime.calling(self._julia):
-            return bool(self._julia.homojl.has_device())
+            return bool(self._julia.package.has_device())
 
     def _run(self, solve: str, job: Job) -> tuple[Any, ...]:
         try:

@@ -169,7 +169,7 @@ class _Running:
 
     Attributes:
         jl: Julia's module `Main`.
-        homojl: the package ZeroPaths.
+        package: ZeroPaths, the Julia package.
         bridge: its extension for Python; calls: the functions there that are called from here.
         loaded: packages that were asked for and are loaded.
         library, internals: Julia's C interface, in its two libraries.
@@ -200,7 +200,7 @@ class _Running:
         except Exception as error:
             raise BackendUnavailable(f"Julia did not start: {_one_line(error)}; {advice()}; {MEANWHILE}") from error
         self.error = juliacall.JuliaError
-        self.homojl = self.jl.ZeroPaths
+        self.package = self.jl.ZeroPaths
         self.bridge = self.jl.seval("Base.get_extension(ZeroPaths, :ZeroPathsPythonCallExt)")
         self.loaded: set[str] = set()
         self.calls = Namespace(**{name: getattr(self.bridge.calls, name) for name in str(self.bridge.names).split()})
@@ -346,7 +346,7 @@ def cuda_state(julia: _Running) -> str:
         return "not usable: CUDA.jl is not installed; run `homojl julia install --cuda`"
     require(julia, "CUDA")
     with calling(julia):
-        return "usable" if julia.homojl.has_device() else "not usable: CUDA.jl finds no working driver"
+        return "usable" if julia.package.has_device() else "not usable: CUDA.jl finds no working driver"
 
 
 def install(say: Callable[[str], None], *, cuda: bool = False) -> Environment:
